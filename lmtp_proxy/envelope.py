@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The envelope: syntax of paths and ESMTP parameters (RFC 5321 section 4.1.2, RFC 1870, 6152, 6531).
+
+Paths are kept as they came, octet for octet, because they go on to a backend that way. What a mailbox means (case,
+`+detail`, domain) is none of its business. A syntax error is returned as the Reply that answers it, not raised.
+"""
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass
+
+from lmtp_proxy import reply
+from lmtp_proxy.reply import Reply
+
+# Unquoted local parts are taken more freely than RFC 5321 has them (dots anywhere): a 5xx for `a..b@x` would bounce
+# mail that both Cyrus and Dovecot store. Controls, spaces and the specials that could change a command's meaning never
+# pass.
+_ATOM = rb"[!#-'*+\-./0-9=?A-Z^_`a-z{|}~\x80-\xff]+"
+_QUOTED = rb'"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*"'
+_NAME = rb"[A-Za-z0-9_.\-\x80-\xff]+"
+_LITERAL = rb"\[[!-Z^-~]+\]"
+_DOMAIN = rb"(?:%s|%s)" % (_NAME, _LITERAL)
+_ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)
+_PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, _ATOM, _QUOTED, _DOMAIN))
+_PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
+_SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
+_QUOTED_PAIR = re.compile(r"\\(.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What MAIL said: `path` with its angle brackets (`<>` is the null sender) and the parameters we know.
+
+    size: octets that the client announces, None if it does not. body: b"7BIT" or b"8BITMIME", None if not given.
+    """
+
+    path: bytes
+    size: int | None = None
+    body: bytes | None = None
+    smtputf8: bool = False
+
+    def mail_command(self, offered: Container[str]) -> bytes:
+        """The MAIL line for a backend that offered these extensions (names in lower case), without CRLF.
+
+        A parameter that was not offered is left out: Dovecot 2.3 answers 555 to `SIZE=`, which bounces the mail.
+        """
+        words = [b"MAIL FROM:" + self.path]
+        if self.size is not None and "size" in offered:
+            words.append(b"SIZE=%d" % self.size)
+        if self.body is not None and "8bitmime" in offered:
+            words.append(b"BODY=" + self.body)
+        if self.smtputf8 and "smtputf8" in offered:
+            words.append(b"SMTPUTF8")
+        return b" ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """What RCPT said: `path` with its angle brackets, verbatim; local part without quotes and domain, for look-ups.
+
+    `domain` is empty for `RCPT TO:<user>`.
+    """
+
+    path: bytes
+    local_part: str
+    domain: str
+
+    def rcpt_command(self) -> bytes:
+        """The RCPT line for a backend, without CRLF."""
+        return b"RCPT TO:" + self.path
+
+
+def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
+    """`FROM:<path> [parameters]`. `smtputf8`: whether LHLO offered it."""
+    split = _split(arguments, b"FROM:", null_path=True)
+    if split is None:
+        return reply.BAD_SENDER
+    path, parameters = split
+    size: int | None = None
+    body: bytes | None = None
+    utf8 = False
+    seen: set[bytes] = set()
+    for word in parameters:
+        match = _PARAMETER.fullmatch(word)
+        if not match or match["keyword"].upper() in seen:
+            return reply.BAD_SYNTAX
+        keyword, value = match["keyword"].upper(), match["value"]
+        seen.add(keyword)
+        if keyword == b"SIZE":
+            if value is None or not _SIZE.fullmatch(value):
+                return reply.BAD_SYNTAX
+            size = int(value)
+        elif keyword == b"BODY":
+            if value is None or value.upper() not in (b"7BIT", b"8BITMIME"):
+                return reply.BAD_SYNTAX
+            body = value.upper()
+        elif keyword == b"SMTPUTF8" and smtputf8:
+            if value is not None:
+                return reply.BAD_SYNTAX
+            utf8 = True
+        else:
+            return reply.UNKNOWN_PARAMETER
+    if not _allowed_octets(path, utf8):
+        return reply.BAD_SENDER
+    return Envelope(path, size, body, utf8)
+
+
+def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
+    """`TO:<path> [parameters]`. `smtputf8`: whether this transaction's MAIL said SMTPUTF8. No parameter is known."""
+    split = _split(arguments, b"TO:", null_path=False)
+    if split is None:
+        return reply.BAD_RECIPIENT
+    path, parameters = split
+    if parameters:
+        return reply.UNKNOWN_PARAMETER if all(map(_PARAMETER.fullmatch, parameters)) else reply.BAD_SYNTAX
+    match = _PATH.fullmatch(path)
+    if not match or not _allowed_octets(path, smtputf8):
+        return reply.BAD_RECIPIENT
+    local_part = match["local"].decode("utf-8")
+    if local_part.startswith('"'):
+        local_part = _QUOTED_PAIR.sub(r"\1", local_part[1:-1])
+    return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"))
+
+
+def _split(arguments: bytes, prefix: bytes, *, null_path: bool) -> tuple[bytes, list[bytes]] | None:
+    """Path and parameter words, or None where the syntax is wrong."""
+    if arguments[: len(prefix)].upper() != prefix:
+        return None
+    rest = arguments[len(prefix) :].lstrip(b" ")
+    if null_path and rest.startswith(b"<>"):
+        path = b"<>"
+    elif match := _PATH.match(rest):
+        path = match[0]
+    else:
+        return None
+    tail = rest[len(path) :]
+    return (path, tail.split()) if not tail or tail.startswith(b" ") else None
+
+
+def _allowed_octets(path: bytes, utf8: bool) -> bool:
+    if path.isascii():
+        return True
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return utf8

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the protocol tells the session: a client's valid commands, in order, as frozen values.
+
+Values only: neither how they are parsed nor what is done about them.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.reply import Reply
+
+
+class Wait(enum.Enum):
+    """Why there is no event now."""
+
+    NEED_DATA = "more octets from the client"
+    PAUSED = "replies that are owed"
+
+
+@dataclass(frozen=True, slots=True)
+class MailCommand:
+    """A transaction begins. Already answered."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class RcptCommand:
+    """A recipient. Owes one reply."""
+
+    recipient: Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class DataCommand:
+    """DATA with at least one accepted recipient. Call `start_data` next."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageOctets:
+    """A piece of the message as it came, stuffing included, without the final dot."""
+
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfMessage:
+    """The final dot came: one reply is owed per accepted recipient.
+
+    size: octets of the message (RFC 1870). refusal: the reply to all where the message may not be delivered.
+    """
+
+    size: int
+    refusal: Reply | None
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReset:
+    """RSET, or LHLO amid a transaction: it is over without a delivery. Already answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """Nothing more will come: QUIT, end of file, or too many errors. Send what is to be sent and close."""
+
+
+Event = MailCommand | RcptCommand | DataCommand | MessageOctets | EndOfMessage | TransactionReset | ConnectionClosed

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The LMTP server side (RFC 2033), sans-I/O: octets in, events out; replies in, octets out.
+
+What is malformed or out of order never comes out as an event: it is answered here. So is all that needs no backend.
+Each accepted RCPT is owed exactly one reply after the data, in RCPT order, by position. It knows no sockets, no time,
+no log and no routing. Events are taken until NEED_DATA; output is collected until somebody takes it, which is all there
+is to PIPELINING (RFC 2920).
+"""
+
+import copy
+from collections import deque
+from collections.abc import Callable
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.dot_stuffing import MessageData
+from lmtp_proxy.envelope import Envelope, parse_mail, parse_rcpt
+from lmtp_proxy.events import (
+    ConnectionClosed,
+    DataCommand,
+    EndOfMessage,
+    Event,
+    MailCommand,
+    MessageOctets,
+    RcptCommand,
+    TransactionReset,
+    Wait,
+)
+from lmtp_proxy.reply import Reply
+
+MAX_COMMAND = 2048
+"""Octets of one command line, CRLF included. RFC 5321 asks for 512, and more for each extension."""
+MAX_ERRORS = 20
+"""Refused commands in a row after which the session is closed."""
+
+_TOO_LONG = b"\n"  # stands for a line that was thrown away; no real line holds a LF
+
+
+class LocalProtocolError(Exception):
+    """The session called the protocol out of turn: our bug, never the client's doing."""
+
+
+class Protocol:
+    """One client's session.
+
+    hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
+    """
+
+    def __init__(self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool) -> None:
+        self._hostname = hostname
+        self._max_message_size = max_message_size
+        self._max_recipients = max_recipients
+        self._smtputf8 = smtputf8
+        self._buffer = b""
+        self._position = 0  # in the buffer: what stands before it was looked at
+        self._skipping = False  # amid a command line that is too long
+        self._eof = False
+        self._closed = False
+        self._greeted = False
+        self._errors = 0
+        self._output: list[bytes] = []
+        self._answers: deque[Reply | None] = deque()  # from the oldest reply that is owed (None) on
+        self._envelope: Envelope | None = None
+        self._accepted = 0
+        self._owed = 0
+        self._data_expected = False
+        self._data: MessageData | None = None
+        self._end: EndOfMessage | None = None
+        self._replying = False  # after the final dot
+
+    def __repr__(self) -> str:
+        return (
+            f"<Protocol {self._phase()} accepted={self._accepted} owed={self._owed} buffered={len(self._unparsed())}>"
+        )
+
+    def _phase(self) -> str:
+        if self._closed:
+            return "closed"
+        if self._replying:
+            return "replying"
+        if self._data is not None:
+            return "data"
+        return "envelope" if self._envelope else "idle"
+
+    # --- what the session may ask ------------------------------------------------------------------------------------
+
+    @property
+    def in_transaction(self) -> bool:
+        """Between MAIL and the last reply of its message."""
+        return self._envelope is not None
+
+    @property
+    def in_data(self) -> bool:
+        """Between 354 and the final dot."""
+        return self._data is not None
+
+    @property
+    def owed(self) -> int:
+        """Replies that `reply` has to bring before the session can go on."""
+        return self._owed
+
+    def completes(self, ahead: bytes) -> bool:
+        """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
+        if self._data is not None:
+            data = copy.copy(self._data)
+            data.feed(self._unparsed() + ahead)
+            return data.ended
+        return b"\r\n.\r\n" in self._unparsed() + ahead
+
+    def data_to_send(self) -> bytes:
+        """All replies that may go out now; each is handed out once."""
+        output = b"".join(self._output)
+        self._output.clear()
+        return output
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def greet(self) -> None:
+        """Say the greeting."""
+        self._output.append(say.greeting(self._hostname).to_bytes())
+
+    def receive_data(self, octets: bytes) -> None:
+        """Octets from the client; b"" is the end of file."""
+        if octets:
+            self._buffer = self._unparsed() + octets
+            self._position = 0
+        else:
+            self._eof = True
+
+    def reply(self, reply: Reply) -> None:
+        """The oldest reply that is owed: to a RCPT, or for a recipient after the final dot."""
+        if not self._owed:
+            raise LocalProtocolError(f"no reply is owed, but got {reply}")
+        self._owed -= 1
+        if self._replying:
+            self._output.append(reply.to_bytes())
+            if not self._owed:
+                self._end_transaction()
+            return
+        if reply.positive:
+            self._accepted += 1
+        self._answers[0] = reply
+        while self._answers and (answer := self._answers[0]) is not None:
+            self._output.append(answer.to_bytes())
+            self._answers.popleft()
+
+    def start_data(self) -> None:
+        """Ask for the message (354)."""
+        if not self._data_expected:
+            raise LocalProtocolError("there was no DATA")
+        self._data_expected = False
+        self._data = MessageData()
+        self._output.append(say.START_DATA.to_bytes())
+
+    def close(self, reply: Reply) -> None:
+        """Say `reply` as the last thing; what is owed is not answered any more."""
+        self._answers.clear()
+        self._owed = 0
+        self._end_transaction()
+        self._output.append(reply.to_bytes())
+        self._closed = True
+
+    def _unparsed(self) -> bytes:
+        return self._buffer[self._position :]
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def next_event(self) -> Event | Wait:
+        """The next thing to do, or why there is none."""
+        while True:
+            if self._closed:
+                return ConnectionClosed()
+            if self._data_expected:
+                raise LocalProtocolError("DATA was not followed by start_data")
+            if self._data is not None:
+                return self._next_in_data(self._data)
+            if self._replying:
+                return Wait.PAUSED
+            line = self._next_line()
+            if line is None:
+                if self._owed:
+                    return Wait.PAUSED
+                return ConnectionClosed() if self._eof else Wait.NEED_DATA
+            event = self._command(line)
+            if event is not None:
+                return event
+
+    def _next_in_data(self, data: MessageData) -> Event | Wait:
+        if self._end is None:
+            if self._position == len(self._buffer):
+                return ConnectionClosed() if self._eof else Wait.NEED_DATA
+            octets, self._buffer = data.feed(self._unparsed())
+            self._position = 0
+            refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
+            if data.ended:
+                self._end = EndOfMessage(data.size, refusal)
+            if octets and not refusal:
+                return MessageOctets(octets)
+            if self._end is None:
+                return ConnectionClosed() if self._eof else Wait.NEED_DATA
+        end, self._end, self._data = self._end, None, None
+        self._replying = True
+        self._owed = self._accepted
+        return end
+
+    def _size_refusal(self, size: int | None) -> Reply | None:
+        return say.SIZE_TOO_BIG if size and 0 < self._max_message_size < size else None
+
+    def _next_line(self) -> bytes | None:
+        """The next command line without its line end; None if there is none, or if it has to wait for its turn."""
+        end = self._buffer.find(b"\n", self._position)
+        if end < 0:
+            if len(self._buffer) - self._position >= MAX_COMMAND:
+                self._skipping = True
+            if self._skipping:
+                self._buffer, self._position = b"", 0
+            return None
+        line = self._buffer[self._position : end]
+        # Only RCPT may run ahead of replies that are owed: what else is said depends on them (h11 calls this PAUSED).
+        if self._owed and (self._skipping or line[:4].upper() != b"RCPT"):
+            return None
+        self._position = end + 1
+        if self._skipping or len(line) >= MAX_COMMAND:
+            self._skipping = False
+            return _TOO_LONG
+        return line.removesuffix(b"\r")
+
+    def _command(self, line: bytes) -> Event | None:
+        if line == _TOO_LONG:
+            return self._refuse(say.LINE_TOO_LONG)
+        verb, _, arguments = line.partition(b" ")
+        handler = _VERBS.get(verb.upper(), Protocol._unknown)
+        errors = self._errors
+        event = handler(self, arguments.strip(b" "))
+        if self._errors == errors:
+            self._errors = 0
+        return event
+
+    # --- the verbs ---------------------------------------------------------------------------------------------------
+
+    def _lhlo(self, arguments: bytes) -> Event | None:
+        if not arguments or not all(33 <= octet <= 126 for octet in arguments):
+            return self._refuse(say.BAD_LHLO)
+        self._greeted = True
+        self._answer(say.lhlo(self._hostname, max_message_size=self._max_message_size, smtputf8=self._smtputf8))
+        return self._reset()
+
+    def _mail(self, arguments: bytes) -> Event | None:
+        if not self._greeted:
+            return self._refuse(say.LHLO_FIRST)
+        if self._envelope is not None:
+            return self._refuse(say.NESTED_MAIL)
+        parsed = parse_mail(arguments, smtputf8=self._smtputf8)
+        if isinstance(parsed, Reply):
+            return self._refuse(parsed)
+        if refusal := self._size_refusal(parsed.size):
+            return self._refuse(refusal)
+        self._envelope = parsed
+        self._answer(say.SENDER_OK)
+        return MailCommand(parsed)
+
+    def _rcpt(self, arguments: bytes) -> Event | None:
+        if self._envelope is None:
+            return self._refuse(say.MAIL_FIRST)
+        parsed = parse_rcpt(arguments, smtputf8=self._envelope.smtputf8)
+        if isinstance(parsed, Reply):
+            return self._refuse(parsed)
+        if self._accepted + self._owed >= self._max_recipients:
+            return self._answer(say.TOO_MANY_RECIPIENTS)
+        self._owed += 1
+        self._answers.append(None)
+        return RcptCommand(parsed)
+
+    def _data_verb(self, arguments: bytes) -> Event | None:
+        if self._envelope is None:
+            return self._refuse(say.MAIL_FIRST)
+        if arguments:
+            return self._refuse(say.NO_ARGUMENTS)
+        if not self._accepted:
+            return self._refuse(say.NO_RECIPIENTS)
+        self._data_expected = True
+        return DataCommand()
+
+    def _rset(self, arguments: bytes) -> Event | None:
+        if arguments:
+            return self._refuse(say.NO_ARGUMENTS)
+        self._answer(say.OK)
+        return self._reset()
+
+    def _quit(self, arguments: bytes) -> Event | None:
+        if arguments:
+            return self._refuse(say.NO_ARGUMENTS)
+        self._answer(say.BYE)
+        self._closed = True
+        return None
+
+    def _noop(self, _arguments: bytes) -> Event | None:
+        return self._answer(say.OK)
+
+    def _vrfy(self, _arguments: bytes) -> Event | None:
+        return self._answer(say.CANNOT_VRFY)
+
+    def _help(self, _arguments: bytes) -> Event | None:
+        return self._answer(say.HELP)
+
+    def _not_lmtp(self, _arguments: bytes) -> Event | None:
+        return self._refuse(say.NOT_LMTP)
+
+    def _unknown(self, _arguments: bytes) -> Event | None:
+        return self._refuse(say.BAD_COMMAND)
+
+    # --- shared by the verbs -----------------------------------------------------------------------------------------
+
+    def _answer(self, reply: Reply) -> Event | None:
+        """A reply of our own, in its turn behind those that are owed; no event."""
+        if self._answers:
+            self._answers.append(reply)
+        else:
+            self._output.append(reply.to_bytes())
+        return None
+
+    def _refuse(self, reply: Reply) -> Event | None:
+        self._errors += 1
+        self._answer(reply)
+        if self._errors >= MAX_ERRORS:
+            self.close(say.TOO_MANY_ERRORS)
+        return None
+
+    def _reset(self) -> Event | None:
+        if self._envelope is None:
+            return None
+        self._end_transaction()
+        return TransactionReset()
+
+    def _end_transaction(self) -> None:
+        self._envelope = None
+        self._accepted = 0
+        self._data_expected = False
+        self._data = self._end = None
+        self._replying = False
+
+
+_VERBS: dict[bytes, Callable[[Protocol, bytes], Event | None]] = {
+    b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
+    b"HELO": Protocol._not_lmtp,  # RFC 2033 section 4.1: must not be accepted
+    b"EHLO": Protocol._not_lmtp,  # RFC 2033 section 4.1: must not be accepted
+    b"MAIL": Protocol._mail,  # RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531
+    b"RCPT": Protocol._rcpt,  # RFC 5321 section 4.1.1.3
+    b"DATA": Protocol._data_verb,  # RFC 5321 section 4.1.1.4, RFC 2033 section 4.2
+    b"RSET": Protocol._rset,  # RFC 5321 section 4.1.1.5
+    b"VRFY": Protocol._vrfy,  # RFC 5321 section 4.1.1.6 and 7.3
+    b"HELP": Protocol._help,  # RFC 5321 section 4.1.1.8
+    b"NOOP": Protocol._noop,  # RFC 5321 section 4.1.1.9
+    b"QUIT": Protocol._quit,  # RFC 5321 section 4.1.1.10
+}
