@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A YAML file -> a `Config`, or a ConfigError with everything that is wrong with it.
+
+Which keys there are, their defaults, and what they mean together. It reads the file and the password files that it
+names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent, so it may run in a
+thread beside the deliveries.
+"""
+
+import os
+import re
+import socket
+import stat
+from dataclasses import fields, replace
+from ipaddress import IPv4Network, IPv6Network
+
+from lmtp_proxy import config_keys
+from lmtp_proxy.config_keys import MAX_ERRORS, Section
+from lmtp_proxy.config_values import (
+    RESERVED,
+    Address,
+    Backend,
+    Config,
+    Log,
+    TcpAddress,
+    Timeouts,
+    UnixAddress,
+    is_own_listener,
+)
+from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.yaml_text import Mapping, Problem, Scalar, Sequence, read_document, shown
+
+__all__ = [
+    "KEYS",
+    "RESERVED",
+    "Address",
+    "Backend",
+    "Config",
+    "ConfigError",
+    "Log",
+    "TcpAddress",
+    "Timeouts",
+    "UnixAddress",
+    "load_config",
+]
+
+_TIMEOUTS = tuple(field.name for field in fields(Timeouts))
+_PROXY_TIMEOUTS = ("client_idle", "shutdown")  # not a matter of any one backend
+
+# Section -> its keys. Anything else is refused, so that no key is believed to work that does not.
+KEYS: dict[str, tuple[str, ...]] = {
+    "": ("config", "backends", "users"),
+    "config": (
+        *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
+        *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
+        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log"),
+    ),
+    "config.timeouts": _TIMEOUTS,
+    "config.log": ("syslog", "facility", "level"),
+    "backends.*": ("socket", "host", "port", "user", "password", "password_file", "max_connections", "timeouts"),
+    "backends.*.timeouts": tuple(name for name in _TIMEOUTS if name not in _PROXY_TIMEOUTS),
+}
+
+_PASSWORD_MAX = 4096  # octets; a larger file is not a password
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
+
+    def __init__(self, errors: tuple[str, ...]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(self.errors)
+
+
+def load_config(path: str) -> Config:
+    """Reads the configuration file at `path`. Raises ConfigError with all errors that it has."""
+    document = read_document(path)
+    found: list[Problem] = []
+    config = None if document.root is None else _config(document.root, os.path.abspath(path), found)
+    # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
+    named = {(line, key) for line, key, _ in document.problems}
+    problems = document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
+    if config is None or problems:
+        raise ConfigError(_messages(path, problems))
+    return config
+
+
+def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
+    name = shown(path, 4096)
+    lines = []
+    for line, key, text in sorted(problems, key=lambda problem: problem.line)[:MAX_ERRORS]:
+        place = f"{name}:{line}" if line else name
+        lines.append(f"{place}: {key}: {text}" if key else f"{place}: {text}")
+    if len(problems) > MAX_ERRORS:
+        lines.append(f"{name}: and {len(problems) - MAX_ERRORS} more errors")
+    return tuple(lines)
+
+
+def _config(root: Mapping, path: str, problems: list[Problem]) -> Config:
+    """The Config that `root` describes. It is only to be used when `problems` stays empty."""
+    top = Section(root, "", KEYS[""], problems)
+    section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
+    listener = _listener(section)
+    timeouts = _timeouts(section, "config.timeouts", Timeouts())
+    backends = _backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
+    names = None if backends is None else backends.keys() | RESERVED
+    rules = KeyRules(
+        case_sensitive=section.value("case_sensitive", config_keys.boolean, False),
+        recipient_delimiter=section.value("recipient_delimiter", config_keys.delimiter, "+"),
+        ignore_domain=section.value("ignoreDomain", config_keys.boolean, False),
+    )
+    fallback = section.value("fallback_backend", str, None)
+    if fallback is not None and names is not None and fallback not in names:
+        section.fail("fallback_backend", _undefined(section, fallback, names))
+    return Config(
+        path=path,
+        socket=listener or UnixAddress(""),
+        owner=section.value("owner", config_keys.owner, None),
+        group=section.value("group", config_keys.group, None),
+        permissions=section.value("permissions", config_keys.permissions, None),
+        ignore_domain=rules.ignore_domain,
+        fallback_backend=fallback,
+        pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
+        allow=_allow(section),
+        run_as=section.value("run_as", config_keys.account, None),
+        hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
+        case_sensitive=rules.case_sensitive,
+        recipient_delimiter=rules.recipient_delimiter,
+        max_clients=section.value("max_clients", config_keys.whole(1, 100_000), 1000),
+        max_recipients=section.value("max_recipients", config_keys.whole(1, 100_000), 1000),
+        max_message_size=section.value("max_message_size", config_keys.whole(0, 10**15), 0),
+        smtputf8=section.value("smtputf8", config_keys.boolean, False),
+        timeouts=timeouts,
+        hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
+        hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),
+        log=_log(section),
+        backends=backends or {},
+        users=_users(top.section("users", None), names, rules),
+    )
+
+
+def _own_hostname() -> str:
+    name = socket.gethostname()  # the kernel's; the fully qualified one may take DNS its time
+    try:
+        return config_keys.hostname(name)
+    except ValueError:
+        return "localhost"
+
+
+def _listener(section: Section) -> Address | None:
+    """`socket`: a path or [host, port]. None after a problem."""
+    if "socket" not in section:
+        section.fail("socket", "is missing: write the path of a unix socket, or [host, port]")
+        return None
+    node = section.node("socket")
+    if isinstance(node, Sequence):
+        if len(node.items) != 2:
+            section.fail("socket", "must be a path or [host, port]")
+            return None
+        host = section.item("socket", node.items[0], config_keys.host, None)
+        port = section.item("socket", node.items[1], config_keys.port, None)
+        return None if host is None or port is None else TcpAddress(host, port)
+    path = None if node is None else section.item("socket", node, config_keys.socket_path, None)
+    return None if path is None else UnixAddress(path)
+
+
+def _allow(section: Section) -> tuple[IPv4Network | IPv6Network, ...] | None:
+    node = section.node("allow")
+    if node is None:
+        return None
+    items = node.items if isinstance(node, Sequence) else [node]
+    if not items:
+        section.fail("allow", "would refuse everybody: list the networks that may connect, or take it out for all")
+    networks = [section.item("allow", item, config_keys.network, None) for item in items]
+    return tuple(network for network in networks if network is not None)
+
+
+def _timeouts(parent: Section, keys: str, defaults: Timeouts) -> Timeouts:
+    section = parent.section("timeouts", KEYS[keys])
+    if section is None:
+        return defaults
+    given = [name for name in KEYS[keys] if name in section]
+    return replace(
+        defaults, **{name: section.value(name, config_keys.seconds(name), getattr(defaults, name)) for name in given}
+    )
+
+
+def _log(parent: Section) -> Log:
+    section = parent.section("log", KEYS["config.log"])
+    if section is None:
+        return Log()
+    return Log(
+        syslog=section.value("syslog", config_keys.absolute_path, None),
+        facility=section.value("facility", config_keys.facility, "mail"),
+        level=section.value("level", config_keys.level, "info"),
+    )
+
+
+def _backends(
+    section: Section | None, listener: Address | None, timeouts: Timeouts, directory: str
+) -> dict[str, Backend] | None:
+    """Name -> Backend, with all names, also of backends that have problems. None if there is no telling the names."""
+    if section is None:
+        return None
+    backends = {}
+    for name in section.entries:
+        if name in RESERVED:
+            section.fail(name, "is reserved: a user on it is refused or held, no backend can be called so")
+            continue
+        try:
+            config_keys.backend_name(name)
+        except ValueError as error:
+            section.fail(name, str(error))
+        backends[name] = _backend(section, name, listener, timeouts, directory)
+    return backends
+
+
+def _backend(parent: Section, name: str, listener: Address | None, timeouts: Timeouts, directory: str) -> Backend:
+    section = parent.section(name, KEYS["backends.*"])
+    if section is None:
+        return Backend(name, UnixAddress(""))
+    address = _backend_address(parent, name, section)
+    if address is not None and listener is not None and is_own_listener(listener, address):
+        key = "socket" if "socket" in section else "host"
+        section.fail(key, f"{address} is the socket of this proxy: mail would go round in circles")
+    user, password = _credentials(section, directory)
+    return Backend(
+        name=name,
+        address=address or UnixAddress(""),
+        user=user,
+        password=password,
+        max_connections=section.value("max_connections", config_keys.whole(1, 10_000), 20),
+        timeouts=_timeouts(section, "backends.*.timeouts", timeouts),
+    )
+
+
+def _backend_address(parent: Section, name: str, section: Section) -> Address | None:
+    """`socket`, or `host` and `port`. None after a problem."""
+    path = section.value("socket", config_keys.socket_path, None)
+    host = section.value("host", config_keys.host, None)
+    port = section.value("port", config_keys.port, None)
+    if "socket" in section:
+        for key in ("host", "port"):
+            if key in section:
+                section.fail(key, "cannot stand beside socket: a backend has one address")
+        return None if path is None else UnixAddress(path)
+    if "host" in section and "port" not in section:
+        section.fail("host", "needs a port beside it")
+    elif "port" in section and "host" not in section:
+        section.fail("port", "needs a host beside it")
+    elif "host" not in section:
+        parent.fail(name, "has no address: give it a socket, or host and port")
+    return None if host is None or port is None else TcpAddress(host, port)
+
+
+def _credentials(section: Section, directory: str) -> tuple[str | None, str | None]:
+    """`user` with `password` or `password_file`: both are here or neither is."""
+    user = section.value("user", config_keys.credential, None)
+    password = section.value("password", config_keys.credential, None)
+    file = section.value("password_file", str, None)
+    if "password" in section and "password_file" in section:
+        section.fail("password_file", "cannot stand beside password: take one of the two out")
+    for key in ("password", "password_file"):
+        if key in section and "user" not in section:
+            section.fail(key, "needs a user beside it")
+    if "user" in section and "password" not in section and "password_file" not in section:
+        section.fail("user", "needs a password or password_file beside it")
+    if file is not None:  # its name stays out of the messages: it may be the password, on the wrong line
+        try:
+            password = _read_password(os.path.join(directory, file))
+        except OSError as error:
+            section.fail("password_file", f"cannot be read: {error.strerror}")
+        except ValueError as error:
+            section.fail("password_file", str(error))
+    return user, password
+
+
+def _read_password(path: str) -> str:
+    """The file's octets as UTF-8, less one line end. Raises OSError, or ValueError with no part of the content."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would wait for its writer
+        raise ValueError("is not a regular file")
+    with open(path, "rb") as file:
+        data = file.read(_PASSWORD_MAX + 1)
+    if len(data) > _PASSWORD_MAX:
+        raise ValueError(f"is larger than {_PASSWORD_MAX} octets")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 text") from None
+    return config_keys.credential(text.removesuffix("\n").removesuffix("\r"))
+
+
+def _users(section: Section | None, names: set[str] | None, rules: KeyRules) -> dict[str, str]:
+    """Key as the table stores it -> backend name, reject or hold. names: None if the backends cannot be told."""
+    if section is None:
+        return {}
+    seen: dict[str, tuple[str, Scalar]] = {}
+    for user, node in section.entries.items():
+        if not isinstance(node, Scalar):
+            section.fail(user, "must be the name of a backend, reject or hold")
+            continue
+        if node.missing:
+            section.fail(user, "has no value: write the name of a backend, reject or hold")
+        elif names is not None and node.text not in names:
+            section.fail(user, _undefined(section, node.text, names))
+        key = rules.table_key(user)
+        if problem := _user_problem(user, key, rules):
+            section.fail(user, problem)
+            continue
+        first_user, first = seen.setdefault(key, (user, node))
+        if first.text != node.text:
+            section.fail(
+                user,
+                f"is the same user as {shown(first_user)} on line {first.line}, who is on {shown(first.text)}: "
+                "take one of the two out",
+            )
+    return {key: node.text for key, (_, node) in seen.items()}
+
+
+def _user_problem(user: str, key: str, rules: KeyRules) -> str | None:
+    """Why `user` can never be found by any recipient, None if it can."""
+    if not user:
+        return "a user cannot be empty"
+    if user == "@":
+        return "has no domain: write @example.org for all of a domain, fallback_backend for all the rest"
+    if not key:
+        return "can never match while ignoreDomain is true: take it out, or use fallback_backend"
+    if user.startswith("*"):
+        return "* is no wildcard: write @example.org (in quotes) for all of a domain, fallback_backend for all the rest"
+    if re.match('"[^@]*"(@|$)', user):
+        return "is looked up without its quotes: write it without them"
+    if not user.isprintable() and _CONTROL.search(user):
+        return "holds a control character, which no address can"
+    return None
+
+
+def _undefined(section: Section, name: str, names: set[str]) -> str:
+    near = section.nearest(name, names)
+    hint = f"did you mean {shown(near)}?" if near else "define it under backends"
+    return f'there is no backend "{shown(name)}": {hint}'
