@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Recipient -> Route: key forms, table, fallback, `reject` and `hold`.
+
+Pure decisions over one generation's table. A route is looked up each time it is needed and never kept here, because the
+commit point depends on asking again. It opens no connections and waits for nothing.
+"""
+
+from dataclasses import dataclass
+
+from lmtp_proxy import reply
+from lmtp_proxy.envelope import Recipient
+from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.reply import Reply
+from lmtp_proxy.tables import Table, TableUnavailable
+
+REJECT = "reject"
+HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a recipient's mail goes, or why it goes nowhere now.
+
+    keys: every form under which the table was or could be asked, the most specific first; a delivery is in flight for
+    all of them. backend: its name, None where `refusal` answers the recipient. held: `refusal` stands only if the route
+    does not change while the recipient is parked. trouble: why the table could not answer, for the log.
+    """
+
+    keys: tuple[str, ...]
+    backend: str | None = None
+    refusal: Reply | None = None
+    held: bool = False
+    trouble: str | None = None
+
+
+class Routing:
+    """The routes of one generation.
+
+    fallback: a backend's name, `reject`, `hold` or None, for users whom the table does not hold.
+    """
+
+    def __init__(self, table: Table, rules: KeyRules, fallback: str | None) -> None:
+        self._table = table
+        self._rules = rules
+        self._fallback = fallback
+
+    def __repr__(self) -> str:
+        return f"<Routing {self._table!r} fallback={self._fallback}>"
+
+    def route(self, recipient: Recipient) -> Route:
+        """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
+        keys = self._rules.forms(recipient.local_part, recipient.domain)
+        try:
+            name = self._find(keys)
+        except TableUnavailable as error:
+            return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error))
+        if name is None:
+            return Route(keys, refusal=reply.UNKNOWN_USER)
+        if name == REJECT:
+            return Route(keys, refusal=reply.MAILBOX_PARKED)
+        if name == HOLD:
+            return Route(keys, refusal=reply.MAILBOX_PARKED, held=True)
+        return Route(keys, backend=name)
+
+    def _find(self, keys: tuple[str, ...]) -> str | None:
+        for key in keys:
+            if (name := self._table.lookup(key)) is not None:
+                return name
+        return self._fallback
