@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One configuration as it serves: its number, values, routing and pools. Immutable; a reload makes the next one.
+
+It does not load files and does not decide when to change.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.routing import Routing
+from lmtp_proxy.tables.static import StaticTable
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """number: counts from 1. pools: one per backend name, for every name that `routing` can give."""
+
+    number: int
+    config: Config
+    routing: Routing
+    pools: Mapping[str, BackendPool]
+
+
+CurrentGeneration: TypeAlias = Callable[[], Generation]
+"""Gives the generation that is in force at the moment of the call."""
+
+
+def first_generation(config: Config) -> Generation:
+    """The generation that a start begins with."""
+    return _generation(1, config, {})
+
+
+def next_generation(config: Config, previous: Generation) -> Generation:
+    """The generation after `previous`. A backend that did not change keeps its pool, so its limit goes on to hold."""
+    return _generation(previous.number + 1, config, previous.pools)
+
+
+def _generation(number: int, config: Config, pools: Mapping[str, BackendPool]) -> Generation:
+    def pool(name: str) -> BackendPool:
+        old = pools.get(name)
+        if old and old.backend == config.backends[name] and old.hostname == config.hostname:
+            return old
+        return BackendPool(config.backends[name], config.hostname)
+
+    routing = Routing(StaticTable(config.users), config.key_rules, config.fallback_backend)
+    return Generation(number, config, routing, {name: pool(name) for name in config.backends})
