@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One log line per recipient, in the way of Postfix, so that the tools and eyes that read mail.log find their way.
+
+    8f3a0c: from=<a@b>, to=<u@x>, backend=old[/run/sock], size=123, delay=0.02, dsn=2.1.5, status=sent (250 2.1.5 ok)
+
+Text from clients and backends is escaped. It decides nothing.
+"""
+
+import logging
+
+from lmtp_proxy.delivery import Position
+from lmtp_proxy.envelope import Envelope
+from lmtp_proxy.log import printable
+from lmtp_proxy.reply import Reply
+
+_log = logging.getLogger(__name__)
+_STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
+
+
+def log_recipient(
+    session: str, envelope: Envelope, position: Position, reply: Reply, *, size: int, delay: float
+) -> None:
+    """The recipient's last reply: to RCPT if that refused it, else after the final dot. delay: seconds since MAIL."""
+    answer = printable(b"%d %s" % (reply.code, reply.text))
+    trouble = f"; {printable(position.trouble.encode('utf-8', 'backslashreplace'))}" if position.trouble else ""
+    dsn = reply.enhanced or f"{reply.code // 100}.0.0"
+    _write(session, envelope, position, size, delay, dsn, _STATUS[reply.code // 100], answer + trouble)
+
+
+def log_aborted(session: str, envelope: Envelope, position: Position, why: str, *, size: int, delay: float) -> None:
+    """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered."""
+    _write(session, envelope, position, size, delay, "4.4.2", "aborted", why)
+
+
+def _write(
+    session: str, envelope: Envelope, position: Position, size: int, delay: float, dsn: str, status: str, text: str
+) -> None:
+    _log.info(
+        "%s: from=%s, to=%s, backend=%s, size=%d, delay=%.2f, dsn=%s, status=%s (%s)",
+        session,
+        printable(envelope.path),
+        printable(position.recipient.path),
+        position.delivery.pool if position.delivery else "-",
+        size,
+        delay,
+        dsn,
+        status,
+        text,
+    )

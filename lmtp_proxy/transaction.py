@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One message: fan-out to the backends of its recipients, and replies to the client in RCPT order.
+
+Every accepted recipient gets exactly one final reply, by position, as soon as it and all before it are known. What a
+backend's failure means is settled in its Delivery; what the client's failure means, in `abort`. It touches no socket.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import gevent
+from gevent.event import Event
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.delivery import Delivery, Position
+from lmtp_proxy.delivery_log import log_aborted, log_recipient
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.generation import CurrentGeneration
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.parking import Parking
+from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.reply import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What a transaction may do to its client.
+
+    name: the session's id, for the log. answer: take the next reply that is owed, without I/O. flush: send what was
+    taken; called before each wait, and never fails once the message is complete.
+    """
+
+    name: str
+    answer: Callable[[Reply], None]
+    flush: Callable[[], None]
+
+
+class Transaction:
+    """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`."""
+
+    def __init__(
+        self, client: Client, envelope: Envelope, current: CurrentGeneration, in_flight: InFlight, parking: Parking
+    ) -> None:
+        self._client = client
+        self._envelope = envelope
+        self._current = current
+        self._in_flight = in_flight
+        self._parking = parking
+        self._began = time.monotonic()
+        self._size = 0
+        self._new: list[Position] = []
+        self._accepted: list[Position] = []
+        self._answered = 0  # of the accepted ones, after the final dot
+        self._deliveries: dict[BackendPool, Delivery] = {}
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
+
+    # --- envelope ----------------------------------------------------------------------------------------------------
+
+    def add(self, recipient: Recipient) -> None:
+        """A recipient; it waits for `answer_recipients`."""
+        self._new.append(self._routed(recipient))
+
+    def _routed(self, recipient: Recipient) -> Position:
+        generation = self._current()
+        route = generation.routing.route(recipient)
+        pool = None if route.backend is None else generation.pools[route.backend]
+        return Position(recipient, route, generation.number, pool)
+
+    @property
+    def waiting(self) -> bool:
+        """Some recipients wait for `answer_recipients`."""
+        return bool(self._new)
+
+    def answer_recipients(self) -> None:
+        """Bring all recipients added since the last call to their backends, all backends at once, and answer them."""
+        self._park()
+        new, self._new = self._new, []
+        concerned: dict[Delivery, None] = {}
+        for position in new:
+            if position.pool is not None:
+                delivery = self._delivery(position.pool)
+                delivery.add(position)
+                concerned[delivery] = None
+            else:
+                position.rcpt_reply = position.route.refusal
+                position.trouble = position.route.trouble or ""
+        # One after the other in an order that all transactions share: two that wait for each other's place would both
+        # fail.
+        for delivery in sorted(concerned, key=lambda delivery: delivery.pool.backend.name):
+            delivery.reserve()
+        self._run(concerned, Delivery.send_envelope)
+        for position in new:
+            self._answer_rcpt(position)
+
+    def _delivery(self, pool: BackendPool) -> Delivery:
+        if pool not in self._deliveries:
+            self._deliveries[pool] = Delivery(pool, self._envelope, self._current, self._in_flight)
+        return self._deliveries[pool]
+
+    def _answer_rcpt(self, position: Position) -> None:
+        reply = position.rcpt_reply or say.INTERNAL_ERROR
+        self._client.answer(reply)
+        if reply.positive:
+            self._accepted.append(position)
+        else:
+            log_recipient(self._client.name, self._envelope, position, reply, size=self._size, delay=self._delay())
+
+    def _park(self) -> None:
+        """Wait until the route of no new recipient is on hold any more, or the time is up."""
+        if not any(position.route.held for position in self._new):
+            return
+        config = self._current().config
+        deadline = time.monotonic() + config.hold_timeout
+        with self._parking.place(config.hold_limit) as granted:
+            while granted and any(position.route.held for position in self._new):
+                self._client.flush()
+                if not self._parking.wait_for_change(deadline):
+                    return
+                self._new = [self._routed(p.recipient) if p.route.held else p for p in self._new]
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def start_data(self) -> None:
+        """DATA to every backend with an accepted recipient."""
+        for delivery in self._deliveries.values():
+            if not delivery.wanted:
+                delivery.leave()
+        self._run(self._wanted(), Delivery.start_data)
+
+    def write(self, octets: bytes) -> None:
+        """A piece of the message to every backend that still takes it; returns when all have taken it or failed."""
+        self._size += len(octets)
+        wanted = self._wanted()
+        for delivery in wanted:
+            delivery.write_now(octets)
+        self._run([delivery for delivery in wanted if delivery.stalled], Delivery.write_rest)
+
+    def finish(self, size: int, refusal: Reply | None) -> None:
+        """The client's final dot came. Give every accepted recipient its final reply.
+
+        size: octets of the message (RFC 1870). refusal: the reply to all, where the message must not be delivered.
+        """
+        self._size = size
+        if refusal is None:
+            # One deadline for all: Postfix waits 600 s for the last reply, however many backends there are.
+            seconds = self._current().config.timeouts.final_reply
+            deadline = time.monotonic() + seconds
+            deliveries = {p.delivery: None for p in self._accepted if p.delivery is not None}
+            self._run(deliveries, lambda delivery: delivery.finish(deadline, self._answer_known))
+        else:
+            for position in self._accepted:
+                position.final_reply = refusal
+        self._close()
+        self._answer_known()
+
+    def abort(self, why: str) -> None:
+        """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
+        self._close()
+        for position in self._accepted[self._answered :] + self._new:
+            log_aborted(self._client.name, self._envelope, position, why, size=self._size, delay=self._delay())
+        self._accepted, self._new, self._answered = [], [], 0
+
+    def _answer_known(self) -> None:
+        """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
+        while self._answered < len(self._accepted):
+            position = self._accepted[self._answered]
+            if position.final_reply is None:
+                return
+            self._answered += 1
+            self._client.answer(position.final_reply)
+            delay = self._delay()
+            log_recipient(
+                self._client.name, self._envelope, position, position.final_reply, size=self._size, delay=delay
+            )
+
+    # --- all backends at once ----------------------------------------------------------------------------------------
+
+    def _wanted(self) -> list[Delivery]:
+        return [delivery for delivery in self._deliveries.values() if delivery.wanted]
+
+    def _run(self, deliveries: Iterable[Delivery], step: Callable[[Delivery], None]) -> None:
+        """Do a step of several deliveries at once. Before each wait the client gets what is known."""
+        todo = list(deliveries)
+        if len(todo) <= 1:
+            for delivery in todo:
+                delivery.before_wait = self._client.flush
+                step(delivery)
+            return
+        progress = Event()
+        greenlets = []
+        try:
+            for delivery in todo:
+                delivery.before_wait = progress.set
+                greenlet = gevent.spawn(_Guarded(step), delivery)
+                greenlet.rawlink(lambda _: progress.set())
+                greenlets.append(greenlet)
+            while not all(greenlet.ready() for greenlet in greenlets):
+                progress.wait()
+                progress.clear()
+                self._client.flush()
+        except BaseException:
+            gevent.killall(greenlets)
+            raise
+        for greenlet in greenlets:
+            if error := greenlet.get():
+                raise error
+
+    def _close(self) -> None:
+        for delivery in self._deliveries.values():
+            delivery.abandon()
+
+    def _delay(self) -> float:
+        return time.monotonic() - self._began
+
+
+class _Guarded:
+    """A step that returns its exception, so that gevent does not print it and the session logs it."""
+
+    def __init__(self, step: Callable[[Delivery], None]) -> None:
+        self._step = step
+
+    def __call__(self, delivery: Delivery) -> Exception | None:
+        try:
+            self._step(delivery)
+        except Exception as error:  # noqa: BLE001  (raised again by `_run`)
+            return error
+        return None
