@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `lmtp-proxy`: arguments, start order, exit status.
+
+All that an operator can get wrong is done while somebody looks at the terminal: read the configuration, lock the pid
+file, bind the socket. Only then the process becomes a daemon, and only after that gevent is imported, because a gevent
+hub does not survive the fork.
+"""
+
+import argparse
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Sequence
+
+import daemon
+
+from lmtp_proxy import __version__
+from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.pid_file import PidFile
+from lmtp_proxy.sockets import Listener, listen
+
+DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
+_SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.config)
+        if options.check:
+            print(_summary(config))
+            return 0
+        return _run(config, daemonise=options.daemonize)
+    except ConfigError as error:
+        for line in error.errors:
+            print(line, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmtp-proxy",
+        description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
+        epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        nargs="?",
+        const=DEFAULT_CONFIG,
+        default=DEFAULT_CONFIG,
+        help="configuration file location (default: %(default)s)",
+    )
+    parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
+    parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
+    return parser
+
+
+def _summary(config: Config) -> str:
+    fallback = f", fallback {config.fallback_backend}" if config.fallback_backend else ""
+    return (
+        f"{config.path}: OK: {len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}"
+    )
+
+
+def _run(config: Config, *, daemonise: bool) -> int:
+    # From here on a reload asked for too early must not end the process, which is what SIGUSR1 does by default.
+    received: list[int] = []
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _frame: received.append(number))
+    _check_run_as(config)
+    pid_file = PidFile(config.pid, config.path) if daemonise else None
+    if pid_file:
+        pid_file.acquire()
+    listener = listen(config)
+    started = _become_daemon(listener, pid_file) if pid_file else None
+    if pid_file:
+        pid_file.write()
+    _drop_privileges(config)
+
+    # Not before: it makes the gevent hub.
+    from lmtp_proxy import service
+
+    service.serve(
+        config,
+        listener.socket,
+        daemonised=daemonise,
+        received=received,
+        ready=lambda: _tell(started),
+        remove_socket=listener.remove,
+    )
+    if pid_file:
+        pid_file.remove()
+    return 0
+
+
+def _become_daemon(listener: Listener, pid_file: PidFile) -> int:
+    """Go on in the background; returns a descriptor to `_tell` when clients are served.
+
+    The command itself ends only then, so that an init script finds the pid file written and the exit status true.
+    """
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        ready = os.read(reader, 1)
+        if not ready:
+            print(
+                "lmtp-proxy: the daemon ended before it was ready; the syslog may say why", file=sys.stderr, flush=True
+            )
+        os._exit(0 if ready else 1)
+    os.close(reader)
+    daemon.DaemonContext(
+        detach_process=True,
+        umask=0o077,
+        signal_map={},  # ours are installed already
+        files_preserve=[listener.socket, pid_file, writer],
+    ).open()
+    return writer
+
+
+def _tell(started: int | None) -> None:
+    if started is not None:
+        os.write(started, b"1")
+        os.close(started)
+
+
+def _check_run_as(config: Config) -> None:
+    if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):
+        return
+    raise ConfigError(
+        (f"{config.path}: config.run_as: only root can become {config.run_as}; start as root or as that user",)
+    )
+
+
+def _drop_privileges(config: Config) -> None:
+    if config.run_as is None or os.geteuid() != 0:
+        return
+    account = _account(config.run_as)
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setgid(account.pw_gid)
+    os.setuid(account.pw_uid)
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return pwd.getpwuid(int(name))  # the configuration was checked: it is one of the two

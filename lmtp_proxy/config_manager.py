@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The greenlet that reloads the configuration: load, validate, build the next generation, swap once.
+
+A signal only asks for a reload. Any number of them become at least one load that began after the last one. The file is
+read and compared in a thread, never in the hub, so deliveries go on. A file with errors changes nothing.
+"""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event
+
+from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.generation import Generation, first_generation, next_generation
+
+_log = logging.getLogger(__name__)
+
+_NEEDS_RESTART = ("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log")
+_SECTIONS = ("backends", "users")
+
+
+class ConfigManager:
+    """Holds the generation in force.
+
+    config: what the process started with. generation_changed: called after each swap.
+    """
+
+    def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
+        self._started_with = config
+        self._generation = first_generation(config)
+        self._generation_changed = generation_changed
+        self._wanted = Event()
+
+    def __repr__(self) -> str:
+        return f"<ConfigManager generation {self._generation.number} of {self._generation.config.path}>"
+
+    def current(self) -> Generation:
+        """The generation in force now."""
+        return self._generation
+
+    def request_reload(self) -> None:
+        """Ask for a reload, and return at once."""
+        self._wanted.set()
+
+    def run(self) -> None:
+        """Serve requests for ever."""
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                self.reload()
+            except Exception:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
+                _log.exception("reload failed by an internal error; generation %d stays active", self.current().number)
+
+    def reload(self) -> None:
+        """Load the file now and swap, or log in full why not. Returns after the swap."""
+        began = time.monotonic()
+        previous = self._generation
+        loaded = gevent.get_hub().threadpool.apply(_load_and_compare, (previous.config,))
+        if isinstance(loaded, ConfigError):
+            for line in loaded.errors:
+                _log.error("reload: %s", line)
+            count = len(loaded.errors)
+            _log.error(
+                "reload refused: %d error%s in %s; generation %d stays active",
+                count,
+                "" if count == 1 else "s",
+                previous.config.path,
+                previous.number,
+            )
+            return
+        config, changes = loaded
+        self._generation = next_generation(config, previous)
+        self._generation_changed()
+        seconds = time.monotonic() - began
+        _log.info("reload: generation %d active: %s in %.2f s", self._generation.number, changes, seconds)
+        restart = [f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key)]
+        if restart:
+            _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
+
+
+def _differs(one: Config, other: Config, key: str) -> bool:
+    return bool(getattr(one, key) != getattr(other, key))
+
+
+def _load_and_compare(old: Config) -> tuple[Config, str] | ConfigError:
+    """The configuration in the file of `old`, and what changed, as text. Runs in a thread: no gevent, no log.
+
+    Errors are returned, because gevent prints those that leave a thread.
+    """
+    try:
+        new = load_config(old.path)
+    except ConfigError as error:
+        return error
+    added = sum(key not in old.users for key in new.users)
+    moved = sum(old.users.get(key, name) != name for key, name in new.users.items())
+    removed = len(old.users) + added - len(new.users)
+    changes = [f"{len(new.users)} users ({added} added, {removed} removed, {moved} moved)"]
+    changes.append(f"{len(new.backends)} backends")
+    changed = [name for name in new.backends if old.backends.get(name) != new.backends[name]]
+    changed += [f"{name} (removed)" for name in old.backends if name not in new.backends]
+    if changed:
+        changes.append(f"changed: {', '.join(f'backends.{name}' for name in changed)}")
+    keys = [field.name for field in dataclasses.fields(Config) if field.name not in (*_SECTIONS, "path")]
+    if keys := [f"config.{key}" for key in keys if _differs(old, new, key)]:
+        changes.append(f"changed: {', '.join(keys)}")
+    return new, ", ".join(changes)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The listening socket: a greenlet per client, the client limit, who may connect, and the drain on stop.
+
+The socket comes bound and listening. Above the limit clients wait in the kernel's backlog: a 421 in the greeting would
+make Postfix suspend the whole destination. It speaks no LMTP beyond "554 and close".
+"""
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.log import printable
+from lmtp_proxy.session import Session, Shared
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """Accepts clients on `listener`, a gevent socket, and serves them.
+
+    sessions_changed: called with the number of sessions each time it changes; must not wait.
+    """
+
+    def __init__(
+        self, listener: socket.socket, shared: Shared, max_clients: int, sessions_changed: Callable[[int], None]
+    ) -> None:
+        self._shared = shared
+        self._sessions: set[Session] = set()
+        self._changed = Event()
+        self._sessions_changed = sessions_changed
+        self._tcp = listener.family != socket.AF_UNIX
+        self._stream_server = StreamServer(listener, self._serve, spawn=Pool(max_clients))
+
+    def __repr__(self) -> str:
+        return f"<Server {len(self._sessions)} sessions>"
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._stream_server.start()
+
+    def stop(self) -> None:
+        """Accept nobody any more, let transactions finish, and return when the last session has ended.
+
+        Idle clients are told 421 at once. A transaction whose final dot was not read within `timeouts.shutdown` is
+        given up; one whose final dot was read has until its own deadline (`timeouts.final_reply`).
+        """
+        self._stream_server.close()
+        deadline = time.monotonic() + self._shared.current().config.timeouts.shutdown
+        for session in tuple(self._sessions):
+            session.stop()
+        if self._sessions:
+            _log.info("stopping: %d sessions have a transaction to finish or are told to leave", len(self._sessions))
+        while self._sessions:
+            self._changed.clear()
+            seconds = deadline - time.monotonic()
+            if seconds > 0:
+                self._changed.wait(seconds)
+                continue
+            for session in tuple(self._sessions):
+                session.stop_now()
+            # Those that are committing end by their own deadline, so this wait ends too.
+            self._changed.wait()
+
+    def _serve(self, sock: socket.socket, address: Any) -> None:
+        peer = f"{address[0]}:{address[1]}" if self._tcp else "unix"
+        if self._tcp:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self._may_connect(str(address[0])):
+                self._turn_away(sock, peer)
+                return
+        session = Session(sock, peer, self._shared)
+        _log.debug("%s: connect from %s", session.name, peer)
+        self._sessions.add(session)
+        self._sessions_changed(len(self._sessions))
+        try:
+            session.run()
+        finally:
+            self._sessions.discard(session)
+            self._changed.set()
+            self._sessions_changed(len(self._sessions))
+            _log.debug("%s: disconnect from %s", session.name, peer)
+
+    def _may_connect(self, host: str) -> bool:
+        allow = self._shared.current().config.allow
+        if allow is None:
+            return True
+        address = ip_address(host.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network or address in network for network in allow)
+
+    def _turn_away(self, sock: socket.socket, peer: str) -> None:
+        _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
+        try:
+            sock.settimeout(1.0)
+            sock.sendall(say.NOT_ALLOWED.to_bytes())
+            # Closing while the client's first words are unread would reset the connection, and the reply with it.
+            sock.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + 1.0
+            while time.monotonic() < deadline and sock.recv(4096):
+                pass
+        except OSError:
+            pass
+        finally:
+            sock.close()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One process that serves: patches the standard library for gevent, builds the parts and joins them, handles signals.
+
+Importing this module makes the process cooperative, so it is imported last, after the process has become a daemon: a
+gevent hub from before that does not survive the fork. All that can fail for an operator's mistake has been done by
+then.
+"""
+
+# ruff: noqa: E402
+from select import poll as unpatched_poll  # gevent's own knows no POLLRDHUP
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+
+import gevent
+import gevent.socket
+import setproctitle
+from gevent.event import Event
+
+from lmtp_proxy import __version__
+from lmtp_proxy.config_manager import ConfigManager
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.log import set_up_log
+from lmtp_proxy.parking import Parking
+from lmtp_proxy.server import Server
+from lmtp_proxy.session import Shared
+
+_log = logging.getLogger(__name__)
+_TITLE_SECONDS = 1.0
+RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Title:
+    """The process title, brought up to date at most once a second and only when something changed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._sessions = 0
+        self._due = False
+        self._show()
+
+    def sessions_changed(self, sessions: int) -> None:
+        self._sessions = sessions
+        if not self._due:
+            self._due = True
+            gevent.spawn_later(_TITLE_SECONDS, self._show)
+
+    def _show(self) -> None:
+        self._due = False
+        setproctitle.setproctitle(f"lmtp-proxy: {self._sessions} sessions [{self._path}]")
+
+
+def serve(
+    config: Config,
+    listener: socket.socket,
+    *,
+    daemonised: bool,
+    received: Iterable[int],
+    ready: Callable[[], None],
+    remove_socket: Callable[[], None],
+) -> None:
+    """Serve on `listener`, bound and listening, until a stop signal; returns when the last session has ended.
+
+    received: signals that came before this could handle them. ready: called once when clients are served.
+    remove_socket: called first thing on stop.
+    """
+    set_up_log(config.log, daemonised=daemonised)
+    parking = Parking()
+    manager = ConfigManager(config, parking.generation_changed)
+    stop = Event()
+    for number in RELOAD_SIGNALS:
+        gevent.signal_handler(number, manager.request_reload)
+    for number in STOP_SIGNALS:
+        gevent.signal_handler(number, stop.set)
+    for early in received:
+        (stop.set if early in STOP_SIGNALS else manager.request_reload)()
+
+    shared = Shared(manager.current, InFlight(), parking, unpatched_poll)
+    title = _Title(config.path)
+    own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
+    own.setblocking(False)
+    server = Server(own, shared, config.max_clients, title.sessions_changed)
+    gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
+    reloads = gevent.spawn(manager.run)
+    server.start()
+    _log.info(
+        "ready: lmtp-proxy %s on %s, generation 1 of %s: %d users, %d backends",
+        __version__,
+        config.socket,
+        config.path,
+        len(config.users),
+        len(config.backends),
+    )
+    _warn_open_listener(config, own)
+    ready()
+    stop.wait()
+    _log.info("stopping: no new clients are accepted")
+    remove_socket()
+    server.stop()
+    reloads.kill()
+    _log.info("stopped")
+
+
+def _warn_open_listener(config: Config, listener: socket.socket) -> None:
+    if config.allow is not None or listener.family == socket.AF_UNIX:
+        return
+    if not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)
