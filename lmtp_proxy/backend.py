@@ -135,7 +135,7 @@ class BackendSession(smtplib.LMTP):
 
     def getreply(self) -> tuple[int, bytes]:
         """Code and text of the next reply, lines joined by LF, for smtplib's own LHLO and AUTH."""
-        reply = self.read_reply(self._deadline)
+        reply = self._read_verbatim(self._deadline)
         return reply.code, b"\n".join(reply.lines)
 
     def send(self, s: str | bytes) -> None:  # type: ignore[override]
@@ -179,6 +179,9 @@ class BackendSession(smtplib.LMTP):
 
         Raises BackendError: silence, end of file, anything that is no reply, and 421, which ends every conversation.
         """
+        return self._read_verbatim(deadline).with_enhanced()
+
+    def _read_verbatim(self, deadline: float) -> Reply:
         lines: list[bytes] = []
         code = b""
         while True:
@@ -192,7 +195,7 @@ class BackendSession(smtplib.LMTP):
         reply = Reply(int(code), tuple(lines))
         if reply.code == 421:
             raise BackendError(say.BACKEND_CLOSING, f"it said {reply}")
-        return reply.with_enhanced()
+        return reply
 
     def check_quiet(self, *, in_data: bool = False) -> None:
         """Make sure that nothing has arrived which nobody asked for; to be called before a send.

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 from lmtp_proxy.config import ConfigError
 
+_STALE = 64  # octets: whatever a crash left behind is overwritten, but not a file that somebody named by mistake
+
 
 class PidFile:
     """The file at `path`, locked. source: the configuration file, for messages."""
@@ -36,9 +38,8 @@ class PidFile:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise self._refusal(f"{self.path} is no regular file")
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            content = os.pread(handle, 64, 0)
-            if content.strip() and not content.strip().isdigit():
-                raise self._refusal(f"{self.path} holds something else than a pid; it was left alone")
+            if os.fstat(handle).st_size > _STALE:
+                raise self._refusal(f"{self.path} is too large for a pid file; it was left alone")
         except BlockingIOError as error:
             content = os.pread(handle, 64, 0).strip()
             os.close(handle)
