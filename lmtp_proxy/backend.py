@@ -22,6 +22,7 @@ MAX_REPLY_LINES = 200
 FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
 _RECEIVE = 65536
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?")
+_LEAVE_TAKING = 2.0  # seconds
 _EARLY_REPLY = 5.0  # seconds for the rest of a reply that has begun to arrive before its time
 
 
@@ -217,11 +218,13 @@ class BackendSession(smtplib.LMTP):
         return bool(self._received)
 
     def quit(self) -> None:  # type: ignore[override]
-        """Take leave as RFC 5321 asks and close; the answer tells nothing, so nobody waits for it."""
+        """Take leave as RFC 5321 section 4.1.1.10 asks: QUIT, wait a little for its reply, close."""
+        deadline = time.monotonic() + _LEAVE_TAKING
         try:
-            self.write_now(b"QUIT\r\n")
+            self.write(b"QUIT\r\n", deadline)
+            self._read_verbatim(deadline)
         except BackendError:
-            pass
+            pass  # it went first, which comes to the same
         finally:
             self.close()
 

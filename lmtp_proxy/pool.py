@@ -7,6 +7,7 @@ session serves one transaction. It speaks no LMTP, and knows no recipients.
 
 import logging
 
+import gevent
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import reply as say
@@ -63,9 +64,18 @@ class BackendPool:
         return session
 
     def release(self, session: BackendSession) -> None:
-        """The transaction ended well; take leave of the backend."""
-        session.quit()
-        self._places.release()
+        """The transaction ended well; take leave of the backend, without keeping the client waiting for that.
+
+        The place is free once the backend has closed: until then its process counts against the limit it has itself.
+        """
+        session.before_wait = None
+        gevent.spawn(self._take_leave, session)
+
+    def _take_leave(self, session: BackendSession) -> None:
+        try:
+            session.quit()
+        finally:
+            self._places.release()
 
     def discard(self, session: BackendSession) -> None:
         """The conversation failed or must not go on: close at once, amid the message if need be."""
