@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the README shows is true: its configuration loads, its replies and numbers are the program's own."""
+
+import re
+from pathlib import Path
+
+from lmtp_proxy import reply
+from lmtp_proxy.config import load_config
+from lmtp_proxy.config_values import Timeouts
+from lmtp_proxy.reply import Reply
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def test_first_configuration_loads(tmp_path: Path) -> None:
+    [block] = re.findall(r"```yaml\n(.*?)```", section("A first configuration"), re.DOTALL)
+    path = tmp_path / "lmtp-proxy.yml"
+    path.write_text(block, "utf-8")
+    config = load_config(str(path))
+    assert sorted(config.backends) == ["new", "old"]
+    assert config.users == {
+        "alice@example.org": "new",
+        "bob@example.org": "old",
+        "carol@example.org": "reject",
+        "@example.net": "new",
+    }
+    assert config.fallback_backend == "old"
+
+
+def test_replies_in_the_table_are_those_of_the_proxy() -> None:
+    ours = {str(value)[:9] for value in vars(reply).values() if isinstance(value, Reply)}
+    shown = re.findall(r"\| .*(\d{3} \d\.\d\.\d)", section("What your MTA sees"))
+    assert len(shown) > 12
+    assert set(shown) <= ours
+
+
+def test_timeouts() -> None:
+    text = section("Limits")
+    for name in Timeouts.__dataclass_fields__:
+        [seconds] = re.findall(rf"`{name}`\s+(\d+)", text)
+        assert float(seconds) == getattr(Timeouts(), name), name
