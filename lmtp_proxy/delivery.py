@@ -85,12 +85,12 @@ class Delivery:
         position.delivery = self
         self._new.append(position)
 
-    def reserve(self) -> None:
-        """Take a place in the pool, if there is none yet."""
+    def reserve(self, before_wait: Callable[[], None]) -> None:
+        """Take a place in the pool, unless that was done; `before_wait` is called if there is none at once."""
         if self._reserved or self._failure:
             return
         try:
-            self.pool.reserve()
+            self.pool.reserve(before_wait)
             self._reserved = True
         except BackendError as error:
             self._fail(error)

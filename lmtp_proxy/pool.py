@@ -6,6 +6,7 @@ session serves one transaction. It speaks no LMTP, and knows no recipients.
 """
 
 import logging
+from collections.abc import Callable
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -38,8 +39,14 @@ class BackendPool:
         """Places taken now."""
         return self.backend.max_connections - int(self._places.counter)
 
-    def reserve(self) -> None:
-        """Wait for a place, first come first served, as long as a connect may take. Raises BackendError."""
+    def reserve(self, before_wait: Callable[[], None]) -> None:
+        """Take a place; if there is none, wait for one, first come first served, as long as a connect may take.
+
+        Raises BackendError.
+        """
+        if self._places.acquire(blocking=False):
+            return
+        before_wait()
         if not self._places.acquire(timeout=self.backend.timeouts.connect):
             limit = self.backend.max_connections
             raise BackendError(say.BACKEND_BUSY, f"all {limit} connections (max_connections) are in use")

@@ -90,7 +90,7 @@ class Transaction:
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
         for delivery in sorted(concerned, key=lambda delivery: delivery.pool.backend.name):
-            delivery.reserve()
+            delivery.reserve(self._client.flush)
         self._run(concerned, Delivery.send_envelope)
         for position in new:
             self._answer_rcpt(position)
