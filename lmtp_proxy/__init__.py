@@ -8,6 +8,7 @@ Ring 0, pure values and the protocol, no I/O:
     reply           a reply, and every sentence the proxy itself can say
     envelope        path and ESMTP parameter syntax; Recipient, Envelope
     dot_stuffing    message data on the wire: end of data, the lone-dot rule, size
+    reply_queue     replies in the order of their commands
     events          what the protocol tells the session
     protocol        LMTP server side, sans-I/O
     keys            the form in which a mailbox is looked up

@@ -18,7 +18,7 @@ from lmtp_proxy.reply import Reply
 _ATOM = rb"[!#-'*+\-./0-9=?A-Z^_`a-z{|}~\x80-\xff]+"
 _QUOTED = rb'"(?:[ !#-\[\]-~\x80-\xff]|\\[ -~])*"'
 _NAME = rb"[A-Za-z0-9_.\-\x80-\xff]+"
-_LITERAL = rb"\[[!-Z^-~]+\]"
+_LITERAL = rb"\[[A-Za-z0-9:.\-]+\]"
 _DOMAIN = rb"(?:%s|%s)" % (_NAME, _LITERAL)
 _ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)
 _PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, _ATOM, _QUOTED, _DOMAIN))
@@ -134,7 +134,7 @@ def _split(arguments: bytes, prefix: bytes, *, null_path: bool) -> tuple[bytes, 
     else:
         return None
     tail = rest[len(path) :]
-    return (path, tail.split()) if not tail or tail.startswith(b" ") else None
+    return (path, [word for word in tail.split(b" ") if word]) if not tail or tail.startswith(b" ") else None
 
 
 def _allowed_octets(path: bytes, utf8: bool) -> bool:

@@ -8,8 +8,8 @@ is to PIPELINING (RFC 2920).
 """
 
 import copy
-from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.dot_stuffing import MessageData
@@ -26,6 +26,7 @@ from lmtp_proxy.events import (
     Wait,
 )
 from lmtp_proxy.reply import Reply
+from lmtp_proxy.reply_queue import ReplyQueue
 
 MAX_COMMAND = 2048
 """Octets of one command line, CRLF included. RFC 5321 asks for 512, and more for each extension."""
@@ -57,8 +58,7 @@ class Protocol:
         self._closed = False
         self._greeted = False
         self._errors = 0
-        self._output: list[bytes] = []
-        self._answers: deque[Reply | None] = deque()  # from the oldest reply that is owed (None) on
+        self._replies = ReplyQueue()
         self._envelope: Envelope | None = None
         self._accepted = 0
         self._owed = 0
@@ -100,23 +100,22 @@ class Protocol:
 
     def completes(self, ahead: bytes) -> bool:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
-        if self._data is not None:
-            data = copy.copy(self._data)
-            data.feed(self._unparsed() + ahead)
+        octets = self._unparsed() + ahead
+        if self._data is not None or self._data_expected:
+            data = copy.copy(self._data) or MessageData()
+            data.feed(octets)
             return data.ended
-        return b"\r\n.\r\n" in self._unparsed() + ahead
+        return b"\r\n.\r\n" in octets
 
     def data_to_send(self) -> bytes:
         """All replies that may go out now; each is handed out once."""
-        output = b"".join(self._output)
-        self._output.clear()
-        return output
+        return self._replies.take()
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def greet(self) -> None:
         """Say the greeting."""
-        self._output.append(say.greeting(self._hostname).to_bytes())
+        self._replies.say(say.greeting(self._hostname))
 
     def receive_data(self, octets: bytes) -> None:
         """Octets from the client; b"" is the end of file."""
@@ -132,16 +131,13 @@ class Protocol:
             raise LocalProtocolError(f"no reply is owed, but got {reply}")
         self._owed -= 1
         if self._replying:
-            self._output.append(reply.to_bytes())
+            self._replies.say(reply)
             if not self._owed:
                 self._end_transaction()
             return
         if reply.positive:
             self._accepted += 1
-        self._answers[0] = reply
-        while self._answers and (answer := self._answers[0]) is not None:
-            self._output.append(answer.to_bytes())
-            self._answers.popleft()
+        self._replies.settle(reply)
 
     def start_data(self) -> None:
         """Ask for the message (354)."""
@@ -149,14 +145,14 @@ class Protocol:
             raise LocalProtocolError("there was no DATA")
         self._data_expected = False
         self._data = MessageData()
-        self._output.append(say.START_DATA.to_bytes())
+        self._replies.say(say.START_DATA)
 
     def close(self, reply: Reply) -> None:
         """Say `reply` as the last thing; what is owed is not answered any more."""
-        self._answers.clear()
+        self._replies.forget_owed()
         self._owed = 0
         self._end_transaction()
-        self._output.append(reply.to_bytes())
+        self._replies.say(reply)
         self._closed = True
 
     def _unparsed(self) -> bytes:
@@ -215,8 +211,7 @@ class Protocol:
                 self._buffer, self._position = b"", 0
             return None
         line = self._buffer[self._position : end]
-        # Only RCPT may run ahead of replies that are owed: what else is said depends on them (h11 calls this PAUSED).
-        if self._owed and (self._skipping or line[:4].upper() != b"RCPT"):
+        if self._owed and not self._may_run_ahead(line):
             return None
         self._position = end + 1
         if self._skipping or len(line) >= MAX_COMMAND:
@@ -224,11 +219,23 @@ class Protocol:
             return _TOO_LONG
         return line.removesuffix(b"\r")
 
+    def _may_run_ahead(self, line: bytes) -> bool:
+        """Whether a command can be taken before the replies that are owed, since nothing depends on them.
+
+        Only RCPT, and not one that may be over the limit of recipients or of errors (h11 calls the rest PAUSED).
+        """
+        return (
+            line[:4].upper() == b"RCPT"
+            and not self._skipping
+            and self._accepted + self._owed < self._max_recipients
+            and self._errors < MAX_ERRORS - 1
+        )
+
     def _command(self, line: bytes) -> Event | None:
         if line == _TOO_LONG:
             return self._refuse(say.LINE_TOO_LONG)
         verb, _, arguments = line.partition(b" ")
-        handler = _VERBS.get(verb.upper(), Protocol._unknown)
+        handler = _VERBS.get(verb.upper(), _UNKNOWN)
         errors = self._errors
         event = handler(self, arguments.strip(b" "))
         if self._errors == errors:
@@ -264,10 +271,10 @@ class Protocol:
         parsed = parse_rcpt(arguments, smtputf8=self._envelope.smtputf8)
         if isinstance(parsed, Reply):
             return self._refuse(parsed)
-        if self._accepted + self._owed >= self._max_recipients:
+        if self._accepted >= self._max_recipients:
             return self._answer(say.TOO_MANY_RECIPIENTS)
         self._owed += 1
-        self._answers.append(None)
+        self._replies.owe()
         return RcptCommand(parsed)
 
     def _data_verb(self, arguments: bytes) -> Event | None:
@@ -293,29 +300,11 @@ class Protocol:
         self._closed = True
         return None
 
-    def _noop(self, _arguments: bytes) -> Event | None:
-        return self._answer(say.OK)
-
-    def _vrfy(self, _arguments: bytes) -> Event | None:
-        return self._answer(say.CANNOT_VRFY)
-
-    def _help(self, _arguments: bytes) -> Event | None:
-        return self._answer(say.HELP)
-
-    def _not_lmtp(self, _arguments: bytes) -> Event | None:
-        return self._refuse(say.NOT_LMTP)
-
-    def _unknown(self, _arguments: bytes) -> Event | None:
-        return self._refuse(say.BAD_COMMAND)
-
     # --- shared by the verbs -----------------------------------------------------------------------------------------
 
     def _answer(self, reply: Reply) -> Event | None:
         """A reply of our own, in its turn behind those that are owed; no event."""
-        if self._answers:
-            self._answers.append(reply)
-        else:
-            self._output.append(reply.to_bytes())
+        self._replies.say(reply)
         return None
 
     def _refuse(self, reply: Reply) -> Event | None:
@@ -339,16 +328,26 @@ class Protocol:
         self._replying = False
 
 
-_VERBS: dict[bytes, Callable[[Protocol, bytes], Event | None]] = {
+def _always(reply: Reply) -> "_Handler":
+    return lambda protocol, _arguments: protocol._answer(reply)
+
+
+def _never(reply: Reply) -> "_Handler":
+    return lambda protocol, _arguments: protocol._refuse(reply)
+
+
+_Handler: TypeAlias = Callable[[Protocol, bytes], Event | None]
+_UNKNOWN = _never(say.BAD_COMMAND)
+_VERBS: dict[bytes, _Handler] = {
     b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
-    b"HELO": Protocol._not_lmtp,  # RFC 2033 section 4.1: must not be accepted
-    b"EHLO": Protocol._not_lmtp,  # RFC 2033 section 4.1: must not be accepted
+    b"HELO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
+    b"EHLO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
     b"MAIL": Protocol._mail,  # RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531
     b"RCPT": Protocol._rcpt,  # RFC 5321 section 4.1.1.3
     b"DATA": Protocol._data_verb,  # RFC 5321 section 4.1.1.4, RFC 2033 section 4.2
     b"RSET": Protocol._rset,  # RFC 5321 section 4.1.1.5
-    b"VRFY": Protocol._vrfy,  # RFC 5321 section 4.1.1.6 and 7.3
-    b"HELP": Protocol._help,  # RFC 5321 section 4.1.1.8
-    b"NOOP": Protocol._noop,  # RFC 5321 section 4.1.1.9
+    b"VRFY": _always(say.CANNOT_VRFY),  # RFC 5321 section 4.1.1.6 and 7.3
+    b"HELP": _always(say.HELP),  # RFC 5321 section 4.1.1.8
+    b"NOOP": _always(say.OK),  # RFC 5321 section 4.1.1.9
     b"QUIT": Protocol._quit,  # RFC 5321 section 4.1.1.10
 }
