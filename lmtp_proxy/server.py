@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
+import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -36,6 +37,7 @@ class Server:
         self._sessions: set[Session] = set()
         self._changed = Event()
         self._sessions_changed = sessions_changed
+        self._stopping = False
         self._tcp = listener.family != socket.AF_UNIX
         self._stream_server = StreamServer(listener, self._serve, spawn=Pool(max_clients))
 
@@ -53,6 +55,8 @@ class Server:
         given up; one whose final dot was read has until its own deadline (`timeouts.final_reply`).
         """
         self._stream_server.close()
+        self._stopping = True
+        gevent.sleep(0)  # a client that was accepted just now has its greenlet, but that has not run yet
         deadline = time.monotonic() + self._shared.current().config.timeouts.shutdown
         for session in tuple(self._sessions):
             session.stop()
@@ -80,6 +84,8 @@ class Server:
         _log.debug("%s: connect from %s", session.name, peer)
         self._sessions.add(session)
         self._sessions_changed(len(self._sessions))
+        if self._stopping:
+            session.stop()
         try:
             session.run()
         finally:
