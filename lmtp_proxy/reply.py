@@ -110,7 +110,7 @@ NO_RECIPIENTS = _own(503, "5.5.1 No valid recipients")
 TOO_MANY_RECIPIENTS = _own(452, "4.5.3 Too many recipients")
 TOO_MANY_ERRORS = _own(421, "4.7.0 Too many errors in a row, closing connection")
 SIZE_TOO_BIG = _own(552, "5.3.4 Message is larger than the size limit")
-AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a lone dot between line ends other than CRLF; refused as ambiguous")
+AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for its end; refused as ambiguous")
 
 # --- the client's connection -----------------------------------------------------------------------------------------
 IDLE_TOO_LONG = _own(421, "4.4.2 Idle for too long, closing connection")

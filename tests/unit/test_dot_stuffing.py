@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a message ends, whether that is beyond doubt, and that its octets come out as they came in."""
+
+import itertools
+import re
+from collections.abc import Iterable
+
+import pytest
+
+from lmtp_proxy.dot_stuffing import MessageData
+
+END = b"\r\n.\r\n"
+# Bodies that are beyond doubt, each up to and including the CRLF in front of the final dot.
+BODIES: dict[str, bytes] = {
+    "no line": b"",
+    "an empty line": b"\r\n",
+    "one line": b"Subject: x\r\n",
+    "lines": b"Subject: x\r\n\r\nHello,\r\nworld\r\n",
+    "stuffed dot": b"..\r\n",
+    "stuffed dots": b"a\r\n..\r\n..b\r\n...\r\n",
+    "unstuffed dot": b".a\r\nb\r\n.c.\r\n",  # what a receiver makes of it is the receiver's business
+    "dots within lines": b"a.b\r\nc.\r\n. \r\n",
+    "base64": b"QUJD" * 19 + b"\r\n",
+    "bare LF": b"a\nb\n\nc\r\n",
+    "bare CR": b"a\rb\r\rc\r\r\n",
+    "LF CR": b"a\n\rb\r\n",
+    "dot at a bare line end": b"a.\nb.\rc\n.d\r.e\n\n..\n\r..\r\n",
+    "stuffed dot on a bare line": b"a\n..\nb\r..\r\n",
+    "NUL": b"\0a\0.\0\r\n.\0\r\n\0\r\n",
+    "every octet": bytes(range(256)) + b"\r\n",
+    "a long line": b"x" * 5000 + b"." + b"y" * 5000 + b"\r\n",
+    "CR before CRLF": b"a\r\r\n",
+}
+
+# A lone dot after the first and before the second of these is beyond doubt only in one case.
+LINE_ENDS = (b"\r\n", b"\n", b"\r")
+AMBIGUOUS_PAIRS = [pair for pair in itertools.product(LINE_ENDS, LINE_ENDS) if pair != (b"\r\n", b"\r\n")]
+STRAY_CR = [(b"\r\n", b"\r\r\n"), (b"\r\n\r", b"\r\n"), (b"\n\r", b"\r\n"), (b"\r\n\r", b"\n"), (b"\r\n", b"\r\r")]
+
+
+def feed(pieces: Iterable[bytes]) -> tuple[MessageData, bytes, bytes]:
+    """Feed up to the end: the data, all that came out, and all that stood behind the final dot."""
+    data, passed, rest = MessageData(), b"", b""
+    for piece in pieces:
+        if data.ended:
+            rest += piece
+            continue
+        out, rest = data.feed(piece)
+        passed += out
+    return data, passed, rest
+
+
+def cuts(octets: bytes) -> list[list[bytes]]:
+    """Whole, octet by octet, and each cut into two."""
+    by_octet = [octets[i : i + 1] for i in range(len(octets))]
+    step = max(1, len(octets) // 300)  # each place of a short body, some of a long one
+    return [[octets], by_octet, *([octets[:i], octets[i:]] for i in range(1, len(octets), step))]
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("tail", [b"", b"QUIT\r\n", b".\r\n", b"\r\n.\r\n", b".", b"\n.\n"])
+def test_a_body_comes_out_as_it_came_in(name: str, tail: bytes) -> None:
+    body = BODIES[name]
+    for pieces in cuts(body + b".\r\n" + tail):
+        data, passed, rest = feed(pieces)
+        assert (passed, rest) == (body, tail)
+        assert data.ended
+        assert not data.ambiguous
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_size_counts_neither_stuffing_nor_the_final_dot(name: str) -> None:
+    """RFC 1870 section 3: the size is that of the message, as octets with CRLF, before stuffing."""
+    body = BODIES[name]
+    unstuffed = re.sub(rb"(\A|(?<=\r\n))\.", b"", body)
+    for pieces in cuts(body + b".\r\n" + b"\r\n.x"):
+        assert feed(pieces)[0].size == len(unstuffed)
+
+
+@pytest.mark.parametrize("before, after", AMBIGUOUS_PAIRS + STRAY_CR)
+@pytest.mark.parametrize("start", [b"", b"Subject: x\r\n\r\nfirst", b"..x"])
+@pytest.mark.parametrize("smuggled", [b"", b"MAIL FROM:<evil@x>", b"..", b"\r\n", b"x\n.\n"])
+def test_a_lone_dot_between_other_line_ends_is_ambiguous(
+    before: bytes, after: bytes, start: bytes, smuggled: bytes
+) -> None:
+    body = start + before + b"." + after + smuggled + b"\r\n"
+    for pieces in cuts(body + b".\r\n" + b"QUIT\r\n"):
+        data, passed, rest = feed(pieces)
+        assert data.ambiguous
+        assert data.ended  # it is read to its real end all the same
+        assert rest == b"QUIT\r\n"
+        assert passed == start + before
+
+
+@pytest.mark.parametrize("start", [b".\n", b".\r", b".\rx", b".\r\r\n", b".\r."])
+def test_the_start_counts_as_after_crlf(start: bytes) -> None:
+    for pieces in cuts(start + b"rest\r\n.\r\ntail"):
+        data, passed, rest = feed(pieces)
+        assert (data.ambiguous, data.ended, passed, rest) == (True, True, b"", b"tail")
+
+
+def test_a_dot_at_once_is_an_empty_message() -> None:
+    for pieces in cuts(b".\r\nQUIT\r\n"):
+        data, passed, rest = feed(pieces)
+        assert (data.ambiguous, data.ended, data.size, passed, rest) == (False, True, 0, b"", b"QUIT\r\n")
+
+
+def test_nothing_comes_out_after_the_first_ambiguous_dot() -> None:
+    data = MessageData()
+    assert data.feed(b"good\n.") == (b"good\n", b"")
+    assert data.feed(b"\nMAIL") == (b"", b"")
+    assert data.ambiguous
+    assert data.feed(b"a chunk without one\r\n") == (b"", b"")
+    assert data.feed(b"..a chunk with one\r\n") == (b"", b"")
+    assert data.feed(b"\r\n.") == (b"", b"")
+    assert not data.ended
+    assert data.feed(b"\r\nrest") == (b"", b"rest")
+    assert data.ended
+
+
+@pytest.mark.parametrize("body", [b"x\r\n.", b"x\r\n.\r", b"x\n.", b"x\r.", b"x\n.\r", b".", b".\r", b"\r\n.\r"])
+def test_a_dot_that_may_be_the_end_does_not_come_out(body: bytes) -> None:
+    for pieces in cuts(body):
+        data, passed, rest = feed(pieces)
+        assert (passed, rest, data.ended) == (body[: body.rindex(b".")], b"", False)
+
+
+@pytest.mark.parametrize("body", [b"x", b"x.", b"x\r\n", b"x\r", b"x\n", b"\r\n..", b"\r\n.x", b"\r\n.\0", b"x.\r"])
+def test_all_else_comes_out_at_once(body: bytes) -> None:
+    for pieces in cuts(body):
+        data, passed, rest = feed(pieces)
+        assert (passed, rest, data.ended, data.ambiguous) == (body, b"", False, False)
+
+
+def test_size_grows_with_each_piece() -> None:
+    """The session refuses a message as soon as it is too large, so the size has to be right amid the data."""
+    data, sizes = MessageData(), []
+    for piece in (b"12345", b"", b"\r\n", b"..", b"\r\n", b".", b"\r", b"\n"):
+        data.feed(piece)
+        sizes.append(data.size)
+    assert sizes == [5, 5, 7, 8, 10, 10, 10, 10]
+    assert data.ended
+
+
+def test_every_short_stream_against_the_rule() -> None:
+    """All 4-letter streams up to seven octets, whole and by octet, against the rule written down as one expression."""
+    for length in range(1, 8):
+        for letters in itertools.product(b"a.\r\n", repeat=length):
+            stream = bytes(letters)
+            text = b"\r\n" + stream
+            end = text.find(END)
+            ended = end >= 0
+            decided = text[: end + 2] if ended else re.sub(rb"(?<=[\r\n])\.\r?\Z", b"", text)
+            lone = re.search(rb"(?<=[\r\n])\.(?=[\r\n])", text[: end + 2] if ended else text)
+            if not ended and lone and text[lone.start() - 2 :] == b"\r\n.\r":
+                lone = None  # not decided yet
+            for pieces in ([stream], [stream[i : i + 1] for i in range(length)]):
+                data, passed, rest = feed(pieces)
+                assert data.ended is ended, stream
+                assert rest == (text[end + 5 :] if ended else b""), stream
+                if not lone:
+                    assert not data.ambiguous, stream
+                elif lone.end() + 1 < len(text):  # the judgement may wait for one octet more
+                    assert data.ambiguous, stream
+                assert passed == (text[2 : lone.start()] if lone else decided[2:]), stream
+
+
+PIECE = 8189  # octets after which Cyrus 3.6 begins to read a line anew
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("end", [b".\r\n", b".\n", b".\r\r\n"])
+@pytest.mark.parametrize("before", [b"", b"Subject: x\r\n\r\n", b"a.b\n"])
+def test_a_dot_where_cyrus_cuts_a_long_line(before: bytes, end: bytes, pieces: int) -> None:
+    start = before + b"x" * (PIECE * pieces)
+    octets = start + end + b"MAIL FROM:<evil@x>" + END + b"REST"
+    for way in (
+        *cuts(octets)[::40],
+        [octets[: len(start)], octets[len(start) :]],
+        [start, b".", octets[len(start) + 1 :]],
+    ):
+        data, passed, rest = feed(way)
+        assert data.ended and data.ambiguous
+        assert passed == start
+        assert rest == b"REST"
+
+
+@pytest.mark.parametrize("offset", [1, PIECE - 1, PIECE + 1, 2 * PIECE - 1, 2 * PIECE + 1])
+def test_a_dot_at_the_end_of_another_long_line(offset: int) -> None:
+    body = b"a\r\n" + b"x" * offset + b".\r\nb"
+    for way in cuts(body + END)[::40]:
+        data, passed, _ = feed(way)
+        assert data.ended and not data.ambiguous
+        assert passed == body + b"\r\n"
+
+
+@pytest.mark.parametrize("following", [b"y\r\n", b".\r\n", b" \r\n"])
+def test_a_dot_amid_a_long_line_where_cyrus_cuts(following: bytes) -> None:
+    body = b"x" * PIECE + b"." + following
+    for way in (*cuts(body + END[2:])[::40], [body[: PIECE + 1], body[PIECE + 1 :] + END[2:]]):
+        data, passed, _ = feed(way)
+        assert data.ended and not data.ambiguous
+        assert passed == body
+
+
+def test_the_dot_behind_a_piece_waits_for_what_follows() -> None:
+    data = MessageData()
+    assert data.feed(b"x" * PIECE + b".") == (b"x" * PIECE, b"")
+    assert data.feed(b"y") == (b".y", b"")
+    assert not data.ambiguous
