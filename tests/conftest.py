@@ -1,0 +1,56 @@
+"""Settings for all tests: no test runs for ever, and where every test must run a skip is a failure.
+
+With LMTP_PROXY_NO_SKIP=1 in the environment (continuous integration) a skipped test or module fails with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+DEFAULT_TIMEOUT = 60  # seconds for one test; a test that needs longer bears its own mark
+
+settings.register_profile(
+    "project",
+    deadline=None,  # the tests share a machine with others: pytest-timeout watches the time
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("project")
+
+
+def skips_are_failures() -> bool:
+    return os.environ.get("LMTP_PROXY_NO_SKIP", "") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(DEFAULT_TIMEOUT))
+
+
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail") or not skips_are_failures():
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid} was skipped, and LMTP_PROXY_NO_SKIP=1 forbids that. {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    del item, call
+    outcome = yield
+    _forbid_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, None]:
+    del collector
+    outcome = yield
+    _forbid_skip(outcome.get_result())

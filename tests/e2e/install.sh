@@ -1,0 +1,117 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus and Dovecot side by side, and Debian's own
+# versions of the Python packages for the test run with the system's Python.
+#
+#   sudo tests/e2e/install.sh
+#
+# May be run again at any time: it returns at once when everything is there. No service is started, neither now nor
+# by a later step of this script. dovecot-imapd conflicts with cyrus-imapd by name only, so its two programs are unpacked
+# beside the system (see E2E_STATE) instead of being installed.
+set -eu
+
+E2E_STATE=${LMTP_PROXY_E2E_STATE:-/var/lib/lmtp-proxy-e2e}
+POLICY=/usr/sbin/policy-rc.d
+SAVED=$POLICY.lmtp-proxy-e2e-saved
+
+SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd sasl2-bin libsasl2-modules libsasl2-modules-db"
+PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-pytest python3-pytest-timeout python3-hypothesis"
+
+die() {
+    echo "tests/e2e/install.sh: $*" >&2
+    exit 1
+}
+
+installed_version() {
+    dpkg-query -W -f '${db:Status-Abbrev} ${Version}\n' "$1" 2>/dev/null | sed -n 's/^ii *//p'
+}
+
+missing_packages() {
+    for package in $SERVERS $PYTHON; do
+        [ -n "$(installed_version "$package")" ] || printf '%s ' "$package"
+    done
+}
+
+# Dovecot's programs refuse to work with a master of another version: the unpacked ones must be of the installed version.
+imapd_is_unpacked() {
+    [ -x "$E2E_STATE/dovecot-imapd/usr/lib/dovecot/imap" ] &&
+        [ "$(cat "$E2E_STATE/dovecot-imapd.version" 2>/dev/null)" = "$(installed_version dovecot-core)" ]
+}
+
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@"
+}
+
+restore_policy() {
+    if [ -e "$SAVED" ]; then
+        mv -f "$SAVED" "$POLICY"
+    elif [ -e "$E2E_STATE/policy-is-ours" ]; then
+        rm -f "$POLICY"
+    fi
+    rm -f "$E2E_STATE/policy-is-ours"
+}
+
+# While this policy is in place no package may start its service.
+forbid_starting() {
+    restore_policy # of a run that was killed
+    [ ! -e "$POLICY" ] || mv "$POLICY" "$SAVED"
+    : >"$E2E_STATE/policy-is-ours"
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+}
+
+# $* = packages. The lists are fetched only when what is there does not do.
+install_packages() {
+    apt_get install -y --no-install-recommends "$@" && return
+    apt_get update
+    apt_get install -y --no-install-recommends "$@"
+}
+
+# Postfix asks its questions only at its first installation: keep it off the network should somebody start it.
+answer_postfix_questions() {
+    [ -z "$(installed_version postfix)" ] || return 0
+    echo "postfix postfix/main_mailer_type select Local only" | debconf-set-selections
+    echo "postfix postfix/mailname string localhost" | debconf-set-selections
+}
+
+unpack_imapd() {
+    work=$(mktemp -d)
+    chmod 755 "$work"
+    chown _apt "$work" 2>/dev/null || true # the user that apt downloads as
+    if ! (cd "$work" && apt_get download "dovecot-imapd=$(installed_version dovecot-core)"); then
+        # the installed Dovecot is older than the archive's: bring it up to date, then both are the same
+        apt_get update
+        apt_get install -y --no-install-recommends dovecot-core dovecot-lmtpd
+        (cd "$work" && apt_get download "dovecot-imapd=$(installed_version dovecot-core)")
+    fi
+    rm -rf "$E2E_STATE/dovecot-imapd" "$E2E_STATE/dovecot-imapd.version"
+    dpkg -x "$work"/dovecot-imapd_*.deb "$E2E_STATE/dovecot-imapd"
+    installed_version dovecot-core >"$E2E_STATE/dovecot-imapd.version"
+    rm -rf "$work"
+}
+
+command -v apt-get >/dev/null 2>&1 && command -v dpkg-query >/dev/null 2>&1 ||
+    die "needs Debian's apt-get and dpkg; on other systems the end-to-end tests cannot be run"
+
+if [ -z "$(missing_packages)" ] && imapd_is_unpacked; then
+    echo "tests/e2e/install.sh: everything is there"
+    exit 0
+fi
+
+[ "$(id -u)" = 0 ] || die "must be run as root: sudo tests/e2e/install.sh"
+
+mkdir -p "$E2E_STATE"
+chmod 755 "$E2E_STATE"
+exec 9>"$E2E_STATE/lock"
+flock 9
+
+trap restore_policy EXIT
+trap 'exit 1' HUP INT TERM
+forbid_starting
+answer_postfix_questions
+missing=$(missing_packages)
+# shellcheck disable=SC2086 # a list of words
+[ -z "$missing" ] || install_packages $missing
+imapd_is_unpacked || unpack_imapd
+[ -z "$(missing_packages)" ] && imapd_is_unpacked || die "something is still missing: $(missing_packages)"
+echo "tests/e2e/install.sh: done"

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the end-to-end tests need from the machine, and the sentence that says what is missing and how to get it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+INSTALL = "sudo tests/e2e/install.sh"
+
+SBIN = "/usr/sbin:/usr/bin"
+CYRUS_BIN = Path("/usr/lib/cyrus/bin")
+POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
+DOVECOT = Path("/usr/sbin/dovecot")
+UNPACKED = Path(os.environ.get("LMTP_PROXY_E2E_STATE", "/var/lib/lmtp-proxy-e2e"))
+"""Where install.sh keeps what cannot be installed beside Cyrus."""
+
+
+def program(name: str) -> str | None:
+    """The path of a program, also when the caller's PATH has no sbin directories."""
+    return shutil.which(name, path=SBIN)
+
+
+def dovecot_imap_programs() -> Path | None:
+    """The directory of Dovecot's `imap` and `imap-login`: unpacked by install.sh, or installed as usual."""
+    if not DOVECOT.exists():
+        return None
+    for directory in (UNPACKED / "dovecot-imapd/usr/lib/dovecot", Path("/usr/lib/dovecot")):
+        if all((directory / name).exists() for name in ("imap", "imap-login")):
+            return directory
+    return None
+
+
+def missing_for_servers() -> str | None:
+    """Why Postfix, Cyrus and Dovecot cannot be started here, in one line; None when they can."""
+    absent = [
+        name
+        for name, there in (
+            ("Postfix (postfix)", program("postfix") and (POSTFIX_DAEMONS / "lmtp").exists()),
+            ("Cyrus (cyrus-imapd)", (CYRUS_BIN / "lmtpd").exists() and (CYRUS_BIN / "imapd").exists()),
+            ("saslpasswd2 (sasl2-bin)", program("saslpasswd2")),
+            ("Dovecot (dovecot-core, dovecot-lmtpd)", DOVECOT.exists() and Path("/usr/lib/dovecot/lmtp").exists()),
+            ("Dovecot's imap (dovecot-imapd)", dovecot_imap_programs()),
+        )
+        if not there
+    ]
+    if absent:
+        return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
+    if os.geteuid() != 0:
+        return "Postfix, Cyrus and Dovecot start only as root: run the tests as root"
+    return None
+
+
+def missing_for_smtp_source() -> str | None:
+    """Why Postfix's load generator and sink cannot be used here, in one line; None when they can."""
+    absent = [name for name in ("smtp-source", "smtp-sink") if program(name) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)} (postfix); to install: {INSTALL}"
+    return None
+
+
+def run(*command: str, stdin: str = "") -> str:
+    """Runs a command to its end and returns its output; AssertionError with all it said when it fails."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two mail stores behind the proxy: real Cyrus and real Dovecot, each a private instance in a directory of its own.
+
+Cyrus takes LMTP on a unix socket (trusted) and on three TCP ports that want authentication, one for each mechanism
+that the proxy knows. Dovecot takes LMTP on a unix socket. Both are read back over IMAP. Neither knows a mailbox that
+`add_users` did not make. The directory's path must be short (unix sockets) and its parents open to everybody.
+"""
+
+import abc
+import imaplib
+import os
+import pwd
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from .process import Pid, accepts_tcp, accepts_unix, end_family, free_port, kill_family, wait_until
+from .requirements import CYRUS_BIN, DOVECOT, dovecot_imap_programs, program, run
+
+PASSWORD = "secret"
+MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+
+IMAP_SERVICES = ("imap", "imap-login", "imap-hibernate", "imap-urlauth", "imap-urlauth-login", "imap-urlauth-worker")
+"""The Dovecot services whose programs come with its IMAP package."""
+
+
+class Store(abc.ABC):
+    """One server: start and stop as often as wanted, mailboxes stay."""
+
+    name = ""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.imap_port = free_port()
+        self.lmtp_socket = directory / "lmtp"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abc.abstractmethod
+    def _command(self) -> list[str]:
+        """What runs the server in the foreground."""
+
+    @abc.abstractmethod
+    def add_users(self, users: Iterable[str]) -> None:
+        """Gives each an empty mailbox. Cyrus must be running for it, Dovecot not yet (it looks again only later)."""
+
+    @abc.abstractmethod
+    def _login(self, imap: imaplib.IMAP4, user: str) -> None:
+        """Opens `user`'s mailboxes."""
+
+    @property
+    def master(self) -> Pid:
+        """The server's first process. Only while it runs."""
+        assert self._process is not None, f"{self.name} is not running"
+        return Pid.of(self._process.pid)  # nobody else's: it is our child, and was not waited for
+
+    def start(self) -> None:
+        assert self._process is None, f"{self.name} runs already"
+        with open(self.directory / "out", "ab") as output:
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        wait_until(self._serves, 20.0, lambda: f"{self.name} serving; it said:\n{self.log()}")
+
+    def ensure_started(self) -> None:
+        if self._process is None:
+            self.start()
+
+    def _serves(self) -> bool:
+        assert self._process is not None and self._process.poll() is None, f"{self.name} ended:\n{self.log()}"
+        return accepts_tcp(self.imap_port) and accepts_unix(self.lmtp_socket)
+
+    def stop(self) -> None:
+        """The server's own orderly stop. Nothing happens when it does not run."""
+        if self._process is not None:
+            end_family(self.master, 3.0)
+            self._process.wait(10)
+            self._process = None
+
+    def kill(self) -> None:
+        """A crash: the master and everything it started, at once."""
+        if self._process is not None:
+            kill_family(self.master)
+            self._process.wait(10)
+            self._process = None
+
+    def log(self) -> str:
+        """What the server wrote to its log and its output."""
+        files = [self.directory / "out", self.directory / "log"]
+        return "".join(file.read_text("utf-8", "replace") for file in files if file.exists())
+
+    def imap(self, user: str) -> imaplib.IMAP4:
+        imap = imaplib.IMAP4("127.0.0.1", self.imap_port, timeout=60)
+        self._login(imap, user)
+        return imap
+
+    def messages(self, user: str) -> list[bytes]:
+        """Every message in `user`'s INBOX, whole, as IMAP hands it out (CRLF line ends)."""
+        with self.imap(user) as imap:
+            status, answer = imap.select("INBOX", readonly=True)
+            assert status == "OK" and answer[0] is not None, f"{self.name}: {user}: SELECT: {answer!r}"
+            count = int(answer[0])
+            if count == 0:
+                return []
+            status, parts = imap.fetch("1:*", "(BODY.PEEK[])")
+            assert status == "OK", f"{self.name}: {user}: FETCH: {status}"
+            found = [part[1] for part in parts if isinstance(part, tuple)]
+            assert len(found) == count, f"{self.name}: {user}: {count} messages, {len(found)} fetched"
+            return found
+
+
+class Cyrus(Store):
+    name = "Cyrus"
+    lmtp_user = "lmtp"
+    """Who may authenticate to the LMTP TCP ports, with PASSWORD."""
+
+    _server_name = "old.example.test"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.lmtp_ports = {mechanism: free_port() for mechanism in MECHANISMS}
+        """The LMTP port on 127.0.0.1 that offers this AUTH mechanism alone."""
+        self._configure()
+
+    def _configure(self) -> None:
+        base = self.directory
+        for part in ("db", "user", "quota", "msg", "socket", "log", "../spool", "../run/proc", "../run/lock"):
+            (base / "lib" / part).resolve().mkdir(parents=True, exist_ok=True)
+        # duplicatesuppression would hide a message delivered twice, which is what the tests look for
+        (base / "imapd.conf").write_text(
+            f"configdirectory: {base}/lib\n"
+            f"partition-default: {base}/spool\n"
+            "defaultpartition: default\n"
+            f"proc_path: {base}/run/proc\n"
+            f"mboxname_lockpath: {base}/run/lock\n"
+            f"lmtpsocket: {self.lmtp_socket}\n"
+            f"servername: {self._server_name}\n"
+            "admins: cyrus\n"
+            "allowplaintext: yes\n"
+            "sasl_pwcheck_method: auxprop\n"
+            "sasl_auxprop_plugin: sasldb\n"
+            f"sasl_sasldb_path: {base}/sasldb2\n"
+            "sasl_mech_list: PLAIN LOGIN\n"
+            + "".join(
+                f"{service}_sasl_mech_list: {mechanism}\n{service}_admins: {self.lmtp_user}\n"
+                for mechanism, service in ((mechanism, _service(mechanism)) for mechanism in MECHANISMS)
+            )
+            + "virtdomains: off\n"
+            "altnamespace: no\n"
+            "unixhierarchysep: no\n"
+            "duplicatesuppression: no\n",
+            "utf-8",
+        )
+        conf = base / "imapd.conf"
+        tcp_services = "".join(
+            f'  {_service(mechanism)} cmd="{CYRUS_BIN}/lmtpd -C {conf}" listen="127.0.0.1:{port}" prefork=0\n'
+            for mechanism, port in self.lmtp_ports.items()
+        )
+        (base / "cyrus.conf").write_text(
+            f'START {{\n  recover cmd="{CYRUS_BIN}/ctl_cyrusdb -C {conf} -r"\n}}\n'
+            "SERVICES {\n"
+            f'  imap cmd="{CYRUS_BIN}/imapd -C {conf}" listen="127.0.0.1:{self.imap_port}" prefork=0\n'
+            f'  lmtp cmd="{CYRUS_BIN}/lmtpd -C {conf}" listen="{self.lmtp_socket}" prefork=0\n'
+            f"{tcp_services}}}\n"
+            f'EVENTS {{\n  checkpoint cmd="{CYRUS_BIN}/ctl_cyrusdb -C {conf} -c" period=30\n}}\n',
+            "utf-8",
+        )
+        saslpasswd = program("saslpasswd2")
+        assert saslpasswd is not None
+        for user in ("cyrus", self.lmtp_user):
+            run(saslpasswd, "-f", f"{base}/sasldb2", "-c", "-p", "-u", self._server_name, user, stdin=PASSWORD)
+        run("chown", "-R", "cyrus:mail", str(base))
+
+    def _command(self) -> list[str]:
+        base = self.directory
+        files = ["-C", f"{base}/imapd.conf", "-M", f"{base}/cyrus.conf", "-p", f"{base}/run/master.pid"]
+        return [f"{CYRUS_BIN}/master", *files, "-D"]
+
+    def add_users(self, users: Iterable[str]) -> None:
+        with self.imap("cyrus") as imap:
+            for user in users:
+                status, answer = imap.create(f"user.{user}")
+                assert status == "OK", f"Cyrus: CREATE user.{user}: {answer!r}"
+
+    def _login(self, imap: imaplib.IMAP4, user: str) -> None:
+        # the administrator authenticates and acts for the user: no password for each
+        status, answer = imap.authenticate("PLAIN", lambda _challenge: f"{user}\0cyrus\0{PASSWORD}".encode())
+        assert status == "OK", f"Cyrus: login for {user}: {answer!r}"
+
+
+def _service(mechanism: str) -> str:
+    """The name of the Cyrus service that offers `mechanism`."""
+    return "lmtp" + mechanism.replace("-", "").lower()
+
+
+class Dovecot(Store):
+    name = "Dovecot"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._users = directory / "users"
+        self._owner = pwd.getpwnam("nobody")
+        self._configure()
+
+    def _configure(self) -> None:
+        base = self.directory
+        for part in ("run", "state", "mail", "tmp"):
+            (base / part).mkdir(exist_ok=True)
+        for part in ("mail", "tmp"):
+            os.chown(base / part, self._owner.pw_uid, self._owner.pw_gid)
+        self._users.touch()
+        programs = dovecot_imap_programs()
+        assert programs is not None
+        # the master looks for every one of these, used or not
+        services = "".join(f"service {name} {{\n  executable = {programs}/{name}\n}}\n" for name in IMAP_SERVICES)
+        # no fsync: a crash of the server, as the tests make it, loses nothing that the kernel has
+        (base / "dovecot.conf").write_text(
+            f"""\
+protocols = imap lmtp
+listen = 127.0.0.1
+base_dir = {base}/run
+state_dir = {base}/state
+log_path = {base}/log
+mail_temp_dir = {base}/tmp
+ssl = no
+disable_plaintext_auth = no
+auth_username_format = %Ln
+first_valid_uid = 1
+mail_location = sdbox:~/sdbox
+mail_fsync = never
+passdb {{
+  driver = passwd-file
+  args = {self._users}
+}}
+userdb {{
+  driver = passwd-file
+  args = {self._users}
+}}
+service imap-login {{
+  inet_listener imap {{
+    port = {self.imap_port}
+  }}
+  inet_listener imaps {{
+    port = 0
+  }}
+}}
+{services}service lmtp {{
+  unix_listener {self.lmtp_socket} {{
+    mode = 0666
+  }}
+}}
+protocol lmtp {{
+  postmaster_address = postmaster@example.test
+}}
+""",
+            "utf-8",
+        )
+
+    def _command(self) -> list[str]:
+        # a killed master leaves its pid file, and the number may be somebody else's by now
+        (self.directory / "run/master.pid").unlink(missing_ok=True)
+        return [str(DOVECOT), "-F", "-c", f"{self.directory}/dovecot.conf"]
+
+    def add_users(self, users: Iterable[str]) -> None:
+        uid, gid = self._owner.pw_uid, self._owner.pw_gid
+        with open(self._users, "a", encoding="utf-8") as file:
+            for user in users:
+                file.write(f"{user}:{{PLAIN}}{PASSWORD}:{uid}:{gid}::{self.directory}/mail/{user}::\n")
+
+    def _login(self, imap: imaplib.IMAP4, user: str) -> None:
+        status, answer = imap.login(user, PASSWORD)
+        assert status == "OK", f"Dovecot: login of {user}: {answer!r}"

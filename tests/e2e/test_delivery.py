@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Mail by real Postfix through the proxy into real Cyrus and Dovecot, read back by IMAP: all of it, once, unchanged."""
+
+import random
+import re
+import smtplib
+import threading
+
+import pytest
+
+from tests.support.proxy import ProxyProcess
+
+from .conftest import Stack, Start
+from .mail import awkward_body, check_copies, large_body, message, read_back, submit, submit_at_once
+from .postfix import DOMAIN
+
+SEED = 20240101
+
+
+class Mover:
+    """Moves random users to the other store, one reload after the other, until told to stop."""
+
+    def __init__(self, proxy: ProxyProcess, users: list[str], rng: random.Random) -> None:
+        self.moved: set[str] = set()
+        self.reloads = 0
+        self._proxy = proxy
+        self._users = users
+        self._rng = rng
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Mover":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(0.3):
+                self._move_some()
+        except BaseException as failure:
+            self._failure = failure
+
+    def _move_some(self) -> None:
+        routes = self._proxy.config["users"]
+        for user in self._rng.sample(self._users, 3):
+            routes[user] = "new" if routes[user] == "old" else "old"
+            self.moved.add(user)
+        line = self._proxy.reload()
+        assert "active" in line, line
+        self.reloads += 1
+
+
+@pytest.mark.timeout(150)
+def test_500_messages_arrive_once_and_unchanged_while_users_move(stack: Stack, start_proxy: Start) -> None:
+    rng = random.Random(SEED)
+    users = stack.users(16)
+    proxy = start_proxy(stack.config({user: ("old", "new")[index % 2] for index, user in enumerate(users)}))
+    messages = [
+        message(f"bulk-{number}", rng.sample(users, rng.randint(1, 5)), awkward_body(rng)) for number in range(499)
+    ]
+    messages.insert(250, message("bulk-large", users[:4], large_body(rng, 20_000_000)))
+
+    with Mover(proxy, users, random.Random(SEED)) as mover:
+        queue_ids = submit_at_once(stack.postfix, messages, sessions=20)
+        stack.postfix.wait_removed(queue_ids.values(), 100)
+
+    found = read_back(stack.stores, users)
+    check_copies(messages, found)
+    assert len(found) == sum(len(item.recipients) for item in messages)
+    assert mover.reloads >= 5
+    places = {(copy.user, copy.store) for copies in found.values() for copy in copies}
+    assert any({(user, store.name) for store in stack.stores} <= places for user in mover.moved), "no move was seen"
+    attempts = stack.postfix.attempts(queue_ids.values())
+    assert {attempt.status for attempt in attempts} <= {"sent", "deferred"}
+    # a user who moved under way: the only reason to defer anything
+    assert {a.text for a in attempts if a.status == "deferred" and "451 4.2.1" not in a.text} == set()
+    assert stack.postfix.lines(r"suspended|lost connection with") == []
+    assert len(re.findall(r"status=sent", proxy.log())) == len(found)
+
+
+@pytest.mark.timeout(60)
+def test_eight_bit_mail_passes_without_smtputf8(stack: Stack, start_proxy: Start) -> None:
+    users = stack.users(2)
+    start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
+    with smtplib.LMTP(str(stack.proxy_socket)) as client:
+        client.ehlo()
+        assert client.has_extn("8bitmime") and client.has_extn("pipelining") and client.has_extn("enhancedstatuscodes")
+        assert not client.has_extn("smtputf8") and not client.has_extn("dsn")
+    item = message("eight-bit", users, "Grüße aus Köln 漢字 🙂\r\n".encode() + bytes(range(0x80, 0x100)) + b"\r\n")
+
+    queue_ids = submit(stack.postfix, [item])
+
+    stack.postfix.wait_removed(queue_ids.values(), 20)
+    check_copies([item], read_back(stack.stores, users))
+    attempts = stack.postfix.attempts(queue_ids.values())
+    assert [attempt.status for attempt in attempts] == ["sent", "sent"], attempts
+
+
+@pytest.mark.timeout(60)
+def test_postfix_logs_the_reply_of_each_store(stack: Stack, start_proxy: Start) -> None:
+    users = stack.users(2)
+    start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
+
+    queue_ids = submit(stack.postfix, [message("text", users)])
+
+    stack.postfix.wait_removed(queue_ids.values(), 20)
+    texts = {attempt.to: attempt.text for attempt in stack.postfix.attempts(queue_ids.values())}
+    assert "250 2.1.5 Success SESSIONID=<" in texts[f"{users[0]}@{DOMAIN}"]
+    assert re.search(rf"250 2\.0\.0 <{users[1]}@\S+> \S+ Saved", texts[f"{users[1]}@{DOMAIN}"])
+
+
+@pytest.mark.timeout(60)
+def test_null_sender_and_detail_reach_the_user(stack: Stack, start_proxy: Start) -> None:
+    users = stack.users(2)
+    start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
+    addressed = message("detail", [f"{user.upper()}+folder" for user in users])
+
+    queue_ids = submit(stack.postfix, [addressed], sender="")
+
+    stack.postfix.wait_removed(queue_ids.values(), 20)
+    check_copies([message("detail", users)], read_back(stack.stores, users))
