@@ -137,6 +137,8 @@ class Delivery:
         if self._failure:
             raise self._failure
         if self._session is None:
+            if self.before_wait:
+                self.before_wait()
             self._session = self.pool.open()
             self._session.before_wait = self.before_wait
         else:

@@ -15,6 +15,7 @@ monkey.patch_all()
 
 import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from lmtp_proxy.session import Shared
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
+_OTHER_FILES = 64  # log, loop, DNS, the configuration while it is read
 RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -75,6 +77,7 @@ def serve(
     remove_socket: called first thing on stop.
     """
     set_up_log(config.log, daemonised=daemonised)
+    _allow_open_files(config)
     parking = Parking()
     manager = ConfigManager(config, parking.generation_changed)
     stop = Event()
@@ -109,6 +112,22 @@ def serve(
     server.stop()
     reloads.kill()
     _log.info("stopped")
+
+
+def _allow_open_files(config: Config) -> None:
+    """Raise our limit of open files to what the configured limits may need: the usual 1024 are soon used up."""
+    wanted = _OTHER_FILES + config.max_clients + sum(backend.max_connections for backend in config.backends.values())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        _log.warning(
+            "max_clients and max_connections may need %d open files, the hard limit is %d: raise it (ulimit -Hn,"
+            " LimitNOFILE=) or lower them",
+            wanted,
+            hard,
+        )
 
 
 def _warn_open_listener(config: Config, listener: socket.socket) -> None:

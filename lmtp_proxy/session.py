@@ -29,7 +29,7 @@ from lmtp_proxy.events import (
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.parking import Parking
-from lmtp_proxy.protocol import LocalProtocolError, Protocol
+from lmtp_proxy.protocol import MAX_ERRORS, LocalProtocolError, Protocol
 from lmtp_proxy.transaction import Client, Transaction
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Session:
         self._committing = False
         self._lost = False
         self._stopping = False
+        self._internal_errors = 0
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.peer} {self._protocol!r} {self._transaction!r}>"
@@ -143,6 +144,9 @@ class Session:
             self._committing = False
             self._end_transaction("internal error")
             self._answer_owed()
+            self._internal_errors += 1
+            if self._internal_errors >= MAX_ERRORS:  # it may be one that comes again for ever
+                self._protocol.close(say.INTERNAL_ERROR_CLOSING)
         return False
 
     def _wait(self, wait: Wait) -> None:
@@ -165,10 +169,12 @@ class Session:
             case RcptCommand(recipient) if self._transaction is not None:
                 self._transaction.add(recipient)
             case DataCommand():
-                if self._transaction is not None:
-                    with self._watch.watching():
-                        self._transaction.start_data()
-                self._protocol.start_data()
+                try:
+                    if self._transaction is not None:
+                        with self._watch.watching():
+                            self._transaction.start_data()
+                finally:
+                    self._protocol.start_data()
             case MessageOctets(octets):
                 if self._transaction is not None:
                     with self._watch.watching():
