@@ -158,7 +158,7 @@ class BackendSession(smtplib.LMTP):
 
     def write(self, octets: bytes, deadline: float) -> None:
         """Send all octets until `deadline` (time.monotonic). Raises BackendError."""
-        while octets := self.write_now(octets):
+        while octets and (octets := self.write_now(octets)):
             sock = self._open_socket()
             sock.settimeout(max(0.001, deadline - time.monotonic()))
             try:
