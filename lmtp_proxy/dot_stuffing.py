@@ -13,9 +13,11 @@ from dataclasses import dataclass
 _LONE_DOT = re.compile(rb"(?<=[\r\n])\.(?=[\r\n])")
 # What cannot be judged before more octets come: a dot after a line end, perhaps with a CR behind it.
 _UNDECIDED = re.compile(rb"(?<=[\r\n])\.\r?\Z")
-# Cyrus 3.6 takes the stuffing off in pieces of a line, so that a dot at such an offset is a lone dot for it when a line
-# end follows: measured, it ended the message there and ran the next lines of it as commands.
-_CYRUS_PIECE = 8189
+# Cyrus 3.6 reads at most 8189 octets of a line at a time and takes a lone dot at the start of each piece for the end:
+# measured, the rest of the message then ran as commands. Where its pieces start cannot be told from outside (a CR that
+# would end one is left for the next), so no dot so far in a line may stand at its end.
+_LONG = 8189
+_DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
 _STUFFED = b"\r\n."
 _END = b"\r\n.\r\n"
 
@@ -25,7 +27,7 @@ class MessageData:
     """The data of one message, fed as it comes.
 
     size: octets so far as RFC 1870 section 3 counts them, without stuffing dots and the final dot.
-    ambiguous: a lone dot stood between line ends other than CRLF and CRLF, or where Cyrus cuts a long line.
+    ambiguous: a lone dot stood between line ends other than CRLF and CRLF, or a dot at the end of a very long line.
     ended: the final dot came.
     """
 
@@ -37,7 +39,7 @@ class MessageData:
     _held: bytes = b""
     """A dot that may be alone on its line, perhaps with a CR: not judged yet."""
     _column: int = 0
-    """Octets judged since the last LF, or since the last of Cyrus's cuts in a long line; up to _CYRUS_PIECE."""
+    """Octets judged since the last LF, counted up to _LONG."""
 
     def feed(self, octets: bytes) -> tuple[bytes, bytes]:
         """Take the next octets; return (message octets to pass on, octets behind the final dot).
@@ -49,10 +51,7 @@ class MessageData:
         if not self._held and b"." not in octets:
             self.size += len(octets)
             self._before = (self._before + octets[-2:])[-2:]
-            column = (
-                len(octets) - 1 - line_end if (line_end := octets.rfind(b"\n")) >= 0 else self._column + len(octets)
-            )
-            self._column = column and (column - 1) % _CYRUS_PIECE + 1
+            self._count_column(octets, 0, len(octets))
             return b"" if self.ambiguous else octets, b""
 
         data = self._before + self._held + octets
@@ -72,7 +71,8 @@ class MessageData:
                 position = dot + 1
             if not self.ended and (undecided := _UNDECIDED.search(data, 2)):
                 cut = undecided.start()
-        bad, cut = self._judge_long_line(data, bad, cut)
+        bad, cut = self._judge_long_lines(data, bad, cut)
+        self._count_column(data, 2, cut)
 
         self.ambiguous = was_ambiguous or bad < cut
         self.size += cut - 2 - data.count(_STUFFED, 0, cut)
@@ -81,23 +81,23 @@ class MessageData:
         passed = b"" if was_ambiguous else data[2 : min(cut, bad)]
         return passed, data[cut + 3 :] if self.ended else b""
 
-    def _judge_long_line(self, data: bytes, bad: int, cut: int) -> tuple[int, int]:
-        """`bad`, or a dot before it that is alone where Cyrus cuts a line; `cut`, or such a dot with nothing behind."""
-        start = 2 - self._column
-        while start < cut:
-            line_end = data.rfind(b"\n", max(start, 2), min(start + _CYRUS_PIECE, cut))
-            if line_end >= 0:
-                start = line_end + 1
-                continue
-            end = start + _CYRUS_PIECE
-            if end >= cut:
-                break
-            if data[end : end + 1] == b".":
-                if end + 1 == len(data):
-                    cut = end
-                    break
-                if data[end + 1 : end + 2] in (b"\r", b"\n"):
-                    bad = min(bad, end)
-            start = end
-        self._column = cut - start
+    def _judge_long_lines(self, data: bytes, bad: int, cut: int) -> tuple[int, int]:
+        """`bad`, or a dot before it at the end of a very long line; `cut`, or a dot there with nothing behind yet."""
+        start = 2 - self._column  # of the line; what was judged of it is not in the data any more
+        while (far := max(start + _LONG, 2)) < cut:
+            line_end = data.rfind(b"\n", max(start, 2), far)
+            if line_end < 0:
+                line_end = data.find(b"\n", far)
+                if line_end < 0:
+                    line_end = len(data)
+                    if data.endswith(b"."):
+                        cut = min(cut, line_end - 1)
+                if match := _DOT_AT_LINE_END.search(data, far, line_end + 1):
+                    bad = min(bad, match.start())
+            start = line_end + 1
         return bad, cut
+
+    def _count_column(self, data: bytes, start: int, end: int) -> None:
+        line_end = data.rfind(b"\n", start, end)
+        column = self._column + end - start if line_end < 0 else end - line_end - 1
+        self._column = min(column, _LONG)
