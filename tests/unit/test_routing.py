@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Routes: the first hit wins, reserved names, the fallback, and a table that cannot answer."""
+
+import pytest
+
+from lmtp_proxy.envelope import Recipient, parse_rcpt
+from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.routing import Routing
+from lmtp_proxy.tables import TableUnavailable
+from lmtp_proxy.tables.static import StaticTable
+
+USERS = {
+    "alice@example.test": "new",
+    "alice+special@example.test": "third",
+    "bob@example.test": "reject",
+    "carol@example.test": "hold",
+    "bob@other.test": "old",
+    "@other.test": "domain-wide",
+    "@parked.test": "reject",
+    "u001": "old",
+}
+
+
+class BrokenTable:
+    """A table that cannot say anything about `broken`, and knows nobody else."""
+
+    def __init__(self, broken: str) -> None:
+        self.broken = broken
+        self.asked: list[str] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def lookup(self, key: str) -> str | None:
+        self.asked.append(key)
+        if key == self.broken:
+            raise TableUnavailable("ldap://directory: timed out")
+        return None
+
+
+def recipient(path: str) -> Recipient:
+    parsed = parse_rcpt(b"TO:" + path.encode(), smtputf8=True)
+    assert isinstance(parsed, Recipient)
+    return parsed
+
+
+def routing(fallback: str | None = None, *, rules: KeyRules | None = None) -> Routing:
+    return Routing(StaticTable(USERS), rules or KeyRules(), fallback)
+
+
+@pytest.mark.parametrize(
+    "path, backend",
+    [
+        ("<alice@example.test>", "new"),
+        ("<ALICE@Example.Test>", "new"),
+        ('<"alice"@example.test>', "new"),
+        ("<@relay.test:alice@example.test>", "new"),
+        ("<alice+lists@example.test>", "new"),
+        ("<alice+special@example.test>", "third"),
+        ("<bob@other.test>", "old"),
+        ("<bob+x@other.test>", "old"),
+        ("<anybody@other.test>", "domain-wide"),
+        ("<u001>", "old"),
+        ("<u001+x>", "old"),
+    ],
+)
+@pytest.mark.parametrize("fallback", [None, "fallback", "reject", "hold"])
+def test_the_most_specific_entry_wins(path: str, backend: str, fallback: str | None) -> None:
+    route = routing(fallback).route(recipient(path))
+    assert (route.backend, route.refusal, route.held, route.trouble) == (backend, None, False, None)
+
+
+@pytest.mark.parametrize(
+    "path, fallback, held",
+    [
+        ("<bob@example.test>", None, False),
+        ("<bob@example.test>", "old", False),  # parked is parked, whatever the fallback
+        ("<bob+x@example.test>", "old", False),
+        ("<anybody@parked.test>", "old", False),
+        ("<carol@example.test>", None, True),
+        ("<carol@example.test>", "old", True),
+        ("<stranger@example.test>", "reject", False),
+        ("<stranger@example.test>", "hold", True),
+    ],
+)
+def test_reject_and_hold(path: str, fallback: str | None, held: bool) -> None:
+    route = routing(fallback).route(recipient(path))
+    assert route.backend is None
+    assert route.held is held
+    assert route.trouble is None
+    assert route.refusal is not None
+    assert (route.refusal.code, route.refusal.enhanced) == (450, "4.2.1")
+
+
+def test_a_stranger_goes_to_the_fallback() -> None:
+    route = routing("old").route(recipient("<stranger@example.test>"))
+    assert (route.backend, route.refusal, route.held) == ("old", None, False)
+
+
+def test_a_stranger_without_a_fallback_is_deferred() -> None:
+    route = routing().route(recipient("<stranger@example.test>"))
+    assert (route.backend, route.held) == (None, False)
+    assert route.refusal is not None
+    assert (route.refusal.code, route.refusal.enhanced) == (450, "4.1.1")
+
+
+def test_without_domains_an_entry_for_a_domain_is_not_asked() -> None:
+    without = routing(rules=KeyRules(ignore_domain=True))
+    assert without.route(recipient("<U001@any.test>")).backend == "old"
+    assert without.route(recipient("<U001+x@any.test>")).backend == "old"
+    assert without.route(recipient("<anybody@other.test>")).backend is None
+
+
+def test_keys_are_all_forms_the_most_specific_first() -> None:
+    expected = ("alice+special@example.test", "alice@example.test", "@example.test")
+    assert routing().route(recipient("<Alice+Special@example.test>")).keys == expected
+    assert routing().route(recipient("<bob+x@example.test>")).keys[1] == "bob@example.test"
+    assert routing().route(recipient("<stranger>")).keys == ("stranger",)
+    assert Routing(BrokenTable("x"), KeyRules(), None).route(recipient("<x>")).keys == ("x",)
+
+
+@pytest.mark.parametrize("broken", ["dave+x@example.test", "dave@example.test", "@example.test"])
+@pytest.mark.parametrize("fallback", [None, "old", "reject", "hold"])
+def test_a_table_that_cannot_answer_defers_and_never_falls_back(broken: str, fallback: str | None) -> None:
+    table = BrokenTable(broken)
+    route = Routing(table, KeyRules(), fallback).route(recipient("<dave+x@example.test>"))
+    assert (route.backend, route.held) == (None, False)
+    assert route.refusal is not None
+    assert (route.refusal.code, route.refusal.enhanced) == (451, "4.3.0")
+    assert route.trouble == "ldap://directory: timed out"
+    assert table.asked[-1] == broken  # nothing less specific is asked once an answer is missing
+
+
+def test_a_route_is_looked_up_each_time() -> None:
+    users = {"alice@example.test": "old"}
+    routes = Routing(StaticTable(users), KeyRules(), None)
+    assert routes.route(recipient("<alice@example.test>")).backend == "old"
+    users["alice@example.test"] = "new"
+    assert routes.route(recipient("<alice@example.test>")).backend == "new"
+
+
+def test_repr_says_how_large_the_table_is_and_what_the_fallback_is() -> None:
+    text = repr(routing("old"))
+    assert f"{len(USERS)} keys" in text
+    assert "fallback=old" in text
