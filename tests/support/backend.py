@@ -149,6 +149,8 @@ class FakeBackend:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
+            if self.transport == "tcp":  # replies in writes of their own must not wait for each other
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._changed:
                 seen = SeenConnection(len(self.connections), time.monotonic())
                 self.connections.append(seen)

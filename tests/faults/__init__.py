@@ -1,0 +1,1 @@
+"""What the proxy answers when something breaks, asked of the real process over real sockets."""

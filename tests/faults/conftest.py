@@ -1,0 +1,50 @@
+"""A proxy in front of two scripted backends, shared by the tests of a module; each test finds it as new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.backend import FakeBackend
+from tests.support.proxy import ProxyProcess, config_of
+from tests.support.script import HEALTHY
+
+
+@dataclass
+class Pair:
+    """Recipients at @a belong to backend `a`, those at @b to `b`. Deadlines are the default ones."""
+
+    proxy: ProxyProcess
+    a: FakeBackend
+    b: FakeBackend
+
+
+@dataclass
+class Move:
+    """Two stores and a proxy; users are named without a domain."""
+
+    old: FakeBackend
+    new: FakeBackend
+    proxy: ProxyProcess
+
+
+@pytest.fixture(scope="module")
+def shared_pair() -> Iterator[Pair]:
+    with (
+        FakeBackend() as a,
+        FakeBackend(transport="tcp") as b,
+        ProxyProcess(config_of({"a": a, "b": b}, max_recipients=1000)) as proxy,
+    ):
+        yield Pair(proxy, a, b)
+
+
+@pytest.fixture
+def pair(shared_pair: Pair) -> Iterator[Pair]:
+    for backend in (shared_pair.a, shared_pair.b):
+        backend.script = HEALTHY
+        backend.forget()
+    yield shared_pair
+    for backend in (shared_pair.a, shared_pair.b):
+        assert backend.wait_closed(timeout=5), "a connection to a backend stays open although no client is there"

@@ -1,0 +1,152 @@
+"""SIGTERM and SIGINT: nothing new is taken, what runs may finish, idle clients are told, no trace stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.support.accounting import check_earned
+from tests.support.backend import FakeBackend
+from tests.support.client import Disconnected, LmtpClient
+from tests.support.proxy import ProxyProcess, config_of
+from tests.support.script import Await, Hang, Pause, Script, say
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
+def test_an_idle_proxy_stops_at_once(number: int, tcp: bool) -> None:
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}), tcp=tcp) as proxy, proxy.client() as client:
+        begun = time.monotonic()
+        proxy.signal(number)
+        assert client.reply(2).code == 421
+        assert client.at_end(2)
+        assert proxy.wait(5) == 0
+        assert time.monotonic() - begun < 2
+        if isinstance(proxy.address, str):
+            assert not os.path.exists(proxy.address)
+        with pytest.raises(OSError):
+            LmtpClient(proxy.address)
+
+
+@pytest.mark.parametrize("moment", ["mail", "rcpt", "body"])
+def test_a_transaction_may_finish(moment: str) -> None:
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}, timeouts={"shutdown": 8})) as proxy:
+        with proxy.client() as client, proxy.client() as idle:
+            assert client.command("MAIL FROM:<s@x>").positive
+            if moment != "mail":
+                assert client.command("RCPT TO:<u@a>").positive
+            if moment == "body":
+                assert client.command("DATA").code == 354
+                client.send(b"Subject: x\r\n\r\n")
+            proxy.signal(signal.SIGTERM)
+            assert idle.reply(2).code == 421
+            with pytest.raises((OSError, Disconnected)), LmtpClient(proxy.address, timeout=0.5) as late:
+                late.reply()
+            if moment == "mail":
+                assert client.command("RCPT TO:<u@a>").positive
+            if moment != "body":
+                assert client.command("DATA").code == 354
+            client.send(b"x\r\n.\r\n")
+            assert client.reply(3).positive
+            assert client.reply(3).code == 421, "after the transaction the client is idle"
+            assert client.at_end()
+        assert proxy.wait(3) == 0
+        assert backend.transactions("s@x")[0].dotted
+
+
+def test_past_the_dot_it_waits_longer() -> None:
+    script = Script(final=(Pause(1.5), *say("250 2.0.0 stored")))
+    config_timeouts = {"shutdown": 0.3, "final_reply": 6}
+    with FakeBackend(script) as backend, ProxyProcess(config_of({"a": backend}, timeouts=config_timeouts)) as proxy:
+        with proxy.client() as client:
+            outcome = client.envelope("s@x", ["u@a", "v@a"])
+            client.send(b"x\r\n.\r\n")
+            assert backend.wait_for(lambda: any(seen.dotted for seen in backend.transactions()), 3)
+            proxy.signal(signal.SIGTERM)
+            client.sock.settimeout(6)
+            client.finals(outcome)
+            check_earned(outcome, [backend, backend])
+            assert outcome.verdict(0).positive and outcome.verdict(1).positive
+        assert proxy.wait(5) == 0
+
+
+def test_past_the_dot_it_waits_even_when_the_client_has_gone() -> None:
+    go = threading.Event()
+    script = Script(final=(Await(go), *say("250 2.0.0 stored")))
+    with FakeBackend(script) as backend, ProxyProcess(config_of({"a": backend}, timeouts={"shutdown": 0.2})) as proxy:
+        client = proxy.client()
+        client.envelope("s@x", ["u@a"])
+        client.send(b"x\r\n.\r\n")
+        assert backend.wait_for(lambda: any(seen.dotted for seen in backend.transactions()), 3)
+        client.close()
+        proxy.signal(signal.SIGTERM)
+        time.sleep(0.8)
+        go.set()
+        proxy.wait_log("from=<s@x>, to=<u@a>.*status=sent", timeout=3)
+        assert proxy.wait(3) == 0
+
+
+@pytest.mark.parametrize("moment", ["rcpt", "body", "slow-rcpt"])
+def test_what_does_not_finish_in_time_is_ended_without_a_dot(moment: str) -> None:
+    script = Script(rcpt=(Hang(),)) if moment == "slow-rcpt" else Script()
+    with FakeBackend(script) as backend, ProxyProcess(config_of({"a": backend}, timeouts={"shutdown": 0.5})) as proxy:
+        with proxy.client() as client:
+            client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<u@a>\r\n")
+            assert client.reply().code == 250
+            if moment != "slow-rcpt":
+                assert client.reply().code == 250
+            else:
+                assert backend.wait_for(lambda: bool(backend.transactions()), 3)
+            if moment == "body":
+                assert client.command("DATA").code == 354
+                client.send(b"half")
+            begun = time.monotonic()
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait(5) == 0
+            assert 0.3 < time.monotonic() - begun < 3
+            last = client.at_end_or_reply()
+            while last is not None:
+                assert last.code in (421, 451), last
+                last = client.at_end_or_reply()
+        assert backend.wait_closed(1, 1)
+        assert not any(seen.dotted for seen in backend.transactions())
+
+
+def test_a_second_signal_does_not_break_the_first(tmp_path_factory: pytest.TempPathFactory) -> None:
+    del tmp_path_factory
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}, timeouts={"shutdown": 5})) as proxy:
+        with proxy.client() as client:
+            outcome = client.envelope("s@x", ["u@a"])
+            proxy.signal(signal.SIGTERM)
+            time.sleep(0.1)
+            proxy.signal(signal.SIGUSR1)
+            proxy.signal(signal.SIGHUP)
+            time.sleep(0.2)
+            assert client.finals_after(outcome, b"x\r\n.\r\n").verdict(0).positive
+        assert proxy.wait(5) == 0
+
+
+def test_clients_in_the_backlog_are_not_accepted_and_dropped() -> None:
+    """With every place taken, a stop must not greet those who wait; they see a closed socket and try again."""
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}, max_clients=1)) as proxy:
+        with proxy.client() as client, proxy.client(greeted=False) as waiting:
+            proxy.signal(signal.SIGTERM)
+            assert client.reply(2).code == 421
+            reply = waiting.at_end_or_reply()
+            assert reply is None or reply.code == 421
+        assert proxy.wait(5) == 0
+
+
+def test_a_socket_that_somebody_else_put_there_is_left_alone() -> None:
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend})) as proxy:
+        assert isinstance(proxy.address, str)
+        os.unlink(proxy.address)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(proxy.address)
+            assert proxy.stop() == 0
+            assert os.path.exists(proxy.address), "the socket of a successor was removed"
