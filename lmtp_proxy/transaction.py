@@ -77,9 +77,8 @@ class Transaction:
     def answer_recipients(self) -> None:
         """Bring all recipients added since the last call to their backends, all backends at once, and answer them."""
         self._park()
-        new, self._new = self._new, []
         concerned: dict[Delivery, None] = {}
-        for position in new:
+        for position in self._new:
             if position.pool is not None:
                 delivery = self._delivery(position.pool)
                 delivery.add(position)
@@ -92,6 +91,7 @@ class Transaction:
         for delivery in sorted(concerned, key=lambda delivery: delivery.pool.backend.name):
             delivery.reserve(self._client.flush)
         self._run(concerned, Delivery.send_envelope)
+        new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
         for position in new:
             self._answer_rcpt(position)
 

@@ -38,6 +38,7 @@ SLOW_PHASES = {
 def test_gone_while_a_backend_is_slow(pair: Pair, owner: str, phase: str, way: str) -> None:
     backend: FakeBackend = getattr(pair, owner)
     backend.script = SLOW_PHASES[phase]
+    since = pair.proxy.mark()
     client = pair.proxy.client()
     client.send(f"MAIL FROM:<s@x>\r\nRCPT TO:<u@{owner}>\r\n".encode())
     if phase == "data":
@@ -53,6 +54,7 @@ def test_gone_while_a_backend_is_slow(pair: Pair, owner: str, phase: str, way: s
     )
     WAYS[way](client)
     assert backend.wait_closed(1, SOON), "the backend is still held"
+    pair.proxy.wait_log(rf"from=<s@x>, to=<u@{owner}>.*status=aborted", since=since)
     client.close()
     assert not any(seen.dotted for seen in backend.transactions())
 
