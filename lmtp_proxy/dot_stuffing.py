@@ -14,8 +14,9 @@ _LONE_DOT = re.compile(rb"(?<=[\r\n])\.(?=[\r\n])")
 # What cannot be judged before more octets come: a dot after a line end, perhaps with a CR behind it.
 _UNDECIDED = re.compile(rb"(?<=[\r\n])\.\r?\Z")
 # Cyrus 3.6 reads at most 8189 octets of a line at a time and takes a lone dot at the start of each piece for the end:
-# measured, the rest of the message then ran as commands. Where its pieces start cannot be told from outside (a CR that
-# would end one is left for the next), so no dot so far in a line may stand at its end.
+# measured, the rest of the message then ran as commands. Where its pieces start cannot be told from outside (the first
+# one wherever its header parser gives up, and a CR that would end one is left for the next), so no dot so far in a line
+# may stand at its end.
 _LONG = 8189
 _DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
 _STUFFED = b"\r\n."

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class KeyRules:
     """How addresses become keys.
 
-    case_sensitive: leave letters as they are (both Cyrus and Dovecot fold by default, so False is the rule).
+    case_sensitive: leave the letters of local parts as they are (Cyrus and Dovecot both fold by default, so False is
+    the rule). Those of a domain never matter (RFC 5321 section 2.4).
     recipient_delimiter: each character of it starts a `+detail`; empty switches details off.
     ignore_domain: the domain is no part of a key.
     """
@@ -29,20 +30,20 @@ class KeyRules:
         local_part, at, domain = text.rpartition("@")
         if not at:
             return self._fold(text)
-        return self._fold(local_part) if self.ignore_domain else self._fold(f"{local_part}@{domain}")
+        return self._fold(local_part) + ("" if self.ignore_domain else f"@{domain.lower()}")
 
     def forms(self, local_part: str, domain: str) -> tuple[str, ...]:
         """The keys of one recipient in the order in which they are looked up; the first hit wins.
 
         `local_part` comes without quotes, `domain` may be empty (`RCPT TO:<u001>`). Never empty.
         """
-        suffix = "" if self.ignore_domain or not domain else f"@{domain}"
-        forms = [self._fold(local_part + suffix)]
+        suffix = "" if self.ignore_domain or not domain else f"@{domain.lower()}"
+        forms = [self._fold(local_part) + suffix]
         mailbox = self._without_detail(local_part)
         if mailbox != local_part:
-            forms.append(self._fold(mailbox + suffix))
+            forms.append(self._fold(mailbox) + suffix)
         if suffix:
-            forms.append(self._fold(suffix))
+            forms.append(suffix)
         return tuple(forms)
 
     def _fold(self, text: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 MAX_LINE = 4096
 """Octets of one reply line, CRLF included, that are passed on. RFC 5321 promises 512; Cyrus and Dovecot stay below."""
 
-# RFC 2034 section 3: class "." subject "." detail, each without leading zeros; subject and detail up to 3 digits.
+# RFC 2034 section 3: class "." subject "." detail, the last two of up to 3 digits.
 _ENHANCED = re.compile(rb"([245])\.(\d{1,3})\.(\d{1,3})(?= |$)")
 _FORBIDDEN = re.compile(rb"[\r\n\0]")
 

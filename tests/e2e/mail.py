@@ -78,6 +78,8 @@ def _long_line(rng: random.Random, length: int) -> bytes:
     line = bytearray(_random_text(rng, length))
     for start in range(8189, length, 8189):
         line[start - 1 : start + 1] = b"xx"
+    if length > 8189:
+        line[-1:] = b"x"  # a dot there is refused as ambiguous, for the same reason
     return bytes(line)
 
 

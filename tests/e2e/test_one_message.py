@@ -59,10 +59,17 @@ def test_a_lone_dot_that_a_store_may_take_for_the_end(stack: Stack, start_proxy:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("store", ["old", "new"])
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_a_dot_where_cyrus_cuts_a_long_line(stack: Stack, start_proxy: Start, pieces: int, store: str) -> None:
-    line = b"x" * (pieces * CYRUS_PIECE)
-
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x" * CYRUS_PIECE,
+        b"x" * (2 * CYRUS_PIECE),
+        b"x" * (CYRUS_PIECE - 1) + b"\r" + b"y" * (CYRUS_PIECE - 1),  # a CR that would end a piece begins the next
+        b"abc d" + b"x" * (CYRUS_PIECE - 1),  # no header: the first piece begins behind "abc "
+    ],
+    ids=["one piece", "two pieces", "CR at the cut", "header ends amid the line"],
+)
+def test_a_dot_where_cyrus_cuts_a_long_line(stack: Stack, start_proxy: Start, line: bytes, store: str) -> None:
     (code, text), stored = stored_after(stack, store, start_proxy, b"\r\n" + line + b".\r\n")
 
     assert code == b"550" and text.startswith(b"5.6.0"), text

@@ -233,7 +233,13 @@ class ProtocolMachine(RuleBasedStateMachine):
     @rule(
         rcpts=st.lists(st.sampled_from(USUAL[2:4]), min_size=1, max_size=5).map(b"".join),
         data=st.sampled_from(
-            [b"DATA\r\n", b"DATA\r\n", b"DATA\r\ntext\r\n.\r\nRSET\r\n", b"DATA\r\na\n.\nb\r\n.\r\nNOOP\r\n"]
+            [
+                b"DATA\r\n",
+                b"DATA\r\n",
+                b"DATA\r\ntext\r\n.\r\nRSET\r\n",
+                b"DATA\r\na\n.\nb\r\n.\r\nNOOP\r\n",
+                b"RCPT\r\n" * (MAX_ERRORS + 1),
+            ]
         ),
         places=PLACES,
     )

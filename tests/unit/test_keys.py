@@ -76,3 +76,10 @@ def test_an_address_written_in_a_table_is_found_by_its_first_form(
     written = f"{local_part}@{domain}" if domain else local_part
     assert rules.table_key(written) == rules.forms(local_part, domain)[0]
     assert rules.table_key(rules.table_key(written)) == rules.table_key(written)
+
+
+def test_the_letters_of_a_domain_never_matter() -> None:
+    rules = KeyRules(case_sensitive=True)
+    assert rules.forms("Alice+x", "EXAMPLE.test") == ("Alice+x@example.test", "Alice@example.test", "@example.test")
+    assert rules.table_key("Alice@Example.TEST") == "Alice@example.test"
+    assert rules.table_key("@Example.TEST") == "@example.test"
