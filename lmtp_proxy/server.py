@@ -5,6 +5,7 @@ The socket comes bound and listening. Above the limit clients wait in the kernel
 make Postfix suspend the whole destination. It speaks no LMTP beyond "554 and close".
 """
 
+import errno
 import logging
 import socket
 import time
@@ -22,6 +23,30 @@ from lmtp_proxy.log import printable
 from lmtp_proxy.session import Session, Shared
 
 _log = logging.getLogger(__name__)
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE = 1.0  # seconds
+
+
+class _Acceptor(StreamServer):
+    """gevent's server, which would write a traceback each time there is no file or memory left to accept a client with.
+
+    Here it is one line and a pause; clients wait in the backlog meanwhile.
+    """
+
+    def do_read(self) -> Any:
+        try:
+            return super().do_read()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            _log.warning("cannot accept a client: %s; clients wait, next try in %g s", error.strerror, _ACCEPT_PAUSE)
+            self.stop_accepting()
+            gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
+            return None
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()
 
 
 class Server:
@@ -39,7 +64,7 @@ class Server:
         self._sessions_changed = sessions_changed
         self._stopping = False
         self._tcp = listener.family != socket.AF_UNIX
-        self._stream_server = StreamServer(listener, self._serve, spawn=Pool(max_clients))
+        self._stream_server = _Acceptor(listener, self._serve, spawn=Pool(max_clients))
 
     def __repr__(self) -> str:
         return f"<Server {len(self._sessions)} sessions>"
