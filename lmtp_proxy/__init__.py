@@ -34,6 +34,7 @@ Ring 4, a transaction:
     parking         where recipients on `hold` wait
     transaction     the fan-out, and replies in RCPT order
 Ring 5, clients:
+    dot_clock       when the client can have sent its final dot
     client_watch    notices a client that goes away while a backend is waited for
     session         the loop between client socket, protocol and transaction
     server          listening sockets, client limit, drain on stop

@@ -16,9 +16,10 @@ import gevent
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.config_values import Backend, UnixAddress
+from lmtp_proxy.log import printable
 from lmtp_proxy.reply import MAX_LINE, Reply
 
-MAX_REPLY_LINES = 200
+MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
 FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
 _RECEIVE = 65536
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?")
@@ -29,14 +30,14 @@ _EARLY_REPLY = 5.0  # seconds for the rest of a reply that has begun to arrive b
 class BackendError(Exception):
     """A conversation failed.
 
-    reply: what its recipients get. reason: for the log, one line. maybe_delivered: the final dot was sent, so the
+    reply: what its recipients get. reason: for the log, escaped there. maybe_delivered: the final dot was sent, so the
     message may have been stored. alarm: somebody has to mend the configuration; waiting will not help.
     """
 
     def __init__(self, reply: Reply, reason: str, *, maybe_delivered: bool = False, alarm: bool = False) -> None:
         super().__init__(reason)
         self.reply = reply
-        self.reason = reason
+        self.reason = printable(reason.encode("utf-8", "backslashreplace"))
         self.maybe_delivered = maybe_delivered
         self.alarm = alarm
 
@@ -100,11 +101,12 @@ class BackendSession(smtplib.LMTP):
                 self.sock.settimeout(0.0)
                 self.sock.connect(address.path)
             else:
+                address.host.encode("idna")  # as the resolver does in its thread, where gevent would print the error
                 # The timeout of create_connection is per address and leaves DNS out.
                 with gevent.Timeout(seconds, TimeoutError(f"no connection in {seconds:g} s")):
                     self.sock = socket.create_connection((address.host, address.port))
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
             raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
 
     def _lhlo(self) -> None:
@@ -114,14 +116,14 @@ class BackendSession(smtplib.LMTP):
 
     def _authenticate(self, user: str, password: str) -> None:
         try:
-            code, text = self.login(_Utf8(user), _Utf8(password))
+            code, _ = self.login(_Utf8(user), _Utf8(password))
         except smtplib.SMTPResponseException as error:
-            code, text = error.smtp_code, error.smtp_error if isinstance(error.smtp_error, bytes) else b""
+            code = error.smtp_code
         except (smtplib.SMTPException, ValueError) as error:  # not offered, no mechanism; ValueError: not base64
             raise BackendError(say.BACKEND_AUTH, f"AUTH: {error}", alarm=True) from error
         if code != 235:
-            shown = text.decode("utf-8", "backslashreplace")
-            raise BackendError(say.BACKEND_AUTH, f"AUTH: {code} {shown}", alarm=True)
+            # Not its text: a backend may repeat what it was sent, which is the password.
+            raise BackendError(say.BACKEND_AUTH, f"AUTH: refused with {code}", alarm=True)
 
     def auth_plain(self, challenge: bytes | None = None) -> str:  # type: ignore[override]
         """See smtplib.SMTP.auth_plain."""
@@ -184,13 +186,17 @@ class BackendSession(smtplib.LMTP):
 
     def _read_verbatim(self, deadline: float) -> Reply:
         lines: list[bytes] = []
+        octets = 0
         code = b""
         while True:
             match = _REPLY_LINE.fullmatch(self._read_line(deadline))
-            if not match or (code and match[1] != code) or len(lines) == MAX_REPLY_LINES:
+            if not match or (code and match[1] != code):
                 raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
             code = match[1]
             lines.append(match[3] or b"")
+            octets += len(lines[-1])
+            if octets > MAX_REPLY:
+                raise BackendError(say.BACKEND_ODD, f"a reply of more than {MAX_REPLY} octets")
             if match[2] != b"-":
                 break
         reply = Reply(int(code), tuple(lines))
@@ -245,10 +251,11 @@ class BackendSession(smtplib.LMTP):
                 if seconds <= 0:
                     raise BackendError(say.BACKEND_SILENT, "no answer in time")
                 self._receive(seconds)
-        if end < 0 or end >= MAX_LINE:
+        line = self._received[:end].removesuffix(b"\r")
+        if end < 0 or len(line) > MAX_LINE - len(b"\r\n"):
             raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
-        line, self._received = self._received[:end], self._received[end + 1 :]
-        return line.removesuffix(b"\r")
+        self._received = self._received[end + 1 :]
+        return line
 
     def _receive_now(self) -> bool:
         """Take in what has arrived; False if nothing has."""

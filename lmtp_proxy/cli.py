@@ -130,11 +130,30 @@ def _tell(started: int | None) -> None:
 
 
 def _check_run_as(config: Config) -> None:
-    if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):
+    if config.run_as is None or os.geteuid() == _account(config.run_as).pw_uid:
+        return
+    if os.geteuid() == 0:
+        if not _may_read(_account(config.run_as), config.path):
+            what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
+            raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(
         (f"{config.path}: config.run_as: only root can become {config.run_as}; start as root or as that user",)
     )
+
+
+def _may_read(account: pwd.struct_passwd, path: str) -> bool:
+    """Whether the user may, tried as that user; we are root."""
+    groups, group = os.getgroups(), os.getegid()
+    try:
+        os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
+        os.setegid(account.pw_gid)
+        os.seteuid(account.pw_uid)
+        return os.access(path, os.R_OK, effective_ids=True)
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def _drop_privileges(config: Config) -> None:

@@ -33,7 +33,8 @@ class Position:
     """One accepted or pending RCPT of a transaction; the same address twice is two of them.
 
     generation: the number of the generation that `route` is of. pool: of that generation, None where there is no
-    backend. rcpt_reply, final_reply: None until known. trouble: why, where the reply alone does not tell; for the log.
+    backend. rcpt_reply, final_reply: None until known. trouble: why, where the reply alone does not tell; for the log,
+    escaped.
     """
 
     recipient: Recipient
@@ -174,26 +175,30 @@ class Delivery:
         except BackendError as error:
             self._fail_in_data(error)
 
-    def write_rest(self) -> None:
-        """Send what `write_now` left."""
+    def write_rest(self, dot: float) -> None:
+        """Send what `write_now` left. dot: when the client can have sent its final dot, see `finish`."""
         rest, self._unsent = self._unsent, b""
         if self._session is None:
             return
         try:
-            self._session.write(rest, self._until(self._timeouts.data_write))
+            deadline = min(self._until(self._timeouts.data_write), dot + self._timeouts.final_reply)
+            self._session.write(rest, deadline)
         except BackendError as error:
             self._fail_in_data(error)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self, deadline: float, settled: Callable[[], None]) -> None:
-        """Pass the commit point, send the final dot, read the final replies until `deadline` (time.monotonic).
+    def finish(self, dot: float, settled: Callable[[], None]) -> None:
+        """Pass the commit point, send the final dot, read the final replies.
 
-        Calls `settled` each time another recipient has its final_reply; at the end all of them have.
+        dot: when the client can have sent its final dot at the earliest (time.monotonic); `final_reply` counts from
+        there, because the client's own patience does. Calls `settled` each time another recipient has its final_reply;
+        at the end all of them have.
         """
+        deadline = dot + self._timeouts.final_reply
         flight = self._in_flight.enter(self.pool.backend.name, (key for p in self._accepted for key in p.route.keys))
         try:
-            session = self._ready_to_commit()
+            session = self._ready_to_commit(deadline)
             session.write_final_dot(deadline)
             self._read_final_replies(session, deadline, settled)
             self.leave()
@@ -207,9 +212,11 @@ class Delivery:
         finally:
             self._in_flight.leave(flight)
 
-    def _ready_to_commit(self) -> BackendSession:
+    def _ready_to_commit(self, deadline: float) -> BackendSession:
         if self._failure or self._session is None:
             raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
+        if time.monotonic() > deadline:
+            raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
         self._check_routes(self._current())
         self._session.before_wait = self.before_wait
         self._session.check_quiet(in_data=True)

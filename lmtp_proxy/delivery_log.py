@@ -22,7 +22,7 @@ def log_recipient(
 ) -> None:
     """The recipient's last reply: to RCPT if that refused it, else after the final dot. delay: seconds since MAIL."""
     answer = printable(b"%d %s" % (reply.code, reply.text))
-    trouble = f"; {printable(position.trouble.encode('utf-8', 'backslashreplace'))}" if position.trouble else ""
+    trouble = f"; {position.trouble}" if position.trouble else ""
     dsn = reply.enhanced or f"{reply.code // 100}.0.0"
     _write(session, envelope, position, size, delay, dsn, _STATUS[reply.code // 100], answer + trouble)
 

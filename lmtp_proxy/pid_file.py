@@ -29,6 +29,10 @@ class PidFile:
 
     def acquire(self) -> None:
         """Create the file where there is none, and lock it. Raises ConfigError: it is locked, or cannot be made."""
+        while not self._try_to_acquire():
+            pass  # a daemon that was ending took the file away between our opening and locking it
+
+    def _try_to_acquire(self) -> bool:
         try:
             # Not through a link, and nothing is lost of a file that turns out to be something else.
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -48,7 +52,14 @@ class PidFile:
         except (ConfigError, OSError):
             os.close(handle)
             raise
+        try:
+            if not os.path.samestat(os.fstat(handle), os.lstat(self.path)):
+                raise FileNotFoundError
+        except FileNotFoundError:
+            os.close(handle)
+            return False
         self._handle = handle
+        return True
 
     def write(self) -> None:
         """Put the pid of this process into it."""

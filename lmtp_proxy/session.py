@@ -8,6 +8,7 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 import logging
 import secrets
 import socket
+import time
 from dataclasses import dataclass
 
 import gevent
@@ -15,6 +16,7 @@ from greenlet import getcurrent, greenlet
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.client_watch import ClientGone, ClientWatch, Poll
+from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
@@ -66,6 +68,7 @@ class Session:
             smtputf8=config.smtputf8,
         )
         self._watch = ClientWatch(sock, shared.poll, self._protocol.completes)
+        self._clock = DotClock(time.monotonic())
         self._client = Client(self.name, self._protocol.reply, self._flush)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
@@ -128,6 +131,7 @@ class Session:
     def _step(self) -> bool:
         """Do the next thing; True when there is nothing more to do."""
         if self._stopping and not self._protocol.in_transaction:
+            self._flush()  # a client that reads its final replies slowly is to get all of them
             raise _StopNow
         try:
             event = self._protocol.next_event()
@@ -175,13 +179,14 @@ class Session:
                             self._transaction.start_data()
                 finally:
                     self._protocol.start_data()
+                    self._clock = DotClock(time.monotonic())
             case MessageOctets(octets):
                 if self._transaction is not None:
                     with self._watch.watching():
-                        self._transaction.write(octets)
+                        self._transaction.write(octets, self._clock.earliest)
             case EndOfMessage(size, refusal) if self._transaction is not None:
                 self._committing = True
-                self._transaction.finish(size, refusal)
+                self._transaction.finish(size, refusal, self._clock.earliest)
                 self._transaction = None
                 self._committing = False
             case TransactionReset():
@@ -201,16 +206,23 @@ class Session:
     # --- octets ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        self._sock.settimeout(self._idle())
         self._receiving = True
+        waited = False
         try:
-            octets = self._sock.recv(_RECEIVE)
+            try:
+                self._sock.settimeout(0.0)
+                octets = self._sock.recv(_RECEIVE)
+            except BlockingIOError:
+                waited = True
+                self._sock.settimeout(self._idle())
+                octets = self._sock.recv(_RECEIVE)
         except TimeoutError:
             self._end_transaction("the client was idle for too long")
             self._protocol.close(say.IDLE_TOO_LONG)
             return
         finally:
             self._receiving = False
+        self._clock.received(len(octets), time.monotonic(), waited=waited)
         self._protocol.receive_data(octets)
 
     def _flush(self) -> None:

@@ -18,6 +18,7 @@ from lmtp_proxy.delivery_log import log_aborted, log_recipient
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
@@ -85,7 +86,7 @@ class Transaction:
                 concerned[delivery] = None
             else:
                 position.rcpt_reply = position.route.refusal
-                position.trouble = position.route.trouble or ""
+                position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
         for delivery in sorted(concerned, key=lambda delivery: delivery.pool.backend.name):
@@ -130,26 +131,27 @@ class Transaction:
                 delivery.leave()
         self._run(self._wanted(), Delivery.start_data)
 
-    def write(self, octets: bytes) -> None:
-        """A piece of the message to every backend that still takes it; returns when all have taken it or failed."""
+    def write(self, octets: bytes, dot: float) -> None:
+        """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
+
+        dot: when the client can have sent its final dot at the earliest (time.monotonic).
+        """
         self._size += len(octets)
         wanted = self._wanted()
         for delivery in wanted:
             delivery.write_now(octets)
-        self._run([delivery for delivery in wanted if delivery.stalled], Delivery.write_rest)
+        self._run([delivery for delivery in wanted if delivery.stalled], lambda delivery: delivery.write_rest(dot))
 
-    def finish(self, size: int, refusal: Reply | None) -> None:
+    def finish(self, size: int, refusal: Reply | None, dot: float) -> None:
         """The client's final dot came. Give every accepted recipient its final reply.
 
-        size: octets of the message (RFC 1870). refusal: the reply to all, where the message must not be delivered.
+        size: octets of the message (RFC 1870). refusal: the reply to all, where the message must not be delivered. dot:
+        as for `write`; one for all backends, because the client waits for the last reply, however many there are.
         """
         self._size = size
         if refusal is None:
-            # One deadline for all: Postfix waits 600 s for the last reply, however many backends there are.
-            seconds = self._current().config.timeouts.final_reply
-            deadline = time.monotonic() + seconds
             deliveries = {p.delivery: None for p in self._accepted if p.delivery is not None}
-            self._run(deliveries, lambda delivery: delivery.finish(deadline, self._answer_known))
+            self._run(deliveries, lambda delivery: delivery.finish(dot, self._answer_known))
         else:
             for position in self._accepted:
                 position.final_reply = refusal

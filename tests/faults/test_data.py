@@ -86,6 +86,21 @@ def test_an_ambiguous_dot_is_refused_at_any_cut(pair: Pair, number: int) -> None
         client.quit()
 
 
+@pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r"], ids=["crlf", "lf", "cr"])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_a_dot_where_cyrus_cuts_a_long_line_is_refused(pair: Pair, pieces: int, end: bytes) -> None:
+    """Cyrus 3.6 looks for the end of the data after each 8189 octets of a line, too."""
+    whole = b"x" * (8189 * pieces) + b"." + end + b"MAIL FROM:<evil@x>\r\n\r\n.\r\n"
+    with pair.proxy.client() as client:
+        for cut in (len(whole), 8189 * pieces, 8189 * pieces + 1, 8189 * pieces + 2):
+            begin(client, "s@x", ["u@a", "v@b"])
+            client.pieces([whole[:cut], whole[cut:]], 0.01)
+            check_refused(pair, client, 2)
+            pair.a.forget()
+            pair.b.forget()
+        client.quit()
+
+
 def test_an_ambiguous_dot_far_into_a_message(pair: Pair) -> None:
     since = pair.proxy.mark()
     filler = (b"y" * 70 + b"\r\n") * 3000

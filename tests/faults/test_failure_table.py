@@ -20,7 +20,7 @@ from tests.support.proxy import ProxyProcess
 from tests.support.script import Script
 
 TIMEOUTS = {
-    "connect": 0.5, "greeting": 0.5, "command": 0.5, "data_write": 0.5, "final_reply": 0.7, "client_idle": 8,
+    "connect": 0.4, "greeting": 0.4, "command": 0.4, "data_write": 0.4, "final_reply": 0.6, "client_idle": 8,
 }  # fmt: skip
 MOST = 2.5  # seconds: any one fault is answered in less, with these deadlines, on a busy machine
 LARGE = b"Subject: large\r\n\r\n" + (b"x" * 78 + b"\r\n") * 120_000

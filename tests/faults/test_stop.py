@@ -14,7 +14,7 @@ from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.client import Disconnected, LmtpClient
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import Await, Hang, Pause, Script, say
+from tests.support.script import Await, BodyTrigger, Hang, Pause, Script, say
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
@@ -115,6 +115,48 @@ def test_what_does_not_finish_in_time_is_ended_without_a_dot(moment: str) -> Non
                 last = client.at_end_or_reply()
         assert backend.wait_closed(1, 1)
         assert not any(seen.dotted for seen in backend.transactions())
+
+
+@pytest.mark.parametrize("what", ["hold", "full-pool", "stalled-body"])
+def test_no_wait_outlasts_the_stop(what: str) -> None:
+    script = Script(body=BodyTrigger(1000, (Hang(),)))
+    with FakeBackend(script) as backend:
+        config = config_of({"a": backend}, {"@a": "a", "h@a": "hold"}, hold_timeout=60)
+        config["config"]["timeouts"] = {"shutdown": 0.5, "connect": 60, "data_write": 60}
+        config["backends"]["a"] = {**backend.config, "max_connections": 1}
+        with ProxyProcess(config) as proxy, proxy.client() as client, proxy.client() as other:
+            if what == "hold":
+                client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<h@a>\r\n")
+                assert client.reply().code == 250 and client.silent(0.1)
+            else:
+                client.envelope("s@x", ["u@a"])
+            if what == "full-pool":
+                other.send(b"MAIL FROM:<t@x>\r\nRCPT TO:<u@a>\r\n")
+                assert other.silent(0.2) or other.reply().positive
+            if what == "stalled-body":
+                client.sock.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    client.send(b"x" * 50_000_000)
+            begun = time.monotonic()
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait(5) == 0
+            assert time.monotonic() - begun < 3
+            assert not any(seen.dotted for seen in backend.transactions())
+
+
+def test_a_stop_amid_the_start() -> None:
+    """Whenever the signal comes: no traceback, no socket left, an end."""
+    with FakeBackend() as backend:
+        for delay in (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3):
+            proxy = ProxyProcess(config_of({"a": backend}))
+            try:
+                proxy.spawn()
+                time.sleep(delay)
+                proxy.signal(signal.SIGTERM)
+                assert proxy.wait(5) in (0, -signal.SIGTERM)
+                assert not os.path.exists(str(proxy.address))
+            finally:
+                proxy.close()
 
 
 def test_a_second_signal_does_not_break_the_first(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When the client can have sent its final dot at the earliest.
+
+A client waits for its replies from the moment it wrote the dot. While a backend stalls, that dot may lie in the
+kernel's buffers unread for long, so the time at which we read it is too late to count from. It reads no clock and no
+socket.
+"""
+
+from collections import deque
+
+_STEP = 65536
+_AHEAD = 8 << 20
+"""Octets that a client can be ahead of us: its send buffer and our receive buffer (Linux: TCP up to 4 and 6 MiB)."""
+
+
+class DotClock:
+    """Fed with each receipt of one message's data. Times are time.monotonic."""
+
+    def __init__(self, now: float) -> None:
+        self._caught_up = now
+        self._octets = 0
+        self._marks: deque[float] = deque([now], maxlen=_AHEAD // _STEP + 1)  # when each next _STEP had come
+
+    def received(self, octets: int, now: float, *, waited: bool) -> None:
+        """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
+        if waited:
+            self._caught_up = now
+        steps = (self._octets % _STEP + octets) // _STEP
+        self._octets += octets
+        self._marks.extend([now] * steps)
+
+    @property
+    def earliest(self) -> float:
+        """The dot was not sent before this."""
+        oldest = self._marks[0] if len(self._marks) == self._marks.maxlen else 0.0
+        return max(self._caught_up, oldest)
