@@ -11,11 +11,13 @@ import smtplib
 import socket
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import gevent
+import gevent.socket
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.config_values import Backend, UnixAddress
+from lmtp_proxy.config_values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.log import printable
 from lmtp_proxy.reply import MAX_LINE, Reply
 
@@ -49,6 +51,21 @@ class _Utf8(str):
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
         return super().encode("utf-8", errors)
+
+
+def _connected(address: TcpAddress) -> socket.socket:
+    """A connection. No look-up for a number: gevent has few threads for that, and a dead DNS server takes them all."""
+    try:
+        family = socket.AF_INET6 if ip_address(address.host).version == 6 else socket.AF_INET
+    except ValueError:
+        return socket.create_connection((address.host, address.port))
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.connect((address.host, address.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class BackendSession(smtplib.LMTP):
@@ -104,7 +121,7 @@ class BackendSession(smtplib.LMTP):
                 address.host.encode("idna")  # as the resolver does in its thread, where gevent would print the error
                 # The timeout of create_connection is per address and leaves DNS out.
                 with gevent.Timeout(seconds, TimeoutError(f"no connection in {seconds:g} s")):
-                    self.sock = socket.create_connection((address.host, address.port))
+                    self.sock = _connected(address)
                 self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
             raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
@@ -168,9 +185,17 @@ class BackendSession(smtplib.LMTP):
             except OSError as error:
                 raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
 
-    def write_final_dot(self, deadline: float) -> None:
-        """End the message. Raises BackendError, `maybe_delivered` unless certainly no octet of the dot went out."""
-        rest = self.write_now(FINAL_DOT)
+    def write_final_dot(self, deadline: float, check: Callable[[], None]) -> None:
+        """End the message. `check` is called right before the dot goes out, and again after each wait for room for it.
+
+        Raises BackendError, `maybe_delivered` unless certainly no octet of the dot went out; and what `check` raises.
+        """
+        while True:
+            check()
+            if (rest := self.write_now(FINAL_DOT)) != FINAL_DOT:
+                break
+            silent = BackendError(say.BACKEND_SILENT, "write: timed out")
+            gevent.socket.wait_write(self._open_socket().fileno(), max(0.001, deadline - time.monotonic()), silent)
         try:
             self.write(rest, deadline)
         except BackendError as error:

@@ -40,6 +40,7 @@ class ClientWatch:
     def __init__(self, sock: socket.socket, poll: Poll, completes: Callable[[bytes], bool]) -> None:
         self._sock = sock
         self._completes = completes
+        self._has_said_all = False
         self._poll = poll()
         self._poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
 
@@ -62,7 +63,7 @@ class ClientWatch:
 
     def _gone(self) -> bool:
         events = dict(self._poll.poll(0)).get(self._sock.fileno(), 0)
-        if not events & _CLOSED:
+        if self._has_said_all or not events & _CLOSED:
             return False
         ahead = b""
         if events & select.POLLIN:
@@ -70,4 +71,6 @@ class ClientWatch:
                 ahead = self._sock.recv(_PEEK, socket.MSG_PEEK)
             except OSError:  # a reset: what was not read is lost
                 return True
-        return len(ahead) < _PEEK and not self._completes(ahead)
+        # Nothing comes behind an end of file, so this is looked at once: it may take a while, and it runs in the hub.
+        self._has_said_all = len(ahead) == _PEEK or self._completes(ahead)
+        return not self._has_said_all

@@ -118,6 +118,8 @@ def host(text: str) -> str:
         # A name whose last part is a number is an address gone wrong, or 127.1, which resolvers take for one.
         if not _NAME.fullmatch(text) or text.rstrip(".").rpartition(".")[2].isdigit():
             raise ValueError(f"must be a host name or an IP address (without brackets), not {_quoted(text)}") from None
+        if any(len(label) > 63 for label in text.split(".")):
+            raise ValueError("has more than 63 characters between two dots, which no host name can have") from None
     return text
 
 

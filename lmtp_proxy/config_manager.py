@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
-import gevent
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_values import Config
@@ -34,6 +34,7 @@ class ConfigManager:
         self._generation = first_generation(config)
         self._generation_changed = generation_changed
         self._wanted = Event()
+        self._thread = ThreadPool(1)  # of its own: the hub's are also those of DNS, which may keep them all for long
 
     def __repr__(self) -> str:
         return f"<ConfigManager generation {self._generation.number} of {self._generation.config.path}>"
@@ -60,7 +61,7 @@ class ConfigManager:
         """Load the file now and swap, or log in full why not. Returns after the swap."""
         began = time.monotonic()
         previous = self._generation
-        loaded = gevent.get_hub().threadpool.apply(_load_and_compare, (previous.config,))
+        loaded = self._thread.apply(_load_and_compare, (previous.config,))
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)

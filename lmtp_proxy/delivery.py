@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Commands in one write. Neither side may fill the other's socket buffers while it reads nothing (RFC 2920 section 3.1);
 # 16 KiB of commands and 100 replies stay below the smallest of them.
+_ENVELOPE = 4
+"""Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s."""
 _BATCH_OCTETS = 16384
 _BATCH_COMMANDS = 100
 
@@ -120,10 +122,11 @@ class Delivery:
         if commands and not self._mail_sent:
             commands.insert(0, self._envelope.mail_command(session.offered))
         replies: list[Reply] = []
+        latest = self._until(_ENVELOPE * self._timeouts.command)
         for batch in _batches(commands, pipelining="pipelining" in session.offered):
             session.write(b"".join(command + b"\r\n" for command in batch), self._until(self._timeouts.data_write))
             for _ in batch:
-                reply = session.read_reply(self._until(self._timeouts.command))
+                reply = session.read_reply(min(latest, self._until(self._timeouts.command)))
                 if self._mail_sent:
                     replies.append(judge(Phase.RCPT, reply))
                 else:
@@ -199,7 +202,7 @@ class Delivery:
         flight = self._in_flight.enter(self.pool.backend.name, (key for p in self._accepted for key in p.route.keys))
         try:
             session = self._ready_to_commit(deadline)
-            session.write_final_dot(deadline)
+            session.write_final_dot(deadline, lambda: self._check_commit(session))
             self._read_final_replies(session, deadline, settled)
             self.leave()
         except BackendError as error:
@@ -217,10 +220,13 @@ class Delivery:
             raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
         if time.monotonic() > deadline:
             raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
-        self._check_routes(self._current())
         self._session.before_wait = self.before_wait
-        self._session.check_quiet(in_data=True)
         return self._session
+
+    def _check_commit(self, session: BackendSession) -> None:
+        """The last look before the final dot; it waits for nothing, unless the backend is saying something."""
+        session.check_quiet(in_data=True)
+        self._check_routes(self._current())
 
     def _read_final_replies(self, session: BackendSession, deadline: float, settled: Callable[[], None]) -> None:
         try:

@@ -82,6 +82,10 @@ class MessageData:
         passed = b"" if was_ambiguous else data[2 : min(cut, bad)]
         return passed, data[cut + 3 :] if self.ended else b""
 
+    def ends_in(self, octets: bytes) -> bool:
+        """Whether the final dot would come if these octets were fed next. A search, cheap for any octets."""
+        return _END in self._before + self._held + octets
+
     def _judge_long_lines(self, data: bytes, bad: int, cut: int) -> tuple[int, int]:
         """`bad`, or a dot before it at the end of a very long line; `cut`, or a dot there with nothing behind yet."""
         start = 2 - self._column  # of the line; what was judged of it is not in the data any more

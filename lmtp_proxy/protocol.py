@@ -7,7 +7,6 @@ no log and no routing. Events are taken until NEED_DATA; output is collected unt
 is to PIPELINING (RFC 2920).
 """
 
-import copy
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -102,9 +101,7 @@ class Protocol:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
         octets = self._unparsed() + ahead
         if self._data is not None or self._data_expected:
-            data = copy.copy(self._data) or MessageData()
-            data.feed(octets)
-            return data.ended
+            return self._end is not None or (self._data or MessageData()).ends_in(octets)
         return b"\r\n.\r\n" in octets
 
     def data_to_send(self) -> bytes:

@@ -228,6 +228,8 @@ class Session:
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, a client that is gone must not stop its delivery."""
         output = self._protocol.data_to_send()
+        if self._lost and not self._committing:
+            raise ConnectionError("it took no replies")
         if not output or self._lost:
             return
         try:

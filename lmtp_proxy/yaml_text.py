@@ -7,7 +7,9 @@ It knows nothing of the keys and their meaning. Problems are collected and retur
 value, which may be a password.
 """
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -78,6 +80,9 @@ class Document:
 def read_document(path: str) -> Document:
     """Reads the file at `path`. Whatever is there, the answer is a Document; memory is bounded by MAX_OCTETS."""
     try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would hold up every reload from here on
+            return _failed(0, "cannot be read: it is no regular file")
         with open(path, "rb") as file:
             data = file.read(MAX_OCTETS + 1)
     except OSError as error:

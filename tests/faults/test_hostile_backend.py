@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import re
 import signal
+import socket
+import sys
+import termios
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
 
 from tests.faults.conftest import Pair
 from tests.support.backend import FakeBackend
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import Await, BodyTrigger, Hang, Script, Stall, raw, say
+from tests.support.script import Await, BodyTrigger, Hang, Pause, Script, Stall, raw, say
 
 
 def test_a_reply_line_of_almost_the_limit_and_a_bare_lf_hurts_nobody_else(pair: Pair) -> None:
@@ -111,12 +118,111 @@ def test_a_client_that_reads_slowly_gets_its_final_replies_although_the_proxy_st
         assert proxy.wait(5) == 0
 
 
-def test_a_host_name_that_cannot_be_is_a_failed_connect() -> None:
-    with FakeBackend() as backend:
-        config = config_of({"a": backend}, {"@a": "a", "@n": "nowhere"})
-        config["backends"]["nowhere"] = {"host": "x" * 64 + ".test", "port": 24}
+def test_a_dot_that_found_no_room_is_not_sent_after_the_route_changed(tmp_path: Path) -> None:
+    """Some of these messages fill the store's socket buffer to the last octet, so that their dot has to wait."""
+    sizes = range(200_000, 232_000, 1000)
+    read = threading.Event()
+    path = str(tmp_path / "old")
+    stores: dict[bytes, socket.socket] = {}
+    dots: dict[bytes, bool] = {}
+
+    def serve(connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream:
+            converse(connection, stream)
+
+    def converse(connection: socket.socket, stream: BinaryIO) -> None:
+        connection.sendall(b"220 old\r\n")
+        user = b""
+        while line := stream.readline():
+            if line.upper().startswith(b"LHLO"):
+                connection.sendall(b"250-old\r\n250 SIZE\r\n")
+                continue
+            if line.upper().startswith(b"DATA"):
+                connection.sendall(b"354 go\r\n")
+                stores[user] = connection
+                read.wait(20)
+                end = b""
+                while not end.endswith(b"\r\n.\r\n") and (piece := connection.recv(65536)):
+                    end = (end + piece)[-5:]
+                dots[user] = end == b"\r\n.\r\n"
+                if dots[user]:
+                    connection.sendall(b"250 2.0.0 stored in old\r\n")
+                return
+            user = line
+            connection.sendall(b"250 2.1.0 ok\r\n")
+
+    with socket.socket(socket.AF_UNIX) as listener, FakeBackend() as new:
+        listener.bind(path)
+        listener.listen(100)
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection = listener.accept()[0]
+                except OSError:
+                    return
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        config = config_of({"new": new}, {f"u{size}@x": "old" for size in sizes})
+        config["backends"]["old"] = {"socket": path, "max_connections": 100}
+        with ProxyProcess(config) as proxy, ExitStack() as clients:
+            sent = []
+            for size in sizes:
+                client = clients.enter_context(proxy.client(timeout=20))
+                outcome = client.envelope("s@x", [f"u{size}@x"])
+                client.send(b"x" * (size - 2) + b"\r\n.\r\n")
+                sent.append((size, client, outcome))
+            time.sleep(1.0)
+            proxy.config["users"] = {f"u{size}@x": "new" for size in sizes}
+            proxy.reload()
+            there = {}
+            for user, connection in stores.items():
+                octets = fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4))
+                there[user] = int.from_bytes(octets, sys.byteorder)
+            read.set()
+            while len(dots) < len(sizes):
+                time.sleep(0.01)
+            refused = 0
+            for size, client, outcome in sent:
+                user = f"RCPT TO:<u{size}@x>\r\n".encode()
+                client.finals(outcome)
+                verdict = outcome.verdict(0)
+                refused += verdict.text.startswith("451 4.2.1")
+                assert dots[user] == verdict.positive, (size, verdict)
+                assert not dots[user] or there[user] == size + 3, f"{size}: the dot went out after the reload"
+            assert 0 < refused < len(sizes), "the sizes do not straddle the socket buffer"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_client_that_took_no_replies_gets_no_second_message_delivered() -> None:
+    late = (Pause(2.5), *say("250 2.0.0 late"))
+    script = Script(final=say("250 2.0.0 " + "x" * 4000), final_by={"u499@a": late})
+    with FakeBackend(script) as backend:
+        config = config_of({"a": backend}, timeouts={"client_idle": 1})
         with ProxyProcess(config) as proxy, proxy.client() as client:
-            outcome = client.deliver("s@x", ["u@n", "u@a"])
-            assert outcome.rcpts[0].text.startswith("451 4.4.1")
-            assert outcome.verdict(1).positive
-            client.quit()
+            client.envelope("first@x", [f"u{number}@a" for number in range(500)])
+            client.send(b"x\r\n.\r\nMAIL FROM:<second@x>\r\nRCPT TO:<u@a>\r\nDATA\r\ny\r\n.\r\n")
+            proxy.wait_log("from=<first@x>, to=<u499@a>", timeout=10)
+            assert proxy.settles(proxy.descriptors() - 1, 6), "a client that takes no replies keeps its session"
+            assert not any(seen.sender == "second@x" and seen.dotted for seen in backend.transactions())
+
+
+def test_half_closed_clients_that_wait_do_not_stop_the_others() -> None:
+    with FakeBackend(Script(data=(Hang(),))) as backend:
+        config = config_of({"a": backend}, timeouts={"shutdown": 0.5})
+        config["backends"]["a"] = {**backend.config, "max_connections": 100}
+        with ProxyProcess(config) as proxy, ExitStack() as clients:
+            for _ in range(40):
+                client = clients.enter_context(proxy.client())
+                client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<u@a>\r\n")
+                assert client.reply().positive
+                assert client.reply().positive
+                client.send(b"DATA\r\n" + b"\n.\n." * 30_000 + b"\r\n.\r\n")
+                client.half_close()
+            time.sleep(2)
+            began = time.monotonic()
+            with proxy.client() as client:
+                assert client.command("NOOP").positive
+                client.quit()
+            assert time.monotonic() - began < 2, "the event loop is busy with clients that wait"

@@ -206,6 +206,15 @@ def test_run_as() -> None:
             client.quit()
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="only root can become another user: run the tests as root")
+def test_run_as_a_user_who_may_not_read_the_configuration() -> None:
+    with at_path() as proxy:
+        proxy.config["config"]["run_as"] = "nobody"
+        proxy.write_config()
+        os.chmod(proxy.config_path, 0o600)
+        assert "nobody may not read" in refused(run("-c", proxy.config_path))
+
+
 def readable_by_all(path: Path) -> bool:
     """Whether another user could read the checkout and the interpreter's packages."""
     places = [path, Path(sys.prefix)]

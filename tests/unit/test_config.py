@@ -996,3 +996,10 @@ except ConfigError as error:
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"{bad}:7: users.".encode())
     assert b"Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_host_name_that_cannot_be(tmp_path: Path) -> None:
+    file = tmp_path / "x.yml"
+    file.write_text("config: {socket: /s}\nbackends:\n  a: {host: " + "x" * 64 + ".test, port: 24}\n")
+    with pytest.raises(ConfigError, match=r"x\.yml:3: backends\.a\.host: has more than 63 characters between two dots"):
+        load_config(str(file))

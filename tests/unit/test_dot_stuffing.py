@@ -258,3 +258,14 @@ def test_a_line_far_longer_than_any_counter() -> None:
         assert data.feed(b"x" * 3000 + b".x") == (b"x" * 3000 + b".x", b"")
     assert data.feed(b".\r\n") == (b"", b"")
     assert data.ambiguous
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_look_ahead_sees_the_end_and_takes_nothing_in(name: str) -> None:
+    stream = BODIES[name] + b".\r\n"
+    for cut in range(0, len(stream), max(1, len(stream) // 50)):
+        data = MessageData()
+        data.feed(stream[:cut])
+        assert data.ends_in(stream[cut:] + b"NOOP\r\n")
+        assert not data.ends_in(stream[cut:-1])
+        assert not data.ended

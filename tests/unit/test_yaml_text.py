@@ -263,6 +263,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         return document.problems
 
     assert problem(str(tmp_path)) == [(0, "", "cannot be read: Is a directory")]
+    os.mkfifo(tmp_path / "pipe")
+    assert problem(str(tmp_path / "pipe")) == [(0, "", "cannot be read: it is no regular file")]
     assert problem(str(tmp_path / "none")) == [(0, "", "cannot be read: No such file or directory")]
     assert problem("a\0b") == [(0, "", "cannot be read: there can be no file of this name")]
     loop = tmp_path / "loop"
