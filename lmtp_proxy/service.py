@@ -111,7 +111,14 @@ def serve(
     remove_socket()
     server.stop()
     reloads.kill()
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug("greenlets left: %d", _greenlets_left())
     _log.info("stopped")
+
+
+def _greenlets_left() -> int:
+    """Greenlets that have not ended, which should be none when the last session has: to find leaks with."""
+    return sum(isinstance(thing, gevent.Greenlet) and not thing.ready() for thing in gc.get_objects())
 
 
 def _allow_open_files(config: Config) -> None:

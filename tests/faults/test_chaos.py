@@ -119,6 +119,7 @@ def test_chaos() -> None:
     ]
     try:
         config = config_of({str(number): backend for number, backend in enumerate(backends)}, timeouts=TIMEOUTS)
+        config["config"]["log"] = {"level": "debug"}  # it counts greenlets when it stops
         with ProxyProcess(config) as proxy:
             with proxy.client() as client:  # what is made at the first use only does not count
                 client.deliver("warm-up@x", ["u@0", "u@1", "u@2", "u@3"])
@@ -139,10 +140,13 @@ def test_chaos() -> None:
             assert sum(len(worker.outcomes) for worker in workers) >= TRANSACTIONS
             check_all(workers, proxy)
             assert proxy.settles(fds, 5), f"{proxy.descriptors()} descriptors, {fds} before"
+            time.sleep(1.5)  # the process title is brought up to date a second after the last change
             assert proxy.status("Threads") <= threads + 10  # the pool that looks up host names
             assert proxy.status("VmRSS") - rss < 20 * 1024
             for backend in backends:
                 assert backend.wait_closed()
+            assert proxy.stop() == 0
+            assert "greenlets left: 0\n" in proxy.log()
     finally:
         for backend in backends:
             backend.stop()
