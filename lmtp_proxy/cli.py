@@ -81,11 +81,11 @@ def _run(config: Config, *, daemonise: bool) -> int:
     started = _become_daemon(listener, pid_file) if pid_file else None
     if pid_file:
         pid_file.write()
-    _drop_privileges(config)
 
-    # Not before: it makes the gevent hub.
+    # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
     from lmtp_proxy import service
 
+    _drop_privileges(config)
     service.serve(
         config,
         listener.socket,

@@ -217,7 +217,7 @@ def test_run_as_a_user_who_may_not_read_the_configuration() -> None:
 
 def readable_by_all(path: Path) -> bool:
     """Whether another user could read the checkout and the interpreter's packages."""
-    places = [path, Path(sys.prefix)]
+    places = [path, Path(sys.prefix), Path(sys.base_prefix)]
     return all(parent.stat().st_mode & 0o005 == 0o005 for place in places for parent in [place, *place.parents])
 
 
