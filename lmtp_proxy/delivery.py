@@ -22,10 +22,10 @@ from lmtp_proxy.routing import Route
 
 _log = logging.getLogger(__name__)
 
+# Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
+_ENVELOPE = 4
 # Commands in one write. Neither side may fill the other's socket buffers while it reads nothing (RFC 2920 section 3.1);
 # 16 KiB of commands and 100 replies stay below the smallest of them.
-_ENVELOPE = 4
-"""Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s."""
 _BATCH_OCTETS = 16384
 _BATCH_COMMANDS = 100
 
@@ -141,14 +141,17 @@ class Delivery:
         if self._failure:
             raise self._failure
         if self._session is None:
-            if self.before_wait:
-                self.before_wait()
+            self._about_to_wait()
             self._session = self.pool.open()
-            self._session.before_wait = self.before_wait
+            self._session.before_wait = self._about_to_wait
         else:
-            self._session.before_wait = self.before_wait
             self._session.check_quiet()
         return self._session
+
+    def _about_to_wait(self) -> None:
+        # Looked up at each call: it is another one when several deliveries run at once.
+        if self.before_wait:
+            self.before_wait()
 
     def _cannot_take(self, session: BackendSession, positions: list[Position]) -> set[Position]:
         """The recipients that need SMTPUTF8 on a backend that does not offer it (RFC 6531 section 3.5)."""
@@ -220,7 +223,6 @@ class Delivery:
             raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
         if time.monotonic() > deadline:
             raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
-        self._session.before_wait = self.before_wait
         return self._session
 
     def _check_commit(self, session: BackendSession) -> None:

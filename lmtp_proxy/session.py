@@ -96,6 +96,7 @@ class Session:
             why = f"the client's connection failed: {error}"
         except _StopNow:
             why = "lmtp-proxy was stopped"
+            self._greenlet = None  # once is enough: nothing is to interrupt the last words
             self._say_last(say.SHUTTING_DOWN)
         finally:
             self._greenlet = None
@@ -103,11 +104,6 @@ class Session:
             self._sock.close()
 
     # --- stopping ----------------------------------------------------------------------------------------------------
-
-    @property
-    def committing(self) -> bool:
-        """The client's final dot was read, and its replies are not all known."""
-        return self._committing
 
     def stop(self) -> None:
         """Let the transaction finish, then say 421; at once if there is none."""
