@@ -5,46 +5,47 @@ The package is flat and built in rings. A module imports only from rings inside 
 above it in the same ring; ``tests/unit/test_rings.py`` reads this map and proves it.
 
 Ring 0, pure values and the protocol, no I/O:
-    reply           a reply, and every sentence the proxy itself can say
-    envelope        path and ESMTP parameter syntax; Recipient, Envelope
-    dot_stuffing    message data on the wire: end of data, the lone-dot rule, size
-    reply_queue     replies in the order of their commands
-    events          what the protocol tells the session
-    protocol        LMTP server side, sans-I/O
-    keys            the form in which a mailbox is looked up
+    reply              a reply, and every sentence the proxy itself can say
+    envelope           path and ESMTP parameter syntax; Recipient, Envelope
+    dot_stuffing       message data on the wire: end of data, the lone-dot rule, size
+    reply_queue        replies in the order of their commands
+    events             what the protocol tells the session
+    protocol           LMTP server side, sans-I/O
+    keys               the form in which a mailbox is looked up
 Ring 1, files, tables and the log:
-    yaml_text       a YAML file as text scalars with line numbers
-    config_values   what a configuration is: frozen values
-    config_keys     the type of each key: text -> value
-    config          a YAML file -> a Config, all errors at once
-    tables          where the backend of a key is written down
-    tables.static   the `users:` section of the configuration
-    log             log handlers and the escaping of foreign text
+    yaml_text          a YAML file as text scalars with line numbers
+    config_values      what a configuration is: frozen values
+    config_keys        the type of each key: text -> value
+    config_users       the `users:` section
+    config             a YAML file -> a Config, all errors at once
+    tables             where the backend of a key is written down
+    tables.static      the `users:` section of the configuration
+    log                log handlers and the escaping of foreign text
 Ring 2, decisions:
-    routing         recipient -> Route
-    in_flight       deliveries between commit check and final reply
+    routing            recipient -> Route
+    in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
-    backend         one LMTP conversation with a backend
-    pool            how many conversations at once
-    generation      one configuration as it serves: number, config, routing, pools
+    backend            one LMTP conversation with a backend
+    pool               how many conversations at once
+    generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
-    failure         what a backend's failure or odd reply means for its recipients
-    delivery        one backend's share of a transaction
-    delivery_log    one log line per recipient
-    parking         where recipients on `hold` wait
-    transaction     the fan-out, and replies in RCPT order
+    failure            what a backend's failure or odd reply means for its recipients
+    delivery           one backend's share of a transaction
+    delivery_log       one log line per recipient
+    parking            where recipients on `hold` wait
+    transaction        the fan-out, and replies in RCPT order
 Ring 5, clients:
-    dot_clock       when the client can have sent its final dot
-    client_watch    notices a client that goes away while a backend is waited for
-    session         the loop between client socket, protocol and transaction
-    server          listening sockets, client limit, drain on stop
+    dot_clock          when the client can have sent its final dot
+    client_watch       notices a client that goes away while a backend is waited for
+    session            the loop between client socket, protocol and transaction
+    server             listening sockets, client limit, drain on stop
 Ring 6, the process:
-    config_manager  the greenlet that reloads on SIGUSR1
-    service         monkey patching, building and joining the above, signals
+    config_manager     the greenlet that reloads on SIGUSR1
+    service            monkey patching, building and joining the above, signals
 Ring 7, the command, without gevent:
-    sockets         listening sockets with their owner and mode
-    pid_file        the pid file and its lock
-    cli             argv, start order, exit codes
+    sockets            listening sockets with their owner and mode
+    pid_file           the pid file and its lock
+    cli                argv, start order, exit codes of lmtp-proxy
 """
 
 __version__ = "0.1.0"

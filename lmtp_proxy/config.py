@@ -7,19 +7,21 @@ thread beside the deliveries.
 """
 
 import os
-import re
 import socket
 import stat
+from collections import Counter
 from dataclasses import fields, replace
 from ipaddress import IPv4Network, IPv6Network
 
 from lmtp_proxy import config_keys
 from lmtp_proxy.config_keys import MAX_ERRORS, Section
+from lmtp_proxy.config_users import read_users, undefined
 from lmtp_proxy.config_values import (
     RESERVED,
     Address,
     Backend,
     Config,
+    Control,
     Log,
     TcpAddress,
     Timeouts,
@@ -27,7 +29,7 @@ from lmtp_proxy.config_values import (
     is_own_listener,
 )
 from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.yaml_text import Mapping, Problem, Scalar, Sequence, read_document, shown
+from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, read_document, shown
 
 __all__ = [
     "KEYS",
@@ -36,6 +38,7 @@ __all__ = [
     "Backend",
     "Config",
     "ConfigError",
+    "Control",
     "Log",
     "TcpAddress",
     "Timeouts",
@@ -52,8 +55,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "config": (
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
-        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log"),
+        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "uncertain_log"),
     ),
+    "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": _TIMEOUTS,
     "config.log": ("syslog", "facility", "level"),
     "backends.*": ("socket", "host", "port", "user", "password", "password_file", "max_connections", "timeouts"),
@@ -61,7 +65,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class ConfigError(Exception):
@@ -79,7 +82,7 @@ def load_config(path: str) -> Config:
     """Reads the configuration file at `path`. Raises ConfigError with all errors that it has."""
     document = read_document(path)
     found: list[Problem] = []
-    config = None if document.root is None else _config(document.root, os.path.abspath(path), found)
+    config = None if document.root is None else _config(document, document.root, os.path.abspath(path), found)
     # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
     named = {(line, key) for line, key, _ in document.problems}
     problems = document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
@@ -99,8 +102,8 @@ def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _config(root: Mapping, path: str, problems: list[Problem]) -> Config:
-    """The Config that `root` describes. It is only to be used when `problems` stays empty."""
+def _config(document: Document, root: Mapping, path: str, problems: list[Problem]) -> Config:
+    """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
     listener = _listener(section)
@@ -114,7 +117,8 @@ def _config(root: Mapping, path: str, problems: list[Problem]) -> Config:
     )
     fallback = section.value("fallback_backend", str, None)
     if fallback is not None and names is not None and fallback not in names:
-        section.fail("fallback_backend", _undefined(section, fallback, names))
+        section.fail("fallback_backend", undefined(section, fallback, names))
+    users, user_lines = read_users(top.section("users", None), names, rules)
     return Config(
         path=path,
         socket=listener or UnixAddress(""),
@@ -137,8 +141,14 @@ def _config(root: Mapping, path: str, problems: list[Problem]) -> Config:
         hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
         hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),
         log=_log(section),
+        control=_control(section, listener),
+        uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         backends=backends or {},
-        users=_users(top.section("users", None), names, rules),
+        users=users,
+        user_lines=user_lines,
+        users_per_backend=Counter(users.values()),
+        digest=document.digest,
+        modified=document.modified,
     )
 
 
@@ -196,6 +206,25 @@ def _log(parent: Section) -> Log:
         syslog=section.value("syslog", config_keys.absolute_path, None),
         facility=section.value("facility", config_keys.facility, "mail"),
         level=section.value("level", config_keys.level, "info"),
+    )
+
+
+def _control(parent: Section, listener: Address | None) -> Control | None:
+    if "control" not in parent:
+        return None
+    section = parent.section("control", KEYS["config.control"])
+    if section is None:
+        return None
+    if "socket" not in section:
+        parent.fail("control", "needs a socket: the absolute path of a unix socket")
+    path = section.value("socket", config_keys.socket_path, None)
+    if path is not None and listener is not None and is_own_listener(listener, UnixAddress(path)):
+        section.fail("socket", "is the socket for mail already: the control socket needs one of its own")
+    return Control(
+        socket=UnixAddress(path or ""),
+        owner=section.value("owner", config_keys.owner, None),
+        group=section.value("group", config_keys.group, None),
+        permissions=section.value("permissions", config_keys.permissions, 0o600),
     )
 
 
@@ -291,53 +320,3 @@ def _read_password(path: str) -> str:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     return config_keys.credential(text.removesuffix("\n").removesuffix("\r"))
-
-
-def _users(section: Section | None, names: set[str] | None, rules: KeyRules) -> dict[str, str]:
-    """Key as the table stores it -> backend name, reject or hold. names: None if the backends cannot be told."""
-    if section is None:
-        return {}
-    seen: dict[str, tuple[str, Scalar]] = {}
-    for user, node in section.entries.items():
-        if not isinstance(node, Scalar):
-            section.fail(user, "must be the name of a backend, reject or hold")
-            continue
-        if node.missing:
-            section.fail(user, "has no value: write the name of a backend, reject or hold")
-        elif names is not None and node.text not in names:
-            section.fail(user, _undefined(section, node.text, names))
-        key = rules.table_key(user)
-        if problem := _user_problem(user, key, rules):
-            section.fail(user, problem)
-            continue
-        first_user, first = seen.setdefault(key, (user, node))
-        if first.text != node.text:
-            section.fail(
-                user,
-                f"is the same user as {shown(first_user)} on line {first.line}, who is on {shown(first.text)}: "
-                "take one of the two out",
-            )
-    return {key: node.text for key, (_, node) in seen.items()}
-
-
-def _user_problem(user: str, key: str, rules: KeyRules) -> str | None:
-    """Why `user` can never be found by any recipient, None if it can."""
-    if not user:
-        return "a user cannot be empty"
-    if user == "@":
-        return "has no domain: write @example.org for all of a domain, fallback_backend for all the rest"
-    if not key:
-        return "can never match while ignoreDomain is true: take it out, or use fallback_backend"
-    if user.startswith("*"):
-        return "* is no wildcard: write @example.org (in quotes) for all of a domain, fallback_backend for all the rest"
-    if re.match('"[^@]*"(@|$)', user):
-        return "is looked up without its quotes: write it without them"
-    if not user.isprintable() and _CONTROL.search(user):
-        return "holds a control character, which no address can"
-    return None
-
-
-def _undefined(section: Section, name: str, names: set[str]) -> str:
-    near = section.nearest(name, names)
-    hint = f"did you mean {shown(near)}?" if near else "define it under backends"
-    return f'there is no backend "{shown(name)}": {hint}'

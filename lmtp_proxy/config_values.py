@@ -7,6 +7,7 @@ It does not know where they come from: no YAML, no file, no checks. Times are in
 import ipaddress
 import os
 import socket
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -80,11 +81,24 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """The control socket. permissions: mode bits; whoever may connect may do all that lmtp-proxyctl can."""
+
+    socket: UnixAddress
+    owner: str | None = None
+    group: str | None = None
+    permissions: int = 0o600
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, checked: every name in `users` and `fallback_backend` is in `backends` or reserved.
 
-    path: the file, absolute. permissions: mode bits of the socket, None for what the umask leaves. allow: None means
-    everybody. max_message_size: octets, 0 for no limit. users: keys as KeyRules.table_key makes them.
+    path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
+    (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
+    leaves. allow: None means everybody. max_message_size: octets, 0 for no limit. users: keys as KeyRules.table_key
+    makes them; user_lines: the line of each, in the same order; users_per_backend: how many keys are on each name,
+    reserved names too.
     """
 
     path: str
@@ -108,8 +122,14 @@ class Config:
     hold_timeout: float = 30.0
     hold_limit: int = 2
     log: Log = Log()
+    control: Control | None = None
+    uncertain_log: str | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: Mapping[str, str] = field(default_factory=dict, repr=False)  # too many to look at
+    user_lines: "array[int]" = field(default_factory=lambda: array("I"), repr=False, compare=False)
+    users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
+    digest: str = field(default="", compare=False)
+    modified: float = field(default=0.0, compare=False)
 
     @property
     def key_rules(self) -> KeyRules:

@@ -7,11 +7,12 @@ It knows nothing of the keys and their meaning. Problems are collected and retur
 value, which may be a password.
 """
 
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import yaml
@@ -71,10 +72,15 @@ Node: TypeAlias = Scalar | Sequence | Mapping
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """root: None if the file could not be read to its end as one YAML mapping; the problems then say why."""
+    """root: None if the file could not be read to its end as one YAML mapping; the problems then say why.
+
+    digest: SHA-256 of the file's octets in hex. modified: when the file was changed, in seconds since the epoch.
+    """
 
     root: Mapping | None
     problems: list[Problem]
+    digest: str = ""
+    modified: float = 0.0
 
 
 def read_document(path: str) -> Document:
@@ -84,6 +90,7 @@ def read_document(path: str) -> Document:
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would hold up every reload from here on
             return _failed(0, "cannot be read: it is no regular file")
         with open(path, "rb") as file:
+            modified = os.fstat(file.fileno()).st_mtime
             data = file.read(MAX_OCTETS + 1)
     except OSError as error:
         return _failed(0, f"cannot be read: {error.strerror}")
@@ -95,7 +102,7 @@ def read_document(path: str) -> Document:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         return _failed(data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text")
-    return parse(text)
+    return replace(parse(text), digest=hashlib.sha256(data).hexdigest(), modified=modified)
 
 
 def parse(text: str) -> Document:

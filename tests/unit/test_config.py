@@ -2,6 +2,7 @@
 """config, config_keys, config_values: what each key takes, every error line word for word, the shipped example."""
 
 import dataclasses
+import hashlib
 import logging.handlers
 import os
 import pickle
@@ -27,6 +28,7 @@ from lmtp_proxy.config import (
     Backend,
     Config,
     ConfigError,
+    Control,
     Log,
     TcpAddress,
     Timeouts,
@@ -52,6 +54,7 @@ LINE_END = "must not hold a NUL or a line end"
 REPLY = "Postfix waits 300 s for a reply"
 MISSING = "config.socket: is missing: write the path of a unix socket, or [host, port]"
 QUOTES = "is looked up without its quotes: write it without them"
+SHARED_SOCKET = "is the socket for mail already: the control socket needs one of its own"
 NO_DOMAIN = "has no domain: write @example.org for all of a domain, fallback_backend for all the rest"
 UNPRINTABLE = "holds a character that cannot be printed"
 NO_FILE = "cannot be read: No such file or directory"
@@ -130,6 +133,8 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
         hold_timeout=30.0,
         hold_limit=2,
         log=Log(None, "mail", "info"),
+        control=None,
+        uncertain_log=None,
         backends={},
         users={},
     )
@@ -161,6 +166,8 @@ config:
   hold_timeout: 12.5
   hold_limit: 0
   log: {syslog: /run/log, facility: LOCAL3, level: Debug}
+  control: {socket: /run/ctl, owner: root}
+  uncertain_log: /var/lib/uncertain
 backends:
   old: {socket: /run/old}
   new:
@@ -202,6 +209,8 @@ users:
         hold_timeout=12.5,
         hold_limit=0,
         log=Log("/run/log", "local3", "debug"),
+        control=Control(UnixAddress("/run/ctl"), "root", None, 0o600),
+        uncertain_log="/var/lib/uncertain",
         backends={
             "old": Backend("old", UnixAddress("/run/old"), None, None, 20, timeouts),
             "new": Backend(
@@ -213,6 +222,11 @@ users:
         users={"Alice": "old", "no": "new", "0123": "third", "1:30": "reject", "on": "hold"},
     )
     assert config.key_rules == KeyRules(True, "+-", True)
+    assert list(config.user_lines) == [36, 37, 38, 39, 40]
+    assert config.users_per_backend == {"old": 1, "new": 1, "third": 1, "reject": 1, "hold": 1}
+    file = tmp_path / "file.yml"
+    assert config.digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert config.modified == file.stat().st_mtime
 
 
 def test_all_errors_at_once_in_the_order_of_the_file(errors: Errors) -> None:
@@ -367,9 +381,16 @@ def test_config_values(load: Load, line: str, field: str, value: object) -> None
         ("ignoreDomain: 1", 'ignoreDomain: must be true or false, not "1"'),
         ("ignore_domain: true", "ignore_domain: unknown key, did you mean ignoreDomain?"),
         ("ignoredomain: true", "ignoredomain: unknown key, did you mean ignoreDomain?"),
-        ("control: /x", "control: unknown key"),
+        ("control: /x", "control: must be a mapping: lines of `key: value`, indented"),
+        ("control: {}", "control: needs a socket: the absolute path of a unix socket"),
+        ("control: {socket: x}", 'control.socket: must be the absolute path of a file, not "x"'),
+        ("control: {socket: [localhost, 1]}", f"control.socket: {MAPPING}"),
+        ("control: {socket: /run/proxy.sock}", f"control.socket: {SHARED_SOCKET}"),
+        ("control: {socket: /x, permissions: 660}", "control.permissions: must be octal with a leading 0: write 0660"),
+        ("control: {socket: /x, owner: nobody-here}", 'control.owner: there is no user "nobody-here" on this system'),
+        ("control: {socket: /x, mode: 0600}", "control.mode: unknown key"),
         ("metrics: [localhost, 1]", "metrics: unknown key"),
-        ("uncertain_log: /x", "uncertain_log: unknown key"),
+        ("uncertain_log: x", 'uncertain_log: must be the absolute path of a file, not "x"'),
         ("workers: 4", "workers: unknown key"),
         ("trusted: 127.0.0.1", "trusted: unknown key"),
         ("<<: x", "<<: unknown key"),
@@ -868,6 +889,10 @@ def test_the_example_shows_every_key_of_config(key: str) -> None:
 
 
 def test_the_example_shows_every_other_key() -> None:
+    control = re.findall(
+        r"^  #  (\w+):", EXAMPLE_TEXT.partition("\n  #control:\n")[2].partition("\n\n")[0], re.MULTILINE
+    )
+    assert set(control) == set(KEYS["config.control"])
     assert set(active(["config", "timeouts"])) == set(KEYS["config.timeouts"])
     assert set(active(["config", "log"])) | {"syslog"} == set(KEYS["config.log"])
     backends = EXAMPLE_TEXT.partition("\nbackends:\n")[2].partition("\nusers:\n")[0]
@@ -883,12 +908,16 @@ def test_the_example_is_right_with_every_line_in_force(load: Load, tmp_path: Pat
     found = re.findall(r"^ +#(\w+:.*)$", EXAMPLE_TEXT, re.MULTILINE)
     assert len(found) >= 8
     for line in found:
-        if line.startswith(("password", "user", "timeouts")):
+        if line.startswith(("password", "user", "timeouts", "control")):
             continue
         config = load(EXAMPLE_TEXT.replace(f"#{line}", system.get(line, line), 1))
         assert config != load_config(str(EXAMPLE))
     text = EXAMPLE_TEXT.replace("#timeouts:", "timeouts:").replace("#  final_reply", "  final_reply")
     assert load(text).backends["old"].timeouts.final_reply == 300
+    text = re.sub(
+        "^  #control:\n(  #  .*\n)+", lambda found: found[0].replace("  #", "  "), EXAMPLE_TEXT, flags=re.MULTILINE
+    )
+    assert load(text).control == Control(UnixAddress("/run/lmtp-proxy/control"), "root", "adm", 0o660)
     text = EXAMPLE_TEXT.replace("#user:", "user:")
     assert load(text.replace("#password:", "password:")).backends["new"].password == "secret"
     text = text.replace("#password_file: /etc/lmtp-proxy.password", "password_file: secret")
