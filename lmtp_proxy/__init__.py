@@ -12,6 +12,7 @@ Ring 0, pure values and the protocol, no I/O:
     events             what the protocol tells the session
     protocol           LMTP server side, sans-I/O
     keys               the form in which a mailbox is looked up
+    message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
     yaml_text          a YAML file as text scalars with line numbers
     config_values      what a configuration is: frozen values
@@ -21,6 +22,7 @@ Ring 1, files, tables and the log:
     tables             where the backend of a key is written down
     tables.static      the `users:` section of the configuration
     log                log handlers and the escaping of foreign text
+    uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
@@ -30,6 +32,8 @@ Ring 3, the backends:
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
     failure            what a backend's failure or odd reply means for its recipients
+    uncertain_log      remembers uncertain deliveries, and appends them to a file
+    commit             the commit point of a delivery
     delivery           one backend's share of a transaction
     delivery_log       one log line per recipient
     parking            where recipients on `hold` wait

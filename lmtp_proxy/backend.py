@@ -185,15 +185,17 @@ class BackendSession(smtplib.LMTP):
             except OSError as error:
                 raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
 
-    def write_final_dot(self, deadline: float, check: Callable[[], None]) -> None:
-        """End the message. `check` is called right before the dot goes out, and again after each wait for room for it.
+    def write_final_dot(self, deadline: float, look: Callable[[], None], step_back: Callable[[], None]) -> None:
+        """End the message. `look` is called right before the dot goes out, and again after each wait for room for it.
 
-        Raises BackendError, `maybe_delivered` unless certainly no octet of the dot went out; and what `check` raises.
+        step_back: called before each such wait, when no octet of the dot has gone out. Raises BackendError,
+        `maybe_delivered` unless certainly no octet of the dot went out; and what `look` raises.
         """
         while True:
-            check()
+            look()
             if (rest := self.write_now(FINAL_DOT)) != FINAL_DOT:
                 break
+            step_back()
             silent = BackendError(say.BACKEND_SILENT, "write: timed out")
             gevent.socket.wait_write(self._open_socket().fileno(), max(0.001, deadline - time.monotonic()), silent)
         try:

@@ -19,7 +19,7 @@ from lmtp_proxy import __version__
 from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.pid_file import PidFile
-from lmtp_proxy.sockets import Listener, listen
+from lmtp_proxy.sockets import Listener, listen, listen_for_control
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -74,11 +74,24 @@ def _run(config: Config, *, daemonise: bool) -> int:
     for number in _SIGNALS:
         signal.signal(number, lambda number, _frame: received.append(number))
     _check_run_as(config)
+    _check_uncertain_log(config)
     pid_file = PidFile(config.pid, config.path) if daemonise else None
     if pid_file:
         pid_file.acquire()
-    listener = listen(config)
-    started = _become_daemon(listener, pid_file) if pid_file else None
+    control = listen_for_control(config)
+    try:
+        listener = listen(config)
+    except ConfigError:
+        if control:
+            control.remove()
+        raise
+    listeners = [listener, control] if control else [listener]
+
+    def remove_sockets() -> None:
+        for each in listeners:
+            each.remove()
+
+    started = _become_daemon(listeners, pid_file) if pid_file else None
     if pid_file:
         pid_file.write()
 
@@ -89,17 +102,18 @@ def _run(config: Config, *, daemonise: bool) -> int:
     service.serve(
         config,
         listener.socket,
+        control.socket if control else None,
         daemonised=daemonise,
         received=received,
         ready=lambda: _tell(started),
-        remove_socket=listener.remove,
+        remove_sockets=remove_sockets,
     )
     if pid_file:
         pid_file.remove()
     return 0
 
 
-def _become_daemon(listener: Listener, pid_file: PidFile) -> int:
+def _become_daemon(listeners: list[Listener], pid_file: PidFile) -> int:
     """Go on in the background; returns a descriptor to `_tell` when clients are served.
 
     The command itself ends only then, so that an init script finds the pid file written and the exit status true.
@@ -118,7 +132,7 @@ def _become_daemon(listener: Listener, pid_file: PidFile) -> int:
         detach_process=True,
         umask=0o077,
         signal_map={},  # ours are installed already
-        files_preserve=[listener.socket, pid_file, writer],
+        files_preserve=[*(listener.socket for listener in listeners), pid_file, writer],
     ).open()
     return writer
 
@@ -133,7 +147,7 @@ def _check_run_as(config: Config) -> None:
     if config.run_as is None or os.geteuid() == _account(config.run_as).pw_uid:
         return
     if os.geteuid() == 0:
-        if not _may_read(_account(config.run_as), config.path):
+        if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
@@ -142,14 +156,28 @@ def _check_run_as(config: Config) -> None:
     )
 
 
-def _may_read(account: pwd.struct_passwd, path: str) -> bool:
+def _check_uncertain_log(config: Config) -> None:
+    path = config.uncertain_log
+    if path is None:
+        return
+    # What is not there yet is made in its directory.
+    target, mode = (path, os.W_OK) if os.path.lexists(path) else (os.path.dirname(path), os.W_OK | os.X_OK)
+    if config.run_as is not None and os.geteuid() == 0:
+        allowed, who = _may(_account(config.run_as), target, mode), config.run_as
+    else:
+        allowed, who = os.access(target, mode, effective_ids=True), "this user"
+    if not allowed or os.path.isdir(path):
+        raise ConfigError((f"{config.path}: config.uncertain_log: {who} cannot write {path}; see chown and chmod",))
+
+
+def _may(account: pwd.struct_passwd, path: str, mode: int) -> bool:
     """Whether the user may, tried as that user; we are root."""
     groups, group = os.getgroups(), os.getegid()
     try:
         os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
         os.setegid(account.pw_gid)
         os.seteuid(account.pw_uid)
-        return os.access(path, os.R_OK, effective_ids=True)
+        return os.access(path, mode, effective_ids=True)
     finally:
         os.seteuid(0)
         os.setegid(group)

@@ -9,8 +9,10 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.config import ConfigError, load_config
@@ -19,14 +21,42 @@ from lmtp_proxy.generation import Generation, first_generation, next_generation
 
 _log = logging.getLogger(__name__)
 
-_NEEDS_RESTART = ("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log")
+_NEEDS_RESTART = ("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control")
 _SECTIONS = ("backends", "users")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """A reload that changed the generation in force.
+
+    generation: its number. changes: as text. seconds: how long it took. restart: keys whose change waits for a
+    restart. when: seconds since the epoch.
+    """
+
+    generation: int
+    changes: str
+    seconds: float
+    restart: tuple[str, ...]
+    when: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A reload that changed nothing. errors: one line each, as ConfigError has them. when: seconds since the epoch."""
+
+    errors: tuple[str, ...]
+    when: float
+
+
+Outcome = Reloaded | Refused
 
 
 class ConfigManager:
     """Holds the generation in force.
 
-    config: what the process started with. generation_changed: called after each swap.
+    config: what the process started with. generation_changed: called after each swap. loaded: when that generation was
+    swapped in, in seconds since the epoch. last_reload: the last one's outcome, None before the first.
     """
 
     def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
@@ -34,6 +64,11 @@ class ConfigManager:
         self._generation = first_generation(config)
         self._generation_changed = generation_changed
         self._wanted = Event()
+        self._begun = self._done = 0
+        self._settled = Event()
+        self._waiting: list[AsyncResult[Outcome]] = []
+        self.loaded = time.time()
+        self.last_reload: Outcome | None = None
         self._thread = ThreadPool(1)  # of its own: the hub's are also those of DNS, which may keep them all for long
 
     def __repr__(self) -> str:
@@ -47,17 +82,45 @@ class ConfigManager:
         """Ask for a reload, and return at once."""
         self._wanted.set()
 
+    def reload_now(self) -> Outcome:
+        """Wait for a load that begins after this call, and for its swap."""
+        result: AsyncResult[Outcome] = AsyncResult()
+        self._waiting.append(result)
+        self._wanted.set()
+        outcome = result.get()
+        assert outcome is not None
+        return outcome
+
+    def settle(self) -> None:
+        """Wait until every reload is done that was asked for before this call; not for later ones."""
+        last = self._begun + self._wanted.is_set()
+        while self._done < last:
+            self._settled.clear()
+            self._settled.wait()
+
+    def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run `function` in the thread that reads configurations, between two reloads. It must raise nothing."""
+        return self._thread.apply(function, arguments)
+
     def run(self) -> None:
         """Serve requests for ever."""
         while True:
             self._wanted.wait()
             self._wanted.clear()
+            waiting, self._waiting = self._waiting, []
+            self._begun += 1
             try:
-                self.reload()
-            except Exception:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
+                outcome = self.reload()
+            except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
                 _log.exception("reload failed by an internal error; generation %d stays active", self.current().number)
+                outcome = Refused((f"internal error: {error!r}; the log has more",), time.time())
+            self.last_reload = outcome
+            self._done += 1
+            for result in waiting:
+                result.set(outcome)
+            self._settled.set()
 
-    def reload(self) -> None:
+    def reload(self) -> Outcome:
         """Load the file now and swap, or log in full why not. Returns after the swap."""
         began = time.monotonic()
         previous = self._generation
@@ -73,15 +136,17 @@ class ConfigManager:
                 previous.config.path,
                 previous.number,
             )
-            return
+            return Refused(loaded.errors, time.time())
         config, changes = loaded
         self._generation = next_generation(config, previous)
+        self.loaded = time.time()
         self._generation_changed()
         seconds = time.monotonic() - began
         _log.info("reload: generation %d active: %s in %.2f s", self._generation.number, changes, seconds)
-        restart = [f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key)]
+        restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
+        return Reloaded(self._generation.number, changes, seconds, restart, self.loaded)
 
 
 def _differs(one: Config, other: Config, key: str) -> bool:
@@ -106,7 +171,9 @@ def _load_and_compare(old: Config) -> tuple[Config, str] | ConfigError:
     changed += [f"{name} (removed)" for name in old.backends if name not in new.backends]
     if changed:
         changes.append(f"changed: {', '.join(f'backends.{name}' for name in changed)}")
-    keys = [field.name for field in dataclasses.fields(Config) if field.name not in (*_SECTIONS, "path")]
+    keys = [
+        field.name for field in dataclasses.fields(Config) if field.compare and field.name not in (*_SECTIONS, "path")
+    ]
     if keys := [f"config.{key}" for key in keys if _differs(old, new, key)]:
         changes.append(f"changed: {', '.join(keys)}")
     return new, ", ".join(changes)

@@ -8,17 +8,13 @@ nothing to the client and does not know the other backends; each method may run 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError, BackendSession
-from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
 from lmtp_proxy.failure import Phase, judge
-from lmtp_proxy.generation import CurrentGeneration, Generation
-from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Route
 
 _log = logging.getLogger(__name__)
 
@@ -30,40 +26,20 @@ _BATCH_OCTETS = 16384
 _BATCH_COMMANDS = 100
 
 
-@dataclass(slots=True, eq=False)
-class Position:
-    """One accepted or pending RCPT of a transaction; the same address twice is two of them.
-
-    generation: the number of the generation that `route` is of. pool: of that generation, None where there is no
-    backend. rcpt_reply, final_reply: None until known. trouble: why, where the reply alone does not tell; for the log,
-    escaped.
-    """
-
-    recipient: Recipient
-    route: Route
-    generation: int
-    pool: BackendPool | None
-    delivery: "Delivery | None" = None
-    rcpt_reply: Reply | None = None
-    final_reply: Reply | None = None
-    trouble: str = ""
-
-
 class Delivery:
     """The conversation with one backend in one transaction."""
 
-    def __init__(self, pool: BackendPool, envelope: Envelope, current: CurrentGeneration, in_flight: InFlight) -> None:
+    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
         self.pool = pool
         self.before_wait: Callable[[], None] | None = None
-        self._envelope = envelope
-        self._current = current
-        self._in_flight = in_flight
+        self._envelope = message.envelope
+        self._commit = CommitPoint(pool, message, cutover)
+        self._accepted = self._commit.accepted
         self._timeouts = pool.backend.timeouts
         self._reserved = False
         self._session: BackendSession | None = None
         self._mail_sent = False
         self._new: list[Position] = []  # RCPT not sent yet
-        self._accepted: list[Position] = []
         self._unsent = b""  # of the piece of message in hand
         self._failure: BackendError | None = None
 
@@ -85,8 +61,9 @@ class Delivery:
 
     def add(self, position: Position) -> None:
         """A recipient to be sent with the next `send_envelope`."""
-        position.delivery = self
+        position.asked = True
         self._new.append(position)
+        self._commit.add(position.recipient)
 
     def reserve(self, before_wait: Callable[[], None]) -> None:
         """Take a place in the pool, unless that was done; `before_wait` is called if there is none at once."""
@@ -105,14 +82,16 @@ class Delivery:
             replies = self._converse(new)
         except BackendError as error:
             self._fail(error)
+            replies = [error.reply] * len(new)
             for position in new:
-                position.rcpt_reply = error.reply
                 position.trouble = error.reason
-            return
         for position, reply in zip(new, replies, strict=True):
             position.rcpt_reply = reply
             if reply.positive:
                 self._accepted.append(position)
+            else:
+                self.pool.counts.reply(reply)
+        self._commit.recipients_known()
 
     def _converse(self, positions: list[Position]) -> list[Reply]:
         session = self._ready_session()
@@ -168,6 +147,7 @@ class Delivery:
             session = self._ready_session()
             session.write(b"DATA\r\n", self._until(self._timeouts.command))
             judge(Phase.DATA, session.read_reply(self._until(self._timeouts.command)))
+            self._commit.data_begun()
         except BackendError as error:
             self._fail(error)
 
@@ -178,6 +158,7 @@ class Delivery:
         try:
             self._session.check_quiet(in_data=True)
             self._unsent = self._session.write_now(octets)
+            self._commit.sent(len(octets))
         except BackendError as error:
             self._fail_in_data(error)
 
@@ -202,21 +183,22 @@ class Delivery:
         at the end all of them have.
         """
         deadline = dot + self._timeouts.final_reply
-        flight = self._in_flight.enter(self.pool.backend.name, (key for p in self._accepted for key in p.route.keys))
         try:
             session = self._ready_to_commit(deadline)
-            session.write_final_dot(deadline, lambda: self._check_commit(session))
+            session.write_final_dot(deadline, lambda: self._pass_commit_point(session), self._commit.step_back)
             self._read_final_replies(session, deadline, settled)
             self.leave()
         except BackendError as error:
+            if not error.maybe_delivered:
+                self._commit.step_back()
             self._fail(error)
             for position in self._accepted:
                 if position.final_reply is None:
                     position.final_reply = error.reply
                     position.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
             settled()
-        finally:
-            self._in_flight.leave(flight)
+        for position in self._accepted:
+            self.pool.counts.reply(position.final_reply or say.INTERNAL_ERROR)
 
     def _ready_to_commit(self, deadline: float) -> BackendSession:
         if self._failure or self._session is None:
@@ -225,10 +207,11 @@ class Delivery:
             raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
         return self._session
 
-    def _check_commit(self, session: BackendSession) -> None:
+    def _pass_commit_point(self, session: BackendSession) -> None:
         """The last look before the final dot; it waits for nothing, unless the backend is saying something."""
+        self._commit.enter()
         session.check_quiet(in_data=True)
-        self._check_routes(self._current())
+        self._commit.look()
 
     def _read_final_replies(self, session: BackendSession, deadline: float, settled: Callable[[], None]) -> None:
         try:
@@ -239,25 +222,14 @@ class Delivery:
             error.maybe_delivered = True
             raise
 
-    def _check_routes(self, generation: Generation) -> None:
-        """Raise BackendError unless every recipient's mail still goes to this backend, at this address."""
-        backend = self.pool.backend
-        for position in self._accepted:
-            if position.generation == generation.number:
-                continue
-            route = generation.routing.route(position.recipient)
-            if route.trouble is not None:
-                raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
-            if route.backend != backend.name or generation.pools[route.backend].backend.address != backend.address:
-                now = route.backend or ("hold" if route.held else "no backend")
-                raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
-
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
+        self._commit.passed_well()
         self._close(self.pool.release)
 
-    def abandon(self) -> None:
+    def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
+        self._commit.given_up(reason)
         self._close(self.pool.discard)
 
     # --- failure -----------------------------------------------------------------------------------------------------
@@ -275,7 +247,7 @@ class Delivery:
         if error.alarm and self._failure is None:
             _log.error("backend %s: %s", self.pool, error.reason)
         self._failure = self._failure or error
-        self.abandon()
+        self.abandon(error.reason)
 
     def _fail_in_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""

@@ -8,7 +8,7 @@ Text from clients and backends is escaped. It decides nothing.
 
 import logging
 
-from lmtp_proxy.delivery import Position
+from lmtp_proxy.commit import Position
 from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.log import printable
 from lmtp_proxy.reply import Reply
@@ -40,7 +40,7 @@ def _write(
         session,
         printable(envelope.path),
         printable(position.recipient.path),
-        position.delivery.pool if position.delivery else "-",
+        position.pool if position.asked and position.pool else "-",
         size,
         delay,
         dsn,

@@ -43,7 +43,7 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool]) -
         old = pools.get(name)
         if old and old.backend == config.backends[name] and old.hostname == config.hostname:
             return old
-        return BackendPool(config.backends[name], config.hostname)
+        return BackendPool(config.backends[name], config.hostname, old.counts if old else None)
 
     routing = Routing(StaticTable(config.users), config.key_rules, config.fallback_backend)
     return Generation(number, config, routing, {name: pool(name) for name in config.backends})

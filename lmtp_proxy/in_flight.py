@@ -1,31 +1,82 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The deliveries that are past their commit check and have no final reply yet.
+"""The deliveries under way, and which of them can still reach a backend that was taken from a user.
 
 Whoever enters here first and looks the route up afterwards cannot be missed by somebody who changes the route first and
-looks in here afterwards; the other order leaves a gap. It knows neither routes nor connections.
+looks in here afterwards; the other order leaves a gap. It knows neither tables nor connections, and waits for nothing.
 """
 
-from collections.abc import Iterable, Iterator
+import enum
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from lmtp_proxy.envelope import Recipient
+from lmtp_proxy.keys import KeyRules
+
+
+class Phase(enum.Enum):
+    """How far a delivery is. In the last two a drain waits for it."""
+
+    ENVELOPE = "envelope"
+    DATA = "data"
+    COMMIT = "commit"
+    FINAL_DOT = "final dot"
+
+
+_COMMITTED = frozenset({Phase.COMMIT, Phase.FINAL_DOT})
 
 
 class Flight:
-    """One delivery past its commit check. keys: every key of its recipients, as Route.keys has them."""
+    """One delivery, from its first recipient to its last reply.
 
-    __slots__ = ("backend", "keys")
+    number: rises with each entering of any flight, 0 before the first. sender: with angle brackets. recipients: those
+    that the backend has not refused. keys: every form of theirs under which a table is asked by `rules`. octets: of the
+    message, sent so far. began: time.monotonic.
+    """
 
-    def __init__(self, backend: str, keys: frozenset[str]) -> None:
+    __slots__ = ("address", "backend", "began", "keys", "number", "octets", "phase", "recipients", "rules", "sender",
+                 "session")  # fmt: skip
+
+    def __init__(self, session: str, backend: str, address: str, sender: bytes) -> None:
+        self.number = 0
+        self.session = session
         self.backend = backend
-        self.keys = keys
+        self.address = address
+        self.sender = sender
+        self.recipients: list[Recipient] = []
+        self.phase = Phase.ENVELOPE
+        self.octets = 0
+        self.began = time.monotonic()
+        self.keys: frozenset[str] = frozenset()
+        self.rules: KeyRules | None = None
 
     def __repr__(self) -> str:
-        return f"<Flight to {self.backend} for {', '.join(sorted(self.keys))}>"
+        names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)
+        return f"<Flight {self.number} to {self.backend} for {names}: {self.phase.value}>"
+
+    @property
+    def committed(self) -> bool:
+        """It may send its final dot without another look, or has sent it."""
+        return self.phase in _COMMITTED
+
+    def concerns(self, keys: Collection[str], rules: KeyRules) -> bool:
+        """Whether one of its recipients has one of `keys`, which `rules` made."""
+        if self.rules == rules:
+            return not self.keys.isdisjoint(keys)
+        forms = (form for recipient in self.recipients for form in rules.forms(recipient.local_part, recipient.domain))
+        return any(form in keys for form in forms)
 
 
 class InFlight:
-    """All flights of the process."""
+    """All flights of the process.
+
+    last: the number of the one that entered last. on_leave: called each time one has left or stepped back; must not
+    wait.
+    """
 
     def __init__(self) -> None:
-        self._flights: set[Flight] = set()
+        self.last = 0
+        self.on_leave: list[Callable[[], None]] = []
+        self._flights: dict[Flight, None] = {}
 
     def __repr__(self) -> str:
         return f"<InFlight {len(self)}>"
@@ -36,12 +87,46 @@ class InFlight:
     def __iter__(self) -> Iterator[Flight]:
         return iter(tuple(self._flights))
 
-    def enter(self, backend: str, keys: Iterable[str]) -> Flight:
-        """A delivery is about to be committed. `leave` it when its last reply is known, whatever that is."""
-        flight = Flight(backend, frozenset(keys))
-        self._flights.add(flight)
+    def begin(self, session: str, backend: str, address: str, sender: bytes) -> Flight:
+        """A delivery begins. `leave` it whatever becomes of it."""
+        flight = Flight(session, backend, address, sender)
+        self._flights[flight] = None
         return flight
+
+    def enter(self, flight: Flight, keys: Iterable[str], rules: KeyRules) -> None:
+        """The delivery is about to look its routes up for the last time, and then to send its final dot.
+
+        keys: of all its recipients, made by `rules`.
+        """
+        self.last += 1
+        flight.number = self.last
+        flight.keys = frozenset(keys)
+        flight.rules = rules
+        flight.phase = Phase.COMMIT
+
+    def step_back(self, flight: Flight) -> None:
+        """No octet of the dot went out, and none will before the delivery enters again."""
+        flight.phase = Phase.DATA
+        self._left()
 
     def leave(self, flight: Flight) -> None:
         """The delivery has its final replies, or never sent its dot."""
-        self._flights.discard(flight)
+        if flight in self._flights:
+            del self._flights[flight]
+            self._left()
+
+    def drain(self, keys: Collection[str] | None, rules: KeyRules, until: int) -> tuple[Flight, ...]:
+        """The flights that must leave before nothing can come of them any more: the caller waits, and asks again.
+
+        keys: of the users whose route was changed, made by `rules`; None for all. until: `last` at the time of the
+        first question, so that flights which entered later, under the new route, are not waited for.
+        """
+        return tuple(
+            flight
+            for flight in self._flights
+            if flight.committed and flight.number <= until and (keys is None or flight.concerns(keys, rules))
+        )
+
+    def _left(self) -> None:
+        for call in tuple(self.on_leave):
+            call()

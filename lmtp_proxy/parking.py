@@ -22,6 +22,9 @@ class Parking:
     def __repr__(self) -> str:
         return f"<Parking {self._parked} sessions>"
 
+    def __len__(self) -> int:
+        return self._parked
+
     @contextmanager
     def place(self, limit: int) -> Iterator[bool]:
         """A place for one session while the block runs; False if `limit` sessions are parked already.

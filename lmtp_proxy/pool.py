@@ -7,6 +7,7 @@ session serves one transaction. It speaks no LMTP, and knows no recipients.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -14,21 +15,53 @@ from gevent.lock import BoundedSemaphore
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError, BackendSession
 from lmtp_proxy.config_values import Backend
+from lmtp_proxy.reply import Reply
 
 _log = logging.getLogger(__name__)
 
 
-class BackendPool:
-    """The conversations with one backend. hostname: what we call ourselves in LHLO."""
+@dataclass(slots=True)
+class Counts:
+    """What became of the recipients of one backend since the start of the process, by their last replies.
 
-    def __init__(self, backend: Backend, hostname: str) -> None:
+    connections, failures: sessions that were opened, and that could not be. uncertain: recipients that are among the
+    deferred, whose mail may be stored nevertheless. octets: of messages, sent to the backend.
+    """
+
+    connections: int = 0
+    failures: int = 0
+    sent: int = 0
+    deferred: int = 0
+    bounced: int = 0
+    uncertain: int = 0
+    octets: int = 0
+
+    def reply(self, reply: Reply) -> None:
+        """A recipient has got its last reply."""
+        if reply.positive:
+            self.sent += 1
+        elif reply.code < 500:
+            self.deferred += 1
+        else:
+            self.bounced += 1
+
+
+class BackendPool:
+    """The conversations with one backend. hostname: what we call ourselves in LHLO. counts: of an earlier pool.
+
+    down: the last attempt to open a session failed. trouble: why, escaped.
+    """
+
+    def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:
         self.backend = backend
         self.hostname = hostname
+        self.counts = counts or Counts()
+        self.down = False
+        self.trouble = ""
         self._places = BoundedSemaphore(backend.max_connections)
-        self._down = False
 
     def __repr__(self) -> str:
-        state = "down" if self._down else "up"
+        state = "down" if self.down else "up"
         return f"<BackendPool {self} {state} busy={self.busy}/{self.backend.max_connections}>"
 
     def __str__(self) -> str:
@@ -61,12 +94,16 @@ class BackendPool:
         try:
             session.start()
         except BackendError as error:
-            if not self._down:
-                self._down = True
+            self.counts.failures += 1
+            self.trouble = error.reason
+            if not self.down:
+                self.down = True
                 _log.warning("backend %s is down: %s", self, error.reason)
             raise
-        if self._down:
-            self._down = False
+        self.counts.connections += 1
+        if self.down:
+            self.down = False
+            self.trouble = ""
             _log.warning("backend %s is up again", self)
         return session
 

@@ -20,7 +20,7 @@ from gevent.server import StreamServer
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.log import printable
-from lmtp_proxy.session import Session, Shared
+from lmtp_proxy.session import Session, SessionState, Shared
 
 _log = logging.getLogger(__name__)
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -69,6 +69,10 @@ class Server:
     def __repr__(self) -> str:
         return f"<Server {len(self._sessions)} sessions>"
 
+    def sessions(self) -> list[SessionState]:
+        """All sessions, the oldest first."""
+        return sorted((session.state for session in self._sessions), key=lambda state: -state.seconds)
+
     def start(self) -> None:
         """Begin to accept."""
         self._stream_server.start()
@@ -82,7 +86,7 @@ class Server:
         self._stream_server.close()
         self._stopping = True
         gevent.sleep(0)  # a client that was accepted just now has its greenlet, but that has not run yet
-        deadline = time.monotonic() + self._shared.current().config.timeouts.shutdown
+        deadline = time.monotonic() + self._shared.cutover.current().config.timeouts.shutdown
         for session in tuple(self._sessions):
             session.stop()
         if self._sessions:
@@ -120,7 +124,7 @@ class Server:
             _log.debug("%s: disconnect from %s", session.name, peer)
 
     def _may_connect(self, host: str) -> bool:
-        allow = self._shared.current().config.allow
+        allow = self._shared.cutover.current().config.allow
         if allow is None:
             return True
         address = ip_address(host.partition("%")[0])

@@ -27,6 +27,7 @@ import setproctitle
 from gevent.event import Event
 
 from lmtp_proxy import __version__
+from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.in_flight import InFlight
@@ -34,6 +35,7 @@ from lmtp_proxy.log import set_up_log
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
+from lmtp_proxy.uncertain_log import UncertainLog
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
@@ -65,16 +67,17 @@ class _Title:
 def serve(
     config: Config,
     listener: socket.socket,
+    control: socket.socket | None,
     *,
     daemonised: bool,
     received: Iterable[int],
     ready: Callable[[], None],
-    remove_socket: Callable[[], None],
+    remove_sockets: Callable[[], None],
 ) -> None:
-    """Serve on `listener`, bound and listening, until a stop signal; returns when the last session has ended.
+    """Serve on `listener` and `control`, bound and listening, until a stop signal; ends after the last session.
 
     received: signals that came before this could handle them. ready: called once when clients are served.
-    remove_socket: called first thing on stop.
+    remove_sockets: called first thing on stop.
     """
     set_up_log(config.log, daemonised=daemonised)
     _allow_open_files(config)
@@ -88,10 +91,11 @@ def serve(
     for early in received:
         (stop.set if early in STOP_SIGNALS else manager.request_reload)()
 
-    shared = Shared(manager.current, InFlight(), parking, unpatched_poll)
+    in_flight = InFlight()
+    uncertain = UncertainLog(manager.current, in_flight)
+    shared = Shared(Cutover(manager.current, in_flight, uncertain), parking, unpatched_poll)
     title = _Title(config.path)
-    own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
-    own.setblocking(False)
+    own = _cooperative(listener)
     server = Server(own, shared, config.max_clients, title.sessions_changed)
     gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
     reloads = gevent.spawn(manager.run)
@@ -108,12 +112,20 @@ def serve(
     ready()
     stop.wait()
     _log.info("stopping: no new clients are accepted")
-    remove_socket()
+    remove_sockets()
     server.stop()
+    uncertain.stop()
     reloads.kill()
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("greenlets left: %d", _greenlets_left())
     _log.info("stopped")
+
+
+def _cooperative(listener: socket.socket) -> socket.socket:
+    """The socket as one of gevent's: it was made before the patching."""
+    own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
+    own.setblocking(False)
+    return own
 
 
 def _greenlets_left() -> int:

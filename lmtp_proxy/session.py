@@ -16,6 +16,7 @@ from greenlet import getcurrent, greenlet
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.client_watch import ClientGone, ClientWatch, Poll
+from lmtp_proxy.commit import Cutover
 from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
     ConnectionClosed,
@@ -28,8 +29,7 @@ from lmtp_proxy.events import (
     TransactionReset,
     Wait,
 )
-from lmtp_proxy.generation import CurrentGeneration
-from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.protocol import MAX_ERRORS, LocalProtocolError, Protocol
 from lmtp_proxy.transaction import Client, Transaction
@@ -46,17 +46,33 @@ class _StopNow(BaseException):
 class Shared:
     """What all sessions of the process share."""
 
-    current: CurrentGeneration
-    in_flight: InFlight
+    cutover: Cutover
     parking: Parking
     poll: Poll
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """A session for an operator.
+
+    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
+    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
+    """
+
+    name: str
+    peer: str
+    seconds: float
+    state: str
+    sender: str | None
+    recipients: int
+    octets: int
 
 
 class Session:
     """One client's connection. peer: how the log calls the client. `run` it in a greenlet of its own."""
 
     def __init__(self, sock: socket.socket, peer: str, shared: Shared) -> None:
-        config = shared.current().config
+        config = shared.cutover.current().config
         self.name = secrets.token_hex(4)
         self.peer = peer
         self._sock = sock
@@ -68,7 +84,8 @@ class Session:
             smtputf8=config.smtputf8,
         )
         self._watch = ClientWatch(sock, shared.poll, self._protocol.completes)
-        self._clock = DotClock(time.monotonic())
+        self._connected = time.monotonic()
+        self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
@@ -80,6 +97,18 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.peer} {self._protocol!r} {self._transaction!r}>"
+
+    @property
+    def state(self) -> SessionState:
+        """What it is doing."""
+        seconds = time.monotonic() - self._connected
+        if self._transaction is None:
+            return SessionState(self.name, self.peer, seconds, "idle", None, 0, 0)
+        state, path, recipients, octets = self._transaction.summary
+        sender = printable(path[1:-1])
+        return SessionState(
+            self.name, self.peer, seconds, "final dot" if self._committing else state, sender, recipients, octets
+        )
 
     def run(self) -> None:
         """Serve the client until it or we close. Never raises, and leaves nothing open."""
@@ -162,10 +191,7 @@ class Session:
     def _handle(self, event: Event) -> None:
         match event:
             case MailCommand(envelope):
-                shared = self._shared
-                self._transaction = Transaction(
-                    self._client, envelope, shared.current, shared.in_flight, shared.parking
-                )
+                self._transaction = Transaction(self._client, envelope, self._shared.cutover, self._shared.parking)
             case RcptCommand(recipient) if self._transaction is not None:
                 self._transaction.add(recipient)
             case DataCommand():
@@ -245,4 +271,4 @@ class Session:
             pass  # who does not listen misses nothing
 
     def _idle(self) -> float:
-        return self._shared.current().config.timeouts.client_idle
+        return self._shared.cutover.current().config.timeouts.client_idle

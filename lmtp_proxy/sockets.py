@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The listening socket: bound, with its owner, group and mode, before the first client can connect.
+"""The listening sockets, for mail and for control: bound, with owner, group and mode, before anyone can connect.
 
 A unix socket is made ready under another name beside its own and renamed into place, so clients see no socket, the old
 one or a complete one. It runs before gevent is there, and knows nothing of LMTP.
@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from lmtp_proxy.config import ConfigError
-from lmtp_proxy.config_values import Config, TcpAddress, UnixAddress
+from lmtp_proxy.config_values import Address, Config, TcpAddress, UnixAddress
 
 BACKLOG = 1024
 """Connections that wait in the kernel; Linux cuts it to net.core.somaxconn."""
@@ -38,18 +38,39 @@ class Listener:
                 os.unlink(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """Who may use a socket, as the configuration has it. place: the file and key, for messages."""
+
+    owner: str | None
+    group: str | None
+    permissions: int | None
+    place: str
+
+    def refusal(self, what: str) -> ConfigError:
+        return ConfigError((f"{self.place}: {what}",))
+
+
 def listen(config: Config) -> Listener:
-    """Bind and listen as `config` says. Raises ConfigError with what to do about it."""
+    """Bind and listen for clients as `config` says. Raises ConfigError with what to do about it."""
+    access = _Access(config.owner, config.group, config.permissions, f"{config.path}: config.socket")
+    return _listen(config.socket, access)
+
+
+def listen_for_control(config: Config) -> Listener | None:
+    """Bind and listen on the control socket; None if there is to be none. Raises ConfigError."""
+    control = config.control
+    if control is None:
+        return None
+    place = f"{config.path}: config.control.socket"
+    return _listen(control.socket, _Access(control.owner, control.group, control.permissions, place))
+
+
+def _listen(address: Address, access: _Access) -> Listener:
     try:
-        if isinstance(config.socket, UnixAddress):
-            return _listen_unix(config, config.socket.path)
-        return _listen_tcp(config.socket)
+        return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)
     except OSError as error:
-        raise _refusal(config, f"cannot listen on {config.socket}: {error.strerror or error}") from error
-
-
-def _refusal(config: Config, what: str) -> ConfigError:
-    return ConfigError((f"{config.path}: config.socket: {what}",))
+        raise access.refusal(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
 def _listen_tcp(address: TcpAddress) -> Listener:
@@ -66,10 +87,10 @@ def _listen_tcp(address: TcpAddress) -> Listener:
     return Listener(listener)
 
 
-def _listen_unix(config: Config, path: str) -> Listener:
+def _listen_unix(path: str, access: _Access) -> Listener:
     directory = os.path.dirname(path)
     with _locked(directory):
-        _check_free(config, path)
+        _check_free(path, access)
         unfinished = os.path.join(directory, f".{os.getpid()}")
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
@@ -77,7 +98,7 @@ def _listen_unix(config: Config, path: str) -> Listener:
         try:
             listener.bind(unfinished)
             try:
-                _set_access(config, unfinished)
+                _set_access(access, unfinished)
                 listener.listen(BACKLOG)
                 status = os.lstat(unfinished)
                 os.rename(unfinished, path)
@@ -101,14 +122,14 @@ def _locked(directory: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _check_free(config: Config, path: str) -> None:
+def _check_free(path: str, access: _Access) -> None:
     """Nothing is at `path`, or a socket where nobody listens any more."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise _refusal(config, f"{path} exists and is no socket; it was left alone. Move it away or name another path")
+        raise access.refusal(f"{path} exists and is no socket; it was left alone. Move it away or name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -117,17 +138,17 @@ def _check_free(config: Config, path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full: very much alive
-    raise _refusal(config, f"another process is listening on {path}. Stop it first, or name another path")
+    raise access.refusal(f"another process is listening on {path}. Stop it first, or name another path")
 
 
-def _set_access(config: Config, path: str) -> None:
+def _set_access(access: _Access, path: str) -> None:
     """Owner and group first: chown clears mode bits, and nobody gets in between before `listen`."""
-    owner = -1 if config.owner is None else _user_id(config.owner)
-    group = -1 if config.group is None else _group_id(config.group)
+    owner = -1 if access.owner is None else _user_id(access.owner)
+    group = -1 if access.group is None else _group_id(access.group)
     if (owner, group) != (-1, -1):
         os.chown(path, owner, group)
-    if config.permissions is not None:
-        os.chmod(path, config.permissions)
+    if access.permissions is not None:
+        os.chmod(path, access.permissions)
 
 
 def _user_id(name: str) -> int:

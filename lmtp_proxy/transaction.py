@@ -8,17 +8,18 @@ backend's failure means is settled in its Delivery; what the client's failure me
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import gevent
 from gevent.event import Event
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.delivery import Delivery, Position
+from lmtp_proxy.commit import Cutover, Message, Position
+from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.delivery_log import log_aborted, log_recipient
 from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import CurrentGeneration
-from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import printable
+from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
@@ -37,19 +38,27 @@ class Client:
     flush: Callable[[], None]
 
 
+class Summary(NamedTuple):
+    """A transaction for an operator. state: envelope, held or data. sender: with angle brackets. octets: received."""
+
+    state: str
+    sender: bytes
+    recipients: int
+    octets: int
+
+
 class Transaction:
     """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`."""
 
-    def __init__(
-        self, client: Client, envelope: Envelope, current: CurrentGeneration, in_flight: InFlight, parking: Parking
-    ) -> None:
+    def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
         self._client = client
         self._envelope = envelope
-        self._current = current
-        self._in_flight = in_flight
+        self._message = Message(client.name, envelope)
+        self._cutover = cutover
         self._parking = parking
         self._began = time.monotonic()
-        self._size = 0
+        self._parked = False
+        self._in_data = False
         self._new: list[Position] = []
         self._accepted: list[Position] = []
         self._answered = 0  # of the accepted ones, after the final dot
@@ -58,6 +67,13 @@ class Transaction:
     def __repr__(self) -> str:
         return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
 
+    @property
+    def summary(self) -> Summary:
+        """How far it is."""
+        state = "held" if self._parked else "data" if self._in_data else "envelope"
+        recipients = len(self._accepted) + len(self._new)
+        return Summary(state, self._envelope.path, recipients, self._message.size)
+
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, recipient: Recipient) -> None:
@@ -65,7 +81,7 @@ class Transaction:
         self._new.append(self._routed(recipient))
 
     def _routed(self, recipient: Recipient) -> Position:
-        generation = self._current()
+        generation = self._cutover.current()
         route = generation.routing.route(recipient)
         pool = None if route.backend is None else generation.pools[route.backend]
         return Position(recipient, route, generation.number, pool)
@@ -98,7 +114,7 @@ class Transaction:
 
     def _delivery(self, pool: BackendPool) -> Delivery:
         if pool not in self._deliveries:
-            self._deliveries[pool] = Delivery(pool, self._envelope, self._current, self._in_flight)
+            self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
         return self._deliveries[pool]
 
     def _answer_rcpt(self, position: Position) -> None:
@@ -107,25 +123,30 @@ class Transaction:
         if reply.positive:
             self._accepted.append(position)
         else:
-            log_recipient(self._client.name, self._envelope, position, reply, size=self._size, delay=self._delay())
+            log_recipient(
+                self._client.name, self._envelope, position, reply, size=self._message.size, delay=self._delay()
+            )
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
         if not any(position.route.held for position in self._new):
             return
-        config = self._current().config
+        config = self._cutover.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
+            self._parked = granted
             while granted and any(position.route.held for position in self._new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
-                    return
+                    break
                 self._new = [self._routed(p.recipient) if p.route.held else p for p in self._new]
+        self._parked = False
 
     # --- data --------------------------------------------------------------------------------------------------------
 
     def start_data(self) -> None:
         """DATA to every backend with an accepted recipient."""
+        self._in_data = True
         for delivery in self._deliveries.values():
             if not delivery.wanted:
                 delivery.leave()
@@ -136,7 +157,10 @@ class Transaction:
 
         dot: when the client can have sent its final dot at the earliest (time.monotonic).
         """
-        self._size += len(octets)
+        message = self._message
+        message.size += len(octets)
+        if len(message.head) < HEAD:
+            message.head += octets[: HEAD - len(message.head)]
         wanted = self._wanted()
         for delivery in wanted:
             delivery.write_now(octets)
@@ -148,9 +172,9 @@ class Transaction:
         size: octets of the message (RFC 1870). refusal: the reply to all, where the message must not be delivered. dot:
         as for `write`; one for all backends, because the client waits for the last reply, however many there are.
         """
-        self._size = size
+        self._message.size = size
         if refusal is None:
-            deliveries = {p.delivery: None for p in self._accepted if p.delivery is not None}
+            deliveries = {self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None}
             self._run(deliveries, lambda delivery: delivery.finish(dot, self._answer_known))
         else:
             for position in self._accepted:
@@ -162,7 +186,7 @@ class Transaction:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
         for position in self._accepted[self._answered :] + self._new:
-            log_aborted(self._client.name, self._envelope, position, why, size=self._size, delay=self._delay())
+            log_aborted(self._client.name, self._envelope, position, why, size=self._message.size, delay=self._delay())
         self._accepted, self._new, self._answered = [], [], 0
 
     def _answer_known(self) -> None:
@@ -175,7 +199,7 @@ class Transaction:
             self._client.answer(position.final_reply)
             delay = self._delay()
             log_recipient(
-                self._client.name, self._envelope, position, position.final_reply, size=self._size, delay=delay
+                self._client.name, self._envelope, position, position.final_reply, size=self._message.size, delay=delay
             )
 
     # --- all backends at once ----------------------------------------------------------------------------------------

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commit point: what is in flight at each step, what is recorded at the end; a dot that has to wait for room."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
+from lmtp_proxy.config_values import Backend, Config, UnixAddress
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.generation import Generation, first_generation, next_generation
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.reply import Reply
+from lmtp_proxy.uncertain_log import UncertainLog
+
+OLD, NEW = (Backend(name, UnixAddress(f"/{name}")) for name in ("old", "new"))
+ALICE, BOB = Recipient(b"<alice+x@x>", "alice+x", "x"), Recipient(b"<bob@x>", "bob", "x")
+
+
+def config(**users: str) -> Config:
+    mailboxes = {f"{user}@x": backend for user, backend in users.items()}
+    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=mailboxes)
+
+
+class Proxy:
+    """A generation that can be changed, and one delivery to `old`."""
+
+    def __init__(self) -> None:
+        self.generation: Generation = first_generation(config(alice="old", bob="old"))
+        self.in_flight = InFlight()
+        self.uncertain = UncertainLog(lambda: self.generation, self.in_flight)
+        self.message = Message("8f3a", Envelope(b"<s@x>"), b"Message-ID: <1@x>\r\n\r\n", 21)
+        pool = self.generation.pools["old"]
+        cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
+        self.commit = CommitPoint(pool, self.message, cutover)
+        for recipient in (ALICE, BOB):
+            self.commit.add(recipient)
+            self.commit.accepted.append(
+                Position(recipient, self.generation.routing.route(recipient), self.generation.number, pool, True)
+            )
+        self.commit.recipients_known()
+        self.commit.data_begun()
+
+    def reload(self, **users: str) -> None:
+        self.generation = next_generation(config(**users), self.generation)
+
+    def waited_for(self, key: str) -> bool:
+        return bool(self.in_flight.drain({key}, self.generation.config.key_rules, self.in_flight.last))
+
+
+@pytest.fixture
+def proxy() -> Proxy:
+    return Proxy()
+
+
+def test_it_is_waited_for_from_entering_to_the_end(proxy: Proxy) -> None:
+    assert len(proxy.in_flight) == 1 and not proxy.waited_for("alice@x")
+    proxy.commit.enter()
+    assert all(proxy.waited_for(key) for key in ("alice@x", "alice+x@x", "bob@x", "@x")) and not proxy.waited_for("@y")
+    proxy.commit.look()
+    assert proxy.waited_for("alice@x")
+    for position in proxy.commit.accepted:
+        position.final_reply = Reply(250, (b"2.0.0 ok",))
+    proxy.commit.passed_well()
+    assert len(proxy.in_flight) == 0 and proxy.uncertain.recent() == []
+
+
+@pytest.mark.parametrize(
+    ("users", "reply", "reason"),
+    [
+        ({"alice": "new", "bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to new; nothing was delivered"),
+        ({"alice": "old", "bob": "reject"}, say.ROUTE_CHANGED, "bob@x now goes to no backend; nothing was delivered"),
+        ({"alice": "hold", "bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to hold; nothing was delivered"),
+        ({"bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to no backend; nothing was delivered"),
+    ],
+)
+def test_a_changed_route_ends_it_without_a_record(
+    proxy: Proxy, users: dict[str, str], reply: Reply, reason: str
+) -> None:
+    proxy.commit.enter()
+    proxy.reload(**users)
+    with pytest.raises(BackendError) as caught:
+        proxy.commit.look()
+    assert (caught.value.reply, caught.value.reason) == (reply, reason)
+    proxy.commit.given_up(caught.value.reason)
+    assert len(proxy.in_flight) == 0 and proxy.uncertain.recent() == []
+
+
+def test_a_reload_that_changes_others_does_not_matter(proxy: Proxy) -> None:
+    proxy.reload(alice="old", bob="old", carol="new")
+    proxy.commit.enter()
+    proxy.commit.look()
+    assert proxy.waited_for("bob@x")
+
+
+def test_after_the_look_those_without_a_reply_are_recorded_once(proxy: Proxy) -> None:
+    proxy.commit.enter()
+    proxy.commit.look()
+    proxy.commit.accepted[1].final_reply = Reply(250, (b"2.0.0 ok",))
+    before = time.time()
+    proxy.commit.given_up("gone")
+    proxy.commit.given_up("again")
+    proxy.commit.passed_well()
+    [record] = proxy.uncertain.recent()
+    assert before <= record.time <= time.time()
+    assert (record.user, record.recipient, record.backend, record.address) == ("alice@x", "alice+x@x", "old", "/old")
+    assert (record.sender, record.message_id, record.size) == ("s@x", "<1@x>", 21)
+    assert (record.session, record.reason) == ("8f3a", "gone")
+    assert len(proxy.in_flight) == 0
+    assert proxy.generation.pools["old"].counts.uncertain == 1
+    assert proxy.uncertain.concerning({"@x"}, 0) == [record] == proxy.uncertain.concerning(None, 0)
+    assert proxy.uncertain.concerning({"bob@x"}, 0) == [] == proxy.uncertain.concerning({"@x"}, time.time() + 1)
+
+
+def test_a_step_back_is_not_waited_for_and_leaves_no_record(proxy: Proxy) -> None:
+    proxy.commit.enter()
+    proxy.commit.look()
+    proxy.commit.step_back()
+    assert not proxy.waited_for("alice@x") and len(proxy.in_flight) == 1
+    proxy.commit.given_up("no room in time")
+    assert proxy.uncertain.recent() == [] and len(proxy.in_flight) == 0
+
+
+@pytest.mark.parametrize(
+    ("recipient", "user"),
+    [
+        (Recipient(b"<alice>", "alice", ""), "alice"),
+        (Recipient(b"<alice+x>", "alice+x", ""), "alice"),
+        (Recipient(b'<"@odd"@x>', "@odd", "x"), "@odd@x"),
+    ],
+)
+def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, user: str) -> None:
+    route = proxy.generation.routing.route(recipient)
+    proxy.commit.accepted[:] = [Position(recipient, route, 1, proxy.generation.pools["old"], True)]
+    proxy.commit.enter()
+    proxy.commit._flight.phase = proxy.commit._flight.phase.FINAL_DOT
+    proxy.commit.given_up("gone")
+    assert [record.user for record in proxy.uncertain.recent()] == [user]
+
+
+# --- the dot on a connection that is full -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[BackendSession, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        session = BackendSession(OLD, "proxy")
+        session.sock = ours
+        while not session.write_now(b"x" * 4096):
+            pass
+        yield session, theirs
+
+
+def read_all(sock: socket.socket) -> bytes:
+    octets = b""
+    while True:
+        try:
+            octets += sock.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return octets
+
+
+def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(
+    full: tuple[BackendSession, socket.socket],
+) -> None:
+    session, theirs = full
+    steps: list[str] = []
+    writer = gevent.spawn(
+        session.write_final_dot, time.monotonic() + 5, lambda: steps.append("look"), lambda: steps.append("back")
+    )
+    gevent.sleep(0.05)
+    assert steps == ["look", "back"] and not writer.ready()
+    read_all(theirs)
+    writer.get(timeout=5)
+    assert steps == ["look", "back", "look"]
+    assert read_all(theirs).endswith(b".\r\n")
+
+
+def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(full: tuple[BackendSession, socket.socket]) -> None:
+    session, theirs = full
+    looks = iter([None, BackendError(say.ROUTE_CHANGED, "moved")])
+
+    def look() -> None:
+        if error := next(looks):
+            raise error
+
+    errors: list[BackendError] = []
+
+    def write() -> None:
+        try:
+            session.write_final_dot(time.monotonic() + 5, look, lambda: None)
+        except BackendError as error:
+            errors.append(error)
+
+    writer = gevent.spawn(write)
+    gevent.sleep(0.05)
+    read_all(theirs)
+    writer.get(timeout=5)
+    [error] = errors
+    assert error.reply is say.ROUTE_CHANGED and not error.maybe_delivered
+    assert read_all(theirs) == b""
+
+
+def test_no_room_until_the_deadline(full: tuple[BackendSession, socket.socket]) -> None:
+    session, theirs = full
+    with pytest.raises(BackendError) as caught:
+        session.write_final_dot(time.monotonic() + 0.05, lambda: None, lambda: None)
+    assert caught.value.reply is say.BACKEND_SILENT and not caught.value.maybe_delivered
+    assert b"." not in read_all(theirs)
