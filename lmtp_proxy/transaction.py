@@ -173,14 +173,16 @@ class Transaction:
         as for `write`; one for all backends, because the client waits for the last reply, however many there are.
         """
         self._message.size = size
-        if refusal is None:
-            deliveries = {self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None}
-            self._run(deliveries, lambda delivery: delivery.finish(dot, self._answer_known))
-        else:
+        try:
+            if refusal is None:
+                deliveries = {self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None}
+                self._run(deliveries, lambda delivery: delivery.finish(dot, self._answer_known))
+        finally:
+            # Also where an error of ours ended one delivery: what the other backends have said stands.
+            self._close()
             for position in self._accepted:
-                position.final_reply = refusal
-        self._close()
-        self._answer_known()
+                position.final_reply = position.final_reply or refusal or say.INTERNAL_ERROR
+            self._answer_known()
 
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""

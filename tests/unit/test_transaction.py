@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What only a bug of ours can bring about: a delivery that ends with an unexpected exception."""
+
+import time
+
+import pytest
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.backend import BackendSession
+from lmtp_proxy.commit import Cutover
+from lmtp_proxy.config_values import Backend, Config, UnixAddress
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.generation import Generation
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.parking import Parking
+from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.reply import Reply
+from lmtp_proxy.routing import Routing
+from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.transaction import Client, Transaction
+from lmtp_proxy.uncertain_log import UncertainLog
+
+OK = Reply(250, (b"2.0.0 ok",))
+
+
+class Session(BackendSession):
+    """Says yes to everything; the last reply of `broken` is an exception that nobody expects."""
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend, "proxy")
+        self.esmtp_features = {"pipelining": ""}
+        self.dotted = False
+
+    def write_now(self, octets: bytes) -> bytes:
+        self.dotted = self.dotted or octets == b".\r\n"
+        return b""
+
+    def check_quiet(self, *, in_data: bool = False) -> None:
+        pass
+
+    def read_reply(self, deadline: float) -> Reply:
+        if self.dotted and self.backend.name == "broken":
+            raise ZeroDivisionError
+        return OK
+
+
+class Pool(BackendPool):
+    def open(self) -> BackendSession:
+        return Session(self.backend)
+
+    def release(self, session: BackendSession) -> None:
+        self.cancel()
+
+    discard = release
+
+
+def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
+    pools = {name: Pool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in ("broken", "good")}
+    table = StaticTable({"a@x": "broken", "b@x": "good"})
+    config = Config("/c", UnixAddress("/s"), "proxy")
+    generation = Generation(1, config, Routing(table, config.key_rules, None), pools)
+    in_flight = InFlight()
+    uncertain = UncertainLog(lambda: generation, in_flight)
+    answers: list[Reply] = []
+    client = Client("8f3a", answers.append, lambda: None)
+    transaction = Transaction(client, Envelope(b"<s@x>"), Cutover(lambda: generation, in_flight, uncertain), Parking())
+    for name in ("a", "b", "a"):
+        transaction.add(Recipient(f"<{name}@x>".encode(), name, "x"))
+    transaction.answer_recipients()
+    assert answers == [OK] * 3
+    for pool in pools.values():
+        assert pool.busy == 1
+    # DATA is answered with 354 by a backend; this one need not be asked.
+    for delivery in transaction._deliveries.values():
+        delivery._commit.data_begun()
+    with pytest.raises(ZeroDivisionError):
+        transaction.finish(10, None, time.monotonic())
+    assert answers[3:] == [say.INTERNAL_ERROR, OK, say.INTERNAL_ERROR]
+    assert [pool.busy for pool in pools.values()] == [0, 0] and len(in_flight) == 0
+    # Nobody knows what became of the two whose dot was sent.
+    assert [record.recipient for record in uncertain.recent()] == ["a@x", "a@x"]
