@@ -41,7 +41,7 @@ setup(
             "types-setuptools",
         ],
     },
-    entry_points={"console_scripts": ["lmtp-proxy = lmtp_proxy.cli:main"]},
+    entry_points={"console_scripts": ["lmtp-proxy = lmtp_proxy.cli:main", "lmtp-proxyctl = lmtp_proxy.ctl:main"]},
     classifiers=[
         "Environment :: No Input/Output (Daemon)",
         "Intended Audience :: System Administrators",

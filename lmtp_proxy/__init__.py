@@ -19,6 +19,7 @@ Ring 1, files, tables and the log:
     config_keys        the type of each key: text -> value
     config_users       the `users:` section
     config             a YAML file -> a Config, all errors at once
+    users_edit         the text of a configuration with some users changed
     tables             where the backend of a key is written down
     tables.static      the `users:` section of the configuration
     log                log handlers and the escaping of foreign text
@@ -50,6 +51,13 @@ Ring 7, the command, without gevent:
     sockets            listening sockets with their owner and mode
     pid_file           the pid file and its lock
     cli                argv, start order, exit codes of lmtp-proxy
+    config_file        the configuration file, changed as a whole or not at all
+    control_client     HTTP over the control socket, from the outside
+    ctl_output         what lmtp-proxyctl shows
+    ctl_files          the files that lmtp-proxyctl reads
+    drain              waits until nothing is in flight for some users
+    move               preflight, edit, reload, drain
+    ctl                the command lmtp-proxyctl
 """
 
 __version__ = "0.1.0"
