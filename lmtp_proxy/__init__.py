@@ -18,6 +18,7 @@ Ring 1, files, tables and the log:
     config_values      what a configuration is: frozen values
     config_keys        the type of each key: text -> value
     config_users       the `users:` section
+    config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
     users_edit         the text of a configuration with some users changed
     tables             where the backend of a key is written down
@@ -30,6 +31,7 @@ Ring 2, decisions:
 Ring 3, the backends:
     backend            one LMTP conversation with a backend
     pool               how many conversations at once
+    preflight          asks a backend whether it would take mail for some users
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
     failure            what a backend's failure or odd reply means for its recipients
@@ -46,6 +48,10 @@ Ring 5, clients:
     server             listening sockets, client limit, drain on stop
 Ring 6, the process:
     config_manager     the greenlet that reloads on SIGUSR1
+    control_request    one request on the control socket, looked at strictly
+    control_json       the parts of the process as JSON values
+    control_server     HTTP on the control socket, proof against bad clients
+    control            what the operator can ask for: a WSGI application
     service            monkey patching, building and joining the above, signals
 Ring 7, the command, without gevent:
     sockets            listening sockets with their owner and mode

@@ -5,6 +5,7 @@ Pure decisions over one generation's table. A route is looked up each time it is
 commit point depends on asking again. It opens no connections and waits for nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtp_proxy import reply
@@ -51,7 +52,7 @@ class Routing:
         """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
         keys = self._rules.forms(recipient.local_part, recipient.domain)
         try:
-            name = self._find(keys)
+            name = self.find(keys)[1]
         except TableUnavailable as error:
             return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error))
         if name is None:
@@ -62,8 +63,12 @@ class Routing:
             return Route(keys, refusal=reply.MAILBOX_PARKED, held=True)
         return Route(keys, backend=name)
 
-    def _find(self, keys: tuple[str, ...]) -> str | None:
+    def find(self, keys: Sequence[str]) -> tuple[str | None, str | None]:
+        """The first of `keys` that the table holds, and what it holds: a backend's name, `reject` or `hold`.
+
+        Without a hit: None, and the fallback. Raises TableUnavailable.
+        """
         for key in keys:
             if (name := self._table.lookup(key)) is not None:
-                return name
-        return self._fallback
+                return key, name
+        return None, self._fallback

@@ -30,6 +30,8 @@ from lmtp_proxy import __version__
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
+from lmtp_proxy.control import Application, ControlState
+from lmtp_proxy.control_server import ControlServer
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import set_up_log
 from lmtp_proxy.parking import Parking
@@ -97,9 +99,15 @@ def serve(
     title = _Title(config.path)
     own = _cooperative(listener)
     server = Server(own, shared, config.max_clients, title.sessions_changed)
+    control_server = None
+    if control is not None:
+        state = ControlState(manager, in_flight, parking, uncertain, server.sessions, str(config.socket))
+        control_server = ControlServer(_cooperative(control), Application(state))
     gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
     reloads = gevent.spawn(manager.run)
     server.start()
+    if control_server:
+        control_server.start()
     _log.info(
         "ready: lmtp-proxy %s on %s, generation 1 of %s: %d users, %d backends",
         __version__,
@@ -115,6 +123,8 @@ def serve(
     remove_sockets()
     server.stop()
     uncertain.stop()
+    if control_server:
+        control_server.stop()
     reloads.kill()
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("greenlets left: %d", _greenlets_left())

@@ -131,6 +131,27 @@ def test_a_table_that_cannot_answer_defers_and_never_falls_back(broken: str, fal
     assert table.asked[-1] == broken  # nothing less specific is asked once an answer is missing
 
 
+@pytest.mark.parametrize(
+    "keys, fallback, found",
+    [
+        (["alice+special@example.test", "alice@example.test"], "old", ("alice+special@example.test", "third")),
+        (["alice+x@example.test", "alice@example.test"], None, ("alice@example.test", "new")),
+        (["bob@example.test", "@example.test"], "old", ("bob@example.test", "reject")),
+        (["x@parked.test", "@parked.test"], None, ("@parked.test", "reject")),
+        (["stranger@example.test"], "old", (None, "old")),
+        (["stranger@example.test"], None, (None, None)),
+        ([], "hold", (None, "hold")),
+    ],
+)
+def test_find_tells_which_key_it_was(keys: list[str], fallback: str | None, found: tuple[str | None, str]) -> None:
+    assert routing(fallback).find(keys) == found
+
+
+def test_find_raises_what_the_table_raises() -> None:
+    with pytest.raises(TableUnavailable, match="timed out"):
+        Routing(BrokenTable("b"), KeyRules(), "old").find(["a", "b"])
+
+
 def test_a_route_is_looked_up_each_time() -> None:
     users = {"alice@example.test": "old"}
     routes = Routing(StaticTable(users), KeyRules(), None)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control application by itself: what no client can bring about, and that answers have a limit."""
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from lmtp_proxy.config_manager import ConfigManager
+from lmtp_proxy.config_values import Config, UnixAddress
+from lmtp_proxy.control import Application, ControlState
+from lmtp_proxy.control_request import GONE, MAX_USERS, UID
+from lmtp_proxy.envelope import Recipient
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.parking import Parking
+from lmtp_proxy.session import SessionState
+from lmtp_proxy.uncertain_log import UncertainLog
+
+
+def application(sessions: Callable[[], list[SessionState]], in_flight: InFlight) -> Application:
+    manager = ConfigManager(Config("/c.yml", UnixAddress("/s"), "mx"), lambda: None)
+    uncertain = UncertainLog(manager.current, in_flight)
+    return Application(ControlState(manager, in_flight, Parking(), uncertain, sessions, "/s"))
+
+
+def get(app: Application, path: str) -> tuple[str, Any]:
+    status: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": path,
+        "QUERY_STRING": "",
+        "wsgi.input": io.BytesIO(),
+        UID: 0,
+        GONE: lambda: False,
+    }
+    octets = b"".join(app(environ, lambda line, _: status.append(line)))
+    return status[0], json.loads(octets)
+
+
+def test_a_bug_is_a_500_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> list[SessionState]:
+        raise RuntimeError("a bug\nin two lines")
+
+    with caplog.at_level(logging.ERROR, "lmtp_proxy"):
+        status, answer = get(application(broken, InFlight()), "/sessions")
+    assert status == "500 Internal Server Error"
+    assert answer == {"error": r"internal error: RuntimeError('a bug\\nin two lines')"}
+    assert caplog.records[0].exc_info is not None
+
+
+def test_answers_have_a_limit() -> None:
+    in_flight = InFlight()
+    recipient = Recipient(b"<u@x>", "u", "x")
+    for number in range(1500):
+        in_flight.begin(f"s{number}", "old", "/old", b"<s@x>").recipients.extend([recipient] * 1000)
+    state = SessionState("1", "unix", 1.0, "idle", None, 0, 0)
+    app = application(lambda: [state] * 1500, in_flight)
+    assert len(get(app, "/sessions")[1]["sessions"]) == 1000
+    flights = get(app, "/inflight")[1]["in_flight"]
+    assert len(flights) == 1000
+    assert (len(flights[0]["recipients"]), flights[0]["count"]) == (20, 1000)
+    status = cast(dict[str, Any], get(app, "/status")[1])
+    assert (status["sessions"], status["in_flight"]["envelope"]) == (1500, 1500)
+    assert MAX_USERS >= 100_000
