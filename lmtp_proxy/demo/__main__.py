@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The demo: two stores, the real proxy between them and us, some mail, one user moves. `make demo` runs it.
 
-It talks to the proxy as an operator and an MTA do, and no other way: by its command line, configuration file, signals,
-log and socket. What it says it has checked; exit status 1 if something was not so. All its files lie under one
+It talks to the proxy as an operator and an MTA do, and no other way: by its commands, configuration file, signals, log
+and sockets. What it says it has checked; exit status 1 if something was not so. All its files lie under one
 temporary directory, which goes with it.
 """
 
@@ -32,6 +32,8 @@ CONFIG = """\
 config:
   socket: {home}/proxy.sock
   fallback_backend: old
+  control:
+    socket: {home}/control
 backends:
   old:
     socket: {home}/old.sock
@@ -61,13 +63,18 @@ class Message:
         return f"From: demo@example.org\r\nSubject: {self.subject}\r\n{BODY}".encode()
 
 
+def program(name: str) -> list[str]:
+    """How to run one of our commands: of the checkout, or as it is installed."""
+    script = Path(__file__).resolve().parents[2] / "bin" / name
+    return [sys.executable, str(script)] if script.is_file() else [shutil.which(name) or name]
+
+
 class Proxy:
     """The running process of bin/lmtp-proxy and all lines of its log so far."""
 
     def __init__(self, config: Path) -> None:
-        script = Path(__file__).resolve().parents[2] / "bin/lmtp-proxy"
-        program = [sys.executable, str(script)] if script.is_file() else [shutil.which("lmtp-proxy") or "lmtp-proxy"]
-        self.process = subprocess.Popen([*program, "-c", str(config)], stderr=subprocess.PIPE, text=True)
+        command = [*program("lmtp-proxy"), "-c", str(config)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self._ended = False
         self._news = threading.Condition()
@@ -114,7 +121,6 @@ class Demo:
         self.stores = {"old": old, "new": new}
         self.table = dict(TABLE)
         self.held: dict[tuple[str, str], list[bytes]] = {}  # (user, store) -> messages that must be there, in order
-        self.generation = 1
         self.checks = 0
 
     def check(self, claim: str, true: bool) -> None:
@@ -155,15 +161,20 @@ class Demo:
         claim = f"{sum(map(len, self.held.values()))} copies, none missing, none twice, each byte for byte as sent"
         self.check(claim, found == {key: self.held.get(key, []) for key in found})
 
-    def move(self, proxy: Proxy, user: str, backend: str) -> None:
-        """Edit the file, SIGUSR1, wait until the log says that the new table is in use."""
-        print(f"   -   {user}@example.org: {self.table[user]}\n   +   {user}@example.org: {backend}")
+    def move(self, user: str, backend: str) -> None:
+        """As an operator does it: one command, which ends when nothing can reach the former store any more."""
+        command = ["-c", str(self.config), "move", f"{user}@example.org", backend]
+        print(f"   $ lmtp-proxyctl {' '.join(command[2:])}")
+        done = subprocess.run(
+            [*program("lmtp-proxyctl"), *command], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        print(*(f"   {line}" for line in (done.stdout + done.stderr).splitlines()), sep="\n")
         self.table[user] = backend
-        self.write_config()
-        print(f"   $ kill -USR1 {proxy.process.pid}")
-        proxy.process.send_signal(signal.SIGUSR1)
-        self.generation += 1
-        log(proxy.wait_for(f"reload: generation {self.generation} active"))
+        line = f"  {user}@example.org: {backend}"
+        self.check(
+            f"status 0, and the file has the line {line.strip()!r}",
+            done.returncode == 0 and line in self.config.read_text("utf-8").splitlines(),
+        )
 
     def run(self, proxy: Proxy) -> None:
         title("1. The table (`users:` in the configuration); all others go to old, the fallback")
@@ -184,11 +195,11 @@ class Demo:
         self.show_stores()
 
         title("4. alice moves: first `reject`, so that her mailbox rests for the last copy")
-        self.move(proxy, "alice", "reject")
+        self.move("alice", "reject")
         self.send(Message("late news", {"alice": ("450", None), "bob": ("250", "old")}))
 
         title("5. Her mailbox is copied (not shown); now the table points to the new store")
-        self.move(proxy, "alice", "new")
+        self.move("alice", "new")
         print("   The MTA tries again what was deferred:")
         self.send(Message("late news", {"alice": ("250", "new")}))
 

@@ -2,6 +2,8 @@
 """What the README shows is true: its configuration loads, its replies and numbers are the program's own."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from lmtp_proxy import reply
@@ -9,7 +11,8 @@ from lmtp_proxy.config import load_config
 from lmtp_proxy.config_values import Timeouts
 from lmtp_proxy.reply import Reply
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def section(title: str) -> str:
@@ -43,3 +46,14 @@ def test_timeouts() -> None:
     for name in Timeouts.__dataclass_fields__:
         [seconds] = re.findall(rf"`{name}`\s+(\d+)", text)
         assert float(seconds) == getattr(Timeouts(), name), name
+
+
+def test_verbs_of_lmtp_proxyctl() -> None:
+    program = ROOT / "bin" / "lmtp-proxyctl"
+    done = subprocess.run([sys.executable, str(program), "--help"], capture_output=True, text=True, check=True)
+    verbs = set(re.findall(r"(?m)^ {4}([a-z]+) {2,}[A-Z]", done.stdout))
+    assert len(verbs) == 10
+    rows = re.findall(r"(?m)^\| (`.*?) \|", section("lmtp-proxyctl"))
+    assert set(re.findall(r"`([a-z]+)[ `]", " ".join(rows))) == verbs
+    statuses = re.findall(r"(?m)^\| (\d+) \|", section("Moving a user"))
+    assert set(statuses) | {"130"} == set(re.findall(r"(?m)^  (\d+) ", done.stdout.partition("exit status:")[2]))
