@@ -215,7 +215,8 @@ class Application:
         users = [] if everybody else document.texts("users", least=1)
         deadline = began + document.seconds("timeout", default=_DRAIN_TIMEOUT, most=_DRAIN_LONGEST)
         until = document.count("until")
-        request.log("drain", ["all"] if everybody else users)
+        if until is None:  # else it is the same drain, asked for again
+            request.log("drain", ["all"] if everybody else users)
         in_flight = self._state.in_flight
         settled = self._settled(deadline)
         # Not before the reload, so that a delivery which entered under the old route is among those that are counted.

@@ -5,7 +5,6 @@ A request is read whole, within limits of octets and time, before the applicatio
 it its own connection and leaves nothing behind, neither in the log nor on stderr. It knows no resources.
 """
 
-import errno
 import io
 import json
 import logging
@@ -17,24 +16,23 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-import gevent
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from lmtp_proxy.control_request import GONE, UID, Fairness
+from lmtp_proxy.server import PatientAcceptor
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 4 * 2**20
 """Octets of a request's body: 100,000 addresses."""
+MAX_CONNECTIONS = 64
+"""Clients at once; the next ones wait in the kernel's backlog."""
 
-_MAX_CONNECTIONS = 64
 _SECONDS = 10.0  # for each of: waiting for a request, the whole request, the whole answer
 _LINGER = 1.0  # seconds in which a refused client may go on sending, so that it comes to read why
 _MAX_HEAD = 65536
 _CHUNK_OVERHEAD = 2**20
-_ACCEPT_PAUSE = 1.0  # seconds
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _DIGITS = re.compile("[0-9]{1,18}")
 
 
@@ -245,33 +243,17 @@ def _too_large() -> _Refused:
     return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY} octets")
 
 
-class _Acceptor(WSGIServer):
-    """Accepts clients; above the limit they wait in the kernel's backlog.
+class _Acceptor(PatientAcceptor, WSGIServer):
+    """Accepts clients; above the limit they wait in the kernel's backlog."""
 
-    Where there is no file or memory left for one, gevent would write a traceback each time.
-    """
-
-    def do_read(self) -> Any:
-        try:
-            return super().do_read()
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            _log.warning("control: cannot accept a client: %s; next try in %g s", error.strerror, _ACCEPT_PAUSE)
-            self.stop_accepting()
-            gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
-            return None
-
-    def _go_on(self) -> None:
-        if self.started:
-            self.start_accepting()
+    cannot_accept = "control: cannot accept a client"
 
 
 class ControlServer:
     """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening."""
 
     def __init__(self, listener: socket.socket, application: Callable[..., Any]) -> None:
-        self._connections = Pool(_MAX_CONNECTIONS)
+        self._connections = Pool(MAX_CONNECTIONS)
         self._server = _Acceptor(
             listener, application, spawn=self._connections, log=None, error_log=None, handler_class=_Handler
         )

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import gevent
+from gevent.baseserver import BaseServer
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
@@ -27,11 +28,13 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 1.0  # seconds
 
 
-class _Acceptor(StreamServer):
-    """gevent's server, which would write a traceback each time there is no file or memory left to accept a client with.
+class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the stubs only
+    """For gevent's servers, which would write a traceback each time there is no file or memory left for a client.
 
-    Here it is one line and a pause; clients wait in the backlog meanwhile.
+    Here it is one line and a pause; clients wait in the backlog meanwhile. cannot_accept: how the line begins.
     """
+
+    cannot_accept = "cannot accept a client"
 
     def do_read(self) -> Any:
         try:
@@ -39,7 +42,7 @@ class _Acceptor(StreamServer):
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            _log.warning("cannot accept a client: %s; clients wait, next try in %g s", error.strerror, _ACCEPT_PAUSE)
+            _log.warning("%s: %s; clients wait, next try in %g s", self.cannot_accept, error.strerror, _ACCEPT_PAUSE)
             self.stop_accepting()
             gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
             return None
@@ -47,6 +50,10 @@ class _Acceptor(StreamServer):
     def _go_on(self) -> None:
         if self.started:
             self.start_accepting()
+
+
+class _Acceptor(PatientAcceptor, StreamServer):
+    """Accepts clients for mail."""
 
 
 class Server:

@@ -31,7 +31,7 @@ from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.control import Application, ControlState
-from lmtp_proxy.control_server import ControlServer
+from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import set_up_log
 from lmtp_proxy.parking import Parking
@@ -41,7 +41,7 @@ from lmtp_proxy.uncertain_log import UncertainLog
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
-_OTHER_FILES = 64  # log, loop, DNS, the configuration while it is read
+_OTHER_FILES = 64 + MAX_CONNECTIONS  # log, loop, DNS, the configuration while it is read; the control socket
 RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
