@@ -87,10 +87,6 @@ def _run(config: Config, *, daemonise: bool) -> int:
         raise
     listeners = [listener, control] if control else [listener]
 
-    def remove_sockets() -> None:
-        for each in listeners:
-            each.remove()
-
     started = _become_daemon(listeners, pid_file) if pid_file else None
     if pid_file:
         pid_file.write()
@@ -106,7 +102,9 @@ def _run(config: Config, *, daemonise: bool) -> int:
         daemonised=daemonise,
         received=received,
         ready=lambda: _tell(started),
-        remove_sockets=remove_sockets,
+        remove_socket=listener.remove,
+        remove_control=control.remove if control else lambda: None,
+        after_crash=any(each.after_crash for each in listeners),
     )
     if pid_file:
         pid_file.remove()

@@ -56,7 +56,8 @@ class ConfigManager:
     """Holds the generation in force.
 
     config: what the process started with. generation_changed: called after each swap. loaded: when that generation was
-    swapped in, in seconds since the epoch. last_reload: the last one's outcome, None before the first.
+    swapped in, in seconds since the epoch. last_reload: the last one's outcome, None before the first. loading_since:
+    when the reload under way began (time.monotonic), None if there is none.
     """
 
     def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
@@ -69,7 +70,10 @@ class ConfigManager:
         self._waiting: list[AsyncResult[Outcome]] = []
         self.loaded = time.time()
         self.last_reload: Outcome | None = None
-        self._thread = ThreadPool(1)  # of its own: the hub's are also those of DNS, which may keep them all for long
+        self.loading_since: float | None = None
+        # Of its own: the hub's threads are also those of DNS, which may keep them all for long.
+        self._thread = ThreadPool(1)
+        self._aside = ThreadPool(1)
 
     def __repr__(self) -> str:
         return f"<ConfigManager generation {self._generation.number} of {self._generation.config.path}>"
@@ -99,8 +103,8 @@ class ConfigManager:
             self._settled.wait()
 
     def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run `function` in the thread that reads configurations, between two reloads. It must raise nothing."""
-        return self._thread.apply(function, arguments)
+        """Run `function` in a thread that no reload waits for. It must raise nothing."""
+        return self._aside.apply(function, arguments)
 
     def run(self) -> None:
         """Serve requests for ever."""
@@ -109,11 +113,13 @@ class ConfigManager:
             self._wanted.clear()
             waiting, self._waiting = self._waiting, []
             self._begun += 1
+            self.loading_since = time.monotonic()
             try:
                 outcome = self.reload()
             except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
                 _log.exception("reload failed by an internal error; generation %d stays active", self.current().number)
                 outcome = Refused((f"internal error: {error!r}; the log has more",), time.time())
+            self.loading_since = None
             self.last_reload = outcome
             self._done += 1
             for result in waiting:

@@ -54,8 +54,9 @@ _RECENT = 3600.0  # seconds
 class ControlState:
     """The parts of the process that can be asked about.
 
-    sessions: those of the server. address: where clients connect, as text. instance: names this process, so that who
-    asks twice can tell that it was another one in between. started: seconds since the epoch.
+    sessions: those of the server. stopping: whether it accepts no more. address: where clients connect, as text.
+    after_crash: the process before this one did not end well. instance: names this process, so that who asks twice can
+    tell that it was another one in between. started: seconds since the epoch.
     """
 
     manager: ConfigManager
@@ -63,7 +64,9 @@ class ControlState:
     parking: Parking
     uncertain: UncertainLog
     sessions: Callable[[], Sequence[SessionState]]
+    stopping: Callable[[], bool]
     address: str
+    after_crash: bool = False
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     started: float = field(default_factory=time.time)
 
@@ -125,6 +128,7 @@ class Application:
     def _status(self, _: Request) -> Json:
         state, generation = self._state, self._generation
         config = generation.config
+        since = state.manager.loading_since
         phases = {phase.value: 0 for phase in Phase}
         for flight in state.in_flight:
             phases[flight.phase.value] += 1
@@ -133,7 +137,10 @@ class Application:
             "instance": state.instance,
             "pid": os.getpid(),
             "started": iso_time(state.started),
-            "uptime": time.monotonic() - self._began,
+            "uptime": self._uptime,
+            "stopping": state.stopping(),
+            "after_crash": self._crash_json(),
+            "reloading": None if since is None else time.monotonic() - since,
             "generation": generation.number,
             "socket": state.address,
             "config": {
@@ -149,10 +156,26 @@ class Application:
             "uncertain": state.uncertain.count,
             "uncertain_log": config.uncertain_log,
             "users": len(config.users),
+            "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,
             "users_on": dict(config.users_per_backend),
             "backends": self._backends(generation),
         }
+
+    @property
+    def _uptime(self) -> float:
+        return time.monotonic() - self._began
+
+    def _crash_json(self) -> Json | None:
+        """That a process died before this one started: what it had handed over may still be finishing in a store.
+
+        None when that was longer ago than any delivery was to take.
+        """
+        backends = self._generation.config.backends.values()
+        longest = max((backend.timeouts.final_reply for backend in backends), default=0.0)
+        if not self._state.after_crash or self._uptime > longest:
+            return None
+        return {"started": iso_time(self._state.started), "seconds": self._uptime}
 
     def _backends(self, generation: Generation) -> list[Json]:
         users = generation.config.users_per_backend
@@ -208,7 +231,7 @@ class Application:
 
     def _drain(self, request: Request) -> Json:
         began = time.monotonic()
-        document = request.document("users", "all", "timeout", "until")
+        document = request.document("users", "all", "timeout", "until", long=True)
         everybody = "all" in document.values
         if everybody is ("users" in document.values) or document.values.get("all", True) is not True:
             raise bad('either "users" or "all": true is needed')
@@ -242,6 +265,7 @@ class Application:
             "uncertain": [record.to_json() for record in recent],
             "routes": {user: entry_of(generation, user) for user in users} if len(users) <= MAX_SHOWN else {},
             "reload": reload_json(self._state.manager.last_reload),
+            "after_crash": self._crash_json(),
         }
 
     def _settled(self, deadline: float) -> bool:
@@ -261,7 +285,7 @@ class Application:
         return True
 
     def _preflight(self, request: Request) -> Json:
-        document = request.document("backend", "recipients")
+        document = request.document("backend", "recipients", long=True)
         name = document.text("backend")
         texts = document.texts("recipients", least=0)
         generation = self._generation
@@ -296,6 +320,9 @@ class Application:
         path = request.document("path").text("path")
         if not os.path.isabs(path) or "\0" in path:
             raise bad('"path" must be absolute')
+        # Errors quote the file: who may connect here need not be allowed to read what this process can.
+        if request.uid not in (0, os.geteuid()) and path != self._generation.config.path:
+            raise Problem(HTTPStatus.FORBIDDEN, "only root and the proxy's own user may have other files checked")
         request.log(f"check {path}")
         return self._state.manager.in_thread(_load_and_compare, self._generation.config, path)
 

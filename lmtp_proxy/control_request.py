@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import reply
 from lmtp_proxy.envelope import Recipient, parse_rcpt
@@ -33,6 +34,9 @@ _AT_ONE_GO = 0.005  # seconds; mail waits for so long
 _MAX_PATH = 1024  # octets of an address; RFC 5321 section 4.5.3.1.3 has 256
 _LOGGED = 200  # characters of a line in the log
 _NAMED = 3  # users in a line in the log
+_SHORT = 65536  # octets of a body that is parsed at once; the oddest JSON of this size takes some milliseconds
+_REST = 1.0  # after a longer one, as a part of the time that it took
+_LONG_ONE = BoundedSemaphore(1)
 
 
 class Problem(Exception):
@@ -60,14 +64,22 @@ class Request:
             raise bad(f"the query must be ?{name}=...")
         return unquote_to_bytes(value.encode("latin-1"))
 
-    def document(self, *known: str) -> "Document":
-        """The body, a JSON object with no keys but `known`."""
+    def document(self, *known: str, long: bool = False) -> "Document":
+        """The body, a JSON object with no keys but `known`. long: it may hold lists of users."""
         if self.body is None:
             raise Problem(HTTPStatus.LENGTH_REQUIRED, "a body is needed, with Content-Length or chunked")
-        try:
-            values = json.loads(self.body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_distinct)
-        except (ValueError, RecursionError) as error:
-            raise bad(f"the body is not JSON: {shown(str(error))}") from None
+        if len(self.body) <= _SHORT:
+            values = _parsed(self.body)
+        elif not long:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {_SHORT} octets")
+        else:
+            # Nothing else runs while JSON is parsed; odd JSON takes half a second. So one at a time, and then a rest.
+            with _LONG_ONE:
+                began = time.monotonic()
+                try:
+                    values = _parsed(self.body)
+                finally:
+                    gevent.sleep(_REST * (time.monotonic() - began))
         if not isinstance(values, dict):
             raise bad("the body must be a JSON object")
         for key in values:
@@ -163,6 +175,13 @@ def parse_address(text: bytes, *, smtputf8: bool) -> Recipient:
     if isinstance(parsed, Recipient):
         return parsed
     raise bad(f'"{printable(text[:_MAX_PATH])}" is no address that RCPT would take')
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise bad(f"the body is not JSON: {shown(str(error))}") from None
 
 
 def _refuse(constant: str) -> None:

@@ -27,7 +27,8 @@ _LOAD = 300.0  # seconds, for several loads of a very large file on a slow machi
 _STATUSES = """exit status:
   0    done
   1    refused or failed, nothing changed
-  2    done, but the outcome of some deliveries is uncertain; they are listed
+  2    done, but the outcome of some deliveries is uncertain; they are listed,
+       unless a process that died before this one took them with it
   3    the change is in force, but it is not known that all is quiet: the time
        was up, or the proxy ended or was restarted meanwhile
   64   wrong arguments

@@ -276,8 +276,23 @@ def _users_on(users_on: Mapping[str, int], total: int) -> str:
     return f"{total:,}: {', '.join(parts)}" if parts else f"{total:,}"
 
 
+def after_crash(answer: Answer) -> list[str]:
+    """What to do when the process that answers was started because another one had died."""
+    if answer.has_null("after_crash"):
+        return []
+    crash = answer.object("after_crash")
+    return wrapped(
+        f"warning: lmtp-proxy started {span(crash.number('seconds'))} ago after one that had died. What that one had "
+        "handed over may still be finishing in a store, and is in no list: see that the store is quiet"
+    )
+
+
 def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
-    lines = []
+    lines = after_crash(answer)
+    if answer.flag("stopping"):
+        lines += wrapped("warning: it is stopping: no new clients are accepted, what is under way is finished")
+    if not answer.has_null("reloading"):
+        lines += wrapped(f"a reload is under way, for {span(answer.number('reloading'))} so far")
     if digest is not None and digest != config.text("sha256"):
         lines += wrapped(
             f"warning: {config.text('path')} on disk (sha256 {digest[:12]}) differs from what runs; "

@@ -22,6 +22,7 @@ _SETTLE = 300.0
 _FEW = 10  # users that are reported one by one
 _SHOWN = 20  # of a long list
 _AGAIN = 10.0  # seconds between two lines about the same wait
+_SHARED = ("generation", "routes", "waiting", "uncertain", "reload", "after_crash")
 _PATIENCE = 0.95  # a wait of more than a second is shown; ticks come a little early
 
 
@@ -112,7 +113,7 @@ class Drained:
     def status(self) -> int:
         if not self.done:
             return UNPROVEN
-        return UNCERTAIN if self.answer.objects("uncertain") else DONE
+        return UNCERTAIN if self.answer.objects("uncertain") or not self.answer.has_null("after_crash") else DONE
 
     @property
     def text(self) -> str:
@@ -128,7 +129,7 @@ class Drained:
     def document(self) -> dict[str, object]:
         document = self.answer.document
         return {
-            **{name: document.get(name) for name in ("generation", "routes", "waiting", "uncertain", "reload")},
+            **{name: document.get(name) for name in _SHARED},
             "done": self.done,
             "waited": round(self.seconds, 3),
             "waited_for": [flight.document for flight in self.waited_for.values()],
@@ -153,7 +154,7 @@ class Drained:
         if records:
             what = show.count(len(records), "uncertain delivery", "uncertain deliveries")
             lines += [f"{what} (dot sent, no reply came):", *show.uncertain(records), *show.wrapped(show.ADVICE, "")]
-        return lines
+        return lines + show.after_crash(self.answer)
 
 
 def drain(

@@ -74,12 +74,15 @@ def serve(
     daemonised: bool,
     received: Iterable[int],
     ready: Callable[[], None],
-    remove_sockets: Callable[[], None],
+    remove_socket: Callable[[], None],
+    remove_control: Callable[[], None],
+    after_crash: bool,
 ) -> None:
     """Serve on `listener` and `control`, bound and listening, until a stop signal; ends after the last session.
 
     received: signals that came before this could handle them. ready: called once when clients are served.
-    remove_sockets: called first thing on stop.
+    remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
+    and no other process takes over meanwhile that knows nothing of it. after_crash: the one before did not end well.
     """
     set_up_log(config.log, daemonised=daemonised)
     _allow_open_files(config)
@@ -101,7 +104,9 @@ def serve(
     server = Server(own, shared, config.max_clients, title.sessions_changed)
     control_server = None
     if control is not None:
-        state = ControlState(manager, in_flight, parking, uncertain, server.sessions, str(config.socket))
+        state = ControlState(
+            manager, in_flight, parking, uncertain, server.sessions, stop.is_set, str(config.socket), after_crash
+        )
         control_server = ControlServer(_cooperative(control), Application(state))
     gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
     reloads = gevent.spawn(manager.run)
@@ -120,9 +125,10 @@ def serve(
     ready()
     stop.wait()
     _log.info("stopping: no new clients are accepted")
-    remove_sockets()
+    remove_socket()
     server.stop()
     uncertain.stop()
+    remove_control()
     if control_server:
         control_server.stop()
     reloads.kill()

@@ -24,11 +24,16 @@ BACKLOG = 1024
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket. file: device and inode of its name in the file system, None for TCP."""
+    """A listening socket.
+
+    file: device and inode of its name in the file system, None for TCP. after_crash: a dead socket was there, whose
+    process did not come to take it away.
+    """
 
     socket: socket.socket
     path: str = ""
     file: tuple[int, int] | None = None
+    after_crash: bool = False
 
     def remove(self) -> None:
         """Take the socket's name away, unless somebody else has put another there since."""
@@ -70,7 +75,10 @@ def _listen(address: Address, access: _Access) -> Listener:
     try:
         return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)
     except OSError as error:
-        raise access.refusal(f"cannot listen on {address}: {error.strerror or error}") from error
+        what = f"cannot listen on {address}: {error.strerror or error}"
+        if isinstance(address, UnixAddress) and isinstance(error, FileNotFoundError):
+            what += f": make its directory, {os.path.dirname(address.path)}"
+        raise access.refusal(what) from error
 
 
 def _listen_tcp(address: TcpAddress) -> Listener:
@@ -90,7 +98,7 @@ def _listen_tcp(address: TcpAddress) -> Listener:
 def _listen_unix(path: str, access: _Access) -> Listener:
     directory = os.path.dirname(path)
     with _locked(directory):
-        _check_free(path, access)
+        after_crash = _is_dead(path, access)
         unfinished = os.path.join(directory, f".{os.getpid()}")
         with suppress(FileNotFoundError):
             os.unlink(unfinished)
@@ -108,7 +116,7 @@ def _listen_unix(path: str, access: _Access) -> Listener:
         except OSError:
             listener.close()
             raise
-    return Listener(listener, path, (status.st_dev, status.st_ino))
+    return Listener(listener, path, (status.st_dev, status.st_ino), after_crash)
 
 
 @contextmanager
@@ -122,12 +130,12 @@ def _locked(directory: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _check_free(path: str, access: _Access) -> None:
-    """Nothing is at `path`, or a socket where nobody listens any more."""
+def _is_dead(path: str, access: _Access) -> bool:
+    """Whether a socket is at `path` where nobody listens any more; False if nothing is. Raises ConfigError."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise access.refusal(f"{path} exists and is no socket; it was left alone. Move it away or name another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -135,10 +143,12 @@ def _check_free(path: str, access: _Access) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            return
+            return True
         except BlockingIOError:
             pass  # its backlog is full: very much alive
-    raise access.refusal(f"another process is listening on {path}. Stop it first, or name another path")
+    raise access.refusal(
+        f"another process is listening on {path}. Stop it first, and wait for its end, or name another path"
+    )
 
 
 def _set_access(access: _Access, path: str) -> None:

@@ -86,12 +86,13 @@ class Document:
 def read_document(path: str) -> Document:
     """Reads the file at `path`. Whatever is there, the answer is a Document; memory is bounded by MAX_OCTETS."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would hold up every reload from here on
-            return _failed(0, "cannot be read: it is no regular file")
-        with open(path, "rb") as file:
-            modified = os.fstat(file.fileno()).st_mtime
-            data = file.read(MAX_OCTETS + 1)
+        # Without blocking: a pipe, or one of the odd files of /proc, would hold up every reload from here on.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                return _failed(0, "cannot be read: it is no regular file")
+            modified = status.st_mtime
+            data = file.read(MAX_OCTETS + 1) or b""
     except OSError as error:
         return _failed(0, f"cannot be read: {error.strerror}")
     except ValueError:

@@ -494,7 +494,7 @@ def test_a_slow_reload_is_waited_for_and_says_so() -> None:
 
 DRAINED: dict[str, Any] = {
     "done": False, "instance": "one", "generation": 2, "until": 7, "waited": 0.0, "waiting": [], "uncertain": [],
-    "routes": {"a": "new"}, "reload": None,
+    "routes": {"a": "new"}, "reload": None, "after_crash": None,
 }  # fmt: skip
 
 

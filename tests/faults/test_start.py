@@ -159,7 +159,8 @@ def test_a_socket_in_a_missing_directory() -> None:
     with at_path() as proxy:
         proxy.config["config"]["socket"] = "/nowhere/at/all/s"
         proxy.write_config()
-        assert "/nowhere/at/all/s" in refused(run("-c", proxy.config_path))
+        line = refused(run("-c", proxy.config_path))
+        assert "/nowhere/at/all/s" in line and "make its directory, /nowhere/at/all" in line
 
 
 @pytest.mark.parametrize("mode", ["0600", "0666", "0o660"])

@@ -4,7 +4,9 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -23,18 +25,19 @@ from lmtp_proxy.uncertain_log import UncertainLog
 def application(sessions: Callable[[], list[SessionState]], in_flight: InFlight) -> Application:
     manager = ConfigManager(Config("/c.yml", UnixAddress("/s"), "mx"), lambda: None)
     uncertain = UncertainLog(manager.current, in_flight)
-    return Application(ControlState(manager, in_flight, Parking(), uncertain, sessions, "/s"))
+    return Application(ControlState(manager, in_flight, Parking(), uncertain, sessions, lambda: False, "/s"))
 
 
-def get(app: Application, path: str) -> tuple[str, Any]:
+def get(app: Application, path: str, **environment: object) -> tuple[str, Any]:
     status: list[str] = []
-    environ = {
+    environ: dict[str, object] = {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": path,
         "QUERY_STRING": "",
         "wsgi.input": io.BytesIO(),
         UID: 0,
         GONE: lambda: False,
+        **environment,
     }
     octets = b"".join(app(environ, lambda line, _: status.append(line)))
     return status[0], json.loads(octets)
@@ -65,3 +68,30 @@ def test_answers_have_a_limit() -> None:
     status = cast(dict[str, Any], get(app, "/status")[1])
     assert (status["sessions"], status["in_flight"]["envelope"]) == (1500, 1500)
     assert MAX_USERS >= 100_000
+
+
+def post(app: Application, path: str, body: bytes, uid: int = 0) -> tuple[str, Any]:
+    stream = io.BytesIO(body)
+    length = {"CONTENT_LENGTH": str(len(body)), "wsgi.input": stream}
+    return get(app, path, **{"REQUEST_METHOD": "POST", UID: uid, **length})
+
+
+def test_errors_of_any_file_are_told_to_those_alone_who_could_read_it(tmp_path: Path) -> None:
+    """They quote it: else who may connect reads with the proxy's rights."""
+    secret = tmp_path / "secret"
+    secret.write_text("password: hush\n")
+    app = application(list, InFlight())
+    body = json.dumps({"path": str(secret)}).encode()
+    stranger = os.geteuid() + 1
+    status, answer = post(app, "/check", body, uid=stranger)
+    assert status.startswith("403 ") and "hush" not in json.dumps(answer), answer
+    assert post(app, "/check", body)[0].startswith("200 ")
+    assert post(app, "/check", b'{"path": "/c.yml"}', uid=stranger)[0].startswith("200 ")  # the proxy's own
+
+
+@pytest.mark.parametrize(("resource", "status"), [("/drain", "200 "), ("/check", "413 ")])
+def test_only_lists_of_users_may_be_long(resource: str, status: str) -> None:
+    body = b'{"users": ["a"], "path": "/x"'.ljust(70_000) + b"}"
+    if resource == "/drain":
+        body = body.replace(b', "path": "/x"', b"")
+    assert post(application(list, InFlight()), resource, body)[0].startswith(status)

@@ -56,6 +56,7 @@ def status(**values: Any) -> dict[str, Any]:
     return {
         "version": "0.1.0", "instance": "ab", "pid": 4711, "started": "2026-11-23T23:09:23.123Z", "uptime": 93784.0,
         "generation": 7, "socket": "/run/s", "reload": None, "sessions": 3, "held": 1, "uncertain": 0,
+        "stopping": False, "after_crash": None, "reloading": None,
         "config": {"path": "/etc/lmtp-proxy.yml", "sha256": "0123456789abcdef" * 4, "modified": "M", "loaded": "L"},
         "in_flight": {"envelope": 0, "data": 1, "commit": 0, "final dot": 2}, "uncertain_log": None, "users": 20,
         "fallback_backend": "old", "users_on": {"old": 12, "new": 7, "reject": 1, "hold": 0},
@@ -212,6 +213,15 @@ def test_the_status_warns_of_a_file_that_is_not_in_force() -> None:
     assert "warning" not in "\n".join(show.status(answer(status(reload={"ok": True})), None))
 
 
+def test_the_status_says_what_is_unusual_about_the_process() -> None:
+    crash = {"started": "T", "seconds": 12.0}
+    shown = show.status(answer(status(after_crash=crash, stopping=True, reloading=3.2)), None)
+    text = " ".join(line.strip() for line in shown)
+    for part in ("started 12.0 s ago after one that had died", "it is stopping", "a reload is under way, for 3.2 s"):
+        assert part in text, text
+    assert fits([line for line in shown if line]), shown
+
+
 def test_a_lookup_shows_each_key_and_the_line_of_the_hit() -> None:
     found = {
         "address": "Alice+x@Example.org", "keys": ["alice+x@example.org", "alice@example.org", "@example.org"],
@@ -282,8 +292,11 @@ def test_an_answer_of_another_shape_is_an_error_in_one_line(broken: dict[str, An
 # --- drained ---------------------------------------------------------------------------------------------------------
 
 
-def drained(*, waited_for: int = 0, done: bool = True, waiting: int = 0, records: int = 0) -> Drained:
-    document = {"waiting": [flight(number) for number in range(waiting)], "uncertain": [record()] * records}
+def drained(
+    *, waited_for: int = 0, done: bool = True, waiting: int = 0, records: int = 0, crash: object = None
+) -> Drained:
+    flights = [flight(number) for number in range(waiting)]
+    document = {"waiting": flights, "uncertain": [record()] * records, "after_crash": crash}
     seen = {number: answer(flight(number)) for number in range(waited_for)}
     return Drained(answer(document), done, 4.94, seen)
 
@@ -296,6 +309,8 @@ def test_a_drain_of_one_user_is_one_line() -> None:
     assert late.lines(one, late.text)[0] == "alice: on new, 2 deliveries still in flight after 4.9 s"
     assert len(late.lines(one, late.text)) == 4 and (late.status, waited.status) == (3, 0)
     assert drained(done=False).text == "a reload is still under way after 4.9 s"
+    crash = drained(crash={"started": "T", "seconds": 3.0})
+    assert crash.status == 2 and "died" in " ".join(crash.lines(one, crash.text))
 
 
 def test_a_drain_of_some_and_of_many_users() -> None:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What docs/migration.md says of the proxy is so; its commands are run by tests/e2e."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lmtp_proxy import ctl
+from lmtp_proxy.config import load_config
+from lmtp_proxy.config_values import Config
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")
+
+
+def load(tmp_path: Path) -> Config:
+    [block] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    path = tmp_path / "lmtp-proxy.yml"
+    path.write_text(block, "utf-8")
+    return load_config(str(path))
+
+
+def test_its_configuration_loads(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert sorted(config.backends) == ["new", "old"]
+    assert config.control is not None and config.uncertain_log is not None
+    assert config.fallback_backend == "old"
+
+
+def test_the_limits_of_hold_are_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    shown = {name: float(value) for name, value in re.findall(r"`(hold_\w+)` \((\d+)", PAGE)}
+    assert shown == {"hold_limit": config.hold_limit, "hold_timeout": config.hold_timeout}
+
+
+def test_its_exit_statuses_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ctl.main(["--help"])
+    assert ended.value.code == 0
+    listed = re.findall(r"^  (\d+)  ", capsys.readouterr().out.split("exit status:")[1], re.MULTILINE)
+    assert re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE) == listed
+
+
+def test_its_verbs_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = set(re.findall(r"(?:`|# )lmtp-proxyctl ([a-z]+)", PAGE))
+    assert {"move", "drain", "status", "uncertain"} <= verbs
+    options = dict[str, str]()
+    for verb in verbs:
+        with pytest.raises(SystemExit) as ended:
+            ctl.main([verb, "--help"])
+        assert ended.value.code == 0, verb
+        options[verb] = capsys.readouterr().out
+    for verb, option in re.findall(r"lmtp-proxyctl ([a-z]+)[^`\n]*? (--[a-z-]+)", PAGE):
+        assert option in options[verb], (verb, option)
+
+
+def test_every_link_within_the_page_has_its_heading() -> None:
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", PAGE, re.M)
+    }
+    links = set(re.findall(r"\]\(#([^)]*)\)", PAGE.replace("\n", " ")))
+    assert links and links <= headings
+
+
+def test_its_anchors_in_the_tree_exist() -> None:
+    for path in re.findall(r"`(tests/[\w./]+)`", PAGE):
+        assert (ROOT / path).exists(), path
