@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,9 @@ from .mail import SENDER
 from .postfix import Postfix
 from .requirements import missing_for_servers
 from .stores import Cyrus, Dovecot
+
+PEOPLE = ("alice", "bob", "carol", "dave", "erin")
+"""Users with an account in Dovecot and nothing else, for the one test that names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Stack:
     new: Dovecot
     proxy_socket: Path
     unused: list[str]
+
+    @property
+    def control_socket(self) -> Path:
+        """Where a proxy that is started with `config` can be asked and told."""
+        return self.proxy_socket.with_name("control")
 
     @property
     def stores(self) -> tuple[Cyrus, Dovecot]:
@@ -56,6 +64,7 @@ class Stack:
                 "owner": "postfix",
                 "permissions": "0600",
                 "ignoreDomain": True,  # as both stores do
+                "control": {"socket": str(self.control_socket)},
                 **extra,
             },
             "backends": {"old": {"socket": str(self.old.lmtp_socket)}, "new": {"socket": str(self.new.lmtp_socket)}},
@@ -78,10 +87,11 @@ def servers() -> Iterator[Stack]:
             (directory / name).mkdir()
         proxy_socket = directory / "proxy"
         old, new = Cyrus(directory / "cyrus"), Dovecot(directory / "dovecot")
-        unused = [f"u{number:03}" for number in range(200)]
+        unused = [f"u{number:03}" for number in range(300)]
         straight = {"straight-old.test": old.lmtp_socket, "straight-new.test": new.lmtp_socket}
         stack = Stack(Postfix(directory / "postfix", proxy_socket, straight), old, new, proxy_socket, unused)
-        new.add_users([SENDER, *unused])
+        new.add_users([SENDER, *PEOPLE, *unused])
+        new.copy_from(old)
         for server in (old, new, stack.postfix):
             cleanup.callback(server.stop)
             server.start()
@@ -99,6 +109,29 @@ def stack(servers: Stack) -> Iterator[Stack]:
     servers.new.ensure_started()
     if servers.postfix.queue_length() > 0:
         servers.postfix.wipe()
+
+
+@pytest.fixture(scope="session")
+def patient_postfix(servers: Stack) -> Iterator[Postfix]:
+    """A second Postfix before the same proxy, with Debian's own times: what it defers waits for minutes."""
+    directory = servers.proxy_socket.with_name("patient")
+    directory.mkdir()
+    postfix = Postfix(directory, servers.proxy_socket, {}, patient=True)
+    try:
+        postfix.start()
+        yield postfix
+    finally:
+        postfix.stop()
+
+
+@pytest.fixture
+def patient_stack(stack: Stack, patient_postfix: Postfix) -> Iterator[Stack]:
+    """The same stores with the patient Postfix in front."""
+    patient_postfix.begin_log()
+    yield replace(stack, postfix=patient_postfix)
+    print("The patient Postfix's log:", *patient_postfix.log().splitlines()[-100:], sep="\n")
+    if patient_postfix.queue_length() > 0:
+        patient_postfix.wipe()
 
 
 Start = Callable[[Mapping[str, Mapping[str, object]]], ProxyProcess]

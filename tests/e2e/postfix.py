@@ -2,8 +2,8 @@
 """A private Postfix: SMTP in on a port of 127.0.0.1, everything for example.test out by lmtp(8) to one unix socket.
 Mail for further domains may go to other sockets.
 
-Its limits and times are Debian's, but for the ones that would make a test wait (retries after seconds, not minutes) and
-the ones that change a message (long lines are left whole).
+Its limits and times are Debian's, but for the ones that change a message (long lines are left whole) and, unless it is
+a patient one, the ones that would make a test wait (retries after seconds, not minutes).
 """
 
 import os
@@ -20,6 +20,8 @@ from .requirements import POSTFIX_DAEMONS, program, run
 
 DOMAIN = "example.test"
 QUEUES = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt")
+
+_IMPATIENT = "queue_run_delay = 1s\nminimal_backoff_time = 2s\nmaximal_backoff_time = 4s\n"
 
 _DELIVERY = re.compile(
     r" postfix/(?P<agent>lmtp|error|retry)\[\d+\]: (?P<queue_id>\w+): to=<(?P<to>[^>]*)>, .*?"
@@ -48,16 +50,17 @@ class Postfix:
 
     name = "Postfix"
 
-    def __init__(self, directory: Path, nexthop: Path, further: Mapping[str, Path]) -> None:
+    def __init__(self, directory: Path, nexthop: Path, further: Mapping[str, Path], *, patient: bool = False) -> None:
         self.directory = directory
         self.smtp_port = free_port()
         self._master: Pid | None = None
         self._log_start = 0
-        self._configure(nexthop, further)
+        self._configure(nexthop, further, "" if patient else _IMPATIENT)
 
-    def _configure(self, nexthop: Path, further: Mapping[str, Path]) -> None:
+    def _configure(self, nexthop: Path, further: Mapping[str, Path], times: str) -> None:
         base = self.directory
-        transports = ", ".join(f"{{{domain} = lmtp:unix:{socket}}}" for domain, socket in further.items())
+        # a list of maps: an inline one must not be empty
+        transports = " ".join(f"inline:{{ {{{domain} = lmtp:unix:{socket}}} }}" for domain, socket in further.items())
         for part in ("etc", "spool", "data"):
             (base / part).mkdir()
         os.chown(base / "data", pwd.getpwnam("postfix").pw_uid, -1)
@@ -78,20 +81,17 @@ mynetworks = 127.0.0.0/8
 smtp_dns_support_level = disabled
 default_transport = error:nothing leaves this test
 virtual_mailbox_domains = {DOMAIN} {" ".join(further)}
-transport_maps = inline:{{ {transports} }}
+transport_maps = {transports}
 virtual_transport = lmtp:unix:{nexthop}
 virtual_mailbox_maps =
 alias_maps =
 alias_database =
 smtpd_peername_lookup = no
 enable_long_queue_ids = yes
-queue_run_delay = 1s
-minimal_backoff_time = 2s
-maximal_backoff_time = 4s
 local_header_rewrite_clients =
 message_size_limit = 0
 lmtp_line_length_limit = 0
-""",
+{times}""",
             "utf-8",
         )
         (base / "log").touch()
@@ -143,6 +143,12 @@ postlog unix-dgram n - n - 1 postlogd
         command = program("postqueue")
         assert command is not None
         return len(run(command, "-c", f"{self.directory}/etc", "-j").splitlines())
+
+    def flush(self) -> None:
+        """`postqueue -f`: tries everything that is deferred, now."""
+        command = program("postqueue")
+        assert command is not None
+        run(command, "-c", f"{self.directory}/etc", "-f")
 
     def log(self) -> str:
         """What Postfix logged since `begin_log`."""

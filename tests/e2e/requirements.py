@@ -12,6 +12,7 @@ SBIN = "/usr/sbin:/usr/bin"
 CYRUS_BIN = Path("/usr/lib/cyrus/bin")
 POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 DOVECOT = Path("/usr/sbin/dovecot")
+DOVEADM = Path("/usr/bin/doveadm")
 UNPACKED = Path(os.environ.get("LMTP_PROXY_E2E_STATE", "/var/lib/lmtp-proxy-e2e"))
 """Where install.sh keeps what cannot be installed beside Cyrus."""
 
@@ -29,6 +30,11 @@ def dovecot_imap_programs() -> Path | None:
         if all((directory / name).exists() for name in ("imap", "imap-login")):
             return directory
     return None
+
+
+def perdition_map() -> Path | None:
+    """Perdition's library for maps in gdbm files."""
+    return next(Path("/usr/lib").glob("*/libperditiondb_gdbm.so.0"), None)
 
 
 def missing_for_servers() -> str | None:
@@ -49,6 +55,22 @@ def missing_for_servers() -> str | None:
     if os.geteuid() != 0:
         return "Postfix, Cyrus and Dovecot start only as root: run the tests as root"
     return None
+
+
+def missing_for_migration() -> str | None:
+    """Why users cannot be migrated here with all the tools of docs/migration.md, in one line; None when they can."""
+    absent = [
+        name
+        for name, there in (
+            ("Perdition (perdition)", program("perdition.imap4") and perdition_map()),
+            ("makegdbm (perdition)", program("makegdbm")),
+            ("mbsync (isync)", program("mbsync")),
+        )
+        if not there
+    ]
+    if absent:
+        return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
+    return missing_for_servers()
 
 
 def missing_for_smtp_source() -> str | None:
