@@ -15,14 +15,17 @@ Ring 0, pure values and the protocol, no I/O:
     message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
     yaml_text          a YAML file as text scalars with line numbers
+    tables             where the backend of a key is written down
+    tables.static      the `users:` section of the configuration
     config_values      what a configuration is: frozen values
     config_keys        the type of each key: text -> value
+    flat_users         a `users:` section of plain lines, read without YAML
     config_users       the `users:` section
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
+    loading            a large configuration is loaded by a process of its own
+    loader             that process
     users_edit         the text of a configuration with some users changed
-    tables             where the backend of a key is written down
-    tables.static      the `users:` section of the configuration
     log                log handlers and the escaping of foreign text
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import daemon
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config import ConfigError
 from lmtp_proxy.config_values import Config
+from lmtp_proxy.loading import load
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments."""
     options = _parser().parse_args(arguments)
     try:
-        config = load_config(options.config)
+        config = load(options.config)
         if options.check:
             print(_summary(config))
             return 0
@@ -87,7 +88,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         raise
     listeners = [listener, control] if control else [listener]
 
-    started = _become_daemon(listeners, pid_file) if pid_file else None
+    started = _become_daemon(listeners, pid_file, config.users.handles) if pid_file else None
     if pid_file:
         pid_file.write()
 
@@ -111,7 +112,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
     return 0
 
 
-def _become_daemon(listeners: list[Listener], pid_file: PidFile) -> int:
+def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[int, ...]) -> int:
     """Go on in the background; returns a descriptor to `_tell` when clients are served.
 
     The command itself ends only then, so that an init script finds the pid file written and the exit status true.
@@ -130,7 +131,7 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile) -> int:
         detach_process=True,
         umask=0o077,
         signal_map={},  # ours are installed already
-        files_preserve=[*(listener.socket for listener in listeners), pid_file, writer],
+        files_preserve=[*(listener.socket for listener in listeners), pid_file, *tables, writer],
     ).open()
     return writer
 

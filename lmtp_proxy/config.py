@@ -10,8 +10,11 @@ import os
 import socket
 import stat
 from collections import Counter
+from collections.abc import Callable, Set
 from dataclasses import fields, replace
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
+from typing import TypeAlias
 
 from lmtp_proxy import config_keys
 from lmtp_proxy.config_keys import MAX_ERRORS, Section
@@ -28,8 +31,10 @@ from lmtp_proxy.config_values import (
     UnixAddress,
     is_own_listener,
 )
+from lmtp_proxy.flat_users import Doubt, FlatUsers
 from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, read_document, shown
+from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, Source, read_source, shown
 
 __all__ = [
     "KEYS",
@@ -78,17 +83,33 @@ class ConfigError(Exception):
         return "\n".join(self.errors)
 
 
-def load_config(path: str) -> Config:
-    """Reads the configuration file at `path`. Raises ConfigError with all errors that it has."""
-    document = read_document(path)
-    found: list[Problem] = []
-    config = None if document.root is None else _config(document, document.root, os.path.abspath(path), found)
-    # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
-    named = {(line, key) for line, key, _ in document.problems}
-    problems = document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
+def load_config(path: str, store: int | None = None) -> Config:
+    """Reads the configuration file at `path`. Raises ConfigError with all errors that it has.
+
+    store: descriptor of a file for the table of users, which goes to the Config; None to have it in memory.
+    """
+    source = read_source(path)
+    try:
+        config, problems = _read(source, os.path.abspath(path), store, FlatUsers(source.data))
+    except Doubt:
+        config, problems = _read(source, os.path.abspath(path), store, None)
     if config is None or problems:
         raise ConfigError(_messages(path, problems))
     return config
+
+
+def _read(source: Source, path: str, store: int | None, flat: FlatUsers | None) -> tuple[Config | None, list[Problem]]:
+    """The Config, and all that is wrong with it. flat: where the users are. Raises Doubt if they are not."""
+    document = source.document(flat.rest if flat else None)
+    if flat:
+        flat.check(document)
+    if document.root is None:
+        return None, document.problems
+    found: list[Problem] = []
+    config = _config(document, document.root, path, found, partial(read_users, store, flat))
+    # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
+    named = {(line, key) for line, key, _ in document.problems}
+    return config, document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
 
 
 def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
@@ -102,7 +123,10 @@ def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _config(document: Document, root: Mapping, path: str, problems: list[Problem]) -> Config:
+_ReadUsers: TypeAlias = Callable[[Section | None, Set[str] | None, KeyRules], tuple[StaticTable, Counter[str]]]
+
+
+def _config(document: Document, root: Mapping, path: str, problems: list[Problem], users_of: _ReadUsers) -> Config:
     """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
@@ -118,7 +142,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     fallback = section.value("fallback_backend", str, None)
     if fallback is not None and names is not None and fallback not in names:
         section.fail("fallback_backend", undefined(section, fallback, names))
-    users, user_lines = read_users(top.section("users", None), names, rules)
+    users, counts = users_of(top.section("users", None), names, rules)
     return Config(
         path=path,
         socket=listener or UnixAddress(""),
@@ -145,8 +169,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         backends=backends or {},
         users=users,
-        user_lines=user_lines,
-        users_per_backend=Counter(users.values()),
+        users_per_backend=counts,
         digest=document.digest,
         modified=document.modified,
     )

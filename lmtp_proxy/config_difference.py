@@ -5,44 +5,54 @@ It compares values and knows nothing of files, generations or what a difference 
 """
 
 import dataclasses
-from typing import Any
+from collections import Counter
+from typing import Any, TypedDict
 
 from lmtp_proxy.config_values import Config
+from lmtp_proxy.tables.static import StaticTable, changes
 
 _SHOWN = 20  # users of one group; the count is exact
 _SECTIONS = frozenset({"path", "backends", "users"})
 _IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as the attribute is
 
 
-def difference(old: Config, new: Config) -> dict[str, Any]:
-    """As JSON values.
+class UserChanges(TypedDict):
+    """users: how many the newer one has. The others: groups of users by where they were and are to be.
 
-    users: how many `new` has. added, removed, moved: groups of users by where they were and are to be (`from`, `to`),
-    each with its count and some of its users. backends: name and change of each that differs. config: the keys that do.
+    Each group has `from`, `to` or both, its `count`, and some of its users, `users`, in the order of the file.
     """
-    groups: dict[tuple[str | None, str | None], list[str]] = {}
-    counts: dict[tuple[str | None, str | None], int] = {}
 
-    def note(before: str | None, after: str | None, user: str) -> None:
+    users: int
+    added: list[dict[str, Any]]
+    removed: list[dict[str, Any]]
+    moved: list[dict[str, Any]]
+
+
+def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
+    """What differs between two tables."""
+    groups: dict[tuple[str | None, str | None], list[tuple[int, str]]] = {}
+    counts: Counter[tuple[str | None, str | None]] = Counter()
+    for key, before, after, line in changes(old, new):
         group = (before, after)
-        counts[group] = counts.get(group, 0) + 1
-        if counts[group] <= _SHOWN:
-            groups.setdefault(group, []).append(user)
+        counts[group] += 1
+        first = groups.setdefault(group, [])
+        first.append((line, key))
+        if len(first) >= 2 * _SHOWN:
+            first.sort()
+            del first[_SHOWN:]
 
-    for user, name in new.users.items():
-        if (was := old.users.get(user)) != name:
-            note(was, name, user)
-    for user, name in old.users.items():
-        if user not in new.users:
-            note(name, None, user)
-
-    answer: dict[str, Any] = {"users": len(new.users), "added": [], "removed": [], "moved": []}
+    answer: UserChanges = {"users": len(new), "added": [], "removed": [], "moved": []}
     for group in sorted(groups, key=lambda group: (group[0] or "", group[1] or "")):
-        before, after = group
-        change = "added" if before is None else "removed" if after is None else "moved"
-        ends = {name: end for name, end in (("from", before), ("to", after)) if end is not None}
-        answer[change].append({**ends, "count": counts[group], "users": groups[group]})
-    answer["backends"] = _backends(old, new)
+        ends = {name: end for name, end in zip(("from", "to"), group, strict=True) if end is not None}
+        users = [user for _, user in sorted(groups[group])[:_SHOWN]]
+        kind = answer["added"] if group[0] is None else answer["removed"] if group[1] is None else answer["moved"]
+        kind.append({**ends, "count": counts[group], "users": users})
+    return answer
+
+
+def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:
+    """As JSON values: `users`, backends: name and change of each that differs, config: the keys that do."""
+    answer: dict[str, Any] = {**users, "backends": _backends(old, new)}
     names = [item.name for item in dataclasses.fields(Config) if item.compare and item.name not in _SECTIONS]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     answer["config"] = [f"config.{_IN_THE_FILE.get(name, name)}" for name in changed]

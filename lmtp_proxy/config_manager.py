@@ -2,7 +2,8 @@
 """The greenlet that reloads the configuration: load, validate, build the next generation, swap once.
 
 A signal only asks for a reload. Any number of them become at least one load that began after the last one. The file is
-read and compared in a thread, never in the hub, so deliveries go on. A file with errors changes nothing.
+read and compared in a thread, a large one in a process, never in the hub, so deliveries go on. A file with errors
+changes nothing.
 """
 
 import dataclasses
@@ -10,20 +11,25 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
+import gevent
+import gevent.os
 from gevent.event import AsyncResult, Event
+from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config_difference import compare_users, difference
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation
+from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
+from lmtp_proxy.tables.static import StaticTable
 
 _log = logging.getLogger(__name__)
 
 _NEEDS_RESTART = ("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control")
 _SECTIONS = ("backends", "users")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class ConfigManager:
     """
 
     def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
-        self._started_with = config
+        self._started_with = dataclasses.replace(config, users=StaticTable())  # of those only the table in force stays
         self._generation = first_generation(config)
         self._generation_changed = generation_changed
         self._wanted = Event()
@@ -74,6 +80,7 @@ class ConfigManager:
         # Of its own: the hub's threads are also those of DNS, which may keep them all for long.
         self._thread = ThreadPool(1)
         self._aside = ThreadPool(1)
+        self._comparing = BoundedSemaphore()  # one at a time, for the sake of memory
 
     def __repr__(self) -> str:
         return f"<ConfigManager generation {self._generation.number} of {self._generation.config.path}>"
@@ -102,9 +109,12 @@ class ConfigManager:
             self._settled.clear()
             self._settled.wait()
 
-    def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run `function` in a thread that no reload waits for. It must raise nothing."""
-        return self._aside.apply(function, arguments)
+    def compare(self, path: str) -> dict[str, Any] | ConfigError:
+        """What the file at `path` would change, see config_difference. No reload waits for it."""
+        with self._comparing:
+            old = self._generation.config
+            loaded = self._aside.apply(_load, (path, old.users)) or _load_aside(path, old.users)
+        return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
 
     def run(self) -> None:
         """Serve requests for ever."""
@@ -130,7 +140,8 @@ class ConfigManager:
         """Load the file now and swap, or log in full why not. Returns after the swap."""
         began = time.monotonic()
         previous = self._generation
-        loaded = self._thread.apply(_load_and_compare, (previous.config,))
+        path, users = previous.config.path, previous.config.users
+        loaded = self._thread.apply(_load, (path, users)) or _load_aside(path, users)
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
@@ -143,7 +154,7 @@ class ConfigManager:
                 previous.number,
             )
             return Refused(loaded.errors, time.time())
-        config, changes = loaded
+        config, changes = loaded.config, _described(previous.config, loaded)
         self._generation = next_generation(config, previous)
         self.loaded = time.time()
         self._generation_changed()
@@ -159,18 +170,44 @@ def _differs(one: Config, other: Config, key: str) -> bool:
     return bool(getattr(one, key) != getattr(other, key))
 
 
-def _load_and_compare(old: Config) -> tuple[Config, str] | ConfigError:
-    """The configuration in the file of `old`, and what changed, as text. Runs in a thread: no gevent, no log.
+def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
+    """The configuration at `path`, and its users compared with `old`. None if that is not for a thread.
 
-    Errors are returned, because gevent prints those that leave a thread.
+    Runs in a thread: no gevent, no log. Errors are returned, because gevent prints those that leave a thread.
     """
+    if is_large(path, old):
+        return None
     try:
-        new = load_config(old.path)
+        config = load_config(path)
     except ConfigError as error:
         return error
-    added = sum(key not in old.users for key in new.users)
-    moved = sum(old.users.get(key, name) != name for key, name in new.users.items())
-    removed = len(old.users) + added - len(new.users)
+    return Loaded(config, compare_users(old, config.users))
+
+
+def _load_aside(path: str, old: StaticTable) -> Loaded | ConfigError:
+    """As `_load`, in a process. Killed while it waits, it takes the process with it."""
+    process = None
+    try:
+        process = LoadingProcess(path, old)
+        gevent.os.make_nonblocking(process.pipe)
+        octets = []
+        with gevent.Timeout(LONGEST, process.too_long()):
+            while piece := gevent.os.nb_read(process.pipe, 2**16):
+                octets.append(piece)
+        return process.result(b"".join(octets), gevent.sleep)
+    except ConfigError as error:
+        return error
+    finally:
+        if process is not None:
+            process.close(gevent.sleep)
+
+
+def _described(old: Config, loaded: Loaded) -> str:
+    """What changed, as text."""
+    new, users = loaded.config, loaded.users
+    added, removed, moved = (
+        sum(group["count"] for group in groups) for groups in (users["added"], users["removed"], users["moved"])
+    )
     changes = [f"{len(new.users)} users ({added} added, {removed} removed, {moved} moved)"]
     changes.append(f"{len(new.backends)} backends")
     changed = [name for name in new.backends if old.backends.get(name) != new.backends[name]]
@@ -182,4 +219,4 @@ def _load_and_compare(old: Config) -> tuple[Config, str] | ConfigError:
     ]
     if keys := [f"config.{key}" for key in keys if _differs(old, new, key)]:
         changes.append(f"changed: {', '.join(keys)}")
-    return new, ", ".join(changes)
+    return ", ".join(changes)

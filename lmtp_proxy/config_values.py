@@ -7,13 +7,13 @@ It does not know where they come from: no YAML, no file, no checks. Times are in
 import ipaddress
 import os
 import socket
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
 from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.tables.static import StaticTable
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
 
@@ -97,8 +97,7 @@ class Config:
     path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
     (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
     leaves. allow: None means everybody. max_message_size: octets, 0 for no limit. users: keys as KeyRules.table_key
-    makes them; user_lines: the line of each, in the same order; users_per_backend: how many keys are on each name,
-    reserved names too.
+    makes them; users_per_backend: how many of them are on each name, reserved names too.
     """
 
     path: str
@@ -125,8 +124,7 @@ class Config:
     control: Control | None = None
     uncertain_log: str | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
-    users: Mapping[str, str] = field(default_factory=dict, repr=False)  # too many to look at
-    user_lines: "array[int]" = field(default_factory=lambda: array("I"), repr=False, compare=False)
+    users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
     users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
     digest: str = field(default="", compare=False)
     modified: float = field(default=0.0, compare=False)

@@ -21,10 +21,8 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError, load_config
-from lmtp_proxy.config_difference import difference
+from lmtp_proxy.config import ConfigError
 from lmtp_proxy.config_manager import ConfigManager, Refused
-from lmtp_proxy.config_values import Config
 from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, reload_json, sessions_json
 from lmtp_proxy.control_request import GONE, UID, Problem, Request, bad, parse_address, shown, slices
 from lmtp_proxy.generation import Generation
@@ -205,7 +203,7 @@ class Application:
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),
             "hit": hit,
-            "line": None if hit is None else config.user_lines[list(config.users).index(hit)],
+            "line": None if hit is None else config.users.line(hit),
             "source": "users" if hit is not None else "fallback_backend" if name is not None else None,
             "backend": name,
             "answer": answer,
@@ -324,15 +322,8 @@ class Application:
         if request.uid not in (0, os.geteuid()) and path != self._generation.config.path:
             raise Problem(HTTPStatus.FORBIDDEN, "only root and the proxy's own user may have other files checked")
         request.log(f"check {path}")
-        return self._state.manager.in_thread(_load_and_compare, self._generation.config, path)
-
-
-def _load_and_compare(old: Config, path: str) -> Json:
-    """Runs in a thread: no gevent, no log, no exception."""
-    try:
-        return {"errors": [], **difference(old, load_config(path))}
-    except ConfigError as error:
-        return {"errors": list(error.errors)}
+        found = self._state.manager.compare(path)
+        return {"errors": list(found.errors)} if isinstance(found, ConfigError) else {"errors": [], **found}
 
 
 @contextmanager

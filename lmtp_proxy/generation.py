@@ -11,7 +11,6 @@ from typing import TypeAlias
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Routing
-from lmtp_proxy.tables.static import StaticTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +44,5 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool]) -
             return old
         return BackendPool(config.backends[name], config.hostname, old.counts if old else None)
 
-    routing = Routing(StaticTable(config.users), config.key_rules, config.fallback_backend)
+    routing = Routing(config.users, config.key_rules, config.fallback_backend)
     return Generation(number, config, routing, {name: pool(name) for name in config.backends})

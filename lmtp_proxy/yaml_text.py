@@ -83,27 +83,44 @@ class Document:
     modified: float = 0.0
 
 
+class Source(NamedTuple):
+    """The octets of a file. modified: as for Document. problem: why there are none."""
+
+    data: bytes
+    modified: float
+    problem: Problem | None = None
+
+    def document(self, text: str | None = None) -> Document:
+        """What it says; `text`, if given, instead of its octets."""
+        if self.problem is not None:
+            return Document(None, [self.problem])
+        try:
+            text = self.data.decode("utf-8").removeprefix("\ufeff") if text is None else text
+        except UnicodeDecodeError as error:
+            return _failed(self.data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text")
+        return replace(parse(text), digest=hashlib.sha256(self.data).hexdigest(), modified=self.modified)
+
+
 def read_document(path: str) -> Document:
-    """Reads the file at `path`. Whatever is there, the answer is a Document; memory is bounded by MAX_OCTETS."""
+    """What the file at `path` says. Whatever is there, the answer is a Document; memory is bounded by MAX_OCTETS."""
+    return read_source(path).document()
+
+
+def read_source(path: str) -> Source:
+    """Reads the file at `path`, up to MAX_OCTETS."""
     try:
         # Without blocking: a pipe, or one of the odd files of /proc, would hold up every reload from here on.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                return _failed(0, "cannot be read: it is no regular file")
+                return _unread("cannot be read: it is no regular file")
             modified = status.st_mtime
             data = file.read(MAX_OCTETS + 1) or b""
     except OSError as error:
-        return _failed(0, f"cannot be read: {error.strerror}")
+        return _unread(f"cannot be read: {error.strerror}")
     except ValueError:
-        return _failed(0, "cannot be read: there can be no file of this name")
-    if len(data) > MAX_OCTETS:
-        return _failed(0, f"is larger than {MAX_OCTETS} octets")
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        return _failed(data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text")
-    return replace(parse(text), digest=hashlib.sha256(data).hexdigest(), modified=modified)
+        return _unread("cannot be read: there can be no file of this name")
+    return _unread(f"is larger than {MAX_OCTETS} octets") if len(data) > MAX_OCTETS else Source(data, modified)
 
 
 def parse(text: str) -> Document:
@@ -140,6 +157,10 @@ def shown(text: str, limit: int = 100) -> str:
 def dotted(path: tuple[str, ...]) -> str:
     """The key as messages name it, `backends.old.port`."""
     return ".".join(map(shown, path))
+
+
+def _unread(text: str) -> Source:
+    return Source(b"", 0.0, Problem(0, "", text))
 
 
 def _failed(line: int, text: str) -> Document:

@@ -16,6 +16,7 @@ from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import Generation, first_generation, next_generation
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.reply import Reply
+from lmtp_proxy.tables.static import StaticTable
 from lmtp_proxy.uncertain_log import UncertainLog
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}")) for name in ("old", "new"))
@@ -24,7 +25,7 @@ ALICE, BOB = Recipient(b"<alice+x@x>", "alice+x", "x"), Recipient(b"<bob@x>", "b
 
 def config(**users: str) -> Config:
     mailboxes = {f"{user}@x": backend for user, backend in users.items()}
-    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=mailboxes)
+    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=StaticTable(mailboxes))
 
 
 class Proxy:

@@ -37,6 +37,7 @@ from lmtp_proxy.config import (
 )
 from lmtp_proxy.config_values import is_own_listener
 from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.tables.static import StaticTable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "etc/lmtp-proxy.yml"
@@ -136,7 +137,7 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
         control=None,
         uncertain_log=None,
         backends={},
-        users={},
+        users=StaticTable(),
     )
     assert config.key_rules == KeyRules(False, "+", False)
 
@@ -219,10 +220,11 @@ users:
             ),
             "third": Backend("third", TcpAddress("192.0.2.1", 24), "a b", "0123", 20, timeouts),
         },
-        users={"Alice": "old", "no": "new", "0123": "third", "1:30": "reject", "on": "hold"},
+        users=StaticTable({"Alice": "old", "no": "new", "0123": "third", "1:30": "reject", "on": "hold"}),
     )
     assert config.key_rules == KeyRules(True, "+-", True)
-    assert list(config.user_lines) == [36, 37, 38, 39, 40]
+    lines = {user: config.users.line(user) for user in config.users}
+    assert lines == {"Alice": 36, "no": 37, "0123": 38, "1:30": 39, "on": 40}
     assert config.users_per_backend == {"old": 1, "new": 1, "third": 1, "reject": 1, "hold": 1}
     file = tmp_path / "file.yml"
     assert config.digest == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -2,19 +2,26 @@
 """What differs between two configurations: groups of users, backends, keys."""
 
 from dataclasses import replace
+from typing import Any
 
-from lmtp_proxy.config_difference import difference
+from lmtp_proxy import config_difference
+from lmtp_proxy.config_difference import compare_users
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
+from lmtp_proxy.tables.static import StaticTable
 
 OLD = Config(
     path="/etc/a.yml",
     socket=UnixAddress("/run/s"),
     hostname="mx",
     backends={name: Backend(name, UnixAddress(f"/run/{name}")) for name in ("old", "new")},
-    users={"a": "old", "b": "old", "c": "new", "d": "reject"},
+    users=StaticTable({"a": "old", "b": "old", "c": "new", "d": "reject"}),
     digest="1",
 )
 SAME = {"users": 4, "added": [], "removed": [], "moved": [], "backends": [], "config": []}
+
+
+def difference(old: Config, new: Config) -> dict[str, Any]:
+    return config_difference.difference(old, new, compare_users(old.users, new.users))
 
 
 def test_nothing_differs() -> None:
@@ -24,7 +31,7 @@ def test_nothing_differs() -> None:
 
 
 def test_users_are_grouped_by_where_they_were_and_will_be() -> None:
-    new = replace(OLD, users={"a": "new", "b": "new", "c": "hold", "e": "old", "f": "reject"})
+    new = replace(OLD, users=StaticTable({"a": "new", "b": "new", "c": "hold", "e": "old", "f": "reject"}))
     assert difference(OLD, new) == {
         **SAME,
         "users": 5,
@@ -39,7 +46,7 @@ def test_users_are_grouped_by_where_they_were_and_will_be() -> None:
 
 def test_the_count_is_exact_where_not_all_are_shown() -> None:
     many = [f"u{number:03d}" for number in range(21)]
-    (group,) = difference(OLD, replace(OLD, users={**OLD.users, **dict.fromkeys(many, "new")}))["added"]
+    (group,) = difference(OLD, replace(OLD, users=StaticTable({**OLD.users, **dict.fromkeys(many, "new")})))["added"]
     assert (group["count"], group["users"]) == (21, many[:20])
 
 

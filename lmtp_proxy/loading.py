@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Loads a large configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
+
+Nothing is done here that takes longer with more users. It knows nothing of gevent: whoever uses a LoadingProcess reads
+the pipe and sleeps in his own way.
+"""
+
+import fcntl
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from struct import Struct
+from time import monotonic
+from typing import NamedTuple
+
+from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config_difference import UserChanges
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.tables.static import Shape, StaticTable
+from lmtp_proxy.yaml_text import shown
+
+# Octets, some 33,000 users, which take a thread 35 ms; a new process takes 100 ms to begin with.
+LARGE = 2**20
+LONGEST = 240.0  # seconds; lmtp-proxyctl move waits 300
+_NICE = 10
+_SAID = 4096  # octets of what a process said last that are looked at
+_PATIENCE = 2.0  # seconds from the end of its output to its own end
+_KILLED = 10.0  # seconds that the kernel may need for a kill: more if a file system hangs
+
+HEADER = Struct(">8sQ")  # MAGIC and the octets of the Answer that follows, pickled
+MAGIC = b"lmtp-ldr"
+
+
+class Order(NamedTuple):
+    """What a loading process is to do.
+
+    path: of the configuration. store: descriptor of an empty file for the table. old, old_shape: the table to compare
+    with. nice: how much lower its priority is to be.
+    """
+
+    path: str
+    store: int
+    old: int
+    old_shape: Shape
+    nice: int
+
+    def written(self) -> str:
+        """As ASCII, whatever the path is."""
+        return json.dumps(self)
+
+    @classmethod
+    def read(cls, text: str) -> "Order":
+        path, store, old, (keys, body, firsts, names), nice = json.loads(text)
+        return cls(path, store, old, Shape(keys, body, firsts, tuple(names)), nice)
+
+
+class Answer(NamedTuple):
+    """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one."""
+
+    errors: tuple[str, ...]
+    config: Config | None = None
+    shape: Shape | None = None
+    users: UserChanges | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and what its users differ in from those in force."""
+
+    config: Config
+    users: UserChanges
+
+
+def is_large(path: str, old: StaticTable) -> bool:
+    """Whether a process of its own is to load the file at `path`, which is to take the place of `old`."""
+    try:
+        return bool(old.handles) or os.stat(path).st_size > LARGE
+    except (OSError, ValueError):
+        return False
+
+
+def load(path: str) -> Config:
+    """As load_config, for a process that has nothing else to do meanwhile."""
+    if not is_large(path, StaticTable()):
+        return load_config(path)
+    process = LoadingProcess(path, StaticTable(), 0)
+    try:
+        return process.result(b"".join(iter(partial(os.read, process.pipe, 2**16), b"")), time.sleep).config
+    finally:
+        process.close(time.sleep)
+
+
+class LoadingProcess:
+    """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
+
+    pipe: to be read to its end. To be closed in any case, which ends the process, wherever it is.
+    """
+
+    def __init__(self, path: str, old: StaticTable, nice: int = _NICE) -> None:
+        self._path = path
+        self._files = ExitStack()
+        try:
+            self._start(old, nice)
+        except OSError as error:
+            self._files.close()
+            raise ConfigError((self._failed(f"cannot be started: {error.strerror}"),)) from error
+
+    def __repr__(self) -> str:
+        return f"<LoadingProcess {self._pid} for {self._path}>"
+
+    def _start(self, old: StaticTable, nice: int) -> None:
+        self.pipe, writer = map(self._keep, os.pipe())
+        null = self._keep(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        self._said = self._keep(os.memfd_create("lmtp-proxy messages"))
+        self._store = self._keep(os.memfd_create("lmtp-proxy users"))
+        previous = old.handles[0] if old.handles else self._keep(os.memfd_create("lmtp-proxy users"))
+        if not old.handles:
+            with open(previous, "wb", closefd=False) as file:
+                file.write(old.octets())
+        order = Order(self._path, self._store, previous, old.shape, nice)
+        places = [(null, 0), (writer, 1), (self._said, 2), (self._store, self._store), (previous, previous)]
+        # -P: what happens to lie in the working directory is not this program.
+        package = str(Path(__file__).resolve().parents[1])
+        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-m", "lmtp_proxy.loader", order.written()],
+            {**os.environ, "PYTHONPATH": paths},
+            file_actions=[(os.POSIX_SPAWN_DUP2, *place) for place in places],
+            setpgroup=0,  # what is typed at a terminal is for the process that serves
+            setsigmask=[],
+        )
+        os.close(writer)
+
+    def _keep(self, handle: int) -> int:
+        """The descriptor, but none of those that the process finds its standard files at."""
+        if handle < 3:
+            low, handle = handle, fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(low)
+        self._files.callback(os.close, handle)
+        return handle
+
+    def result(self, octets: bytes, sleep: Callable[[float], object]) -> Loaded:
+        """octets: all that came through the pipe. Raises ConfigError."""
+        answer: Answer | None = None
+        if len(octets) >= HEADER.size and HEADER.unpack_from(octets) == (MAGIC, len(octets) - HEADER.size):
+            answer = pickle.loads(octets[HEADER.size :])  # noqa: S301  (of our own program)
+        if answer is None:
+            end = self._end(sleep, _PATIENCE)
+            said = os.pread(self._said, _SAID, max(0, os.fstat(self._said).st_size - _SAID)).decode("utf-8", "replace")
+            last = f": {shown(said.strip().splitlines()[-1], 300)}" if said.strip() else ""
+            raise ConfigError((self._failed(f"{end}{last}"),))
+        if answer.config is None or answer.shape is None or answer.users is None:
+            raise ConfigError(answer.errors)
+        users = StaticTable.of_file(os.dup(self._store), answer.shape)
+        return Loaded(replace(answer.config, users=users), answer.users)
+
+    def too_long(self) -> ConfigError:
+        """To be raised after LONGEST."""
+        return ConfigError((self._failed(f"did not end in {LONGEST:g} s"),))
+
+    def _failed(self, what: str) -> str:
+        return f"{shown(self._path, 4096)}: cannot be loaded: the process that is to do it {what}"
+
+    def close(self, sleep: Callable[[float], object]) -> None:
+        """End the process, if it has not ended, and leave nothing of it behind."""
+        self._end(sleep, 0.0)
+        self._files.close()
+
+    def _end(self, sleep: Callable[[float], object], patience: float) -> str:
+        """How it ended, as a verb with its subject missing. Killed if it is still there after `patience` seconds."""
+        began, killed = monotonic(), False
+        while self._pid:
+            try:
+                # Not os.waitpid, which gevent replaces by its own that waits for other signals.
+                status = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                break
+            if status is not None:
+                self._pid = 0
+                if status.si_code == os.CLD_EXITED:
+                    return f"ended with status {status.si_status}"
+                return f"was ended by {signal.Signals(status.si_status).name}"
+            if not killed and monotonic() - began >= patience:
+                os.kill(self._pid, signal.SIGKILL)
+                killed = True
+            if monotonic() - began >= patience + _KILLED:
+                break
+            sleep(0.01)
+        return "ended"
