@@ -26,6 +26,7 @@ Ring 1, files, tables and the log:
     loading            a large configuration is loaded by a process of its own
     loader             that process
     users_edit         the text of a configuration with some users changed
+    users_excerpt      the same for a file of any size
     log                log handlers and the escaping of foreign text
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:

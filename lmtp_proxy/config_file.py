@@ -20,7 +20,9 @@ from pathlib import Path
 
 from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_values import RESERVED, Config
-from lmtp_proxy.users_edit import EditError, edit_users
+from lmtp_proxy.tables.static import changes as table_changes
+from lmtp_proxy.users_edit import EditError
+from lmtp_proxy.users_excerpt import edit_file
 from lmtp_proxy.yaml_text import MAX_OCTETS, shown
 
 _ATTEMPTS = 4  # one, and three more after an edit by somebody else
@@ -32,7 +34,7 @@ _NAMES_SHOWN = 20
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Of Config: where it was read, or what follows from `users`, which is compared itself.
-_NOT_COMPARED = frozenset({"path", "digest", "modified", "user_lines", "users_per_backend"})
+_NOT_COMPARED = frozenset({"path", "digest", "modified", "users_per_backend"})
 # Signatures over the content, which the kernel keeps; those of the old one would be wrong for the new one.
 _SIGNATURES = frozenset({"security.ima", "security.evm"})
 
@@ -117,14 +119,14 @@ def _change(current: _Current, users: Sequence[str], backend: str, patience: "_P
         config = load_config(current.path)
         if backend not in config.backends and backend not in RESERVED:
             raise _refusal(current.path, _undefined(backend, config.backends))
-        edit = edit_users(current.data.decode(), dict.fromkeys(users, backend), config.key_rules)
+        edit = edit_file(current.data, dict.fromkeys(users, backend), config.key_rules)
     except (ConfigError, EditError, UnicodeDecodeError) as error:
         if not current.is_still_there():  # an editor in the middle of its work, perhaps
             return None
         if isinstance(error, EditError):
             raise _refusal(current.path, str(error), error.line) from error
         raise
-    data = edit.text.encode()
+    data = edit.data
     if data == current.data:
         return Change(edit.previous, False, current.path) if current.is_still_there() else None
 
@@ -153,8 +155,13 @@ def _check(current: _Current, temporary: str, before: Config, changes: dict[str,
                 tuple(f"{shown(current.path, 4096)}: would not load with this change: {line}" for line in errors)
             ) from error
     for key in dataclasses.fields(Config):
-        wanted = {**before.users, **changes} if key.name == "users" else getattr(before, key.name)
-        if key.name not in _NOT_COMPARED and getattr(after, key.name) != wanted:
+        if key.name == "users":
+            same = all(after.users.get(user) == name for user, name in changes.items()) and all(
+                change.key in changes for change in table_changes(before.users, after.users)
+            )
+        else:
+            same = key.name in _NOT_COMPARED or getattr(after, key.name) == getattr(before, key.name)
+        if not same:
             what = f"{key.name} would change too; was a file that it names written just now? Nothing was changed"
             raise _refusal(current.path, f"{what}: try again")
 

@@ -58,11 +58,12 @@ class Chunk(NamedTuple):
 class FlatUsers:
     """The section in `data`. Raises Doubt if there is none that can be of this kind.
 
-    rest: the text of the whole file without the entries but the first; all lines keep their numbers.
+    rest: the text of the whole file without the entries but the first; all lines keep their numbers. first_end: where
+    the line of that one ends.
     """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self.data = data
         head = _HEAD.match(data, 0 if data.startswith(b"users:") else data.find(b"\nusers:") + 1)
         if head is None or data.find(b"\nusers:", head.start()) >= 0:
             raise Doubt
@@ -72,8 +73,8 @@ class FlatUsers:
         self._line = data.count(b"\n", 0, self._start) + 1
         before = _BEFORE_FIRST.match(data, self._start, self._end)
         first = before.end() if before else self._start
-        first_end = data.find(b"\n", first, self._end) + 1 or self._end
-        lines = data[first:first_end]
+        self.first_end = data.find(b"\n", first, self._end) + 1 or self._end
+        lines = data[first : self.first_end]
         indentation = len(lines) - len(lines.lstrip(b" "))
         if not 0 < indentation <= _MAX_INDENTATION:
             raise Doubt
@@ -83,10 +84,10 @@ class FlatUsers:
         self._nothing = re.compile(f" *(?:{_COMMENT})?\n")
         self._plain = re.compile(f"(?: {{{indentation}}}{_WORD}: +{_WORD}\n)*+")
         number = self._line + data.count(b"\n", self._start, first)
-        (self._first,) = self.entries(Chunk(_text(lines), number, first, first_end, False))
-        blank = b"\n" * data.count(b"\n", first_end, self._end)
+        (self._first,) = self.entries(Chunk(_text(lines), number, first, self.first_end, False))
+        blank = b"\n" * data.count(b"\n", self.first_end, self._end)
         try:
-            self.rest = (data[:first_end] + blank + data[self._end :]).decode().removeprefix("\ufeff")
+            self.rest = (data[: self.first_end] + blank + data[self._end :]).decode().removeprefix("\ufeff")
         except UnicodeDecodeError:
             raise Doubt from None
 
@@ -105,8 +106,8 @@ class FlatUsers:
         """The section piece by piece. Raises Doubt."""
         start, line = self._start, self._line
         while start < self._end:
-            end = self._data.find(b"\n", start + _CHUNK, self._end) + 1 or self._end
-            text = _text(self._data[start:end])
+            end = self.data.find(b"\n", start + _CHUNK, self._end) + 1 or self._end
+            text = _text(self.data[start:end])
             yield Chunk(text, line, start, end, self._plain.fullmatch(text) is not None)
             start, line = end, line + text.count("\n")
 

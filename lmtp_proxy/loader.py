@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     try:
         config = load_config(order.path, order.store)
-        old = StaticTable.of_file(order.old, order.old_shape)
+        old = config.users if order.old is None else StaticTable.of_file(*order.old)
         users = compare_users(old, config.users)
         answer = Answer((), replace(config, users=StaticTable()), config.users.shape, users)
     except ConfigError as error:

@@ -42,14 +42,13 @@ MAGIC = b"lmtp-ldr"
 class Order(NamedTuple):
     """What a loading process is to do.
 
-    path: of the configuration. store: descriptor of an empty file for the table. old, old_shape: the table to compare
-    with. nice: how much lower its priority is to be.
+    path: of the configuration. store: descriptor of an empty file for the table. old: descriptor and shape of the table
+    to compare with, None if there is nothing to compare. nice: how much lower its priority is to be.
     """
 
     path: str
     store: int
-    old: int
-    old_shape: Shape
+    old: tuple[int, Shape] | None
     nice: int
 
     def written(self) -> str:
@@ -58,8 +57,8 @@ class Order(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "Order":
-        path, store, old, (keys, body, firsts, names), nice = json.loads(text)
-        return cls(path, store, old, Shape(keys, body, firsts, tuple(names)), nice)
+        path, store, old, nice = json.loads(text)
+        return cls(path, store, old and (old[0], Shape(*old[1])), nice)
 
 
 class Answer(NamedTuple):
@@ -91,7 +90,7 @@ def load(path: str) -> Config:
     """As load_config, for a process that has nothing else to do meanwhile."""
     if not is_large(path, StaticTable()):
         return load_config(path)
-    process = LoadingProcess(path, StaticTable(), 0)
+    process = LoadingProcess(path, None, 0)
     try:
         return process.result(b"".join(iter(partial(os.read, process.pipe, 2**16), b"")), time.sleep).config
     finally:
@@ -101,10 +100,11 @@ def load(path: str) -> Config:
 class LoadingProcess:
     """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
 
+    old: None if nothing is in force yet, and there is nothing to compare with.
     pipe: to be read to its end. To be closed in any case, which ends the process, wherever it is.
     """
 
-    def __init__(self, path: str, old: StaticTable, nice: int = _NICE) -> None:
+    def __init__(self, path: str, old: StaticTable | None, nice: int = _NICE) -> None:
         self._path = path
         self._files = ExitStack()
         try:
@@ -116,37 +116,34 @@ class LoadingProcess:
     def __repr__(self) -> str:
         return f"<LoadingProcess {self._pid} for {self._path}>"
 
-    def _start(self, old: StaticTable, nice: int) -> None:
-        self.pipe, writer = map(self._keep, os.pipe())
-        null = self._keep(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        self._said = self._keep(os.memfd_create("lmtp-proxy messages"))
-        self._store = self._keep(os.memfd_create("lmtp-proxy users"))
-        previous = old.handles[0] if old.handles else self._keep(os.memfd_create("lmtp-proxy users"))
-        if not old.handles:
-            with open(previous, "wb", closefd=False) as file:
-                file.write(old.octets())
-        order = Order(self._path, self._store, previous, old.shape, nice)
-        places = [(null, 0), (writer, 1), (self._said, 2), (self._store, self._store), (previous, previous)]
-        # -P: what happens to lie in the working directory is not this program.
-        package = str(Path(__file__).resolve().parents[1])
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        self._pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-P", "-m", "lmtp_proxy.loader", order.written()],
-            {**os.environ, "PYTHONPATH": paths},
-            file_actions=[(os.POSIX_SPAWN_DUP2, *place) for place in places],
-            setpgroup=0,  # what is typed at a terminal is for the process that serves
-            setsigmask=[],
-        )
-        os.close(writer)
-
-    def _keep(self, handle: int) -> int:
-        """The descriptor, but none of those that the process finds its standard files at."""
-        if handle < 3:
-            low, handle = handle, fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
-            os.close(low)
-        self._files.callback(os.close, handle)
-        return handle
+    def _start(self, old: StaticTable | None, nice: int) -> None:
+        with ExitStack() as meanwhile:
+            self.pipe, writer = os.pipe()
+            self._files.callback(os.close, self.pipe)
+            meanwhile.callback(os.close, writer)
+            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            meanwhile.callback(os.close, null)
+            self._said = os.memfd_create("lmtp-proxy messages")
+            self._files.callback(os.close, self._said)
+            self._store = _high(os.memfd_create("lmtp-proxy users"))
+            self._files.callback(os.close, self._store)
+            places = [(null, 0), (writer, 1), (self._said, 2), (self._store, self._store)]
+            previous = None
+            if old is not None:
+                previous = (_in_a_file(old, meanwhile), old.shape)
+                places.append((previous[0], previous[0]))
+            order = Order(self._path, self._store, previous, nice)
+            package = str(Path(__file__).resolve().parents[1])
+            paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+            self._pid = os.posix_spawn(
+                sys.executable,
+                # -P: what happens to lie in the working directory is not this program.
+                [sys.executable, "-P", "-m", "lmtp_proxy.loader", order.written()],
+                {**os.environ, "PYTHONPATH": paths},
+                file_actions=[(os.POSIX_SPAWN_DUP2, *place) for place in places],
+                setpgroup=0,  # what is typed at a terminal is for the process that serves
+                setsigmask=[],
+            )
 
     def result(self, octets: bytes, sleep: Callable[[float], object]) -> Loaded:
         """octets: all that came through the pipe. Raises ConfigError."""
@@ -160,7 +157,7 @@ class LoadingProcess:
             raise ConfigError((self._failed(f"{end}{last}"),))
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
-        users = StaticTable.of_file(os.dup(self._store), answer.shape)
+        users = StaticTable.of_file(_high(os.dup(self._store)), answer.shape)
         return Loaded(replace(answer.config, users=users), answer.users)
 
     def too_long(self) -> ConfigError:
@@ -196,3 +193,23 @@ class LoadingProcess:
                 break
             sleep(0.01)
         return "ended"
+
+
+def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:
+    """The descriptor of the file in which the table is, made for it if there is none."""
+    if table.handles:
+        return table.handles[0]
+    handle = _high(os.memfd_create("lmtp-proxy users"))
+    meanwhile.callback(os.close, handle)
+    with open(handle, "wb", closefd=False) as file:
+        file.write(table.octets())
+    return handle
+
+
+def _high(handle: int) -> int:
+    """The descriptor, but none of those at which a process finds its standard files."""
+    if handle > 2:
+        return handle
+    high = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(handle)
+    return high

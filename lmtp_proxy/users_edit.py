@@ -41,10 +41,14 @@ class EditError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """text: the whole new text. previous: user as given -> what stood there, None if the user was not in the file."""
+    """text: the whole new text. previous: user as given -> what stood there, None if the user was not in the file.
+
+    splices: what was replaced, in order: start and end in the old text without its BOM, and what came in its place.
+    """
 
     text: str
     previous: dict[str, str | None]
+    splices: list[_Splice]
 
 
 class _Entry(NamedTuple):
@@ -108,10 +112,11 @@ def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Ed
     if added:
         splices += _added(body, layout, added)
     if not splices:
-        return Edit(text, previous)
+        return Edit(text, previous, [])
+    splices.sort(key=lambda splice: splice[:2])  # stable: a comma comes before what it ends
     result = _spliced(body, splices)
     _verify(document.root, result, values, added, rules)
-    return Edit(text[: len(text) - len(body)] + result, previous)
+    return Edit(text[: len(text) - len(body)] + result, previous, splices)
 
 
 def _values(changes: abc.Mapping[str, str], rules: KeyRules) -> dict[str, str]:
@@ -317,7 +322,7 @@ def _added_to_flow(text: str, closing: int, last: _Entry | None, added: dict[str
 def _spliced(text: str, splices: list[_Splice]) -> str:
     pieces = []
     position = 0
-    for start, end, new in sorted(splices, key=lambda splice: splice[:2]):  # stable: a comma comes before what it ends
+    for start, end, new in splices:
         assert start >= position
         pieces += [text[position:start], new]
         position = end

@@ -37,7 +37,7 @@ class Shape(NamedTuple):
     keys: int
     body: int
     firsts: int
-    names: tuple[str, ...]
+    names: Sequence[str]
 
 
 class Change(NamedTuple):
