@@ -67,7 +67,7 @@ class ConfigManager:
     """
 
     def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
-        self._started_with = dataclasses.replace(config, users=StaticTable())  # of those only the table in force stays
+        self._started_with = config
         self._generation = first_generation(config)
         self._generation_changed = generation_changed
         self._wanted = Event()
@@ -113,7 +113,10 @@ class ConfigManager:
         """What the file at `path` would change, see config_difference. No reload waits for it."""
         with self._comparing:
             old = self._generation.config
-            loaded = self._aside.apply(_load, (path, old.users)) or _load_aside(path, old.users)
+            loaded = self._aside.apply(_load, (path, old.users))
+            if loaded is None:
+                old = self._generation.config  # a reload meanwhile closed the table of the one before
+                loaded = _load_aside(path, old.users)
         return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
 
     def run(self) -> None:
@@ -158,6 +161,7 @@ class ConfigManager:
         self._generation = next_generation(config, previous)
         self.loaded = time.time()
         self._generation_changed()
+        users.close()  # the old generation may be held for long, by the collector's leave
         seconds = time.monotonic() - began
         _log.info("reload: generation %d active: %s in %.2f s", self._generation.number, changes, seconds)
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
@@ -185,21 +189,32 @@ def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
 
 
 def _load_aside(path: str, old: StaticTable) -> Loaded | ConfigError:
-    """As `_load`, in a process. Killed while it waits, it takes the process with it."""
-    process = None
+    """As `_load`, in a process. Whoever ends this greenlet ends the process."""
     try:
         process = LoadingProcess(path, old)
+    except ConfigError as error:
+        return error
+    # Nobody else may wait for it: libev takes the status of every child.
+    watcher = gevent.get_hub().loop.child(process.pid)
+    ended = Event()
+    watcher.start(ended.set)
+
+    def wait(seconds: float) -> int | None:
+        return watcher.rstatus if ended.wait(seconds) else None
+
+    octets = []
+    try:
         gevent.os.make_nonblocking(process.pipe)
-        octets = []
         with gevent.Timeout(LONGEST, process.too_long()):
             while piece := gevent.os.nb_read(process.pipe, 2**16):
                 octets.append(piece)
-        return process.result(b"".join(octets), gevent.sleep)
+        return process.result(b"".join(octets), wait)
     except ConfigError as error:
         return error
     finally:
-        if process is not None:
-            process.close(gevent.sleep)
+        process.close(wait)
+        watcher.stop()
+        watcher.close()
 
 
 def _described(old: Config, loaded: Loaded) -> str:

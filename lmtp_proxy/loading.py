@@ -2,7 +2,7 @@
 """Loads a large configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
 
 Nothing is done here that takes longer with more users. It knows nothing of gevent: whoever uses a LoadingProcess reads
-the pipe and sleeps in his own way.
+the pipe and waits in his own way.
 """
 
 import fcntl
@@ -13,13 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from struct import Struct
-from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_difference import UserChanges
@@ -37,6 +36,10 @@ _KILLED = 10.0  # seconds that the kernel may need for a kill: more if a file sy
 
 HEADER = Struct(">8sQ")  # MAGIC and the octets of the Answer that follows, pickled
 MAGIC = b"lmtp-ldr"
+
+
+Wait: TypeAlias = Callable[[float], int | None]
+"""Waits so many seconds for the end of the process; its status as os.waitpid has it, None if it is still there."""
 
 
 class Order(NamedTuple):
@@ -91,21 +94,23 @@ def load(path: str) -> Config:
     if not is_large(path, StaticTable()):
         return load_config(path)
     process = LoadingProcess(path, None, 0)
+    wait = partial(_wait, process.pid)
     try:
-        return process.result(b"".join(iter(partial(os.read, process.pipe, 2**16), b"")), time.sleep).config
+        return process.result(b"".join(iter(partial(os.read, process.pipe, 2**16), b"")), wait).config
     finally:
-        process.close(time.sleep)
+        process.close(wait)
 
 
 class LoadingProcess:
     """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
 
     old: None if nothing is in force yet, and there is nothing to compare with.
-    pipe: to be read to its end. To be closed in any case, which ends the process, wherever it is.
+    pid, pipe: the latter to be read to its end. To be closed in any case, which ends the process, wherever it is.
     """
 
     def __init__(self, path: str, old: StaticTable | None, nice: int = _NICE) -> None:
         self._path = path
+        self._status: int | None = None
         self._files = ExitStack()
         try:
             self._start(old, nice)
@@ -114,7 +119,7 @@ class LoadingProcess:
             raise ConfigError((self._failed(f"cannot be started: {error.strerror}"),)) from error
 
     def __repr__(self) -> str:
-        return f"<LoadingProcess {self._pid} for {self._path}>"
+        return f"<LoadingProcess {self.pid} for {self._path}>"
 
     def _start(self, old: StaticTable | None, nice: int) -> None:
         with ExitStack() as meanwhile:
@@ -135,7 +140,7 @@ class LoadingProcess:
             order = Order(self._path, self._store, previous, nice)
             package = str(Path(__file__).resolve().parents[1])
             paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-            self._pid = os.posix_spawn(
+            self.pid = os.posix_spawn(
                 sys.executable,
                 # -P: what happens to lie in the working directory is not this program.
                 [sys.executable, "-P", "-m", "lmtp_proxy.loader", order.written()],
@@ -145,13 +150,13 @@ class LoadingProcess:
                 setsigmask=[],
             )
 
-    def result(self, octets: bytes, sleep: Callable[[float], object]) -> Loaded:
+    def result(self, octets: bytes, wait: Wait) -> Loaded:
         """octets: all that came through the pipe. Raises ConfigError."""
         answer: Answer | None = None
         if len(octets) >= HEADER.size and HEADER.unpack_from(octets) == (MAGIC, len(octets) - HEADER.size):
             answer = pickle.loads(octets[HEADER.size :])  # noqa: S301  (of our own program)
         if answer is None:
-            end = self._end(sleep, _PATIENCE)
+            end = self._end(wait, _PATIENCE)
             said = os.pread(self._said, _SAID, max(0, os.fstat(self._said).st_size - _SAID)).decode("utf-8", "replace")
             last = f": {shown(said.strip().splitlines()[-1], 300)}" if said.strip() else ""
             raise ConfigError((self._failed(f"{end}{last}"),))
@@ -167,32 +172,33 @@ class LoadingProcess:
     def _failed(self, what: str) -> str:
         return f"{shown(self._path, 4096)}: cannot be loaded: the process that is to do it {what}"
 
-    def close(self, sleep: Callable[[float], object]) -> None:
+    def close(self, wait: Wait) -> None:
         """End the process, if it has not ended, and leave nothing of it behind."""
-        self._end(sleep, 0.0)
+        self._end(wait, 0.0)
         self._files.close()
 
-    def _end(self, sleep: Callable[[float], object], patience: float) -> str:
-        """How it ended, as a verb with its subject missing. Killed if it is still there after `patience` seconds."""
-        began, killed = monotonic(), False
-        while self._pid:
-            try:
-                # Not os.waitpid, which gevent replaces by its own that waits for other signals.
-                status = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG)
-            except ChildProcessError:
-                break
-            if status is not None:
-                self._pid = 0
-                if status.si_code == os.CLD_EXITED:
-                    return f"ended with status {status.si_status}"
-                return f"was ended by {signal.Signals(status.si_status).name}"
-            if not killed and monotonic() - began >= patience:
-                os.kill(self._pid, signal.SIGKILL)
-                killed = True
-            if monotonic() - began >= patience + _KILLED:
-                break
-            sleep(0.01)
-        return "ended"
+    def _end(self, wait: Wait, patience: float) -> str:
+        """How it ended, as a verb. Killed if it is still there after `patience` seconds."""
+        if self._status is None:
+            self._status = wait(patience)
+        if self._status is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self._status = wait(_KILLED)
+        if self._status is None:
+            return "cannot be killed"
+        code = os.waitstatus_to_exitcode(self._status)
+        return f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+def _wait(pid: int, seconds: float) -> int | None:
+    """A Wait for a process without gevent."""
+    until = time.monotonic() + seconds
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.01)
+    return found[1]
 
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The `users:` section of the configuration as a table: immutable, compact, never unavailable.
+"""The `users:` section of the configuration as a table: immutable, compact, available until it is replaced.
 
 It is one piece of octets, in memory or in a file that is mapped: another process can fill that file, and a million
 users are then in force at once, shared by all who map it. It does not know how users are written in a configuration,
@@ -16,6 +16,8 @@ from functools import cached_property
 from itertools import islice, pairwise
 from operator import gt
 from typing import NamedTuple
+
+from lmtp_proxy.tables import TableUnavailable
 
 # Records in a block. A look-up goes through one block (2 µs), and the first keys of all are objects of their own: with
 # 64, a million users have 15,625 of them, made in a millisecond.
@@ -89,6 +91,14 @@ class StaticTable(Mapping[str, str]):
         self._handle = handle
         self._names = {name.encode(): name for name in shape.names}
 
+    def close(self) -> None:
+        """Give up the file, and so its memory, whoever may hold this table still: it is unavailable from here on."""
+        if self._handle is not None:
+            if isinstance(data := self._data, mmap.mmap):
+                data.close()
+            os.close(self._handle)
+            self._handle = None
+
     def __del__(self) -> None:
         for handle in self.handles:
             os.close(handle)
@@ -157,7 +167,10 @@ class StaticTable(Mapping[str, str]):
         block = bisect_right(self._firsts, octets)
         if not block or b"\n" in octets:  # which could go on into the next record
             return None
-        records = self._data[self._starts[block - 1] : self._starts[block] + 1]
+        try:
+            records = self._data[self._starts[block - 1] : self._starts[block] + 1]
+        except ValueError:
+            raise TableUnavailable("users: another table has taken its place") from None
         found = records.find(b"\n%b\t" % octets)
         if found < 0:
             return None

@@ -1,15 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The check that every table must pass, and the tables that there are."""
 
+import os
+import pickle
+import random
+from array import array
 from collections.abc import Callable, Mapping
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmtp_proxy.tables import Table, TableUnavailable
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.tables.static import Change, SameKey, StaticTable, changes, write_table
+
+
+def in_a_file(users: Mapping[str, str]) -> StaticTable:
+    """As another process would have made it."""
+    handle = os.memfd_create("test")
+    table = StaticTable(users)
+    os.write(handle, table.octets())
+    return StaticTable.of_file(handle, table.shape)
+
 
 # One row per driver: how a test makes a table that holds these keys.
-DRIVERS: dict[str, Callable[[Mapping[str, str]], Table]] = {"static": StaticTable}
+DRIVERS: dict[str, Callable[[Mapping[str, str]], Table]] = {"static": StaticTable, "static in a file": in_a_file}
 
 
 @pytest.fixture(params=sorted(DRIVERS))
@@ -43,3 +58,93 @@ def test_repr_gives_the_size(make: Callable[[Mapping[str, str]], Table]) -> None
 def test_unavailable_says_which_table_and_why() -> None:
     assert str(TableUnavailable("static: gone")) == "static: gone"
     assert not issubclass(TableUnavailable, LookupError)  # nobody may take it for "not found"
+
+
+# --- of the static table alone ---------------------------------------------------------------------------------------
+
+MANY = {f"user{number:04d}@x": ("old", "new", "third")[number % 3] for number in range(10_000)}
+
+
+@pytest.mark.parametrize("make", [StaticTable, in_a_file])
+def test_a_large_one_in_any_order(make: Callable[[Mapping[str, str]], StaticTable]) -> None:
+    keys = random.Random(1).sample(sorted(MANY), len(MANY))
+    table = make({key: MANY[key] for key in keys})
+    assert dict(table) == MANY == dict(table.items())
+    assert list(table) == sorted(MANY)
+    assert [table.lookup(key) for key in keys] == [MANY[key] for key in keys]
+    assert [table.line(key) for key in keys] == list(range(1, len(keys) + 1))
+    for stranger in ("", "user", "user0000@", "user0000@xx", "user9999@x!", "\udcff", "z"):
+        assert table.lookup(stranger) is None
+    with pytest.raises(KeyError):
+        table["stranger"]
+
+
+def test_a_key_cannot_reach_into_the_next_record() -> None:
+    table = StaticTable({"a": "old", "b": "new"})
+    for key in ("a\told\nb", "a\told", "\na", "a\t", "\t", "old\nb"):
+        assert table.lookup(key) is None
+
+
+def test_a_key_that_is_the_start_of_others() -> None:
+    users = {"a": "1", "a!": "2", "aa": "3", "ab": "4", "b": "5", "é": "6", "\U0001f600": "7"}
+    assert dict(StaticTable(users)) == users
+
+
+def test_lines_are_no_part_of_the_value() -> None:
+    table = StaticTable({"a": "old", "b": "new"}, [7, 3])
+    assert (table.line("a"), table.line("b")) == (7, 3)
+    assert table == StaticTable({"b": "new", "a": "old"})
+    assert table == {"a": "old", "b": "new"}
+    assert table not in (StaticTable({"a": "old"}), StaticTable({"a": "old", "b": "old"}), {"a": "old"}, "ab")
+
+
+def test_two_records_of_one_key() -> None:
+    for records in ([b"a\told", b"a\tnew"], [b"a\told"] * 2, [*(b"%03d\tx" % n for n in range(64)), b"063\ty"]):
+        with pytest.raises(SameKey):
+            write_table(records, array("I", range(len(records))), (), len)
+
+
+def test_a_closed_one_is_unavailable_and_leaves_no_descriptor() -> None:
+    table = in_a_file({"a": "old"})
+    (handle,) = table.handles
+    assert table.lookup("a") == "old"
+    table.close()
+    assert table.handles == ()
+    with pytest.raises(TableUnavailable, match="another table"):
+        table.lookup("a")
+    with pytest.raises(OSError):
+        os.fstat(handle)
+    table.close()
+    of_octets = StaticTable({"a": "old"})
+    of_octets.close()
+    assert of_octets.lookup("a") == "old"
+    forgotten = in_a_file({"a": "old"})
+    (handle,) = forgotten.handles
+    del forgotten
+    with pytest.raises(OSError):
+        os.fstat(handle)
+
+
+def test_a_copy_by_pickle() -> None:
+    table = in_a_file({"a": "old", "b": "new"})
+    copy = pickle.loads(pickle.dumps(table))
+    assert copy == table and copy.line("b") == 2 and copy.handles == ()
+
+
+SOME_KEYS = st.sampled_from(sorted(MANY)[::90]) | st.text("abé", max_size=3)
+USERS = st.dictionaries(SOME_KEYS, st.sampled_from(["old", "new"]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(USERS, USERS, st.sampled_from([{}, MANY]), st.sampled_from([{}, MANY]))
+def test_changes(one: dict[str, str], other: dict[str, str], base: dict[str, str], base2: dict[str, str]) -> None:
+    before, after = {**base, **one}, {**base2, **other}
+    old, new = StaticTable(before), StaticTable(after)
+    wanted = {
+        Change(key, before.get(key), name, new.line(key)) for key, name in after.items() if before.get(key) != name
+    }
+    wanted |= {Change(key, name, None, old.line(key)) for key, name in before.items() if key not in after}
+    found = list(changes(old, new))
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    assert (old == new) is (before == after)

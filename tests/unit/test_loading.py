@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A loading process: that it gives what load_config gives, and what is said when it is not what it should be.
+
+Programs that are not Python at all stand in for it where it has to fail.
+"""
+
+import gc
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lmtp_proxy import loading
+from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.loading import LARGE, LoadingProcess, is_large, load
+from lmtp_proxy.tables.static import StaticTable
+
+TEXT = "config: {socket: /s}\nbackends: {old: {socket: /o, user: u, password: p}}\nusers:\n"
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> str:
+    path = tmp_path / "large.yml"
+    path.write_text(TEXT + "".join(f"  user{number}@example.test: old\n" for number in range(40_000)))
+    assert path.stat().st_size > LARGE
+    return str(path)
+
+
+def test_it_gives_what_load_config_gives(large: str) -> None:
+    before = descriptors()
+    config = load(large)
+    assert config.users.handles
+    assert config == load_config(large)
+    assert (config.digest, config.users_per_backend) == (load_config(large).digest, {"old": 40_000})
+    assert config.users.line("user39999@example.test") == 40_003
+    config.users.close()
+    assert len(descriptors()) <= len(before) + 1  # of the map, which goes with the object
+    del config
+    assert descriptors() == before
+
+
+def test_its_errors_are_those_of_load_config(large: str) -> None:
+    with open(large, "a") as file:
+        file.write("  zoe: nobody\n  user7@example.test: old\n")
+    before = descriptors()
+    with pytest.raises(ConfigError) as found:
+        load(large)
+    with pytest.raises(ConfigError) as wanted:
+        load_config(large)
+    assert found.value.errors == wanted.value.errors
+    assert len(found.value.errors) == 2
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("old", [StaticTable(), StaticTable({"zoe": "old", "user7@example.test": "new"}), None])
+def test_it_compares_with_the_table_in_force(large: str, old: StaticTable | None) -> None:
+    process = LoadingProcess(large, old)
+    try:
+        octets = Path(f"/proc/self/fd/{process.pipe}").read_bytes()
+        users = process.result(octets, lambda _: pytest.fail("it is done")).users
+    finally:
+        process.close(lambda _: os.waitpid(process.pid, 0)[1])
+    counts = [sum(group["count"] for group in users[kind]) for kind in ("added", "removed", "moved")]
+    assert users["users"] == 40_000
+    assert counts == ([0, 0, 0] if old is None else [39_999, 1, 1] if len(old) else [40_000, 0, 0])
+
+
+def test_what_is_large(large: str, tmp_path: Path) -> None:
+    assert is_large(large, StaticTable())
+    (tmp_path / "small.yml").write_text(TEXT)
+    assert not is_large(str(tmp_path / "small.yml"), StaticTable({"a": "b"}))
+    assert not is_large(str(tmp_path / "none.yml"), StaticTable())
+    assert not is_large("a\0b", StaticTable())
+    assert is_large(str(tmp_path / "small.yml"), load(large).users)  # to compare them takes as long
+    assert load(str(tmp_path / "small.yml")) == load_config(str(tmp_path / "small.yml"))
+
+
+HEADER = r"\0\0\0\0\0\0\0\020"
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        ("exit 0", "ended with status 0"),
+        ("echo nonsense", "ended with status 0"),
+        (rf"printf 'lmtp-ldr{HEADER}short'", "ended with status 0"),
+        (rf"printf 'nonsense{HEADER}0123456789abcdef'", "ended with status 0"),
+        ("echo first >&2; printf 'No room\\033\\n\\n' >&2; exit 3", r"ended with status 3: No room\\x1b"),
+        ("kill -9 $$", "was ended by SIGKILL"),
+        ("exec >&-; exec sleep 60", "was ended by SIGKILL"),
+        ("head -c 100000 /dev/zero >&2; exit 1", r"ended with status 1: (\\x00)+\.\.\."),
+    ],
+)
+def test_a_program_that_is_not_what_it_should_be(
+    large: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, what: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(loading, "_PATIENCE", 0.3)
+    before = descriptors()
+    with pytest.raises(
+        ConfigError, match=rf"large\.yml: cannot be loaded: the process that is to do it {what}$"
+    ) as found:
+        load(large)
+    assert len(found.value.errors) == 1 and found.value.errors[0].isprintable()
+    assert descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # no zombie
+
+
+def test_a_program_that_is_not_there(large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    before = descriptors()
+    with pytest.raises(ConfigError, match=r"cannot be started: No such file or directory$"):
+        load(large)
+    assert descriptors() == before
+
+
+def test_a_process_that_is_not_waited_for_is_killed(large: str) -> None:
+    process = LoadingProcess(large, StaticTable())
+    began = time.monotonic()
+    wait = lambda seconds: loading._wait(process.pid, seconds)  # noqa: E731
+    process.close(wait)
+    assert time.monotonic() - began < 2
+    assert not os.path.exists(f"/proc/{process.pid}")
+    assert str(process.pid) in repr(process)
+    assert "did not end in" in str(process.too_long())
+
+
+def descriptors() -> list[str]:
+    """What is open of the kinds that a loading process needs."""
+    gc.collect()
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(link for link in links if link.startswith(("/memfd:", "pipe:")))
