@@ -14,9 +14,9 @@ performance.md says what is measured and how. A module imports only from those a
     rounds      programs in turn, medians
     stall       how long an event loop was away, from what the prober saw
     tables      F: tables of many users: start, reload, memory
+    results     one run of the bench as JSON
     targets     the fifteen targets
     machine     versions of everything, and what the machine is
-    results     one run of the bench as JSON
     report      tables, as text and as Markdown
     plot        a bar chart, as SVG
     profiling   where the time goes

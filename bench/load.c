@@ -19,7 +19,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 
-enum { REPLY_LINE = 4096, BATCH = 50, MANY_REFUSED = 100 };
+enum { REPLY_LINE = 4096, BATCH = 50, MANY_FRUITLESS = 100 };
 enum state { GREETING, LHLO, ENVELOPE, FINAL, QUITTING, IDLE };
 
 struct session {
@@ -47,7 +47,8 @@ static char *message; /* with the final dot, and QUIT behind it */
 static size_t message_length;
 static const char QUIT[] = "QUIT\r\n", HELLO[] = "LHLO load.bench.test\r\n", NOOP[] = "NOOP\r\n";
 
-static long claimed, delivered, errors, active, idle_open, idle_opening, next_user, refused_in_a_row;
+static long claimed, delivered, errors, active, idle_open, idle_opening, next_user;
+static long fruitless; /* connections in a row that did not come to a message */
 static double *latencies;
 static size_t room;
 static char first_error[300];
@@ -92,7 +93,7 @@ static void open_session(struct session *s)
         if ((s->fd = connect_to(&target)) >= 0)
             break;
         note("connect", strerror(errno));
-        if (++refused_in_a_row >= MANY_REFUSED || s->is_idle)
+        if (++fruitless >= MANY_FRUITLESS || s->is_idle)
             stopping = 1;
         usleep(10000);
         if (s->is_idle)
@@ -113,6 +114,8 @@ static void open_session(struct session *s)
 static void fail(struct session *s, const char *what, const char *about)
 {
     note(what, about);
+    if (s->state <= LHLO && ++fruitless >= MANY_FRUITLESS)
+        stopping = 1;
     hang_up(s);
     if (s->is_idle)
         idle_open -= s->state == IDLE;
@@ -151,6 +154,7 @@ static void begin_message(struct session *s)
         say(s, QUITTING, QUIT, sizeof QUIT - 1);
         return;
     }
+    fruitless = 0;
     claimed++;
     s->last = ++s->carried == option.per_connection || (option.messages && claimed == option.messages);
     char *end = s->envelope + sprintf(s->envelope, "MAIL FROM:<sender@bench.test>\r\n");
@@ -200,7 +204,6 @@ static int take_reply(struct session *s, int code, const char *line, int more)
     s->replies++;
     switch (s->state) {
     case GREETING:
-        refused_in_a_row = 0;
         say(s, LHLO, HELLO, sizeof HELLO - 1);
         break;
     case LHLO:
@@ -271,10 +274,6 @@ static void receive(struct session *s)
     if (length < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (length <= 0) {
-        if (s->state == GREETING)
-            refused_in_a_row++;
-        if (refused_in_a_row >= MANY_REFUSED)
-            stopping = 1;
         fail(s, NAMES[s->state], length ? strerror(errno) : "the connection was closed");
         return;
     }
@@ -288,10 +287,8 @@ static void write_message(void)
     message = malloc(option.octets + 512);
     char *at = message + sprintf(message, "From: <sender@bench.test>\r\nTo: <user@bench.test>\r\n"
                                           "Subject: bench\r\nMessage-ID: <1@bench.test>\r\n\r\n");
-    for (long line = 0; at - message < option.octets - 3; line++) {
-        long width = option.octets - 3 - (at - message) - 2;
-        if (width > 72)
-            width = 72;
+    for (long line = 0, left; (left = option.octets - (at - message)) > 2; line++) {
+        long width = left > 76 ? 72 : left - 2; /* so that no line without content is left at the end */
         for (long i = 0; i < width; i++)
             *at++ = line % 50 == 17 && i < 2 ? '.' : 'A' + (line + i) % 26;
         *at++ = '\r';

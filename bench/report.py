@@ -41,20 +41,22 @@ def tables(results: Results) -> list[Table]:
 
 def _workload_table(title: str, rows: Sequence[Summary], *, in_ms: bool) -> Table:
     factor, unit = (1000, "ms") if in_ms else (1, "us")
-    head = ("program", f"CPU {unit}/message", "lowest-highest", "messages/s", "p50 ms", "p99 ms", "PSS MB", "runs")
+    head = ("program", f"CPU {unit}/message", "lowest-highest", "messages/s", "p50 ms", "p99 ms", "PSS MB",
+            "log lines lost", "runs")  # fmt: skip
     return Table(title, [head, *(_workload_row(row, factor) for row in rows)])
 
 
 def _workload_row(row: Summary, factor: int) -> Sequence[str]:
     if row.runs == row.failed:
-        return (row.program, "none counts", row.error[:60], "", "", "", "", f"0 of {row.runs}")
+        return (row.program, "none counts", row.error[:60], "", "", "", "", "", f"0 of {row.runs}")
     cpu = spread = pss = "-"
     if row.cpu_us is not None and row.lowest_cpu_us is not None and row.highest_cpu_us is not None:
         cpu = f"{row.cpu_us / factor:.1f}"
         spread = f"{row.lowest_cpu_us / factor:.1f}-{row.highest_cpu_us / factor:.1f}"
         pss = f"{row.pss_kib / 1024:.1f}"
+    lost = "-" if row.unlogged is None else f"{100 * row.unlogged:.1f} %"
     runs = f"{row.runs - row.failed} of {row.runs}" if row.failed else str(row.runs)
-    return (row.program, cpu, spread, f"{row.rate:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", pss, runs)
+    return (row.program, cpu, spread, f"{row.rate:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", pss, lost, runs)
 
 
 def _users_table(rows: Sequence[TableRun]) -> Table:

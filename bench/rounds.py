@@ -17,7 +17,10 @@ Measure = Callable[[Program, Workload, int, int], Run]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Medians of the runs of one program in one workload that count; `failed` of `runs` do not."""
+    """Medians of the runs of one program in one workload that count; `failed` of `runs` do not.
+
+    unlogged: the share of recipients whose line in the log was lost; None: it logs none that we could count.
+    """
 
     program: str
     workload: str
@@ -29,6 +32,7 @@ class Summary:
     p50_ms: float
     p99_ms: float
     pss_kib: int
+    unlogged: float | None
     lowest_cpu_us: float | None
     highest_cpu_us: float | None
 
@@ -84,9 +88,15 @@ def summary(workload: str, program: str, runs: Sequence[Run]) -> Summary:
         p50_ms=_median(run.p50_ms for run in good),
         p99_ms=_median(run.p99_ms for run in good),
         pss_kib=round(_median(max(run.pss_warm, run.pss_connected, run.pss_peak) for run in good)),
+        unlogged=_share(good),
         lowest_cpu_us=min(costs, default=None),
         highest_cpu_us=max(costs, default=None),
     )
+
+
+def _share(runs: Sequence[Run]) -> float | None:
+    shares = [run.unlogged / run.recipients for run in runs if run.unlogged is not None]
+    return median(shares) if shares else None
 
 
 def _median(values: Iterable[float]) -> float:

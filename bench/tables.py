@@ -20,7 +20,7 @@ from bench.workloads import wrong_counts
 
 SIZES = (1_000, 100_000, 1_000_000)
 PATIENCE = 600.0  # seconds for a start or a reload
-BEFORE = 3.0  # seconds of load before the reload: what the prober sees then is to be compared with
+BEFORE = 2.0  # seconds of load before the reload: what the prober sees then is to be compared with
 AFTER = 2.0  # seconds after it in which the old table goes
 
 
@@ -48,10 +48,10 @@ class TableRun:
     error: str = ""
 
 
-def measure_table(program: LmtpProxy, users: int, patience: float = PATIENCE) -> TableRun:
-    """All of F for a table of so many users."""
+def measure_table(program: LmtpProxy, users: int, before: float = BEFORE, after: float = AFTER) -> TableRun:
+    """All of F for a table of so many users. before, after: seconds of looking before and after a reload."""
     with Stage() as stage:
-        table = _Table(stage, program, users, patience)
+        table = _Table(stage, program, users, before, after)
         run = TableRun(users)
         try:
             for step in (table.start, table.reload_idle, table.reload_busy, table.reload_watched):
@@ -64,15 +64,16 @@ def measure_table(program: LmtpProxy, users: int, patience: float = PATIENCE) ->
 class _Table:
     """One proxy with a large table; each step adds what it has measured."""
 
-    def __init__(self, stage: Stage, program: LmtpProxy, users: int, patience: float) -> None:
+    def __init__(self, stage: Stage, program: LmtpProxy, users: int, before: float, after: float) -> None:
         self._stage = stage
         self._program = program
-        self._patience = patience
+        self._before = before
+        self._after = after
         self._sink = Sink(stage, ["127.0.0.1:0", "127.0.0.1:0"])
         self._quiet = Sink(stage, ["127.0.0.1:0"])
         Sink(stage, [f"log:{stage.path('log')}"])
         backends = (self._sink.addresses[0], self._sink.addresses[1])
-        self._around = Surroundings(backends, stage.path("log"), users, patience)
+        self._around = Surroundings(backends, stage.path("log"), users, PATIENCE)
         self._moves = 0
 
     def start(self, run: TableRun) -> TableRun:
@@ -81,28 +82,28 @@ class _Table:
         assert at.root is not None
         self._root, self._address = at.root, at.address
         run = replace(run, start_cpu=cpu_seconds(family(at.root)), start_seconds=time.monotonic() - began)
-        time.sleep(1.0)
-        self._serving = int(ask(self._stage, "GET", "/status", self._patience)["pid"])
+        time.sleep(self._after)
+        self._serving = int(ask(self._stage, "GET", "/status", PATIENCE)["pid"])
         return replace(run, pss=pss_kib(family(at.root)))
 
     def reload_idle(self, run: TableRun) -> TableRun:
         probe = self._probe()
-        time.sleep(1.0)
+        time.sleep(self._before)
         began = time.monotonic()
         took = self._reload()
-        time.sleep(AFTER)
+        time.sleep(self._after)
         return replace(run, idle_seconds=took, idle=_seen(probe.end(), began))
 
     def reload_busy(self, run: TableRun) -> TableRun:
         load = Load(self._stage, self._address, LoadOptions(messages=0, users=run.users))
         probe = self._probe()
         load.go()
-        time.sleep(1.0)
+        time.sleep(self._before)
         loaded = time.monotonic()
-        time.sleep(BEFORE)
+        time.sleep(self._before)
         began = time.monotonic()
         took = self._reload()
-        time.sleep(AFTER)
+        time.sleep(self._after)
         samples = probe.end()
         load.stop()
         result = load.result()
@@ -121,7 +122,7 @@ class _Table:
         before = pss_kib(family(self._root))
         with PssPeak(self._root, interval=0.02) as peak:
             self._reload()
-            time.sleep(AFTER)
+            time.sleep(self._after)
         return replace(run, pss_before=before, pss_peak=peak.kib, pss_after=pss_kib(family(self._root)))
 
     def _probe(self) -> Probe:
@@ -133,12 +134,12 @@ class _Table:
         host, _, port = self._address.rpartition(":")
         backend = "ab"[self._moves % 2]
         config: Path = self._program.configure(self._stage, self._around, (host, int(port)), {0: backend})
-        generation = int(ask(self._stage, "GET", "/status", self._patience)["generation"])
+        generation = int(ask(self._stage, "GET", "/status", PATIENCE)["generation"])
         began = time.monotonic()
-        ask(self._stage, "POST", "/reload", self._patience)
+        ask(self._stage, "POST", "/reload", PATIENCE)
         took = time.monotonic() - began
-        now = int(ask(self._stage, "GET", "/status", self._patience)["generation"])
-        route = ask(self._stage, "GET", f"/lookup?address={user(0)}", self._patience)["backend"]
+        now = int(ask(self._stage, "GET", "/status", PATIENCE)["generation"])
+        route = ask(self._stage, "GET", f"/lookup?address={user(0)}", PATIENCE)["backend"]
         if now <= generation or route != backend:
             raise BenchError(f"reload of {config}: generation {generation} -> {now}, {user(0)} is on {route}")
         return took

@@ -65,7 +65,11 @@ class Sink:
 
     def __init__(self, stage: Stage, addresses: Sequence[str]) -> None:
         self._process = stage.start([BUILD / "sink", *addresses], talks=True)
+        self.pid = self._process.pid
         self.addresses: tuple[str, ...] = tuple(_line_of(self._process)["listening"])
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def counts(self) -> list[Counts]:
         self._process.send_signal(signal.SIGUSR1)
@@ -105,10 +109,10 @@ class LoadResult:
 class Load:
     """A load that waits, with its idle connections open, until `go`."""
 
-    def __init__(self, stage: Stage, address: str, options: LoadOptions) -> None:
+    def __init__(self, stage: Stage, address: str, options: LoadOptions, patience: int = 60) -> None:
         o = options
         numbers = {"-m": o.messages, "-s": o.sessions, "-l": o.octets, "-r": o.recipients, "-k": o.per_connection,
-                   "-u": o.users, "-i": o.idle, "-t": o.trickle}  # fmt: skip
+                   "-u": o.users, "-i": o.idle, "-t": o.trickle, "-p": patience}  # fmt: skip
         words = [word for letter, number in numbers.items() for word in (letter, str(number))]
         self._process = stage.start([BUILD / "load", *words, "-w", address], talks=True)
         _line_of(self._process)
@@ -127,8 +131,9 @@ class Load:
         return LoadResult(**_line_of(self._process))
 
 
-def run_load(stage: Stage, address: str, options: LoadOptions) -> LoadResult:
-    load = Load(stage, address, options)
+def run_load(stage: Stage, address: str, options: LoadOptions, patience: int = 60) -> LoadResult:
+    """patience: seconds without any reply."""
+    load = Load(stage, address, options, patience)
     load.go()
     return load.result()
 

@@ -49,7 +49,8 @@ class Run:
 
     pss_idle: started and not used yet; pss_warm: after the warm-up; pss_connected: with the idle connections of E;
     pss_peak: the highest in D. opened, peak: connections to the backends, and the most at once, for each backend.
-    unlogged: recipients without a line in the log, None: none was logged. error: why it does not count, "": it does.
+    recipients: sent, with those of the warm-up. unlogged: of them without a line in the log, None: none was logged.
+    error: why it does not count, "": it does.
     """
 
     program: str
@@ -67,6 +68,7 @@ class Run:
     pss_peak: int = 0
     opened: tuple[int, ...] = ()
     peak: tuple[int, ...] = ()
+    recipients: int = 0
     unlogged: int | None = None
     error: str = ""
 
@@ -117,6 +119,7 @@ def _measure(stage: Stage, program: Program, workload: Workload, run: Run) -> Ru
         pss_peak=peak.kib if peak else 0,
         opened=tuple(count.connections for count in counts),
         peak=tuple(count.peak_connections for count in counts),
+        recipients=sent,
         unlogged=sent - logged if logged else None,
         error=warm.first_error or result.first_error or wrong_counts(counts, sent),
     )

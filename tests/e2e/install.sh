@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side, and
-# Debian's own versions of the Python packages for the test run with the system's Python.
+# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side,
+# HAProxy, beside which the bench measures, and Debian's own versions of the Python packages for the test run with the system's Python.
 #
 #   sudo tests/e2e/install.sh
 #
@@ -14,7 +14,7 @@ E2E_STATE=${LMTP_PROXY_E2E_STATE:-/var/lib/lmtp-proxy-e2e}
 POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
-SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync sasl2-bin libsasl2-modules libsasl2-modules-db"
+SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
 PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-pytest python3-pytest-timeout python3-hypothesis"
 
 die() {
