@@ -62,10 +62,10 @@ def _panel(workload: Workload, rows: Sequence[Summary], y: int) -> list[str]:
         lines += [
             f'<text x="{LEFT - 8}" y="{base}" text-anchor="end">{escape(row.program)}</text>',
             f'<rect class="{kind}" x="{LEFT}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2"/>',
-            f'<text x="{LEFT + length + 6:.1f}" y="{base}">{_time(cost)}</text>',
+            f'<text x="{LEFT + length + 6:.1f}" y="{base}">{_time(cost, in_ms=longest >= 10_000)}</text>',
         ]
     return lines
 
 
-def _time(microseconds: float) -> str:
-    return f"{microseconds / 1000:.1f} ms" if microseconds >= 3000 else f"{microseconds:.0f} µs"
+def _time(microseconds: float, *, in_ms: bool) -> str:
+    return f"{microseconds / 1000:.1f} ms" if in_ms else f"{microseconds:,.0f} µs"

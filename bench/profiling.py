@@ -64,7 +64,7 @@ def _perf(stage: Stage, tool: str, pid: int) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [line.rstrip(" -") for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _py_spy(stage: Stage, tool: str, pid: int) -> str:

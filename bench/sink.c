@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later
  * An LMTP server that accepts and forgets everything, and counts it: the backend of the bench.
  *
- *   sink ADDRESS...      HOST:PORT, unix:PATH; log:PATH is a datagram socket whose log lines are counted and dropped
+ *   sink ADDRESS...      HOST:PORT, unix:PATH; log:PATH is a datagram socket whose log is counted and dropped
  *
  * It says {"listening": [ADDRESS...]} when it serves, with the ports that the kernel chose. On SIGUSR1, and when SIGTERM
  * or SIGINT ends it, it says one line of JSON: a list with an object for each address. One thread, one epoll loop.
  *
  * peak_transactions: most transactions between MAIL and the last final reply at one moment. errors: commands that a
  * correct client does not send, connections dropped amid a transaction, clients that do not read their replies.
+ * log_lines: datagrams; deliveries_logged: how often they say status=sent, which is once for each recipient.
  */
 #include "address.h"
 #include <signal.h>
@@ -228,7 +229,9 @@ static void drain_log(struct listener *l)
     ssize_t length;
     while ((length = recv(l->fd, datagram, sizeof datagram, MSG_DONTWAIT)) > 0) {
         l->log_lines++;
-        l->deliveries_logged += memmem(datagram, length, DELIVERED, sizeof DELIVERED - 1) != NULL;
+        for (char *at = datagram, *end = datagram + length; (at = memmem(at, end - at, DELIVERED, sizeof DELIVERED - 1));
+             at++)
+            l->deliveries_logged++;
     }
 }
 

@@ -84,11 +84,12 @@ def test_log_lines_are_counted_by_what_they_say(stage: Stage) -> None:
     sink = Sink(stage, [f"log:{stage.path('log')}"])
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
         log.connect(str(stage.path("log")))
-        for text in ("<22>lmtp-proxy: ready", "<22>x: to=<a@b>, status=sent (250 ok)", "<22>y: status=deferred (450)"):
+        two = "<22>x: to=<a@b>, status=sent (250 ok)\nx: to=<c@d>, status=sent (250 ok)"
+        for text in ("<22>lmtp-proxy: ready", two, "<22>y: status=deferred (450)"):
             log.send(text.encode())
     time.sleep(0.1)
     (counts,) = sink.counts()
-    assert (counts.log_lines, counts.deliveries_logged) == (3, 1)
+    assert (counts.log_lines, counts.deliveries_logged) == (3, 2)
 
 
 def test_the_prober_sees_a_pause_from_outside(stage: Stage) -> None:

@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side,
-# HAProxy, beside which the bench measures, and Debian's own versions of the Python packages for the test run with the system's Python.
+# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side;
+# HAProxy, beside which the bench measures; and Debian's own versions of the Python packages for the test run with the
+# system's Python.
 #
 #   sudo tests/e2e/install.sh
 #
