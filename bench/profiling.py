@@ -80,6 +80,7 @@ def shares(stacks: Iterable[str]) -> str:
     for line in stacks:
         frames, _, count = line.rpartition(" ")
         names = [frame.rpartition(":")[0] + ")" if frame.rpartition(":")[1] else frame for frame in frames.split(";")]
+        names = [name or "(no Python function)" for name in names]
         own[names[-1]] += int(count)
         for name in set(names):
             whole[name] += int(count)

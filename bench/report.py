@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The tables of a run: for a terminal, and as the results section of docs/performance.md. All made from Results."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ def as_markdown(table: Table) -> str:
 
 
 def _markdown_cell(cell: str) -> str:
-    text = cell.replace("<=", "≤").replace(" us", " µs").replace("|", "\\|")
+    text = re.sub(r"\bus\b", "µs", cell.replace("<=", "≤").replace("|", "\\|"))
     return f"**{text}**" if text == "missed" else text.strip()
 
 

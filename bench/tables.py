@@ -2,8 +2,9 @@
 """Workload F: tables of many users: what a start costs, what a reload does to those who are being served, memory.
 
 Three reloads, since one measurement would disturb another: one with nobody there but the prober, one under load B, and
-one in which memory is looked at all the time. Each moves one user, and is done when the control socket says that the
-new generation is active.
+one in which memory is looked at all the time. Each moves the last user, to whom nothing is sent: a message that is on
+its way to a user who moves is deferred, as promised, and would look like an error here. It is done when the control
+socket says that the new generation is active.
 """
 
 import time
@@ -95,7 +96,7 @@ class _Table:
         return replace(run, idle_seconds=took, idle=_seen(probe.end(), began))
 
     def reload_busy(self, run: TableRun) -> TableRun:
-        load = Load(self._stage, self._address, LoadOptions(messages=0, users=run.users))
+        load = Load(self._stage, self._address, LoadOptions(messages=0, users=run.users - 1))
         probe = self._probe()
         load.go()
         time.sleep(self._before)
@@ -129,19 +130,20 @@ class _Table:
         return Probe(self._stage, self._serving, [self._address, self._quiet.addresses[0]])
 
     def _reload(self) -> float:
-        """Move the first user, and reload; seconds until it is active. BenchError when it has not happened."""
+        """Move the last user, and reload; seconds until it is active. BenchError when it has not happened."""
         self._moves += 1
+        last = self._around.users - 1
         host, _, port = self._address.rpartition(":")
-        backend = "ab"[self._moves % 2]
-        config: Path = self._program.configure(self._stage, self._around, (host, int(port)), {0: backend})
+        backend = "ab"[(last + self._moves) % 2]
+        config: Path = self._program.configure(self._stage, self._around, (host, int(port)), {last: backend})
         generation = int(ask(self._stage, "GET", "/status", PATIENCE)["generation"])
         began = time.monotonic()
         ask(self._stage, "POST", "/reload", PATIENCE)
         took = time.monotonic() - began
         now = int(ask(self._stage, "GET", "/status", PATIENCE)["generation"])
-        route = ask(self._stage, "GET", f"/lookup?address={user(0)}", PATIENCE)["backend"]
+        route = ask(self._stage, "GET", f"/lookup?address={user(last)}", PATIENCE)["backend"]
         if now <= generation or route != backend:
-            raise BenchError(f"reload of {config}: generation {generation} -> {now}, {user(0)} is on {route}")
+            raise BenchError(f"reload of {config}: generation {generation} -> {now}, {user(last)} is on {route}")
         return took
 
 

@@ -33,12 +33,12 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload("A", "one message per connection", LoadOptions(per_connection=1), 400, 400, 20000),
-    Workload("B", "connection kept, pipelined", LoadOptions(), 1000, 1000, 60000),
-    Workload("C", "as B, 10 recipients over 2 backends", LoadOptions(recipients=10), 300, 300, 30000),
+    Workload("A", "one message per connection", LoadOptions(per_connection=1), 200, 200, 20000),
+    Workload("B", "connection kept, pipelined", LoadOptions(), 300, 500, 60000),
+    Workload("C", "as B, 10 recipients over 2 backends", LoadOptions(recipients=10), 100, 150, 30000),
     Workload("D", "messages of 10 MiB, 4 sessions", LoadOptions(octets=10 << 20, sessions=4), 4, 4, 300,
              watch_memory=True),
-    Workload("E", "as B, with 1,000 more connections that trickle", LoadOptions(idle=1000, trickle=200), 1000, 1000,
+    Workload("E", "as B, with 1,000 more connections that trickle", LoadOptions(idle=1000, trickle=200), 300, 500,
              60000),
 )  # fmt: skip
 

@@ -42,6 +42,7 @@ def test_the_page_is_renewed_between_its_marks_only() -> None:
     assert page.startswith(f"before\n{BEGIN}\n") and page.endswith(f"{END}\nafter\n") and "\nold\n" not in page
     assert renewed(page, whole()) == page
     assert "| lmtp-proxy | 250.0 | 250.0-250.0 |" in page
+    assert "CPU µs/message" in page and "| 1.0 µs |" in page and "µsers" not in page
     assert "| HAProxy TCP | none counts | 2 lost |" in page
     assert "- not measured: x: apt it" in page
     assert "| 5 | CPU of a message in D / Dovecot | 0.170 | ≤ 0.160 | ≤ 0.080 | **missed** |" in page
