@@ -55,7 +55,9 @@ class LmtpProxy:
             config = self.configure(stage, around, ("127.0.0.1", 2424))
             command = [self.python, str(PROGRAM), "--check", "-c", str(config)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-            return (done.stderr.strip() or "--check failed").splitlines()[-1][-200:] if done.returncode else None
+            if done.returncode == 0:
+                return None
+            return (done.stderr.strip() or "--check failed").splitlines()[-1].removeprefix(f"{config}:")[:200]
 
     def configure(
         self,
