@@ -22,7 +22,7 @@ help:
 	@echo 'make demo           see it work: two mail stores, the proxy, one user moves (some seconds)'
 	@echo 'make test           linters, type check, all tests; ARGS="-k reload" for some of them'
 	@echo 'make run            the proxy in the foreground; CONFIG=file, default $(CONFIG)'
-	@echo 'make bench          how fast it is beside HAProxy and Dovecot (20 minutes); ARGS=--quick: a minute'
+	@echo 'make bench          how fast it is beside HAProxy and Dovecot (12 minutes); ARGS=--quick: a minute'
 	@echo 'make lint           ruff and mypy alone'
 	@echo 'make coverage       the modules that must be covered to the last branch'
 	@echo 'make clean          remove .venv and all caches'
