@@ -10,7 +10,7 @@ import logging
 
 from lmtp_proxy.commit import Position
 from lmtp_proxy.envelope import Envelope
-from lmtp_proxy.log import printable
+from lmtp_proxy.log import printable, write_line
 from lmtp_proxy.reply import Reply
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def log_recipient(
     session: str, envelope: Envelope, position: Position, reply: Reply, *, size: int, delay: float
 ) -> None:
     """The recipient's last reply: to RCPT if that refused it, else after the final dot. delay: seconds since MAIL."""
-    answer = printable(b"%d %s" % (reply.code, reply.text))
+    answer = printable(reply.in_one_line)
     trouble = f"; {position.trouble}" if position.trouble else ""
     dsn = reply.enhanced or f"{reply.code // 100}.0.0"
     _write(session, envelope, position, size, delay, dsn, _STATUS[reply.code // 100], answer + trouble)
@@ -35,15 +35,9 @@ def log_aborted(session: str, envelope: Envelope, position: Position, why: str, 
 def _write(
     session: str, envelope: Envelope, position: Position, size: int, delay: float, dsn: str, status: str, text: str
 ) -> None:
-    _log.info(
-        "%s: from=%s, to=%s, backend=%s, size=%d, delay=%.2f, dsn=%s, status=%s (%s)",
-        session,
-        printable(envelope.path),
-        printable(position.recipient.path),
-        position.pool if position.asked and position.pool else "-",
-        size,
-        delay,
-        dsn,
-        status,
-        text,
-    )
+    if _log.isEnabledFor(logging.INFO):
+        backend = position.pool.name if position.asked and position.pool else "-"
+        write_line(
+            f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, backend={backend}, "
+            f"size={size}, delay={delay:.2f}, dsn={dsn}, status={status} ({text})"
+        )

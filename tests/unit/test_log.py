@@ -2,12 +2,19 @@
 """Foreign text in the log, and a syslog that is not there, or full, or comes back."""
 
 import logging
+import os
+import re
+import select
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.log import SyslogHandler, printable
+from lmtp_proxy.log import printable
+from lmtp_proxy.log_batch import KEPT, LogBatch
+from lmtp_proxy.log_channel import StreamChannel, SyslogChannel
 
 
 @pytest.mark.parametrize(
@@ -50,56 +57,177 @@ def listen(path: Path) -> socket.socket:
     return syslog
 
 
-def log(handler: SyslogHandler, text: str, level: int = logging.INFO) -> None:
-    handler.handle(logging.LogRecord("lmtp_proxy", level, "", 0, text, None, None))
+class Clock:
+    """What is to be called later, and after how many seconds."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, Callable[[], None]]] = []
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.asked.append((seconds, call))
+
+    def tick(self) -> float:
+        [(seconds, call)] = self.asked
+        self.asked.clear()
+        call()
+        return seconds
+
+
+def syslog_batch(path: Path) -> tuple[LogBatch, Clock]:
+    clock = Clock()
+    return LogBatch(SyslogChannel(str(path), "mail"), clock.later), clock
+
+
+# --- syslog ----------------------------------------------------------------------------------------------------------
 
 
 def test_facility_and_level(path: Path) -> None:
-    handler = SyslogHandler(str(path), "mail")
+    batch, _ = syslog_batch(path)
     with listen(path) as syslog:
-        log(handler, "one")
-        assert syslog.recv(1000) == b"<22>lmtp-proxy: one"
-        log(handler, "two", logging.ERROR)
-        assert syslog.recv(1000) == b"<19>lmtp-proxy: two"
-    handler.close()
+        for level, priority in ((logging.DEBUG, 23), (logging.INFO, 22), (logging.WARNING, 20), (logging.ERROR, 19)):
+            batch.add(level, "one")
+            batch.flush()
+            assert syslog.recv(1000) == b"<%d>lmtp-proxy: one" % priority
+    batch.channel.close()
 
 
-def test_lines_that_nobody_took_are_counted(path: Path) -> None:
-    handler = SyslogHandler(str(path), "mail")
-    log(handler, "lost")
-    log(handler, "lost")
+def test_lines_go_out_in_batches(path: Path) -> None:
+    batch, clock = syslog_batch(path)
     with listen(path) as syslog:
-        log(handler, "here")
-        assert syslog.recv(1000) == b"<20>lmtp-proxy: 2 log lines were lost: syslog took none"
-        assert syslog.recv(1000) == b"<22>lmtp-proxy: here"
-    handler.close()
+        syslog.setblocking(False)
+        for number in range(3):
+            batch.add(logging.INFO, str(number))
+        with pytest.raises(BlockingIOError):
+            syslog.recv(1000)
+        assert clock.tick() == 0.05
+        assert [syslog.recv(1000)[-1:] for _ in range(3)] == [b"0", b"1", b"2"]
+        assert clock.asked == [], "an idle log asks for nothing"
+    batch.channel.close()
+
+
+def test_lines_that_nobody_takes_are_kept_and_tried_again_now_and_then(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    batch.add(logging.INFO, "kept")
+    assert clock.tick() == 0.05
+    assert clock.tick() == 1.0
+    batch.add(logging.INFO, "kept too")
+    with listen(path) as syslog:
+        assert clock.tick() == 1.0
+        assert [syslog.recv(1000) for _ in range(2)] == [b"<22>lmtp-proxy: kept", b"<22>lmtp-proxy: kept too"]
+    batch.channel.close()
+
+
+def test_of_more_than_is_kept_the_rest_is_counted(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    for number in range(KEPT + 7):
+        batch.add(logging.INFO, str(number))
+    received: list[bytes] = []
+    with listen(path) as syslog:
+        syslog.setblocking(False)
+        while clock.asked:
+            clock.tick()
+            try:
+                while True:
+                    received.append(syslog.recv(1000))
+            except BlockingIOError:
+                pass
+    assert received[:-1] == [b"<22>lmtp-proxy: %d" % number for number in range(KEPT)]
+    assert received[-1] == b"<20>lmtp-proxy: 7 log lines were lost: syslog took none"
+    batch.channel.close()
 
 
 def test_a_syslog_that_was_restarted_loses_nothing(path: Path) -> None:
-    handler = SyslogHandler(str(path), "mail")
+    batch, clock = syslog_batch(path)
     with listen(path) as syslog:
-        log(handler, "before")
+        batch.add(logging.INFO, "before")
+        clock.tick()
         assert syslog.recv(1000).endswith(b"before")
     path.unlink()
     with listen(path) as syslog:
-        log(handler, "after")
+        batch.add(logging.INFO, "after")
+        clock.tick()
         assert syslog.recv(1000) == b"<22>lmtp-proxy: after"
-    handler.close()
+    batch.channel.close()
 
 
-def test_a_full_syslog_does_not_make_us_wait(path: Path) -> None:
-    handler = SyslogHandler(str(path), "mail")
-    with listen(path) as syslog:
+def test_a_full_syslog_is_not_waited_for(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    with listen(path):
+        began = time.monotonic()
         for number in range(5000):  # far more than any socket buffer holds
-            log(handler, f"{number} {'x' * 500}")
-        taken = 0
-        syslog.setblocking(False)
+            batch.add(logging.INFO, f"{number} {'x' * 500}")
+        assert time.monotonic() - began < 2
+        assert clock.tick() == 0.05
+        assert {seconds for seconds, _ in clock.asked} <= {0.002, 1.0}
+    batch.channel.close()
+
+
+def test_without_a_loop_each_line_goes_at_once_and_the_end_waits_a_second_at_most(path: Path) -> None:
+    batch = LogBatch(SyslogChannel(str(path), "mail"), None)
+    with listen(path) as syslog:
+        batch.add(logging.INFO, "now")
+        assert syslog.recv(1000).endswith(b"now")
+    batch.add(logging.INFO, "never")
+    began = time.monotonic()
+    batch.finish()
+    assert 0.9 < time.monotonic() - began < 2
+    batch.channel.close()
+
+
+# --- standard error --------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_has_time_and_level_in_front(tmp_path: Path) -> None:
+    with (tmp_path / "err").open("wb") as file:
+        batch = LogBatch(StreamChannel(file.fileno(), select.poll), None)
+        batch.add(logging.WARNING, "text \udcff")
+    line = (tmp_path / "err").read_text()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING text \\udcff\n", line), line
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for_and_gets_whole_lines() -> None:
+    reader, writer = os.pipe()
+    clock = Clock()
+    batch = LogBatch(StreamChannel(writer, select.poll), clock.later)
+    sent = [f"{number} {'x' * (number % 3000)}" for number in range(2000)]
+    for text in sent:
+        batch.add(logging.INFO, text)
+    octets = b""
+    os.set_blocking(reader, False)
+    while clock.asked:
+        clock.tick()
         try:
-            while syslog.recv(2000):
-                taken += 1
+            while more := os.read(reader, 1 << 20):
+                octets += more
         except BlockingIOError:
             pass
-        log(handler, "at last")
-        assert syslog.recv(2000) == f"<20>lmtp-proxy: {5000 - taken} log lines were lost: syslog took none".encode()
-        assert syslog.recv(2000).endswith(b"at last")
-    handler.close()
+    assert [line.split(" ", 3)[3] for line in octets.decode().splitlines()] == sent
+    os.close(reader)
+    batch.add(logging.INFO, "to nobody")
+    assert clock.tick() == 0.05  # no error
+    os.close(writer)
+
+
+def test_a_full_disk_is_reported_when_there_is_room_again() -> None:
+    with open("/dev/full", "wb") as full:
+        clock = Clock()
+        channel = StreamChannel(full.fileno(), select.poll)
+        batch = LogBatch(channel, clock.later)
+        for number in range(KEPT + 5):
+            batch.add(logging.INFO, str(number))
+        assert clock.tick() == 0.05
+        reader, writer = os.pipe()
+        os.dup2(writer, full.fileno())
+        octets = b""
+        os.set_blocking(reader, False)
+        while clock.asked:
+            clock.tick()
+            try:
+                while more := os.read(reader, 1 << 20):
+                    octets += more
+            except BlockingIOError:
+                pass
+    lines = octets.decode().splitlines()
+    assert len(lines) == KEPT + 1 and lines[-1].endswith("WARNING 5 log lines were lost: standard error took none")
+    os.close(reader)
+    os.close(writer)

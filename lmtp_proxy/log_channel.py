@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where log lines go: syslog's socket, or standard error. Neither is ever waited for.
+
+A channel takes as many lines as go out at once and says how many that were; the rest is its caller's.
+"""
+
+import logging
+import os
+import select
+import socket
+import time
+from _socket import socket as Socket
+from collections.abc import Callable, Sequence
+from logging.handlers import SysLogHandler
+from typing import Protocol
+
+DEFAULT_SYSLOG = "/dev/log"
+_AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there is room
+
+
+class Channel(Protocol):
+    """name: as the log calls it."""
+
+    name: str
+
+    def line(self, level: int, text: str) -> bytes:
+        """`text` as it goes out. level: of the module logging."""
+
+    def send(self, lines: Sequence[bytes]) -> int:
+        """Send lines in order; how many went out without waiting."""
+
+    def close(self) -> None: ...
+
+
+class SyslogChannel:
+    """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before."""
+
+    name = "syslog"
+    ident = "lmtp-proxy: "
+
+    def __init__(self, path: str, facility: str) -> None:
+        self._path = path
+        self._socket: Socket | None = None
+        self._prefixes: dict[int, str] = {}
+        facility_number = SysLogHandler.facility_names[facility]
+        for level, severity in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
+            self._prefixes[level] = f"<{facility_number << 3 | severity}>{self.ident}"
+
+    def line(self, level: int, text: str) -> bytes:
+        """See Channel."""
+        return (self._prefixes.get(level, self._prefixes[logging.ERROR]) + text).encode("utf-8", "backslashreplace")
+
+    def send(self, lines: Sequence[bytes]) -> int:
+        """See Channel."""
+        sent = 0
+        fresh = False
+        while sent < len(lines):
+            try:
+                if self._socket is None:
+                    fresh = True
+                    self._socket = self._connected()
+                self._socket.send(lines[sent])
+                sent += 1
+            except BlockingIOError:
+                break
+            except OSError:  # syslog was restarted, or is not there
+                self.close()
+                if fresh:
+                    break
+        return sent
+
+    def _connected(self) -> Socket:
+        sock = Socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def close(self) -> None:
+        """See Channel."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+class StreamChannel:
+    """A file descriptor, with time and level in front of each line. It may be a file, a terminal or a pipe.
+
+    poll: select.poll as it was before monkey patching.
+    """
+
+    name = "standard error"
+
+    def __init__(self, handle: int, poll: "Callable[[], select.poll]") -> None:
+        self._handle = handle
+        self._poll = poll()
+        self._poll.register(handle, select.POLLOUT)
+        self._begun = b""  # what is left of lines that were taken
+        self._second = 0
+        self._time = ""  # of it
+
+    def line(self, level: int, text: str) -> bytes:
+        """See Channel. The time is as the logging module has it: local, with milliseconds."""
+        now = time.time()
+        if int(now) != self._second:
+            self._second = int(now)
+            self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        name = logging.getLevelName(level)
+        return f"{self._time},{int(now * 1000) % 1000:03d} {name} {text}\n".encode("utf-8", "backslashreplace")
+
+    def send(self, lines: Sequence[bytes]) -> int:
+        """See Channel."""
+        taken = 0
+        while self._begun or taken < len(lines):
+            start = taken
+            if not self._begun:
+                octets = 0
+                while taken < len(lines) and (taken == start or octets + len(lines[taken]) <= _AT_ONCE):
+                    octets += len(lines[taken])
+                    taken += 1
+                self._begun = b"".join(lines[start:taken])
+            try:
+                if not self._poll.poll(0):
+                    break
+                self._begun = self._begun[os.write(self._handle, self._begun[:_AT_ONCE]) :]
+            except BlockingIOError:
+                break
+            except OSError:  # a full disk, a reader that is gone
+                self._begun = b""
+                return start
+        return taken
+
+    def close(self) -> None:
+        """See Channel. The descriptor is not ours."""
