@@ -9,18 +9,17 @@ is ambiguous, and from that dot on nothing more of it comes out. It does not kno
 import re
 from dataclasses import dataclass
 
-# A dot with a line end on both sides; the end of data is the one case where those are exactly CRLF and CRLF.
-_LONE_DOT = re.compile(rb"(?<=[\r\n])\.(?=[\r\n])")
-# What cannot be judged before more octets come: a dot after a line end, perhaps with a CR behind it.
-_UNDECIDED = re.compile(rb"(?<=[\r\n])\.\r?\Z")
+# A dot at the start of a line. In this form, with the dot first, sre looks for it with memchr: 3 GB/s, where the same
+# with the line end first makes 0.07 GB/s.
+_DOT_AT_LINE_START = re.compile(rb"\.(?<=[\r\n]\.)")
 # Cyrus 3.6 reads at most 8189 octets of a line at a time and takes a lone dot at the start of each piece for the end:
 # measured, the rest of the message then ran as commands. Where its pieces start cannot be told from outside (the first
 # one wherever its header parser gives up, and a CR that would end one is left for the next), so no dot so far in a line
 # may stand at its end.
 _LONG = 8189
 _DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
-_STUFFED = b"\r\n."
 _END = b"\r\n.\r\n"
+_LINE_END = (b"\r", b"\n", b"")
 
 
 @dataclass(slots=True)
@@ -58,25 +57,28 @@ class MessageData:
         data = self._before + self._held + octets
         was_ambiguous = self.ambiguous
         bad = cut = len(data)
-        if b"\n." in data or b"\r." in data:
-            position = 2
-            while match := _LONE_DOT.search(data, position):
-                dot = match.start()
-                if data[dot - 2 : dot + 3] == _END:
+        stuffed = 0
+        for match in _DOT_AT_LINE_START.finditer(data, 2):
+            dot = match.start()
+            after = data[dot + 1 : dot + 3]
+            if after[:1] in _LINE_END:
+                # Alone on its line, or it cannot be judged before more octets come. The end of data is the one case
+                # where the line ends on both sides are exactly CRLF and CRLF.
+                if after == b"\r\n" and data.startswith(b"\r\n", dot - 2):
                     self.ended = True
                     cut = dot
                     break
-                if data[dot + 1 :] == b"\r":
+                if not after or (after == b"\r" and dot + 2 == len(data)):
+                    cut = dot
                     break
                 bad = min(bad, dot)
-                position = dot + 1
-            if not self.ended and (undecided := _UNDECIDED.search(data, 2)):
-                cut = undecided.start()
-        bad, cut = self._judge_long_lines(data, bad, cut)
+            stuffed += data.startswith(b"\r\n", dot - 2)
+        if self._column + len(data) > _LONG:
+            bad, cut = self._judge_long_lines(data, bad, cut)
         self._count_column(data, 2, cut)
 
         self.ambiguous = was_ambiguous or bad < cut
-        self.size += cut - 2 - data.count(_STUFFED, 0, cut)
+        self.size += cut - 2 - stuffed
         self._before = data[cut - 2 : cut]
         self._held = b"" if self.ended else data[cut:]
         passed = b"" if was_ambiguous else data[2 : min(cut, bad)]

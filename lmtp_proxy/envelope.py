@@ -7,7 +7,7 @@ Paths are kept as they came, octet for octet, because they go on to a backend th
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmtp_proxy import reply
 from lmtp_proxy.reply import Reply
@@ -22,13 +22,16 @@ _LITERAL = rb"\[[A-Za-z0-9:.\-]+\]"
 _DOMAIN = rb"(?:%s|%s)" % (_NAME, _LITERAL)
 _ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)
 _PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, _ATOM, _QUOTED, _DOMAIN))
+# What nearly all commands look like. Everything else goes the long way round, to the same result in thrice the time.
+_PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]+)@([A-Za-z0-9_.\-]+)"
+_PLAIN_MAIL = re.compile(rb"FROM:(<(?:%s)?>)(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?" % _PLAIN)
+_PLAIN_RCPT = re.compile(rb"TO:(<%s>)" % _PLAIN)
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What MAIL said: `path` with its angle brackets (`<>` is the null sender) and the parameters we know.
 
     size: octets that the client announces, None if it does not. body: b"7BIT" or b"8BITMIME", None if not given.
@@ -54,8 +57,7 @@ class Envelope:
         return b" ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """What RCPT said: `path` with its angle brackets, verbatim; local part without quotes and domain, for look-ups.
 
     `domain` is empty for `RCPT TO:<user>`.
@@ -72,6 +74,9 @@ class Recipient:
 
 def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
     """`FROM:<path> [parameters]`. `smtputf8`: whether LHLO offered it."""
+    if plain := _PLAIN_MAIL.fullmatch(arguments):
+        octets = plain[4]
+        return Envelope(plain[1], None if octets is None else int(octets), plain[5])
     split = _split(arguments, b"FROM:", null_path=True)
     if split is None:
         return reply.BAD_SENDER
@@ -107,6 +112,9 @@ def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
 
 def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
     """`TO:<path> [parameters]`. `smtputf8`: whether this transaction's MAIL said SMTPUTF8. No parameter is known."""
+    if plain := _PLAIN_RCPT.fullmatch(arguments):
+        path, local, domain = plain.groups()
+        return Recipient(path, local.decode("ascii"), domain.decode("ascii"))
     split = _split(arguments, b"TO:", null_path=False)
     if split is None:
         return reply.BAD_RECIPIENT

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the protocol tells the session: a client's valid commands, in order, as frozen values.
 
-Values only: neither how they are parsed nor what is done about them.
+Values only: neither how they are parsed nor what is done about them. Those with a content are tuples, because several
+are made for each message, and a frozen dataclass takes twice as long to make.
 """
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.reply import Reply
@@ -16,17 +18,16 @@ class Wait(enum.Enum):
 
     NEED_DATA = "more octets from the client"
     PAUSED = "replies that are owed"
+    BUSY = "a turn for others: there is more to do"
 
 
-@dataclass(frozen=True, slots=True)
-class MailCommand:
+class MailCommand(NamedTuple):
     """A transaction begins. Already answered."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
-class RcptCommand:
+class RcptCommand(NamedTuple):
     """A recipient. Owes one reply."""
 
     recipient: Recipient
@@ -37,22 +38,22 @@ class DataCommand:
     """DATA with at least one accepted recipient. Call `start_data` next."""
 
 
-@dataclass(frozen=True, slots=True)
-class MessageOctets:
+class MessageOctets(NamedTuple):
     """A piece of the message as it came, stuffing included, without the final dot."""
 
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EndOfMessage:
+class EndOfMessage(NamedTuple):
     """The final dot came: one reply is owed per accepted recipient.
 
-    size: octets of the message (RFC 1870). refusal: the reply to all where the message may not be delivered.
+    size: octets of the message (RFC 1870). refusal: the reply to all where the message may not be delivered. octets:
+    the last piece of the message, as in MessageOctets.
     """
 
     size: int
     refusal: Reply | None
+    octets: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +66,6 @@ class ConnectionClosed:
     """Nothing more will come: QUIT, end of file, or too many errors. Send what is to be sent and close."""
 
 
-Event = MailCommand | RcptCommand | DataCommand | MessageOctets | EndOfMessage | TransactionReset | ConnectionClosed
+Event: TypeAlias = (
+    MailCommand | RcptCommand | DataCommand | MessageOctets | EndOfMessage | TransactionReset | ConnectionClosed
+)

@@ -35,6 +35,8 @@ _TABLE: dict[Phase, dict[int, _Meaning]] = {
     Phase.FINAL_DOT: {2: _Meaning.ANSWER, 3: _Meaning.ODD, 4: _Meaning.ANSWER, 5: _Meaning.ANSWER},
 }
 
+_DATA = Phase.DATA
+
 # Replies to MAIL that say "authenticate first": a 5xx of these would bounce mail for a mistake in our configuration.
 # Cyrus says 430; the others are RFC 4954 section 6.
 _WANTS_AUTH = frozenset({430, 530, 534, 535, 538})
@@ -42,6 +44,8 @@ _WANTS_AUTH = frozenset({430, 530, 534, 535, 538})
 
 def judge(phase: Phase, reply: Reply) -> Reply:
     """The reply, where the conversation goes on; else raises BackendError with what its recipients get."""
+    if reply.code < 300 and phase is not _DATA:
+        return reply
     if phase is Phase.MAIL and reply.code in _WANTS_AUTH:
         raise BackendError(say.BACKEND_AUTH, f"it wants authentication: {reply}", alarm=True)
     meaning = _TABLE[phase][reply.code // 100]

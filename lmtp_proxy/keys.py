@@ -51,5 +51,7 @@ class KeyRules:
 
     def _without_detail(self, local_part: str) -> str:
         # A delimiter in front belongs to the name (`+alice`): an empty mailbox name would match nobody's mail.
-        cuts = [cut for mark in self.recipient_delimiter if (cut := local_part.find(mark, 1)) > 0]
-        return local_part[: min(cuts)] if cuts else local_part
+        for mark in self.recipient_delimiter:
+            if (cut := local_part.find(mark, 1)) > 0:
+                local_part = local_part[:cut]
+        return local_part

@@ -31,7 +31,10 @@ MAX_COMMAND = 2048
 """Octets of one command line, CRLF included. RFC 5321 asks for 512, and more for each extension."""
 MAX_ERRORS = 20
 """Refused commands in a row after which the session is closed."""
+AT_ONCE = 100
+"""Commands of one client that are taken before the other clients have their turn."""
 
+_DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
 _TOO_LONG = b"\n"  # stands for a line that was thrown away; no real line holds a LF
 
 
@@ -57,13 +60,13 @@ class Protocol:
         self._closed = False
         self._greeted = False
         self._errors = 0
+        self._turn = 0  # commands taken in this one
         self._replies = ReplyQueue()
         self._envelope: Envelope | None = None
         self._accepted = 0
         self._owed = 0
         self._data_expected = False
         self._data: MessageData | None = None
-        self._end: EndOfMessage | None = None
         self._replying = False  # after the final dot
 
     def __repr__(self) -> str:
@@ -72,13 +75,9 @@ class Protocol:
         )
 
     def _phase(self) -> str:
-        if self._closed:
-            return "closed"
-        if self._replying:
-            return "replying"
-        if self._data is not None:
-            return "data"
-        return "envelope" if self._envelope else "idle"
+        if self._closed or self._replying:
+            return "closed" if self._closed else "replying"
+        return "data" if self._data is not None else "envelope" if self._envelope else "idle"
 
     # --- what the session may ask ------------------------------------------------------------------------------------
 
@@ -101,8 +100,13 @@ class Protocol:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
         octets = self._unparsed() + ahead
         if self._data is not None or self._data_expected:
-            return self._end is not None or (self._data or MessageData()).ends_in(octets)
+            return (self._data or MessageData()).ends_in(octets)
         return b"\r\n.\r\n" in octets
+
+    @property
+    def data_follows(self) -> bool:
+        """Whether the next command, which waits for replies that are owed, is DATA."""
+        return self._buffer[self._position : self._position + 6].upper() == b"DATA\r\n"
 
     def data_to_send(self) -> bytes:
         """All replies that may go out now; each is handed out once."""
@@ -118,7 +122,7 @@ class Protocol:
         """Octets from the client; b"" is the end of file."""
         if octets:
             self._buffer = self._unparsed() + octets
-            self._position = 0
+            self._position = self._turn = 0
         else:
             self._eof = True
 
@@ -161,57 +165,60 @@ class Protocol:
         """The next thing to do, or why there is none."""
         while True:
             if self._closed:
-                return ConnectionClosed()
+                return _CLOSED
             if self._data_expected:
                 raise LocalProtocolError("DATA was not followed by start_data")
             if self._data is not None:
                 return self._next_in_data(self._data)
             if self._replying:
                 return Wait.PAUSED
+            if self._turn >= AT_ONCE:
+                self._turn = 0
+                return Wait.BUSY
             line = self._next_line()
             if line is None:
                 if self._owed:
                     return Wait.PAUSED
-                return ConnectionClosed() if self._eof else Wait.NEED_DATA
+                return _CLOSED if self._eof else Wait.NEED_DATA
             event = self._command(line)
             if event is not None:
                 return event
 
     def _next_in_data(self, data: MessageData) -> Event | Wait:
-        if self._end is None:
-            if self._position == len(self._buffer):
-                return ConnectionClosed() if self._eof else Wait.NEED_DATA
-            octets, self._buffer = data.feed(self._unparsed())
-            self._position = 0
-            refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
-            if data.ended:
-                self._end = EndOfMessage(data.size, refusal)
-            if octets and not refusal:
-                return MessageOctets(octets)
-            if self._end is None:
-                return ConnectionClosed() if self._eof else Wait.NEED_DATA
-        end, self._end, self._data = self._end, None, None
-        self._replying = True
-        self._owed = self._accepted
-        return end
+        if self._position == len(self._buffer):
+            return _CLOSED if self._eof else Wait.NEED_DATA
+        octets, self._buffer = data.feed(self._unparsed())
+        self._position = 0
+        refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
+        if refusal:
+            octets = b""
+        if data.ended:
+            self._data = None
+            self._replying = True
+            self._owed = self._accepted
+            return EndOfMessage(data.size, refusal, octets)
+        if octets:
+            return MessageOctets(octets)
+        return _CLOSED if self._eof else Wait.NEED_DATA
 
     def _size_refusal(self, size: int | None) -> Reply | None:
         return say.SIZE_TOO_BIG if size and 0 < self._max_message_size < size else None
 
     def _next_line(self) -> bytes | None:
         """The next command line without its line end; None if there is none, or if it has to wait for its turn."""
-        end = self._buffer.find(b"\n", self._position)
+        buffer, start = self._buffer, self._position
+        end = buffer.find(b"\n", start)
         if end < 0:
-            if len(self._buffer) - self._position >= MAX_COMMAND:
+            if len(buffer) - start >= MAX_COMMAND:
                 self._skipping = True
             if self._skipping:
                 self._buffer, self._position = b"", 0
             return None
-        line = self._buffer[self._position : end]
+        line = buffer[start:end]
         if self._owed and not self._may_run_ahead(line):
             return None
         self._position = end + 1
-        if self._skipping or len(line) >= MAX_COMMAND:
+        if self._skipping or end - start >= MAX_COMMAND:
             self._skipping = False
             return _TOO_LONG
         return line.removesuffix(b"\r")
@@ -229,12 +236,12 @@ class Protocol:
         )
 
     def _command(self, line: bytes) -> Event | None:
+        self._turn += 1
         if line == _TOO_LONG:
             return self._refuse(say.LINE_TOO_LONG)
-        verb, _, arguments = line.partition(b" ")
-        handler = _VERBS.get(verb.upper(), _UNKNOWN)
+        handler = _VERBS.get(line[:4].upper(), _UNKNOWN) if line[4:5] in (b" ", b"") else _UNKNOWN
         errors = self._errors
-        event = handler(self, arguments.strip(b" "))
+        event = handler(self, line[5:].strip(b" "))
         if self._errors == errors:
             self._errors = 0
         return event
@@ -282,7 +289,7 @@ class Protocol:
         if not self._accepted:
             return self._refuse(say.NO_RECIPIENTS)
         self._data_expected = True
-        return DataCommand()
+        return _DATA
 
     def _rset(self, arguments: bytes) -> Event | None:
         if arguments:
@@ -315,13 +322,13 @@ class Protocol:
         if self._envelope is None:
             return None
         self._end_transaction()
-        return TransactionReset()
+        return _RESET
 
     def _end_transaction(self) -> None:
         self._envelope = None
         self._accepted = 0
         self._data_expected = False
-        self._data = self._end = None
+        self._data = None
         self._replying = False
 
 
@@ -335,6 +342,7 @@ def _never(reply: Reply) -> "_Handler":
 
 _Handler: TypeAlias = Callable[[Protocol, bytes], Event | None]
 _UNKNOWN = _never(say.BAD_COMMAND)
+# Each has four letters.
 _VERBS: dict[bytes, _Handler] = {
     b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
     b"HELO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted

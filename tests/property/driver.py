@@ -87,6 +87,8 @@ class Driver:
         """Take events and answer until octets are needed or all is over."""
         while True:
             event = self.protocol.next_event()
+            if event is Wait.BUSY:
+                continue
             if event is Wait.PAUSED:
                 self._answer()
                 continue
@@ -98,6 +100,9 @@ class Driver:
             self._take(event)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, EndOfMessage) and event.octets:
+            self._take(MessageOctets(event.octets))
+            event = event._replace(octets=b"")
         if isinstance(event, MessageOctets) and self.events and isinstance(self.events[-1], MessageOctets):
             self.events[-1] = MessageOctets(self.events[-1].octets + event.octets)
             return

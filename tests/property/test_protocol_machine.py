@@ -204,7 +204,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.model.run()
 
     def pump(self) -> None:
-        while not isinstance(event := self.protocol.next_event(), Wait | ConnectionClosed):
+        while (event := self.protocol.next_event()) is Wait.BUSY or not isinstance(event, Wait | ConnectionClosed):
             match event:
                 case MailCommand(envelope):
                     self.events.append(("mail", envelope.path))
@@ -217,7 +217,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                     assert octets
                     assert self.protocol.in_data
                     self.body += octets
-                case EndOfMessage(size, refusal):
+                case EndOfMessage(size, refusal, octets):
+                    self.body += octets
                     code = refusal.code if refusal else None
                     self.events.append(("end", None if refusal else self.body, size, code))
                     self.body = b""

@@ -303,7 +303,7 @@ def test_a_backend_gets_only_the_parameters_that_it_offered(
 def test_both_are_frozen_values() -> None:
     assert len({Envelope(b"<>"), Envelope(b"<>"), Envelope(b"<>", size=0)}) == 2
     recipient = Recipient(b"<a@b>", "a", "b")
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
         recipient.domain = "c"  # type: ignore[misc]
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
         FULL.size = 1  # type: ignore[misc]
