@@ -27,20 +27,25 @@ Ring 1, files, tables and the log:
     loader             that process
     users_edit         the text of a configuration with some users changed
     users_excerpt      the same for a file of any size
-    log                log handlers and the escaping of foreign text
+    log_channel        syslog's socket or standard error, never waited for
+    log_batch          log lines in batches
+    log                what the log is set up to be, and the escaping of foreign text
+    stream             a connected socket on gevent's loop, and waiting for it
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
     backend            one LMTP conversation with a backend
-    pool               how many conversations at once
+    pool               the connections to one backend: how many, which are kept
+    place              one transaction's place in a pool
     preflight          asks a backend whether it would take mail for some users
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
     failure            what a backend's failure or odd reply means for its recipients
     uncertain_log      remembers uncertain deliveries, and appends them to a file
     commit             the commit point of a delivery
+    commands           commands to a backend, and the replies that they wait for
     delivery           one backend's share of a transaction
     delivery_log       one log line per recipient
     parking            where recipients on `hold` wait

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One LMTP conversation with a backend: smtplib.LMTP with strict replies and absolute deadlines.
+"""One LMTP conversation with a backend: smtplib.LMTP on a Stream, with strict replies and absolute deadlines.
 
 smtplib brings LHLO and AUTH. Its own reader would wait for ever on a trickle and take any line for a reply, so replies
 are read here. Every failure is a BackendError, which carries the reply for the recipients. Nothing is retried, and
@@ -10,21 +10,23 @@ import re
 import smtplib
 import socket
 import time
+from _socket import socket as Socket
 from collections.abc import Callable
 from ipaddress import ip_address
 
 import gevent
-import gevent.socket
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.config_values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.log import printable
-from lmtp_proxy.reply import MAX_LINE, Reply
+from lmtp_proxy.reply import MAX_LINE, Reply, reply_from_wire
+from lmtp_proxy.stream import Stream
 
 MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
 FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
-_RECEIVE = 65536
-_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?")
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
+# What nearly all replies look like: one line, with an enhanced code.
+_PLAIN_REPLY = re.compile(rb"([245][0-9][0-9]) ([245]\.[0-9]{1,3}\.[0-9]{1,3}(?: [^\r\n\0]*)?)\r\n")
 _LEAVE_TAKING = 2.0  # seconds
 _EARLY_REPLY = 5.0  # seconds for the rest of a reply that has begun to arrive before its time
 
@@ -71,31 +73,33 @@ def _connected(address: TcpAddress) -> socket.socket:
 class BackendSession(smtplib.LMTP):
     """A connection to one backend, from greeting to QUIT. `start` it before anything else.
 
-    before_wait: called each time it is about to wait for a reply; the transaction uses it to send on what is known.
+    before_wait: called each time one of the methods here is about to wait for a reply; the transaction uses it to send
+    on what is known. stream: None before `start` and after `close`.
     """
 
     def __init__(self, backend: Backend, hostname: str) -> None:
         super().__init__(local_hostname=hostname)
         self.backend = backend
         self.before_wait: Callable[[], None] | None = None
+        self.stream: Stream | None = None
+        self.offered: frozenset[str] = frozenset()
         self._received = b""
+        self._at = 0  # in `_received`: what stands before it was read
+        self._lines: list[bytes] = []  # of a reply that has not come to its end
+        self._code = b""  # of these
+        self._octets = 0  # of these
         self._deadline = 0.0  # of the step in hand, for the parts that smtplib drives
 
     def __repr__(self) -> str:
-        state = "open" if self.sock else "closed"
-        return f"<BackendSession {self.backend.name}[{self.backend.address}] {state} unread={len(self._received)}>"
-
-    @property
-    def offered(self) -> frozenset[str]:
-        """The extensions that the backend offered, in lower case."""
-        return frozenset(self.esmtp_features)
+        unread = len(self._received) - self._at
+        return f"<BackendSession {self.backend.name}[{self.backend.address}] {self.stream!r} unread={unread}>"
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Connect, read the greeting, LHLO, and AUTH where a user is configured. Raises BackendError."""
         try:
-            self._connect()
+            self.stream = Stream(self._connection())
             self._deadline = time.monotonic() + self.backend.timeouts.greeting
             greeting = self.read_reply(self._deadline)
             if greeting.code != 220:
@@ -109,20 +113,26 @@ class BackendSession(smtplib.LMTP):
             self.close()
             raise
 
-    def _connect(self) -> None:
+    def _connection(self) -> Socket:
         address, seconds = self.backend.address, self.backend.timeouts.connect
         try:
             if isinstance(address, UnixAddress):
-                self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                # Without waiting: a full backlog is EAGAIN, and gevent would try again for ever.
-                self.sock.settimeout(0.0)
-                self.sock.connect(address.path)
-            else:
-                address.host.encode("idna")  # as the resolver does in its thread, where gevent would print the error
-                # The timeout of create_connection is per address and leaves DNS out.
-                with gevent.Timeout(seconds, TimeoutError(f"no connection in {seconds:g} s")):
-                    self.sock = _connected(address)
-                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                try:
+                    # Without waiting: a full backlog is EAGAIN, and waiting for room in it cannot be told from waiting
+                    # for a dead backend.
+                    sock.setblocking(False)
+                    sock.connect(address.path)
+                except BaseException:
+                    sock.close()
+                    raise
+                return sock
+            address.host.encode("idna")  # as the resolver does in its thread, where gevent would print the error
+            # The timeout of create_connection is per address and leaves DNS out.
+            with gevent.Timeout(seconds, TimeoutError(f"no connection in {seconds:g} s")):
+                connected = _connected(address)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return Socket(connected.family, connected.type, connected.proto, connected.detach())
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
             raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
 
@@ -130,6 +140,7 @@ class BackendSession(smtplib.LMTP):
         code, text = self.ehlo()
         if code != 250:
             raise BackendError(say.BACKEND_ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
+        self.offered = frozenset(self.esmtp_features)  # in lower case
 
     def _authenticate(self, user: str, password: str) -> None:
         try:
@@ -162,82 +173,137 @@ class BackendSession(smtplib.LMTP):
         """Send all of a command, for smtplib's own LHLO and AUTH."""
         self.write(s.encode("ascii") if isinstance(s, str) else s, self._deadline)
 
-    # --- the conversation --------------------------------------------------------------------------------------------
+    # --- out ---------------------------------------------------------------------------------------------------------
 
-    def write_now(self, octets: bytes) -> bytes:
-        """Send what goes out without waiting; return the rest. Raises BackendError."""
-        sock = self._open_socket()
+    def send_now(self, octets: bytes) -> int:
+        """Send what goes out without waiting; how many octets. The stream is `full` if not all. Raises BackendError."""
         try:
-            sock.settimeout(0.0)
-            return octets[sock.send(octets) :]
-        except BlockingIOError:
-            return octets
+            return self._open_stream().send(octets)
         except OSError as error:
             raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
 
+    def put(self, octets: bytes) -> None:
+        """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
+        sent = self.send_now(octets)
+        if sent < len(octets):
+            self.keep(octets[sent:])
+
+    def keep(self, octets: bytes) -> None:
+        """Send what the last `send_now` left, or a part of it, while the stream is `full`."""
+        self._open_stream().keep(octets)
+
     def write(self, octets: bytes, deadline: float) -> None:
         """Send all octets until `deadline` (time.monotonic). Raises BackendError."""
-        while octets and (octets := self.write_now(octets)):
-            sock = self._open_socket()
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                octets = octets[sock.send(octets) :]
-            except OSError as error:
-                raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
-
-    def write_final_dot(self, deadline: float, look: Callable[[], None], step_back: Callable[[], None]) -> None:
-        """End the message. `look` is called right before the dot goes out, and again after each wait for room for it.
-
-        step_back: called before each such wait, when no octet of the dot has gone out. Raises BackendError,
-        `maybe_delivered` unless certainly no octet of the dot went out; and what `look` raises.
-        """
-        while True:
-            look()
-            if (rest := self.write_now(FINAL_DOT)) != FINAL_DOT:
-                break
-            step_back()
-            silent = BackendError(say.BACKEND_SILENT, "write: timed out")
-            gevent.socket.wait_write(self._open_socket().fileno(), max(0.001, deadline - time.monotonic()), silent)
+        self.put(octets)
         try:
-            self.write(rest, deadline)
-        except BackendError as error:
-            error.maybe_delivered = len(rest) < len(FINAL_DOT)
-            raise
+            if not self._open_stream().wait_for_room(deadline):
+                raise BackendError(say.BACKEND_SILENT, "write: timed out")
+        except OSError as error:
+            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def next_reply(self) -> Reply | None:
+        """The next reply, with an enhanced code, if all of it has come; None if it may still come.
+
+        Raises BackendError: end of file, anything that is no reply, and 421, which ends every conversation.
+        """
+        self._take_in()
+        if not self._lines and (match := _PLAIN_REPLY.match(self._received, self._at)):
+            wire, code, text = match.group(0, 1, 2)
+            if len(wire) <= MAX_LINE and code != b"421":
+                self._use_up(match.end())
+                return reply_from_wire(int(code), (text,), wire)
+        reply = self._next_verbatim()
+        return reply if reply is None else reply.with_enhanced()
 
     def read_reply(self, deadline: float) -> Reply:
-        """The next reply, with an enhanced code. What has arrived is read even after `deadline` (time.monotonic).
+        """The next reply, waited for. What has arrived is read even after `deadline` (time.monotonic).
 
-        Raises BackendError: silence, end of file, anything that is no reply, and 421, which ends every conversation.
+        Raises BackendError as `next_reply` does, and for silence.
         """
         return self._read_verbatim(deadline).with_enhanced()
 
     def _read_verbatim(self, deadline: float) -> Reply:
-        lines: list[bytes] = []
-        octets = 0
-        code = b""
-        while True:
-            match = _REPLY_LINE.fullmatch(self._read_line(deadline))
-            if not match or (code and match[1] != code):
-                raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
-            code = match[1]
-            lines.append(match[3] or b"")
-            octets += len(lines[-1])
-            if octets > MAX_REPLY:
-                raise BackendError(say.BACKEND_ODD, f"a reply of more than {MAX_REPLY} octets")
-            if match[2] != b"-":
-                break
-        reply = Reply(int(code), tuple(lines))
-        if reply.code == 421:
-            raise BackendError(say.BACKEND_CLOSING, f"it said {reply}")
+        while (reply := self._next_verbatim()) is None:
+            if self.before_wait:
+                self.before_wait()
+            if time.monotonic() >= deadline:
+                raise BackendError(say.BACKEND_SILENT, "no answer in time")
+            self._open_stream().wait(deadline)
         return reply
 
+    def _next_verbatim(self) -> Reply | None:
+        stream = self._take_in()
+        while match := _REPLY_LINE.match(self._received, self._at):
+            code, mark, text = match.groups(b"")
+            if match.end() - self._at > MAX_LINE:
+                raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
+            self._use_up(match.end())
+            if self._lines or mark == b"-":
+                self._gather(code, text)
+                if mark == b"-":
+                    continue
+                lines, self._lines, self._octets = tuple(self._lines), [], 0
+            else:
+                lines = (text,)
+            reply = reply_from_wire(int(code), lines)
+            if reply.code == 421:
+                raise BackendError(say.BACKEND_CLOSING, f"it said {reply}")
+            return reply
+        self._check_rest(stream)
+        return None
+
+    def _take_in(self) -> Stream:
+        """What has come stands in `_received` from `_at` on."""
+        stream = self._open_stream()
+        if stream.received:
+            self._received = self._received[self._at :] + stream.take() if self._received else stream.take()
+            self._at = 0
+        return stream
+
+    def _use_up(self, end: int) -> None:
+        if end == len(self._received):
+            self._received, self._at = b"", 0
+        else:
+            self._at = end
+
+    def _gather(self, code: bytes, text: bytes) -> None:
+        """A line of a reply of several lines."""
+        if self._lines and code != self._code:
+            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
+        self._code = code
+        self._lines.append(text)
+        self._octets += len(text) or 1
+        if self._octets > MAX_REPLY:
+            raise BackendError(say.BACKEND_ODD, f"a reply of more than {MAX_REPLY} octets")
+
+    def _check_rest(self, stream: Stream) -> None:
+        """What was received and is no whole line of a reply: raises BackendError unless it may become one."""
+        unread = len(self._received) - self._at
+        line_end = self._received.find(b"\n", self._at) if unread else -1
+        if (unread if line_end < 0 else line_end - self._at) >= MAX_LINE:
+            raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
+        if line_end >= 0:
+            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
+        if stream.ended:
+            raise BackendError(
+                say.BACKEND_SILENT, f"read: {stream.error}" if stream.error else "it closed the connection"
+            )
+
+    @property
+    def unread(self) -> bool:
+        """Something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
+        stream = self.stream
+        return bool(self._received) or stream is None or bool(stream.received) or stream.ended
+
     def check_quiet(self, *, in_data: bool = False) -> None:
-        """Make sure that nothing has arrived which nobody asked for; to be called before a send.
+        """Make sure that up to now nothing has come which nobody asked for.
 
         Raises BackendError. Amid the data a negative reply is the backend's early verdict on the message; anywhere else
         nobody knows what it answers.
         """
-        if not self._received and not self._receive_now():
+        if not self._received and not self._open_stream().look():
             return
         reply = self.read_reply(time.monotonic() + _EARLY_REPLY)
         verdict = say.BACKEND_ODD
@@ -245,10 +311,7 @@ class BackendSession(smtplib.LMTP):
             verdict = reply if reply.negative else say.BACKEND_SILENT
         raise BackendError(verdict, f"it said out of turn: {reply}")
 
-    @property
-    def unread(self) -> bool:
-        """Octets were received that no reply has used up."""
-        return bool(self._received)
+    # --- the end -----------------------------------------------------------------------------------------------------
 
     def quit(self) -> None:  # type: ignore[override]
         """Take leave as RFC 5321 section 4.1.1.10 asks: QUIT, wait a little for its reply, close."""
@@ -261,48 +324,13 @@ class BackendSession(smtplib.LMTP):
         finally:
             self.close()
 
-    # --- octets ------------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Close the connection, at once and without a word."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.close()
 
-    def _open_socket(self) -> socket.socket:
-        if self.sock is None:
+    def _open_stream(self) -> Stream:
+        if self.stream is None:
             raise BackendError(say.BACKEND_SILENT, "the connection is closed")
-        return self.sock
-
-    def _read_line(self, deadline: float) -> bytes:
-        """A line without its line end."""
-        while (end := self._received.find(b"\n")) < 0 and len(self._received) <= MAX_LINE:
-            if not self._receive_now():
-                if self.before_wait:
-                    self.before_wait()
-                seconds = deadline - time.monotonic()
-                if seconds <= 0:
-                    raise BackendError(say.BACKEND_SILENT, "no answer in time")
-                self._receive(seconds)
-        line = self._received[:end].removesuffix(b"\r")
-        if end < 0 or len(line) > MAX_LINE - len(b"\r\n"):
-            raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
-        self._received = self._received[end + 1 :]
-        return line
-
-    def _receive_now(self) -> bool:
-        """Take in what has arrived; False if nothing has."""
-        try:
-            self._receive(0.0)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _receive(self, seconds: float) -> None:
-        sock = self._open_socket()
-        sock.settimeout(seconds)
-        try:
-            octets = sock.recv(_RECEIVE)
-        except BlockingIOError:
-            raise
-        except TimeoutError as error:
-            raise BackendError(say.BACKEND_SILENT, "no answer in time") from error
-        except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"read: {error}") from error
-        if not octets:
-            raise BackendError(say.BACKEND_SILENT, "it closed the connection")
-        self._received += octets
+        return self.stream

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Notices a client that goes away while the session waits for a backend.
+"""Notices a client that goes away while the session waits for a backend, so that the backends are free at once.
 
-A session that waits does not read, so nobody would see the end of file, and the backends would stay occupied for as
-long as the slowest of them takes. While a `watching` block waits, the client's socket is looked at more than twice a
-second, and ClientGone is raised in the block. It knows nothing of LMTP; whether the client has said all is asked of
-others.
+The stream tells of its end, but not while it is paused: then the client has sent more than is taken in while nobody
+reads, and its end of file stands behind that. A paused client's socket is looked at more than twice a second. It knows
+nothing of LMTP; whether the client has said all is asked of others.
 """
 
 import select
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import gevent
+from gevent import get_hub
 from greenlet import getcurrent, greenlet
+
+from lmtp_proxy.stream import Stream
 
 INTERVAL = 0.4
 """Seconds between two looks: a vanished client is to release its backends within one."""
@@ -31,46 +30,79 @@ class ClientGone(BaseException):
 
 
 class ClientWatch:
-    """The watch over one client's socket.
+    """The watch over one client's stream, between `begin` and `end`.
 
     completes: told the octets that were not read yet, says whether the client has sent its whole message; then the end
     of file behind it is no reason to stop.
     """
 
-    def __init__(self, sock: socket.socket, poll: Poll, completes: Callable[[bytes], bool]) -> None:
-        self._sock = sock
+    __slots__ = ("_completes", "_poll", "_stream", "_timer", "_waiting")
+
+    def __init__(self, stream: Stream, poll: Poll, completes: Callable[[bytes], bool]) -> None:
+        self._stream = stream
+        self._poll = poll
         self._completes = completes
-        self._has_said_all = False
-        self._poll = poll()
-        self._poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        self._waiting: greenlet | None = None
+        self._timer: Any = None
+        stream.on_event = self._stirred
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Raise ClientGone in this greenlet if the client goes away while the block waits."""
-        timer = gevent.get_hub().loop.timer(INTERVAL, INTERVAL)
-        timer.start(self._look, getcurrent(), timer)
-        try:
-            yield
-        finally:
-            timer.stop()
-            timer.close()
+    def begin(self) -> None:
+        """From here on ClientGone is raised in this greenlet, while it waits, if the client goes away.
 
-    def _look(self, waiting: greenlet, timer: Any) -> None:
-        # Runs in the hub: nothing here may wait.
-        if self._gone():
-            timer.stop()
+        Raises it at once if the client has gone.
+        """
+        stream = self._stream
+        if (stream.ended or stream.paused) and self._gone():
+            raise ClientGone
+        self._waiting = getcurrent()
+        if stream.paused:
+            self._look_again()
+
+    def end(self) -> None:
+        """Whatever the client does is of no interest any more."""
+        self._waiting = None
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _stirred(self) -> None:
+        # Runs in the hub, as _look does: nothing here may wait.
+        if self._waiting is None:
+            return
+        if self._stream.ended:
+            self._throw_if_gone()
+        elif self._stream.paused and self._timer is None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._timer = get_hub().loop.timer(INTERVAL, INTERVAL)
+        self._timer.start(self._look)
+
+    def _look(self) -> None:
+        self._throw_if_gone()
+
+    def _throw_if_gone(self) -> None:
+        waiting = self._waiting
+        if waiting is not None and self._gone():
+            self.end()
             waiting.throw(ClientGone)
 
     def _gone(self) -> bool:
-        events = dict(self._poll.poll(0)).get(self._sock.fileno(), 0)
-        if self._has_said_all or not events & _CLOSED:
+        stream = self._stream
+        if stream.ended:
+            return stream.error is not None or not self._completes(stream.received)
+        poll = self._poll()
+        poll.register(stream.fileno(), select.POLLIN | select.POLLRDHUP)
+        events = dict(poll.poll(0)).get(stream.fileno(), 0)
+        if not events & _CLOSED:
             return False
-        ahead = b""
-        if events & select.POLLIN:
-            try:
-                ahead = self._sock.recv(_PEEK, socket.MSG_PEEK)
-            except OSError:  # a reset: what was not read is lost
-                return True
-        # Nothing comes behind an end of file, so this is looked at once: it may take a while, and it runs in the hub.
-        self._has_said_all = len(ahead) == _PEEK or self._completes(ahead)
-        return not self._has_said_all
+        try:
+            ahead = stream.peek(_PEEK)
+        except OSError:  # a reset: what was not read is lost
+            return True
+        # Nothing comes behind an end of file, so the answer stays. It may take a while, and runs in the hub: once.
+        if len(ahead) == _PEEK or self._completes(stream.received + ahead):
+            self.end()
+            return False
+        return True

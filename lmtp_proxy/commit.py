@@ -74,7 +74,7 @@ class CommitPoint:
         self._cutover = cutover
         self._ended = False
         self._flight = cutover.in_flight.begin(
-            message.session, pool.backend.name, str(pool.backend.address), message.envelope.path
+            message.session, pool.backend.name, pool.address, message.envelope.path
         )
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class CommitPoint:
     def enter(self) -> None:
         """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
         generation = self._cutover.current()
-        rules = generation.config.key_rules
+        rules = generation.routing.rules
         keys: set[str] = set()
         for position in self.accepted:
             recipient = position.recipient
@@ -164,7 +164,7 @@ class CommitPoint:
             user=keys[-1] if len(keys) == 1 or not keys[-1].startswith("@") else keys[-2],
             recipient=printable(position.recipient.path[1:-1]),
             backend=self._backend.name,
-            address=str(self._backend.address),
+            address=self._flight.address,
             sender=printable(message.envelope.path[1:-1]),
             message_id=None if identity is None else printable(identity),
             size=message.size,

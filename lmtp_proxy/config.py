@@ -65,7 +65,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": _TIMEOUTS,
     "config.log": ("syslog", "facility", "level"),
-    "backends.*": ("socket", "host", "port", "user", "password", "password_file", "max_connections", "timeouts"),
+    "backends.*": (
+        *("socket", "host", "port", "user", "password", "password_file"),
+        *("max_connections", "idle_timeout", "timeouts"),
+    ),
     "backends.*.timeouts": tuple(name for name in _TIMEOUTS if name not in _PROXY_TIMEOUTS),
 }
 
@@ -285,6 +288,7 @@ def _backend(parent: Section, name: str, listener: Address | None, timeouts: Tim
         user=user,
         password=password,
         max_connections=section.value("max_connections", config_keys.whole(1, 10_000), 20),
+        idle_timeout=section.value("idle_timeout", config_keys.seconds_or_none("idle_timeout"), 30.0),
         timeouts=_timeouts(section, "backends.*.timeouts", timeouts),
     )
 

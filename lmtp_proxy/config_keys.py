@@ -37,6 +37,7 @@ _SECONDS_MAX: dict[str, tuple[int, str]] = {
     "final_reply": (539, "every recipient has to be answered in less than 540 s from the client's final dot"),
     "client_idle": (86400, "a day"),
     "shutdown": (3600, "an hour"),
+    "idle_timeout": (86400, "a day"),
     "hold_timeout": (290, "Postfix waits 300 s for the reply to RCPT"),
 }
 _FACILITIES = (
@@ -80,6 +81,12 @@ def seconds(name: str) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def seconds_or_none(name: str) -> Callable[[str], float]:
+    """As `seconds`, or 0, which switches off what it is about."""
+    convert = seconds(name)
+    return lambda text: 0.0 if text == "0" else convert(text)
 
 
 def permissions(text: str) -> int:

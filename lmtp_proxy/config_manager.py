@@ -22,7 +22,7 @@ from gevent.threadpool import ThreadPool
 from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_difference import compare_users, difference
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.generation import Generation, first_generation, next_generation
+from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.tables.static import StaticTable
 
@@ -159,6 +159,7 @@ class ConfigManager:
             return Refused(loaded.errors, time.time())
         config, changes = loaded.config, _described(previous.config, loaded)
         self._generation = next_generation(config, previous)
+        retire(previous, self._generation)
         self.loaded = time.time()
         self._generation_changed()
         # The old generation may be held until the collector comes. In a thread: a million users take 6 ms to let go.

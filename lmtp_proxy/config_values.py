@@ -61,13 +61,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One store. user and password are both None or both text."""
+    """One store. user and password are both None or both text. idle_timeout: seconds, 0 to keep no connection."""
 
     name: str
     address: Address
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     max_connections: int = 20
+    idle_timeout: float = 30.0
     timeouts: Timeouts = Timeouts()
 
 

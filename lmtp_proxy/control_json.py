@@ -82,6 +82,7 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "state": "down" if pool.down else "up" if used else "unused",
         "trouble": pool.trouble or None,
         "busy": pool.busy,
+        "idle": pool.idle,
         "max_connections": pool.backend.max_connections,
         "users": users,
         **asdict(counts),

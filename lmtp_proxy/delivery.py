@@ -1,50 +1,58 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One backend's share of a transaction: its recipients, from MAIL to their final replies.
 
-A failure touches only these recipients: it is kept, and answers each of them when its turn comes. A Delivery sends
-nothing to the client and does not know the other backends; each method may run in a greenlet of its own.
+Each step sends what it has to send and waits for nothing; `advance` then takes in what has come, as often as it is
+called, until the step is done. So one greenlet serves all backends of a transaction at once. A failure touches only
+these recipients: it is kept, and answers each of them when its turn comes. A Delivery sends nothing to the client and
+does not know the other backends.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend import FINAL_DOT, BackendError, BackendSession
+from lmtp_proxy.commands import Commands
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
 from lmtp_proxy.failure import Phase, judge
+from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
+from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)
 
-# Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
-_ENVELOPE = 4
-# Commands in one write. Neither side may fill the other's socket buffers while it reads nothing (RFC 2920 section 3.1);
-# 16 KiB of commands and 100 replies stay below the smallest of them.
-_BATCH_OCTETS = 16384
-_BATCH_COMMANDS = 100
+_DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 
 
 class Delivery:
-    """The conversation with one backend in one transaction."""
+    """The conversation with one backend in one transaction.
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+    deadline: until when `advance` has to be done (time.monotonic). before_wait: called before a wait that is not the
+    caller's own.
+    """
+
+    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
         self.pool = pool
-        self.before_wait: Callable[[], None] | None = None
+        self.deadline = 0.0
         self._envelope = message.envelope
         self._commit = CommitPoint(pool, message, cutover)
         self._accepted = self._commit.accepted
         self._timeouts = pool.backend.timeouts
-        self._reserved = False
-        self._session: BackendSession | None = None
-        self._mail_sent = False
+        self._place = Place(pool, before_wait)
+        self._some_accepted = self._in_data = self._counted = False
         self._new: list[Position] = []  # RCPT not sent yet
-        self._unsent = b""  # of the piece of message in hand
+        self._asked: list[Position] = []  # RCPT sent with the last `ask`
+        self._commands = Commands(pool.backend.timeouts.command)
+        self._unanswered: deque[Position] = deque()  # after the final dot
+        self._dot_waits = False  # there was no room for any of it
+        self._dot_begun = False
         self._failure: BackendError | None = None
 
     def __repr__(self) -> str:
-        state = f"failed: {self._failure.reason}" if self._failure else "open" if self._session else "closed"
+        state = f"failed: {self._failure.reason}" if self._failure else repr(self._commands)
         return f"<Delivery to {self.pool} accepted={len(self._accepted)} {state}>"
 
     @property
@@ -53,159 +61,138 @@ class Delivery:
         return bool(self._accepted) and self._failure is None
 
     @property
-    def stalled(self) -> bool:
-        """The backend has not taken all of the last `write_now` yet."""
-        return bool(self._unsent)
+    def stream(self) -> Stream | None:
+        """What to wait for until `advance` can go on."""
+        session = self._place.session
+        return None if session is None else session.stream
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, position: Position) -> None:
-        """A recipient to be sent with the next `send_envelope`."""
+        """A recipient to be asked for with the next `ask`."""
         position.asked = True
         self._new.append(position)
         self._commit.add(position.recipient)
 
-    def reserve(self, before_wait: Callable[[], None]) -> None:
-        """Take a place in the pool, unless that was done; `before_wait` is called if there is none at once."""
-        if self._reserved or self._failure:
-            return
+    def reserve(self) -> None:
+        """Take a place in the pool, unless that was done."""
         try:
-            self.pool.reserve(before_wait)
-            self._reserved = True
+            if self._failure is None:
+                self._place.reserve()
         except BackendError as error:
             self._fail(error)
 
-    def send_envelope(self) -> None:
-        """MAIL (once) and RCPT of the new recipients; sets the rcpt_reply of each."""
-        new, self._new = self._new, []
+    @property
+    def unopened(self) -> bool:
+        """A place is reserved, and `open` has to be called."""
+        return self._place.reserved
+
+    def open(self) -> None:
+        """Open a session on the place."""
         try:
-            replies = self._converse(new)
+            self._place.open()
         except BackendError as error:
             self._fail(error)
-            replies = [error.reply] * len(new)
-            for position in new:
-                position.trouble = error.reason
-        for position, reply in zip(new, replies, strict=True):
-            position.rcpt_reply = reply
+
+    def ask(self, *, data_follows: bool) -> None:
+        """Send MAIL (once), RCPT of the new recipients, and DATA if the client has said that already.
+
+        When `advance` is done, each of them has its rcpt_reply.
+        """
+        self._asked, self._new = self._new, []
+        session = self._place.session
+        if session is None:
+            self._answer_asked()
+            return
+        try:
+            if self._commands.mail_sent:
+                session.check_quiet()
+            self._commands.ask(session, self._envelope, self._asked, data_follows=data_follows)
+        except BackendError as error:
+            self._envelope_failed(error)
+
+    def _answer_asked(self) -> None:
+        """All replies to the last `ask` are known; a failure undoes those that accepted."""
+        for position in self._asked:
+            if self._failure is not None:
+                position.rcpt_reply = self._failure.reply
+                position.trouble = self._failure.reason
+            reply = position.rcpt_reply = position.rcpt_reply or say.INTERNAL_ERROR
             if reply.positive:
                 self._accepted.append(position)
             else:
                 self.pool.counts.reply(reply)
+        self._asked = []
         self._commit.recipients_known()
-
-    def _converse(self, positions: list[Position]) -> list[Reply]:
-        session = self._ready_session()
-        refused = self._cannot_take(session, positions)
-        wanted = [position for position in positions if position not in refused]
-        commands = [position.recipient.rcpt_command() for position in wanted]
-        if commands and not self._mail_sent:
-            commands.insert(0, self._envelope.mail_command(session.offered))
-        replies: list[Reply] = []
-        latest = self._until(_ENVELOPE * self._timeouts.command)
-        for batch in _batches(commands, pipelining="pipelining" in session.offered):
-            session.write(b"".join(command + b"\r\n" for command in batch), self._until(self._timeouts.data_write))
-            for _ in batch:
-                reply = session.read_reply(min(latest, self._until(self._timeouts.command)))
-                if self._mail_sent:
-                    replies.append(judge(Phase.RCPT, reply))
-                else:
-                    judge(Phase.MAIL, reply)
-                    self._mail_sent = True
-        if session.unread:
-            raise BackendError(say.BACKEND_ODD, "more replies than commands")
-        answers = iter(replies)
-        return [say.NO_SMTPUTF8 if position in refused else next(answers) for position in positions]
-
-    def _ready_session(self) -> BackendSession:
-        if self._failure:
-            raise self._failure
-        if self._session is None:
-            self._about_to_wait()
-            self._session = self.pool.open()
-            self._session.before_wait = self._about_to_wait
-        else:
-            self._session.check_quiet()
-        return self._session
-
-    def _about_to_wait(self) -> None:
-        # Looked up at each call: it is another one when several deliveries run at once.
-        if self.before_wait:
-            self.before_wait()
-
-    def _cannot_take(self, session: BackendSession, positions: list[Position]) -> set[Position]:
-        """The recipients that need SMTPUTF8 on a backend that does not offer it (RFC 6531 section 3.5)."""
-        if not self._envelope.smtputf8 or "smtputf8" in session.offered:
-            return set()
-        sender = self._envelope.path.isascii()
-        return {position for position in positions if not (sender and position.recipient.path.isascii())}
 
     # --- data --------------------------------------------------------------------------------------------------------
 
     def start_data(self) -> None:
-        """DATA. A refusal is kept for the final replies, because the client has its own 354 coming."""
+        """Send DATA, unless it went with the recipients.
+
+        A refusal is kept for the final replies, because the client has its own 354 coming.
+        """
+        session = self._place.session
         try:
-            session = self._ready_session()
-            session.write(b"DATA\r\n", self._until(self._timeouts.command))
-            judge(Phase.DATA, session.read_reply(self._until(self._timeouts.command)))
-            self._commit.data_begun()
+            if session is not None and not self._commands.data_sent:
+                session.check_quiet()
+                self._commands.data(session)
         except BackendError as error:
             self._fail(error)
 
-    def write_now(self, octets: bytes) -> None:
-        """Send of the message what goes out without waiting; see `stalled`."""
-        if self._session is None:
+    def write(self, octets: bytes, dot: float) -> None:
+        """Send a piece of the message. dot: when the client can have sent its final dot at the earliest, see `finish`.
+
+        Not to be called before the last piece has gone out, which `advance` tells.
+        """
+        session = self._place.session
+        if session is None:
             return
         try:
-            self._session.check_quiet(in_data=True)
-            self._unsent = self._session.write_now(octets)
+            if session.unread:
+                session.check_quiet(in_data=True)
+            session.put(octets)
             self._commit.sent(len(octets))
         except BackendError as error:
             self._fail_in_data(error)
-
-    def write_rest(self, dot: float) -> None:
-        """Send what `write_now` left. dot: when the client can have sent its final dot, see `finish`."""
-        rest, self._unsent = self._unsent, b""
-        if self._session is None:
-            return
-        try:
-            deadline = min(self._until(self._timeouts.data_write), dot + self._timeouts.final_reply)
-            self._session.write(rest, deadline)
-        except BackendError as error:
-            self._fail_in_data(error)
+        else:
+            if session.stream and session.stream.full:
+                latest = dot + self._timeouts.final_reply
+                self.deadline = min(time.monotonic() + self._timeouts.data_write, latest)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self, dot: float, settled: Callable[[], None]) -> None:
-        """Pass the commit point, send the final dot, read the final replies.
+    def finish(self, last: bytes, dot: float) -> None:
+        """Pass the commit point, and send the last piece of the message with the final dot.
 
-        dot: when the client can have sent its final dot at the earliest (time.monotonic); `final_reply` counts from
-        there, because the client's own patience does. Calls `settled` each time another recipient has its final_reply;
-        at the end all of them have.
+        When `advance` is done, each accepted recipient has its final_reply. dot: when the client can have sent its
+        final dot at the earliest (time.monotonic); `final_reply` counts from there, because its own patience does.
         """
-        deadline = dot + self._timeouts.final_reply
+        self.deadline = dot + self._timeouts.final_reply
         try:
-            session = self._ready_to_commit(deadline)
-            session.write_final_dot(deadline, lambda: self._pass_commit_point(session), self._commit.step_back)
-            self._read_final_replies(session, deadline, settled)
-            self.leave()
+            if self._failure or self._place.session is None:
+                raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
+            if time.monotonic() > self.deadline:
+                raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
+            self._send_final_dot(self._place.session, last)
         except BackendError as error:
-            if not error.maybe_delivered:
-                self._commit.step_back()
-            self._fail(error)
-            for position in self._accepted:
-                if position.final_reply is None:
-                    position.final_reply = error.reply
-                    position.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
-            settled()
-        for position in self._accepted:
-            self.pool.counts.reply(position.final_reply or say.INTERNAL_ERROR)
+            self._fail_at_the_end(error)
 
-    def _ready_to_commit(self, deadline: float) -> BackendSession:
-        if self._failure or self._session is None:
-            raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
-        if time.monotonic() > deadline:
-            raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
-        return self._session
+    def _send_final_dot(self, session: BackendSession, last: bytes) -> None:
+        """The dot goes out right after the look; where there is no room for any of it, not before another one."""
+        self._pass_commit_point(session)
+        octets = last + FINAL_DOT
+        sent = session.send_now(octets)
+        self._commit.sent(min(sent, len(last)))
+        self._dot_waits = sent <= len(last)
+        if self._dot_waits:
+            self._commit.step_back()
+            session.keep(last[sent:])
+            return
+        self._dot_begun = True
+        self._unanswered.extend(self._accepted)
+        if sent < len(octets):
+            session.keep(octets[sent:])
 
     def _pass_commit_point(self, session: BackendSession) -> None:
         """The last look before the final dot; it waits for nothing, unless the backend is saying something."""
@@ -213,35 +200,135 @@ class Delivery:
         session.check_quiet(in_data=True)
         self._commit.look()
 
-    def _read_final_replies(self, session: BackendSession, deadline: float, settled: Callable[[], None]) -> None:
-        try:
-            for position in self._accepted:
-                position.final_reply = judge(Phase.FINAL_DOT, session.read_reply(deadline))
-                settled()
-        except BackendError as error:
-            error.maybe_delivered = True
-            raise
-
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
         self._commit.passed_well()
-        self._close(self.pool.release)
+        if self._dot_begun:
+            self._count_final()
+            self._part(self.pool.release)
+        else:  # none of its recipients was accepted
+            self._part(self.pool.reset)
 
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
         self._commit.given_up(reason)
-        self._close(self.pool.discard)
+        in_doubt = self._failure or self._in_data or self._commands.data_sent or self._commands.outstanding
+        self._part(self.pool.discard if in_doubt else self.pool.reset)
+
+    def _part(self, how: Callable[[BackendSession], None]) -> None:
+        self._commands.clear()
+        self._unanswered.clear()
+        self._dot_waits = False
+        self._place.give_back(how)
+
+    def _count_final(self) -> None:
+        if not self._counted:
+            self._counted = True
+            for position in self._accepted:
+                self.pool.counts.reply(position.final_reply or say.INTERNAL_ERROR)
+
+    # --- going on ----------------------------------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """Take in what has come; True when nothing of the last step is outstanding, also because it failed."""
+        session = self._place.session
+        if session is None:
+            return True
+        try:
+            if self._in_data:
+                return self._advance_in_data(session)
+            return self._advance_commands(session)
+        except BackendError as error:
+            if self._asked:
+                return self._envelope_failed(error)
+            if self._dot_begun or self._dot_waits:
+                self._fail_at_the_end(error)
+            elif self._in_data:
+                self._fail_in_data(error)
+            else:
+                self._fail(error)
+        return True
+
+    def _advance_commands(self, session: BackendSession) -> bool:
+        commands = self._commands
+        while commands.outstanding:
+            answer = commands.next(session)
+            self.deadline = commands.deadline
+            if answer is None:
+                return self._in_time("no answer in time")
+            self._place.unheard = False
+            phase, position, reply = answer
+            if phase is _DATA:
+                self._take_data_reply(reply)
+            elif position is None:
+                judge(phase, reply)
+            else:
+                position.rcpt_reply = judge(phase, reply)
+                self._some_accepted = self._some_accepted or reply.positive
+        if session.unread:
+            session.check_quiet(in_data=self._in_data)
+        if self._asked:
+            self._answer_asked()
+        return True
+
+    def _advance_in_data(self, session: BackendSession) -> bool:
+        while True:
+            while self._unanswered:
+                reply = session.next_reply()
+                if reply is None:
+                    return self._in_time("no answer in time")
+                self._unanswered.popleft().final_reply = judge(_FINAL_DOT, reply)
+            if session.stream is not None and session.stream.full:
+                if session.unread:
+                    session.check_quiet(in_data=True)
+                return self._in_time("write: timed out")
+            if not self._dot_waits:
+                break
+            self._send_final_dot(session, b"")
+        if self._dot_begun:
+            self.leave()
+        return True
+
+    def _in_time(self, what: str) -> bool:
+        """False: wait on. Raises BackendError when the deadline has passed."""
+        if time.monotonic() >= self.deadline:
+            raise BackendError(say.BACKEND_SILENT, what)
+        return False
+
+    def _take_data_reply(self, reply: Reply) -> None:
+        """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
+
+        Recipients wait for this reply, too: as no other is a 354, it proves that theirs were theirs.
+        """
+        if self._some_accepted:
+            if reply.negative and self._asked:
+                self._answer_asked()  # accepted, all the same
+            judge(_DATA, reply)
+            self._in_data = True
+            self._commit.data_begun()
+        elif reply.negative:
+            self._commands.data_sent = False
+        elif self._place.session is not None:
+            self._answer_asked()
+            self._place.session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
+            raise BackendError(say.BACKEND_ODD, f"it takes a message without a recipient: {reply}")
 
     # --- failure -----------------------------------------------------------------------------------------------------
 
-    def _close(self, give_back: Callable[[BackendSession], None]) -> None:
-        session, self._session = self._session, None
-        reserved, self._reserved = self._reserved, False
-        self._unsent = b""
-        if session is not None:
-            give_back(session)
-        elif reserved:
-            self.pool.cancel()
+    def _envelope_failed(self, error: BackendError) -> bool:
+        """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
+        commands = self._commands
+        try:
+            if self._place.replaces(error) and self._place.session is not None:
+                data_follows = commands.data_sent
+                commands.clear()
+                commands.ask(self._place.session, self._envelope, self._asked, data_follows=data_follows)
+                return False
+        except BackendError as again:
+            error = again
+        self._fail(error)
+        self._answer_asked()
+        return True
 
     def _fail(self, error: BackendError) -> None:
         if error.alarm and self._failure is None:
@@ -251,28 +338,21 @@ class Delivery:
 
     def _fail_in_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
-        if self._session is not None and error.reply is say.BACKEND_SILENT:
+        if self._place.session is not None and error.reply is say.BACKEND_SILENT:
             try:
-                self._session.check_quiet(in_data=True)
+                self._place.session.check_quiet(in_data=True)
             except BackendError as said:
                 if said.reply is not say.BACKEND_SILENT:
                     error = said
         self._fail(error)
 
-    @staticmethod
-    def _until(seconds: float) -> float:
-        return time.monotonic() + seconds
-
-
-def _batches(commands: list[bytes], *, pipelining: bool) -> list[list[bytes]]:
-    """The commands in groups, each of which goes out in one write; one by one without PIPELINING."""
-    batches: list[list[bytes]] = []
-    octets = 0
-    for command in commands:
-        full = octets + len(command) > _BATCH_OCTETS or (batches and len(batches[-1]) >= _BATCH_COMMANDS)
-        if not batches or not pipelining or full:
-            batches.append([])
-            octets = 0
-        batches[-1].append(command)
-        octets += len(command) + 2
-    return batches
+    def _fail_at_the_end(self, error: BackendError) -> None:
+        error.maybe_delivered = self._dot_begun
+        if not self._dot_begun:
+            self._commit.step_back()
+        self._fail(error)
+        for position in self._accepted:
+            if position.final_reply is None:
+                position.final_reply = error.reply
+                position.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
+        self._count_final()

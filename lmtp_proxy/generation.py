@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import gevent
+
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Routing
@@ -35,6 +37,15 @@ def first_generation(config: Config) -> Generation:
 def next_generation(config: Config, previous: Generation) -> Generation:
     """The generation after `previous`. A backend that did not change keeps its pool, so its limit goes on to hold."""
     return _generation(previous.number + 1, config, previous.pools)
+
+
+def retire(previous: Generation, current: Generation | None = None) -> "list[gevent.Greenlet[..., None]]":
+    """The pools of `previous` that `current` has not taken over keep no connection any more.
+
+    Returns the greenlets that take leave of the backends.
+    """
+    taken_over = set(current.pools.values()) if current else set()
+    return [leave for pool in set(previous.pools.values()) - taken_over for leave in pool.retire()]
 
 
 def _generation(number: int, config: Config, pools: Mapping[str, BackendPool]) -> Generation:

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many conversations with one backend at once, and whether it can be reached.
+"""The connections to one backend: how many at once, which are kept for the next transaction, whether it can be reached.
 
-`reserve` a place, `open` a session on it, and give it back with `release` (it ended well) or `discard` (any doubt). A
-session serves one transaction. It speaks no LMTP, and knows no recipients.
+`reserve` a place, which may bring a kept session with it, else `open` one; give both back with `release` (it ended
+well), `reset` (a transaction is open, but its message was never begun) or `discard` (any doubt). It speaks no LMTP but
+RSET and QUIT, and knows no recipients.
 """
 
 import logging
+import math
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import gevent
-from gevent.lock import BoundedSemaphore
+from gevent.event import AsyncResult
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError, BackendSession
@@ -18,6 +24,9 @@ from lmtp_proxy.config_values import Backend
 from lmtp_proxy.reply import Reply
 
 _log = logging.getLogger(__name__)
+# Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
+# a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
+BACK_OFF = 1.0
 
 
 @dataclass(slots=True)
@@ -47,7 +56,7 @@ class Counts:
 
 
 class BackendPool:
-    """The conversations with one backend. hostname: what we call ourselves in LHLO. counts: of an earlier pool.
+    """The connections to one backend. hostname: what we call ourselves in LHLO. counts: of an earlier pool.
 
     down: the last attempt to open a session failed. trouble: why, escaped.
     """
@@ -58,70 +67,226 @@ class BackendPool:
         self.counts = counts or Counts()
         self.down = False
         self.trouble = ""
-        self._places = BoundedSemaphore(backend.max_connections)
+        self.name = f"{backend.name}[{backend.address}]"
+        self.address = str(backend.address)
+        self._taken = 0  # places, those of kept sessions included
+        self._kept: list[BackendSession] = []  # the last one that was released at the end
+        self._kept_until: dict[BackendSession, float] = {}
+        self._queue: deque[AsyncResult[BackendSession | None]] = deque()
+        self._timer: Any = None  # for the first kept session to expire
+        self._retired = False
+        self._failure: BackendError | None = None  # while it is down
+        self._retry_at = 0.0
+        self._heard = -math.inf  # when a session was opened or a transaction ended well
+        self._probing = False
 
     def __repr__(self) -> str:
-        state = "down" if self.down else "up"
-        return f"<BackendPool {self} {state} busy={self.busy}/{self.backend.max_connections}>"
+        state = "retired" if self._retired else "down" if self.down else "up"
+        return f"<BackendPool {self} {state} busy={self.busy}/{self.backend.max_connections} idle={self.idle}>"
 
     def __str__(self) -> str:
-        return f"{self.backend.name}[{self.backend.address}]"
+        return self.name
 
     @property
     def busy(self) -> int:
-        """Places taken now."""
-        return self.backend.max_connections - int(self._places.counter)
+        """Places taken now, but for those of kept sessions."""
+        return self._taken - len(self._kept)
 
-    def reserve(self, before_wait: Callable[[], None]) -> None:
-        """Take a place; if there is none, wait for one, first come first served, as long as a connect may take.
+    @property
+    def idle(self) -> int:
+        """Sessions that are kept for the next transaction."""
+        return len(self._kept)
 
-        Raises BackendError.
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
+        """Take a place; with a session that was used before, if one is kept, else it has to be opened.
+
+        If there is no place, wait for one, first come first served, as long as a connect may take. Raises BackendError.
         """
-        if self._places.acquire(blocking=False):
-            return
+        if not self._queue:
+            if self._kept:
+                return self._unkeep(self._kept[-1])
+            if self._taken < self.backend.max_connections:
+                self._taken += 1
+                return None
         before_wait()
-        if not self._places.acquire(timeout=self.backend.timeouts.connect):
-            limit = self.backend.max_connections
-            raise BackendError(say.BACKEND_BUSY, f"all {limit} connections (max_connections) are in use")
+        turn: AsyncResult[BackendSession | None] = AsyncResult()
+        self._queue.append(turn)
+        try:
+            return turn.get(timeout=self.backend.timeouts.connect)
+        except BaseException as error:
+            if turn.ready():  # the place came at the same moment
+                self._give_place(turn.value)
+            else:
+                self._queue.remove(turn)
+            if not isinstance(error, gevent.Timeout):
+                raise
+        limit = self.backend.max_connections
+        raise BackendError(say.BACKEND_BUSY, f"all {limit} connections (max_connections) are in use")
 
     def cancel(self) -> None:
         """Give back a place on which no session was opened."""
-        self._places.release()
+        self._give_place(None)
 
-    def open(self) -> BackendSession:
-        """A session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved."""
+    def _give_place(self, session: BackendSession | None) -> None:
+        """Whoever waits longest gets the place, with its session; else the session is kept, or the place is free."""
+        if self._queue:
+            self._queue.popleft().set(session)
+        elif session is not None:
+            self._keep(session)
+        else:
+            self._taken -= 1
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self, *, whatever: bool = False) -> BackendSession:
+        """A new session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
+
+        While the backend is down, one attempt is made at a time, and none for some time after a failed one; `whatever`
+        happened before, for an operator who asks.
+        """
+        if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
+            raise BackendError(self._failure.reply, f"{self._failure.reason} (it is down, and is tried again soon)")
+        probing = self._probing = self._failure is not None
         session = BackendSession(self.backend, self.hostname)
+        began = time.monotonic()
         try:
             session.start()
         except BackendError as error:
-            self.counts.failures += 1
-            self.trouble = error.reason
-            if not self.down:
-                self.down = True
-                _log.warning("backend %s is down: %s", self, error.reason)
+            self._failed(error, began)
             raise
+        finally:
+            if probing:
+                self._probing = False
         self.counts.connections += 1
+        self._heard = time.monotonic()
         if self.down:
             self.down = False
             self.trouble = ""
+            self._failure = None
             _log.warning("backend %s is up again", self)
+        if session.stream:
+            session.stream.on_event = partial(self._stirred, session)
         return session
 
-    def release(self, session: BackendSession) -> None:
-        """The transaction ended well; take leave of the backend, without keeping the client waiting for that.
+    def _failed(self, error: BackendError, began: float) -> None:
+        self.counts.failures += 1
+        self.trouble = error.reason
+        # A backend that answers others meanwhile is not dead, only full, perhaps. One that answers something else, or
+        # closes, keeps nobody waiting.
+        now = time.monotonic()
+        lasted = now - began
+        answers = now - self._heard < max(BACK_OFF, lasted)
+        waited = error.reply is say.BACKEND_SILENT and lasted >= BACK_OFF
+        self._failure = error if not answers and (waited or error.reply is say.CONNECT_FAILED) else None
+        self._retry_at = now + BACK_OFF
+        if not self.down:
+            self.down = True
+            _log.warning("backend %s is down: %s", self, error.reason)
 
-        The place is free once the backend has closed: until then its process counts against the limit it has itself.
+    def reopen(self, session: BackendSession) -> BackendSession:
+        """A new session in the place of one that had died before it was used again. Raises BackendError."""
+        session.close()
+        return self.open()
+
+    # --- giving back -------------------------------------------------------------------------------------------------
+
+    def release(self, session: BackendSession) -> None:
+        """The transaction ended well, and every reply was read: keep the session, or take leave of the backend.
+
+        The client is not kept waiting for that. A place is free once the backend has closed: until then its process
+        counts against the limit it has itself.
         """
         session.before_wait = None
-        gevent.spawn(self._take_leave, session)
+        self._heard = time.monotonic()
+        if session.unread:
+            self.discard(session)
+        elif self._retired or not self.backend.idle_timeout:
+            self.leave(session)
+        else:
+            self._give_place(session)
+
+    def reset(self, session: BackendSession) -> None:
+        """A transaction is open on the backend, whose message was never begun: RSET, and then as `release`."""
+        session.before_wait = None
+        if self._retired or not self.backend.idle_timeout:
+            self.leave(session)
+        else:
+            gevent.spawn(self._reset, session)
+
+    def leave(self, session: BackendSession) -> "gevent.Greenlet[..., None]":
+        """The session ended well, and is not wanted any more. Returns the greenlet that says QUIT."""
+        session.before_wait = None
+        return gevent.spawn(self._take_leave, session)
+
+    def discard(self, session: BackendSession) -> None:
+        """The conversation failed or must not go on: close at once, amid the message if need be."""
+        self._close(session)
+
+    def _close(self, session: BackendSession) -> None:
+        session.close()
+        self._give_place(None)
+
+    def _reset(self, session: BackendSession) -> None:
+        deadline = time.monotonic() + self.backend.timeouts.command
+        try:
+            session.check_quiet()
+            session.write(b"RSET\r\n", deadline)
+            well = session.read_reply(deadline).positive
+        except BackendError:
+            well = False
+        if well:
+            self.release(session)
+        else:
+            self.discard(session)
 
     def _take_leave(self, session: BackendSession) -> None:
         try:
             session.quit()
         finally:
-            self._places.release()
+            self._give_place(None)
 
-    def discard(self, session: BackendSession) -> None:
-        """The conversation failed or must not go on: close at once, amid the message if need be."""
-        session.close()
-        self._places.release()
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, session: BackendSession) -> None:
+        self._kept.append(session)
+        self._kept_until[session] = time.monotonic() + self.backend.idle_timeout
+        if self._timer is None:
+            self._set_timer(self.backend.idle_timeout)
+
+    def _unkeep(self, session: BackendSession) -> BackendSession:
+        del self._kept_until[session]
+        if session is self._kept[-1]:
+            self._kept.pop()
+        else:
+            self._kept.remove(session)
+        return session
+
+    def _stirred(self, session: BackendSession) -> None:
+        """Runs in the hub: something came while nobody waited for it; a kept session has nothing to say."""
+        if session in self._kept_until:
+            self._unkeep(session)
+            self._close(session)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(seconds)
+        self._timer.start(self._expire)
+
+    def _expire(self) -> None:
+        """Runs in the hub. The oldest stand at the front."""
+        self._timer.close()
+        self._timer = None
+        now = time.monotonic()
+        while self._kept and self._kept_until[self._kept[0]] <= now:
+            self.leave(self._unkeep(self._kept[0]))
+        if self._kept:
+            self._set_timer(self._kept_until[self._kept[0]] - now)
+
+    def retire(self) -> "list[gevent.Greenlet[..., None]]":
+        """Keep no session any more: those that are kept go now, busy ones when they are given back.
+
+        Returns the greenlets that say QUIT.
+        """
+        self._retired = True
+        return [self.leave(self._unkeep(session)) for session in tuple(self._kept)]

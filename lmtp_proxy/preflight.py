@@ -41,12 +41,14 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
     session: BackendSession | None = None
     asked = ended_well = False
     try:
-        pool.reserve(lambda: None)
+        kept = pool.reserve(lambda: None)
     except BackendError as error:
         result.refused = error.reason
         return result
     try:
-        session = pool.open()
+        if kept is not None:
+            kept.close()
+        session = pool.open(whatever=True)
         for number, group in enumerate(_groups(recipients)):
             if number:
                 _positive("RSET", _converse(session, [b"RSET"], wanted))
@@ -61,7 +63,7 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
         if session is None:
             pool.cancel()
         elif ended_well:
-            pool.release(session)
+            pool.leave(session)
         else:
             pool.discard(session)
     return result

@@ -37,12 +37,13 @@ class Route:
 class Routing:
     """The routes of one generation.
 
-    fallback: a backend's name, `reject`, `hold` or None, for users whom the table does not hold.
+    rules: how the keys of a recipient are made. fallback: a backend's name, `reject`, `hold` or None, for users whom
+    the table does not hold.
     """
 
     def __init__(self, table: Table, rules: KeyRules, fallback: str | None) -> None:
         self._table = table
-        self._rules = rules
+        self.rules = rules
         self._fallback = fallback
 
     def __repr__(self) -> str:
@@ -50,7 +51,7 @@ class Routing:
 
     def route(self, recipient: Recipient) -> Route:
         """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
-        keys = self._rules.forms(recipient.local_part, recipient.domain)
+        keys = self.rules.forms(recipient.local_part, recipient.domain)
         try:
             name = self.find(keys)[1]
         except TableUnavailable as error:

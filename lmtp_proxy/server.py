@@ -9,6 +9,7 @@ import errno
 import logging
 import socket
 import time
+from _socket import socket as Socket
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -22,6 +23,7 @@ from gevent.server import StreamServer
 from lmtp_proxy import reply as say
 from lmtp_proxy.log import printable
 from lmtp_proxy.session import Session, SessionState, Shared
+from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -52,7 +54,19 @@ class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the s
             self.start_accepting()
 
 
-class _Acceptor(PatientAcceptor, StreamServer):
+class _PlainSockets(StreamServer):
+    """Hands out sockets of the C type, for Stream; gevent's own type costs 10 us more a client."""
+
+    def do_read(self) -> Any:
+        listener = self.socket
+        try:
+            handle, address = listener._accept()  # type: ignore[attr-defined]  # what socket.accept() itself calls
+        except BlockingIOError:
+            return None
+        return Socket(listener.family, listener.type, listener.proto, handle), address
+
+
+class _Acceptor(PatientAcceptor, _PlainSockets):
     """Accepts clients for mail."""
 
 
@@ -109,7 +123,7 @@ class Server:
             # Those that are committing end by their own deadline, so this wait ends too.
             self._changed.wait()
 
-    def _serve(self, sock: socket.socket, address: Any) -> None:
+    def _serve(self, sock: Socket, address: Any) -> None:
         peer = f"{address[0]}:{address[1]}" if self._tcp else "unix"
         if self._tcp:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -138,17 +152,18 @@ class Server:
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network or address in network for network in allow)
 
-    def _turn_away(self, sock: socket.socket, peer: str) -> None:
+    def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
+        stream = Stream(sock)
         try:
-            sock.settimeout(1.0)
-            sock.sendall(say.NOT_ALLOWED.to_bytes())
+            stream.send(say.NOT_ALLOWED.to_bytes())
             # Closing while the client's first words are unread would reset the connection, and the reply with it.
-            sock.shutdown(socket.SHUT_WR)
+            stream.finish()
             deadline = time.monotonic() + 1.0
-            while time.monotonic() < deadline and sock.recv(4096):
-                pass
+            while not stream.ended and time.monotonic() < deadline:
+                stream.wait(deadline)
+                stream.take()
         except OSError:
             pass
         finally:
-            sock.close()
+            stream.close()

@@ -32,8 +32,9 @@ from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.control import Application, ControlState
 from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.log import set_up_log
+from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
@@ -41,6 +42,7 @@ from lmtp_proxy.uncertain_log import UncertainLog
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
+_LEAVE_TAKING = 2.0  # seconds
 _OTHER_FILES = 64 + MAX_CONNECTIONS  # log, loop, DNS, the configuration while it is read; the control socket
 RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -84,7 +86,7 @@ def serve(
     remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
     and no other process takes over meanwhile that knows nothing of it. after_crash: the one before did not end well.
     """
-    set_up_log(config.log, daemonised=daemonised)
+    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=_later)
     _allow_open_files(config)
     parking = Parking()
     manager = ConfigManager(config, parking.generation_changed)
@@ -127,6 +129,7 @@ def serve(
     _log.info("stopping: no new clients are accepted")
     remove_socket()
     server.stop()
+    gevent.joinall(retire(manager.current()), timeout=_LEAVE_TAKING)
     uncertain.stop()
     remove_control()
     if control_server:
@@ -135,6 +138,13 @@ def serve(
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("greenlets left: %d", _greenlets_left())
     _log.info("stopped")
+    finish_log()
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
+    """Have the hub call it; it must not wait."""
+    timer = gevent.get_hub().loop.timer(seconds)
+    timer.start(call)
 
 
 def _cooperative(listener: socket.socket) -> socket.socket:

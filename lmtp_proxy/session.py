@@ -7,9 +7,11 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 
 import logging
 import secrets
-import socket
 import time
+from _socket import socket as Socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gevent
 from greenlet import getcurrent, greenlet
@@ -22,7 +24,6 @@ from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
-    Event,
     MailCommand,
     MessageOctets,
     RcptCommand,
@@ -32,10 +33,11 @@ from lmtp_proxy.events import (
 from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+from lmtp_proxy.stream import Stream
 from lmtp_proxy.transaction import Client, Transaction
 
 _log = logging.getLogger(__name__)
-_RECEIVE = 65536
+_LAST_WORDS = 1.0  # seconds
 
 
 class _StopNow(BaseException):
@@ -71,11 +73,11 @@ class SessionState:
 class Session:
     """One client's connection. peer: how the log calls the client. `run` it in a greenlet of its own."""
 
-    def __init__(self, sock: socket.socket, peer: str, shared: Shared) -> None:
+    def __init__(self, sock: Socket, peer: str, shared: Shared) -> None:
         config = shared.cutover.current().config
         self.name = secrets.token_hex(4)
         self.peer = peer
-        self._sock = sock
+        self._stream = Stream(sock)
         self._shared = shared
         self._protocol = Protocol(
             config.hostname,
@@ -83,7 +85,7 @@ class Session:
             max_recipients=config.max_recipients,
             smtputf8=config.smtputf8,
         )
-        self._watch = ClientWatch(sock, shared.poll, self._protocol.completes)
+        self._watch = ClientWatch(self._stream, shared.poll, self._protocol.completes)
         self._connected = time.monotonic()
         self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)
@@ -130,7 +132,7 @@ class Session:
         finally:
             self._greenlet = None
             self._end_transaction(why)
-            self._sock.close()
+            self._stream.close()
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
@@ -160,12 +162,15 @@ class Session:
             raise _StopNow
         try:
             event = self._protocol.next_event()
-            if isinstance(event, ConnectionClosed):
-                return True
+            kind = type(event)
             if isinstance(event, Wait):
                 self._wait(event)
+            elif kind is ConnectionClosed:
+                return True
+            elif self._transaction is not None or kind is MailCommand:
+                _HANDLERS[kind](self, event)
             else:
-                self._handle(event)
+                self._after_internal_error(event)
         except OSError:
             raise
         except Exception:  # noqa: BLE001  (an error of ours costs the transaction, not the client)
@@ -179,42 +184,64 @@ class Session:
         return False
 
     def _wait(self, wait: Wait) -> None:
-        if self._transaction is not None and self._transaction.waiting:
-            with self._watch.watching():
-                self._transaction.answer_recipients()
+        if wait is Wait.BUSY:
+            gevent.sleep(0)
+        elif self._transaction is not None and self._transaction.waiting:
+            self._watch.begin()
+            try:
+                self._transaction.answer_recipients(data_follows=self._protocol.data_follows)
+            finally:
+                self._watch.end()
         elif wait is Wait.PAUSED:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
         else:
             self._flush()
             self._receive()
 
-    def _handle(self, event: Event) -> None:
-        match event:
-            case MailCommand(envelope):
-                self._transaction = Transaction(self._client, envelope, self._shared.cutover, self._shared.parking)
-            case RcptCommand(recipient) if self._transaction is not None:
-                self._transaction.add(recipient)
-            case DataCommand():
-                try:
-                    if self._transaction is not None:
-                        with self._watch.watching():
-                            self._transaction.start_data()
-                finally:
-                    self._protocol.start_data()
-                    self._clock = DotClock(time.monotonic())
-            case MessageOctets(octets):
-                if self._transaction is not None:
-                    with self._watch.watching():
-                        self._transaction.write(octets, self._clock.earliest)
-            case EndOfMessage(size, refusal) if self._transaction is not None:
-                self._committing = True
-                self._transaction.finish(size, refusal, self._clock.earliest)
-                self._transaction = None
-                self._committing = False
-            case TransactionReset():
-                self._end_transaction("the client reset the transaction")
-            case _:  # a transaction that an internal error ended
-                self._answer_owed()
+    # --- events: of a transaction, but for MAIL, which begins one ----------------------------------------------------
+
+    def _mail(self, event: MailCommand) -> None:
+        self._transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
+
+    def _rcpt(self, event: RcptCommand) -> None:
+        self._open_transaction.add(event.recipient)
+
+    def _data(self, _: DataCommand) -> None:
+        self._watch.begin()
+        try:
+            self._open_transaction.start_data()
+        finally:
+            self._watch.end()
+            self._protocol.start_data()
+            self._clock = DotClock(time.monotonic())
+
+    def _octets(self, event: MessageOctets) -> None:
+        self._watch.begin()
+        try:
+            self._open_transaction.write(event.octets, self._clock.earliest)
+        finally:
+            self._watch.end()
+
+    def _end(self, event: EndOfMessage) -> None:
+        self._committing = True
+        self._open_transaction.finish(event.octets, event.size, event.refusal, self._clock.earliest)
+        self._transaction = None
+        self._committing = False
+
+    def _reset(self, _: TransactionReset) -> None:
+        self._end_transaction("the client reset the transaction")
+
+    @property
+    def _open_transaction(self) -> Transaction:
+        if self._transaction is None:
+            raise LocalProtocolError("there is no transaction")
+        return self._transaction
+
+    def _after_internal_error(self, event: object) -> None:
+        """The protocol goes on with a transaction that is no more."""
+        if isinstance(event, DataCommand):
+            self._protocol.start_data()
+        self._answer_owed()
 
     def _answer_owed(self) -> None:
         while self._protocol.owed:
@@ -228,24 +255,30 @@ class Session:
     # --- octets ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        self._receiving = True
-        waited = False
-        try:
-            try:
-                self._sock.settimeout(0.0)
-                octets = self._sock.recv(_RECEIVE)
-            except BlockingIOError:
-                waited = True
-                self._sock.settimeout(self._idle())
-                octets = self._sock.recv(_RECEIVE)
-        except TimeoutError:
+        stream = self._stream
+        waited = not stream.received and not stream.ended
+        if waited and not self._wait_for_client():
             self._end_transaction("the client was idle for too long")
             self._protocol.close(say.IDLE_TOO_LONG)
             return
-        finally:
-            self._receiving = False
+        octets = stream.take()
+        if not octets and stream.error is not None:
+            raise stream.error
         self._clock.received(len(octets), time.monotonic(), waited=waited)
         self._protocol.receive_data(octets)
+
+    def _wait_for_client(self) -> bool:
+        """Until it says something or closes; False if it did neither in time."""
+        stream = self._stream
+        deadline = time.monotonic() + self._idle()
+        self._receiving = True
+        try:
+            while not stream.received and not stream.ended:
+                if not stream.wait(deadline) and time.monotonic() >= deadline:
+                    return False
+        finally:
+            self._receiving = False
+        return True
 
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, a client that is gone must not stop its delivery."""
@@ -255,20 +288,37 @@ class Session:
         if not output or self._lost:
             return
         try:
-            self._sock.settimeout(self._idle())
-            self._sock.sendall(output)
+            self._send(output, self._idle())
         except OSError:
             self._lost = True
             if not self._committing:
                 raise
 
+    def _send(self, octets: bytes, seconds: float) -> None:
+        stream = self._stream
+        sent = stream.send(octets)
+        if sent == len(octets):
+            return
+        stream.keep(octets[sent:])
+        if not stream.wait_for_room(time.monotonic() + seconds):
+            raise TimeoutError("timed out")
+
     def _say_last(self, reply: say.Reply) -> None:
         self._protocol.close(reply)
         try:
-            self._sock.settimeout(1.0)
-            self._sock.sendall(self._protocol.data_to_send())
+            self._send(self._protocol.data_to_send(), _LAST_WORDS)
         except OSError:
             pass  # who does not listen misses nothing
 
     def _idle(self) -> float:
         return self._shared.cutover.current().config.timeouts.client_idle
+
+
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    MailCommand: Session._mail,
+    RcptCommand: Session._rcpt,
+    DataCommand: Session._data,
+    MessageOctets: Session._octets,
+    EndOfMessage: Session._end,
+    TransactionReset: Session._reset,
+}

@@ -6,12 +6,11 @@ backend's failure means is settled in its Delivery; what the client's failure me
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import gevent
-from gevent.event import Event
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.commit import Cutover, Message, Position
@@ -23,6 +22,7 @@ from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
+from lmtp_proxy.stream import wait_for_any
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Transaction:
         self._parking = parking
         self._began = time.monotonic()
         self._parked = False
-        self._in_data = False
+        self._in_data = self._finishing = False
         self._new: list[Position] = []
         self._accepted: list[Position] = []
         self._answered = 0  # of the accepted ones, after the final dot
@@ -91,8 +91,11 @@ class Transaction:
         """Some recipients wait for `answer_recipients`."""
         return bool(self._new)
 
-    def answer_recipients(self) -> None:
-        """Bring all recipients added since the last call to their backends, all backends at once, and answer them."""
+    def answer_recipients(self, *, data_follows: bool) -> None:
+        """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
+
+        data_follows: the client has said DATA behind them, so the backends can be told, too.
+        """
         self._park()
         concerned: dict[Delivery, None] = {}
         for position in self._new:
@@ -105,16 +108,20 @@ class Transaction:
                 position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
-        for delivery in sorted(concerned, key=lambda delivery: delivery.pool.backend.name):
-            delivery.reserve(self._client.flush)
-        self._run(concerned, Delivery.send_envelope)
+        deliveries = sorted(concerned, key=_name)
+        for delivery in deliveries:
+            delivery.reserve()
+        self._open([delivery for delivery in deliveries if delivery.unopened])
+        for delivery in deliveries:
+            delivery.ask(data_follows=data_follows)
+        self._await(deliveries)
         new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
         for position in new:
             self._answer_rcpt(position)
 
     def _delivery(self, pool: BackendPool) -> Delivery:
         if pool not in self._deliveries:
-            self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+            self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
         return self._deliveries[pool]
 
     def _answer_rcpt(self, position: Position) -> None:
@@ -129,7 +136,10 @@ class Transaction:
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
-        if not any(position.route.held for position in self._new):
+        for position in self._new:
+            if position.route.held:
+                break
+        else:
             return
         config = self._cutover.current().config
         deadline = time.monotonic() + config.hold_timeout
@@ -148,41 +158,51 @@ class Transaction:
         """DATA to every backend with an accepted recipient."""
         self._in_data = True
         for delivery in self._deliveries.values():
-            if not delivery.wanted:
+            if delivery.wanted:
+                delivery.start_data()
+            else:
                 delivery.leave()
-        self._run(self._wanted(), Delivery.start_data)
+        self._await(self._wanted())
 
     def write(self, octets: bytes, dot: float) -> None:
         """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
 
         dot: when the client can have sent its final dot at the earliest (time.monotonic).
         """
-        message = self._message
-        message.size += len(octets)
-        if len(message.head) < HEAD:
-            message.head += octets[: HEAD - len(message.head)]
+        self._count(octets)
         wanted = self._wanted()
         for delivery in wanted:
-            delivery.write_now(octets)
-        self._run([delivery for delivery in wanted if delivery.stalled], lambda delivery: delivery.write_rest(dot))
+            delivery.write(octets, dot)
+        self._await(wanted)
 
-    def finish(self, size: int, refusal: Reply | None, dot: float) -> None:
+    def finish(self, last: bytes, size: int, refusal: Reply | None, dot: float) -> None:
         """The client's final dot came. Give every accepted recipient its final reply.
 
-        size: octets of the message (RFC 1870). refusal: the reply to all, where the message must not be delivered. dot:
-        as for `write`; one for all backends, because the client waits for the last reply, however many there are.
+        last: the last piece of the message. size: octets of the message (RFC 1870). refusal: the reply to all, where
+        the message must not be delivered. dot: as for `write`; one for all backends, because the client waits for the
+        last reply, however many there are.
         """
+        self._count(last)
         self._message.size = size
+        self._finishing = True
         try:
             if refusal is None:
-                deliveries = {self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None}
-                self._run(deliveries, lambda delivery: delivery.finish(dot, self._answer_known))
+                deliveries = list({self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None})
+                for delivery in deliveries:
+                    delivery.finish(last, dot)
+                self._await(deliveries)
         finally:
             # Also where an error of ours ended one delivery: what the other backends have said stands.
             self._close()
             for position in self._accepted:
                 position.final_reply = position.final_reply or refusal or say.INTERNAL_ERROR
             self._answer_known()
+
+    def _count(self, octets: bytes) -> None:
+        message = self._message
+        message.size += len(octets)
+        if len(message.head) < HEAD:
+            message.head += octets[: HEAD - len(message.head)]
 
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
@@ -209,32 +229,49 @@ class Transaction:
     def _wanted(self) -> list[Delivery]:
         return [delivery for delivery in self._deliveries.values() if delivery.wanted]
 
-    def _run(self, deliveries: Iterable[Delivery], step: Callable[[Delivery], None]) -> None:
-        """Do a step of several deliveries at once. Before each wait the client gets what is known."""
-        todo = list(deliveries)
-        if len(todo) <= 1:
-            for delivery in todo:
-                delivery.before_wait = self._client.flush
-                step(delivery)
+    def _open(self, deliveries: list[Delivery]) -> None:
+        """New connections, in a greenlet each if there are several."""
+        if not deliveries:
             return
-        progress = Event()
-        greenlets = []
+        self._client.flush()
+        if len(deliveries) == 1:
+            deliveries[0].open()
+            return
+        greenlets = [gevent.spawn(delivery.open) for delivery in deliveries]
         try:
-            for delivery in todo:
-                delivery.before_wait = progress.set
-                greenlet = gevent.spawn(_Guarded(step), delivery)
-                greenlet.rawlink(lambda _: progress.set())
-                greenlets.append(greenlet)
-            while not all(greenlet.ready() for greenlet in greenlets):
-                progress.wait()
-                progress.clear()
-                self._client.flush()
+            gevent.joinall(greenlets)
         except BaseException:
             gevent.killall(greenlets)
             raise
         for greenlet in greenlets:
-            if error := greenlet.get():
-                raise error
+            greenlet.get()
+
+    def _await(self, deliveries: list[Delivery]) -> None:
+        """Wait until each has done its step, all under their own deadlines. Before each wait the client gets what is
+        known. An error of ours in one of them is raised when the others are done."""
+        failed: Exception | None = None
+        while True:
+            pending = []
+            for delivery in deliveries:
+                try:
+                    if not delivery.advance():
+                        pending.append(delivery)
+                except Exception as error:  # noqa: BLE001  (raised again below)
+                    failed = error
+                    delivery.abandon("internal error")
+            if self._finishing:
+                self._answer_known()
+            if not pending:
+                break
+            self._client.flush()
+            if len(pending) == 1 and (stream := pending[0].stream) is not None:
+                stream.wait(pending[0].deadline)
+            else:
+                streams = [delivery.stream for delivery in pending if delivery.stream is not None]
+                wait_for_any(streams, min(delivery.deadline for delivery in pending))
+            deliveries = pending
+        if failed is not None:
+            raise failed
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():
@@ -244,15 +281,5 @@ class Transaction:
         return time.monotonic() - self._began
 
 
-class _Guarded:
-    """A step that returns its exception, so that gevent does not print it and the session logs it."""
-
-    def __init__(self, step: Callable[[Delivery], None]) -> None:
-        self._step = step
-
-    def __call__(self, delivery: Delivery) -> Exception | None:
-        try:
-            self._step(delivery)
-        except Exception as error:  # noqa: BLE001  (raised again by `_run`)
-            return error
-        return None
+def _name(delivery: Delivery) -> str:
+    return delivery.pool.backend.name

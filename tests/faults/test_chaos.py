@@ -56,12 +56,12 @@ def fault(generator: random.Random) -> Steps:
     return (Pause(0.05), *say("250 2.0.0 late"))
 
 
-def script_for(seed: int) -> Script:
-    """The behaviour of one connection: mostly healthy, one fault in one phase otherwise."""
+def script_for(seed: int, kept: bool) -> Script:
+    """The behaviour of one connection: mostly healthy, one fault in one phase otherwise. One that is kept ends once."""
     generator = random.Random(seed)
     script = Script(offer=generator.choice((("PIPELINING", "8BITMIME"), ("8BITMIME",), ("PIPELINING", "SIZE"))))
-    if generator.random() < 0.45:
-        return script
+    if generator.random() < (0.25 if kept else 0.45):
+        return replace(script, mail_again=fault(generator)) if kept else script
     phase = generator.choice(PHASES)
     if phase == "body":
         return replace(script, body=BodyTrigger(generator.choice((0, 10, 2000)), fault(generator)))
@@ -108,17 +108,19 @@ class Worker(threading.Thread):
 
 
 @pytest.mark.timeout(150)
-def test_chaos() -> None:
+@pytest.mark.parametrize("idle_timeout", [0, 1], ids=["a connection a message", "connections kept"])
+def test_chaos(idle_timeout: int) -> None:
     backends = [
         FakeBackend(
-            lambda index, salt=salt: script_for((SEED + 7919 * index) * 4 + salt),  # type: ignore[misc]
+            lambda index, salt=salt: script_for((SEED + 7919 * index) * 4 + salt, bool(idle_timeout)),  # type: ignore[misc]
             transport="unix" if salt % 2 else "tcp",
             keep_body=False,
         )
         for salt in range(4)
     ]
     try:
-        config = config_of({str(number): backend for number, backend in enumerate(backends)}, timeouts=TIMEOUTS)
+        named = {str(number): backend for number, backend in enumerate(backends)}
+        config = config_of(named, idle_timeout=idle_timeout, timeouts=TIMEOUTS)
         config["config"]["log"] = {"level": "debug"}  # it counts greenlets when it stops
         with ProxyProcess(config) as proxy:
             with proxy.client() as client:  # what is made at the first use only does not count
@@ -138,13 +140,16 @@ def test_chaos() -> None:
                 if worker.trouble is not None:
                     raise worker.trouble
             assert sum(len(worker.outcomes) for worker in workers) >= TRANSACTIONS
-            check_all(workers, proxy)
+            check_all(workers, proxy, least=2 if idle_timeout else 20)
             assert proxy.settles(fds, 5), f"{proxy.descriptors()} descriptors, {fds} before"
             time.sleep(1.5)  # the process title is brought up to date a second after the last change
             assert proxy.status("Threads") <= threads + 10  # the pool that looks up host names
             assert proxy.status("VmRSS") - rss < 20 * 1024
             for backend in backends:
                 assert backend.wait_closed()
+                messages = len(backend.transactions())
+                kept = messages - len(backend.connections)
+                assert (kept > messages * 0.2) == bool(idle_timeout), f"{kept} of {messages} on a kept connection"
             assert proxy.stop() == 0
             assert "greenlets left: 0\n" in proxy.log()
     finally:
@@ -152,7 +157,7 @@ def test_chaos() -> None:
             backend.stop()
 
 
-def check_all(workers: list[Worker], proxy: ProxyProcess) -> None:
+def check_all(workers: list[Worker], proxy: ProxyProcess, least: int) -> None:
     """Each outcome by itself, then that the run was worth its name: good and bad ends in good measure."""
     ends: Counter[str] = Counter()
     for worker in workers:
@@ -167,4 +172,4 @@ def check_all(workers: list[Worker], proxy: ProxyProcess) -> None:
     total = sum(ends.values())
     assert ends["250 2.0.0"] > total * 0.3, ends
     for expected in ("450 4.1.1", "450 4.2.1", "451 4.3.0", "451 4.3.2", "451 4.4.2", "550 5.1.1", "554 5.0.0"):
-        assert ends[expected] > 20, (expected, ends)
+        assert ends[expected] > least, (expected, ends)

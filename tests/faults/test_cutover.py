@@ -279,7 +279,7 @@ def test_a_backend_that_ends_after_the_dot_leaves_a_record(site: Site, end: Clos
     }  # fmt: skip
     assert {key: record[key] for key in expected} == expected
     assert stat.S_IMODE(site.uncertain_log.stat().st_mode) == 0o600
-    assert "may be delivered" in site.proxy.log()
+    site.proxy.wait_log("may be delivered")
     listed = site.ctl("--json", "uncertain", ALICE).document["uncertain"]
     assert [entry["message_id"] for entry in listed] == ["<1.2@example.net>"]
     # It is remembered for those who come later, and nobody else is bothered with it.
@@ -317,8 +317,10 @@ def test_what_failed_before_the_dot_is_not_uncertain(site: Site) -> None:
         site.old.script = Script(final=say("452 4.2.2 Over quota"))
         assert client.deliver("s@example.net", [ALICE]).verdict(0).code == 452
         site.old.script = Script(data=(Hang(),))
-        client.send(b"MAIL FROM:<s@example.net>\r\nRCPT TO:<alice@example.org>\r\nDATA\r\n")
+        client.send(b"MAIL FROM:<s@example.net>\r\nRCPT TO:<alice@example.org>\r\n")
         assert [client.reply().code for _ in range(2)] == [250, 250]
+        client.send(b"DATA\r\n")
+        assert site.old.wait_for(lambda: b"DATA" in site.old.connections[-1].commands)
     assert site.old.wait_closed()
     assert site.ctl("drain", ALICE).status == 0
     assert not site.uncertain_log.exists()

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -277,7 +278,7 @@ def test_as_a_daemon_that_became_somebody_else() -> None:
         os.chmod(installed, 0o755)
         shutil.copytree(ROOT / "lmtp_proxy", f"{installed}/lmtp_proxy", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(ROOT / "bin", f"{installed}/bin")
-        settings: dict[str, object] = {"ignoreDomain": True, "run_as": "nobody", "log": {"syslog": "/nonexistent"}}
+        settings: dict[str, Any] = {"ignoreDomain": True, "run_as": "nobody", "log": {"syslog": "/nonexistent"}}
         python = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
         probe = [python, "-c", "import daemon, gevent, setproctitle, yaml"]
         if subprocess.run(probe, user="nobody", capture_output=True, cwd="/").returncode:

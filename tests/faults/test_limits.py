@@ -289,6 +289,7 @@ def test_a_backend_that_no_descriptor_is_left_for_is_deferred() -> None:
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (used, hard))
         assert client.deliver("s@x", ["u@a", "v@a"]).verdict(0).code == 451
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (used + 50, hard))
+        time.sleep(1.1)  # after a failed connect nobody tries for a second
         assert client.deliver("t@x", ["u@a"]).verdict(0).positive
         client.quit()
 

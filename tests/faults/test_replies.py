@@ -171,9 +171,12 @@ def test_known_final_replies_are_handed_on_at_once(pair: Pair) -> None:
 def test_a_421_at_data_undoes_the_acceptance(pair: Pair) -> None:
     pair.a.script = Script(data=(*say("421 4.3.2 Service shutting down"), Close()))
     with pair.proxy.client() as client:
-        outcome = client.deliver("s@x", ["u@a", "v@a"])
+        outcome = client.deliver("s@x", ["u@a", "v@a"], pipelined=False)
         assert outcome.data is not None and outcome.data.code == 354
         assert [outcome.verdict(position).text[:9] for position in (0, 1)] == ["451 4.3.2"] * 2
+        # Who has pipelined DATA has not heard of the acceptance yet.
+        outcome = client.deliver("s@x", ["u@a", "v@a"])
+        assert [reply.text[:9] for reply in outcome.rcpts] == ["451 4.3.2"] * 2
         client.quit()
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
-import gevent.socket
 import pytest
 from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
@@ -96,26 +95,23 @@ class ModelSession(BackendSession):
         self.world = world
         self.full = world.full
         self.user = ""
-        self.esmtp_features = {"pipelining": ""}
+        self.offered = frozenset({"pipelining"})
 
-    def write_now(self, octets: bytes) -> bytes:
-        if octets == b".\r\n":
-            if self.full:
-                self.full -= 1
-                return octets
-            self.world.events.append(("dot", self.user, self.backend.name))
-        return b""
+    def send_now(self, octets: bytes) -> int:
+        assert octets == b"last\r\n.\r\n" or octets == b".\r\n"
+        if self.full:
+            self.full -= 1
+            return len(octets) - 3
+        self.world.events.append(("dot", self.user, self.backend.name))
+        return len(octets)
 
-    def _open_socket(self) -> object:  # type: ignore[override]
-        return self
-
-    def fileno(self) -> int:
-        return -1
+    def keep(self, octets: bytes) -> None:
+        assert octets == b""
 
     def check_quiet(self, *, in_data: bool = False) -> None:
         pause()
 
-    def read_reply(self, deadline: float) -> Reply:
+    def next_reply(self) -> Reply:
         pause()
         if self.world.uncertain_reply and self.world.events and self.world.events[-1][0] == "dot":
             raise BackendError(Reply(451, (b"4.4.2 gone",)), "gone")
@@ -127,13 +123,13 @@ class ModelPool(BackendPool):
         super().__init__(backend, "proxy")
         self.world = world
 
-    def open(self) -> BackendSession:
+    def open(self, *, whatever: bool = False) -> BackendSession:
         return ModelSession(self.world, self.backend)
 
     def release(self, session: BackendSession) -> None:
         pass
 
-    discard = release
+    discard = reset = release
 
 
 # --- the actors -------------------------------------------------------------------------------------------------------
@@ -144,14 +140,18 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     recipient = Recipient(f"<{user}>".encode(), *user.split("@"))
     pool = world.generation.pools["old"]
     position = Position(recipient, replace(FIRST.route(recipient)), 1, pool)
-    delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover)
+    delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover, lambda: None)
     session = ModelSession(world, pool.backend)
     session.user = user
-    delivery._session = session
+    delivery._place.session = session
+    delivery._in_data = True
     delivery._accepted.append(position)
     delivery._commit.recipients_known()
     pause()
-    delivery.finish(FOREVER, lambda: None)
+    delivery.finish(b"last\r\n", FOREVER)
+    pause()
+    while not delivery.advance():
+        pause()
     assert position.final_reply is not None
     world.events.append(("answered", user, position.final_reply.text[:5].decode()))
 
@@ -252,11 +252,6 @@ def check(events: list[tuple[str, str, str]]) -> None:
             left[user] = set(BACKENDS) - {backend}
         elif what == "dot":
             assert backend not in left[user], f"a dot to {backend} for {user}, who was moved: {events}"
-
-
-@pytest.fixture(autouse=True)
-def waiting_for_room_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gevent.socket, "wait_write", lambda *_: pause())
 
 
 # --- every order ------------------------------------------------------------------------------------------------------

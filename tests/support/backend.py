@@ -70,8 +70,9 @@ class FakeBackend:
 
     @property
     def config(self) -> dict[str, object]:
-        """The address, as keys of a `backends:` entry."""
-        return {"socket": self.path} if self.transport == "unix" else {"host": "127.0.0.1", "port": self.port}
+        """Keys of a `backends:` entry. No connection is kept: each transaction meets the script in force then."""
+        address = {"socket": self.path} if self.transport == "unix" else {"host": "127.0.0.1", "port": self.port}
+        return {**address, "idle_timeout": 0}
 
     def transactions(self, sender: str | None = None) -> list[SeenTransaction]:
         """Transactions of all connections in the order they began; only those of `sender` when given."""

@@ -126,7 +126,8 @@ class Conversation:
             transaction.answer = self._perform((Send(b"430 Authentication required\r\n"),))
             return
         self._current = transaction
-        transaction.answer = self._perform(self._script.mail)
+        again = self._script.mail_again if len(self._seen.transactions) > 1 else None
+        transaction.answer = self._perform(self._script.mail if again is None else again)
         if code_of(transaction.answer) // 100 != 2:
             self._current = None
 
@@ -141,6 +142,9 @@ class Conversation:
 
     def _data(self) -> None:
         script, transaction = self._script, self._current
+        if self._script.data_always and transaction is not None and not transaction.accepted:
+            self._perform(script.data)
+            return
         if transaction is None or not transaction.accepted:
             self._send(b"503 5.5.1 no recipients\r\n")
             return

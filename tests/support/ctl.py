@@ -93,7 +93,7 @@ def controlled(
     """A proxy with a control socket, `ctl` in its directory, and a log of uncertain deliveries, `uncertain`."""
     directory = tempfile.mkdtemp(prefix="lpp", dir="/tmp")
     own: dict[str, object] = {"control": {"socket": f"{directory}/ctl"}, "uncertain_log": f"{directory}/uncertain"}
-    return ProxyProcess(config_of(backends, users, **{**own, **settings}), directory=directory)
+    return ProxyProcess(config_of(backends, users, **{**own, **settings}), directory=directory)  # type: ignore[arg-type]
 
 
 # --- a peer that says what it is told --------------------------------------------------------------------------------

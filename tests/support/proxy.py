@@ -58,12 +58,19 @@ def free_tcp_address() -> tuple[str, int]:
 
 
 def config_of(
-    backends: Mapping[str, FakeBackend], users: Mapping[str, str] | None = None, **settings: object
+    backends: Mapping[str, FakeBackend],
+    users: Mapping[str, str] | None = None,
+    *,
+    idle_timeout: float = 0,
+    **settings: object,
 ) -> dict[str, dict[str, object]]:
-    """A configuration with these backends; by default everybody at @NAME belongs to backend NAME."""
+    """A configuration with these backends; by default everybody at @NAME belongs to backend NAME.
+
+    idle_timeout: of all backends.
+    """
     return {
         "config": dict(settings),
-        "backends": {name: dict(backend.config) for name, backend in backends.items()},
+        "backends": {name: {**backend.config, "idle_timeout": idle_timeout} for name, backend in backends.items()},
         "users": dict(users if users is not None else {f"@{name}": name for name in backends}),
     }
 

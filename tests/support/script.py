@@ -109,6 +109,8 @@ _OTHER = say("500 5.5.2 what")
 class Script:
     """One backend's behaviour. Recipients are named by the text between < and > of their RCPT.
 
+    `mail_again` answers each MAIL of the connection but the first, if it is set. `data_always`: DATA without an
+    accepted recipient is answered by `data`, too, and what follows it as commands.
     `final` answers an accepted recipient after the dot; `final_at` overrides it by position among the accepted ones,
     `final_by` by address. `auth` replaces the built-in check of `credentials` (user, password).
     """
@@ -120,9 +122,11 @@ class Script:
     credentials: tuple[str, str] | None = None
     offer_after_auth: tuple[str, ...] | None = None
     mail: Steps = _MAIL
+    mail_again: Steps | None = None
     rcpt: Steps = _RCPT
     rcpt_by: Mapping[str, Steps] = field(default_factory=dict)
     data: Steps = _DATA
+    data_always: bool = False
     body: BodyTrigger | None = None
     final: Steps = _FINAL
     final_at: Mapping[int, Steps] = field(default_factory=dict)

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The commit point: what is in flight at each step, what is recorded at the end; a dot that has to wait for room."""
 
-import socket
 import time
-from collections.abc import Iterator
 
-import gevent
 import pytest
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend import BackendError
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
 from lmtp_proxy.envelope import Envelope, Recipient
@@ -142,75 +139,3 @@ def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, u
     proxy.commit._flight.phase = proxy.commit._flight.phase.FINAL_DOT
     proxy.commit.given_up("gone")
     assert [record.user for record in proxy.uncertain.recent()] == [user]
-
-
-# --- the dot on a connection that is full -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def full() -> Iterator[tuple[BackendSession, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        session = BackendSession(OLD, "proxy")
-        session.sock = ours
-        while not session.write_now(b"x" * 4096):
-            pass
-        yield session, theirs
-
-
-def read_all(sock: socket.socket) -> bytes:
-    octets = b""
-    while True:
-        try:
-            octets += sock.recv(65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return octets
-
-
-def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(
-    full: tuple[BackendSession, socket.socket],
-) -> None:
-    session, theirs = full
-    steps: list[str] = []
-    writer = gevent.spawn(
-        session.write_final_dot, time.monotonic() + 5, lambda: steps.append("look"), lambda: steps.append("back")
-    )
-    gevent.sleep(0.05)
-    assert steps == ["look", "back"] and not writer.ready()
-    read_all(theirs)
-    writer.get(timeout=5)
-    assert steps == ["look", "back", "look"]
-    assert read_all(theirs).endswith(b".\r\n")
-
-
-def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(full: tuple[BackendSession, socket.socket]) -> None:
-    session, theirs = full
-    looks = iter([None, BackendError(say.ROUTE_CHANGED, "moved")])
-
-    def look() -> None:
-        if error := next(looks):
-            raise error
-
-    errors: list[BackendError] = []
-
-    def write() -> None:
-        try:
-            session.write_final_dot(time.monotonic() + 5, look, lambda: None)
-        except BackendError as error:
-            errors.append(error)
-
-    writer = gevent.spawn(write)
-    gevent.sleep(0.05)
-    read_all(theirs)
-    writer.get(timeout=5)
-    [error] = errors
-    assert error.reply is say.ROUTE_CHANGED and not error.maybe_delivered
-    assert read_all(theirs) == b""
-
-
-def test_no_room_until_the_deadline(full: tuple[BackendSession, socket.socket]) -> None:
-    session, theirs = full
-    with pytest.raises(BackendError) as caught:
-        session.write_final_dot(time.monotonic() + 0.05, lambda: None, lambda: None)
-    assert caught.value.reply is say.BACKEND_SILENT and not caught.value.maybe_delivered
-    assert b"." not in read_all(theirs)

@@ -170,13 +170,14 @@ config:
   control: {socket: /run/ctl, owner: root}
   uncertain_log: /var/lib/uncertain
 backends:
-  old: {socket: /run/old}
+  old: {socket: /run/old, idle_timeout: 12}
   new:
     host: store.example.org
     port: 2003
     user: admin
     password_file: secret
     max_connections: 3
+    idle_timeout: 0
     timeouts: {command: 5}
   third: {host: 192.0.2.1, port: 24, user: a b, password: 0123}
 users:
@@ -213,18 +214,18 @@ users:
         control=Control(UnixAddress("/run/ctl"), "root", None, 0o600),
         uncertain_log="/var/lib/uncertain",
         backends={
-            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, timeouts),
+            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts),
             "new": Backend(
-                *("new", TcpAddress("store.example.org", 2003), "admin", "pässword ", 3),
+                *("new", TcpAddress("store.example.org", 2003), "admin", "pässword ", 3, 0.0),
                 dataclasses.replace(timeouts, command=5),
             ),
-            "third": Backend("third", TcpAddress("192.0.2.1", 24), "a b", "0123", 20, timeouts),
+            "third": Backend("third", TcpAddress("192.0.2.1", 24), "a b", "0123", 20, 30.0, timeouts),
         },
         users=StaticTable({"Alice": "old", "no": "new", "0123": "third", "1:30": "reject", "on": "hold"}),
     )
     assert config.key_rules == KeyRules(True, "+-", True)
     lines = {user: config.users.line(user) for user in config.users}
-    assert lines == {"Alice": 36, "no": 37, "0123": 38, "1:30": 39, "on": 40}
+    assert lines == {"Alice": 37, "no": 38, "0123": 39, "1:30": 40, "on": 41}
     assert config.users_per_backend == {"old": 1, "new": 1, "third": 1, "reject": 1, "hold": 1}
     file = tmp_path / "file.yml"
     assert config.digest == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -552,7 +553,12 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
         (["host: h", "port:"], [f"6: backends.b.port: {EMPTY}"]),
         (["socket: /a", "max_connections: 0"], [f'6: backends.b.max_connections: {NUMBER.format(1, 10000)}"0"']),
         (["socket: /a", "tls: no"], ["6: backends.b.tls: unknown key"]),
-        (["socket: /a", "idle_timeout: 30"], ["6: backends.b.idle_timeout: unknown key, did you mean timeouts?"]),
+        (["socket: /a", "idle_timeout: x"], [f'6: backends.b.idle_timeout: {SECONDS}"x"']),
+        (["socket: /a", "idle_timeout: -1"], [f'6: backends.b.idle_timeout: {SECONDS}"-1"']),
+        (
+            ["socket: /a", "idle_timeout: 86401"],
+            ["6: backends.b.idle_timeout: must be more than 0 and at most 86400 (a day)"],
+        ),
         (["socket: /a", "pasword_file: x"], ["6: backends.b.pasword_file: unknown key, did you mean password_file?"]),
         (["socket: /a", "timeouts: {client_idle: 3}"], ["6: backends.b.timeouts.client_idle: unknown key"]),
         (["socket: /a", "timeouts: {shutdown: 3}"], ["6: backends.b.timeouts.shutdown: unknown key"]),

@@ -28,24 +28,26 @@ class Session(BackendSession):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend, "proxy")
-        self.esmtp_features = {"pipelining": ""}
+        self.offered = frozenset({"pipelining"})
         self.dotted = False
 
-    def write_now(self, octets: bytes) -> bytes:
-        self.dotted = self.dotted or octets == b".\r\n"
-        return b""
+    def send_now(self, octets: bytes) -> int:
+        self.dotted = self.dotted or octets.endswith(b".\r\n")
+        return len(octets)
 
     def check_quiet(self, *, in_data: bool = False) -> None:
         pass
 
-    def read_reply(self, deadline: float) -> Reply:
+    unread = False
+
+    def next_reply(self) -> Reply:
         if self.dotted and self.backend.name == "broken":
             raise ZeroDivisionError
         return OK
 
 
 class Pool(BackendPool):
-    def open(self) -> BackendSession:
+    def open(self, *, whatever: bool = False) -> BackendSession:
         return Session(self.backend)
 
     def release(self, session: BackendSession) -> None:
@@ -66,15 +68,16 @@ def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
     transaction = Transaction(client, Envelope(b"<s@x>"), Cutover(lambda: generation, in_flight, uncertain), Parking())
     for name in ("a", "b", "a"):
         transaction.add(Recipient(f"<{name}@x>".encode(), name, "x"))
-    transaction.answer_recipients()
+    transaction.answer_recipients(data_follows=False)
     assert answers == [OK] * 3
     for pool in pools.values():
         assert pool.busy == 1
     # DATA is answered with 354 by a backend; this one need not be asked.
     for delivery in transaction._deliveries.values():
+        delivery._in_data = True
         delivery._commit.data_begun()
     with pytest.raises(ZeroDivisionError):
-        transaction.finish(10, None, time.monotonic())
+        transaction.finish(b"x\r\n", 10, None, time.monotonic())
     assert answers[3:] == [say.INTERNAL_ERROR, OK, say.INTERNAL_ERROR]
     assert [pool.busy for pool in pools.values()] == [0, 0] and len(in_flight) == 0
     # Nobody knows what became of the two whose dot was sent.

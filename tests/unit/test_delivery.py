@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A delivery to a backend that has no room for the final dot: nothing is sent without another look at the route."""
+
+import socket
+import time
+from _socket import socket as Socket
+from collections.abc import Iterator
+
+import pytest
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.backend import BackendSession
+from lmtp_proxy.commit import Cutover, Message, Position
+from lmtp_proxy.config_values import Backend, Config, Timeouts, UnixAddress
+from lmtp_proxy.delivery import Delivery
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.generation import Generation, first_generation, next_generation
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.stream import Stream
+from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.uncertain_log import UncertainLog
+
+OLD, NEW = (Backend(name, UnixAddress(f"/{name}"), timeouts=Timeouts(final_reply=2)) for name in ("old", "new"))
+ALICE = Recipient(b"<alice@x>", "alice", "x")
+BODY = b"Subject: x\r\n\r\n"
+
+
+def config(backend: str) -> Config:
+    users = StaticTable({"alice@x": backend})
+    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=users)
+
+
+class Site:
+    """A delivery to `old` in the middle of its data, on a connection whose buffers are full."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair()
+        self.generation: Generation = first_generation(config("old"))
+        self.in_flight = InFlight()
+        cutover = Cutover(
+            lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
+        )
+        pool = self.generation.pools["old"]
+        self.delivery = Delivery(pool, Message("8f3a", Envelope(b"<s@x>")), cutover, lambda: None)
+        self.position = Position(ALICE, self.generation.routing.route(ALICE), 1, pool, True)
+        session = BackendSession(OLD, "proxy")
+        session.stream = Stream(Socket(fileno=ours.detach()))
+        self.stream = session.stream
+        self.delivery._place.session = session
+        self.delivery._in_data = True
+        self.delivery._accepted.append(self.position)
+        pool._taken = 1
+
+    def fill(self) -> None:
+        while not self.stream.full:
+            self.stream.send(b"x" * 4096)
+
+    def moved(self) -> None:
+        self.generation = next_generation(config("new"), self.generation)
+
+    def read(self) -> bytes:
+        """All that has come."""
+        octets = b""
+        try:
+            while more := self.theirs.recv(65536, socket.MSG_DONTWAIT):
+                octets += more
+        except (BlockingIOError, ConnectionResetError):
+            pass
+        return octets
+
+    @property
+    def waited_for(self) -> bool:
+        rules = self.generation.config.key_rules
+        return bool(self.in_flight.drain({"alice@x"}, rules, self.in_flight.last))
+
+    def room(self) -> bytes:
+        """Read, and let the loop notice."""
+        octets = self.read()
+        self.stream.wait(time.monotonic() + 1)
+        return octets
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.delivery.abandon()
+    site.stream.close()
+    site.theirs.close()
+    assert len(site.in_flight) == 0
+
+
+@pytest.mark.parametrize("last", [b"", BODY])
+def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(site: Site, last: bytes) -> None:
+    site.fill()
+    # `finish` is never called while the stream is full; a socket that has just become so comes to the same.
+    site.stream.full = False
+    site.delivery.finish(last, time.monotonic())
+    assert not site.delivery.advance()
+    received = site.read()
+    while not site.waited_for:
+        received += site.room()
+        assert not site.delivery.advance()
+    received += site.read()
+    assert received.endswith(last + b".\r\n") and received.count(b".") == 1
+    site.theirs.send(b"250 2.0.0 stored\r\n")
+    while not site.delivery.advance():
+        site.stream.wait(time.monotonic() + 1)
+    assert site.position.final_reply is not None and site.position.final_reply.positive
+
+
+@pytest.mark.parametrize("last", [b"", BODY])
+def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(site: Site, last: bytes) -> None:
+    site.fill()
+    site.stream.full = False
+    site.delivery.finish(last, time.monotonic())
+    assert not site.delivery.advance()
+    site.moved()
+    while not site.delivery.advance():
+        assert b"." not in site.room()
+    assert site.position.final_reply is say.ROUTE_CHANGED
+    assert "may be delivered" not in site.position.trouble
+    assert b"." not in site.read()  # the end, without a dot
+
+
+def test_no_room_until_the_deadline(site: Site) -> None:
+    site.fill()
+    site.stream.full = False
+    site.delivery.finish(b"", time.monotonic() - 1.9)
+    while not site.delivery.advance():
+        site.stream.wait(site.delivery.deadline)
+    assert site.position.final_reply is say.BACKEND_SILENT
+    assert "may be delivered" not in site.position.trouble
+
+
+def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site) -> None:
+    """The rest goes out without another look: what has begun cannot be taken back."""
+    site.fill()
+    site.stream.full = False
+    sent: list[int] = []
+
+    def one_octet(octets: bytes) -> int:
+        sent.append(len(octets))
+        return 1
+
+    site.stream._send = one_octet  # type: ignore[assignment]
+    site.delivery.finish(b"", time.monotonic())
+    assert site.waited_for and sent == [3]
+    site.moved()
+    assert not site.delivery.advance() and site.waited_for
+    site.theirs.close()
+    while not site.delivery.advance():
+        site.stream.wait(time.monotonic() + 1)
+    assert site.position.final_reply is say.BACKEND_SILENT
+    assert "may be delivered" in site.position.trouble
