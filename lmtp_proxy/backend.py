@@ -25,8 +25,10 @@ from lmtp_proxy.stream import Stream
 MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
 FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
-# What nearly all replies look like: one line, with an enhanced code.
-_PLAIN_REPLY = re.compile(rb"([245][0-9][0-9]) ([245]\.[0-9]{1,3}\.[0-9]{1,3}(?: [^\r\n\0]*)?)\r\n")
+# What nearly all replies look like: one line, with an enhanced code unless it is a 354.
+_PLAIN_REPLY = re.compile(
+    rb"(?!421)([2-5][0-9][0-9]) ((?:(?<=354 )|[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]))[^\r\n\0]{0,2000})\r\n"
+)
 _LEAVE_TAKING = 2.0  # seconds
 _EARLY_REPLY = 5.0  # seconds for the rest of a reply that has begun to arrive before its time
 
@@ -208,14 +210,25 @@ class BackendSession(smtplib.LMTP):
 
         Raises BackendError: end of file, anything that is no reply, and 421, which ends every conversation.
         """
-        self._take_in()
-        if not self._lines and (match := _PLAIN_REPLY.match(self._received, self._at)):
-            wire, code, text = match.group(0, 1, 2)
-            if len(wire) <= MAX_LINE and code != b"421":
-                self._use_up(match.end())
-                return reply_from_wire(int(code), (text,), wire)
         reply = self._next_verbatim()
         return reply if reply is None else reply.with_enhanced()
+
+    def next_replies(self, most: int) -> list[Reply]:
+        """The next replies that have come, at most so many; see `next_reply`. What is wrong is raised in its turn."""
+        self._take_in()
+        replies: list[Reply] = []
+        if not self._lines:
+            received, at = self._received, self._at
+            while most > 0 and (match := _PLAIN_REPLY.match(received, at)):
+                wire, code, text = match.group(0, 1, 2)
+                at = match.end()
+                most -= 1
+                replies.append(reply_from_wire(int(code), (text,), wire))
+        if replies:
+            self._use_up(at)
+        elif (reply := self.next_reply()) is not None:
+            replies.append(reply)
+        return replies
 
     def read_reply(self, deadline: float) -> Reply:
         """The next reply, waited for. What has arrived is read even after `deadline` (time.monotonic).

@@ -91,17 +91,18 @@ class Commands:
         self._unsent.append((b"DATA", _DATA, None))
         self._send(session)
 
-    def next(self, session: BackendSession) -> Answer | None:
-        """The next reply if it has come; the commands that waited for it go out. Raises BackendError."""
-        if not self._expected:
+    def answers(self, session: BackendSession) -> list[Answer]:
+        """The next replies that have come; before that, the commands go out that waited for all before them.
+
+        Raises BackendError.
+        """
+        expected = self._expected
+        if not expected:
             self._send(session)
-        reply = session.next_reply()
-        if reply is None:
-            return None
-        phase, position = self._expected.popleft()
-        if self._expected:
+        answers = [Answer(*expected.popleft(), reply) for reply in session.next_replies(len(expected))]
+        if answers and expected:
             self._set_deadline()
-        return Answer(phase, position, reply)
+        return answers
 
     def _send(self, session: BackendSession) -> None:
         """As many as may go out in one write; one without PIPELINING."""

@@ -30,8 +30,8 @@ _DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 class Delivery:
     """The conversation with one backend in one transaction.
 
-    deadline: until when `advance` has to be done (time.monotonic). before_wait: called before a wait that is not the
-    caller's own.
+    deadline: until when `advance` has to be done (time.monotonic). in_data: the backend takes the message. over: it was
+    left or abandoned. before_wait: called before a wait that is not the caller's own.
     """
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
@@ -42,7 +42,9 @@ class Delivery:
         self._accepted = self._commit.accepted
         self._timeouts = pool.backend.timeouts
         self._place = Place(pool, before_wait)
-        self._some_accepted = self._in_data = self._counted = False
+        self.in_data = False
+        self.over = False
+        self._some_accepted = self._counted = False
         self._new: list[Position] = []  # RCPT not sent yet
         self._asked: list[Position] = []  # RCPT sent with the last `ask`
         self._commands = Commands(pool.backend.timeouts.command)
@@ -141,10 +143,7 @@ class Delivery:
             self._fail(error)
 
     def write(self, octets: bytes, dot: float) -> None:
-        """Send a piece of the message. dot: when the client can have sent its final dot at the earliest, see `finish`.
-
-        Not to be called before the last piece has gone out, which `advance` tells.
-        """
+        """Send a piece of the message, after `advance` has told that the last one went out. dot: see `finish`."""
         session = self._place.session
         if session is None:
             return
@@ -212,10 +211,11 @@ class Delivery:
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
         self._commit.given_up(reason)
-        in_doubt = self._failure or self._in_data or self._commands.data_sent or self._commands.outstanding
+        in_doubt = self._failure or self.in_data or self._commands.data_sent or self._commands.outstanding
         self._part(self.pool.discard if in_doubt else self.pool.reset)
 
     def _part(self, how: Callable[[BackendSession], None]) -> None:
+        self.over = True
         self._commands.clear()
         self._unanswered.clear()
         self._dot_waits = False
@@ -235,7 +235,7 @@ class Delivery:
         if session is None:
             return True
         try:
-            if self._in_data:
+            if self.in_data:
                 return self._advance_in_data(session)
             return self._advance_commands(session)
         except BackendError as error:
@@ -243,7 +243,7 @@ class Delivery:
                 return self._envelope_failed(error)
             if self._dot_begun or self._dot_waits:
                 self._fail_at_the_end(error)
-            elif self._in_data:
+            elif self.in_data:
                 self._fail_in_data(error)
             else:
                 self._fail(error)
@@ -252,21 +252,21 @@ class Delivery:
     def _advance_commands(self, session: BackendSession) -> bool:
         commands = self._commands
         while commands.outstanding:
-            answer = commands.next(session)
+            answers = commands.answers(session)
             self.deadline = commands.deadline
-            if answer is None:
+            if not answers:
                 return self._in_time("no answer in time")
             self._place.unheard = False
-            phase, position, reply = answer
-            if phase is _DATA:
-                self._take_data_reply(reply)
-            elif position is None:
-                judge(phase, reply)
-            else:
-                position.rcpt_reply = judge(phase, reply)
-                self._some_accepted = self._some_accepted or reply.positive
+            for phase, position, reply in answers:
+                if phase is _DATA:
+                    self._take_data_reply(reply)
+                elif position is None:
+                    judge(phase, reply)
+                else:
+                    position.rcpt_reply = judge(phase, reply)
+                    self._some_accepted = self._some_accepted or reply.positive
         if session.unread:
-            session.check_quiet(in_data=self._in_data)
+            session.check_quiet(in_data=self.in_data)
         if self._asked:
             self._answer_asked()
         return True
@@ -274,10 +274,11 @@ class Delivery:
     def _advance_in_data(self, session: BackendSession) -> bool:
         while True:
             while self._unanswered:
-                reply = session.next_reply()
-                if reply is None:
+                replies = session.next_replies(len(self._unanswered))
+                if not replies:
                     return self._in_time("no answer in time")
-                self._unanswered.popleft().final_reply = judge(_FINAL_DOT, reply)
+                for reply in replies:
+                    self._unanswered.popleft().final_reply = judge(_FINAL_DOT, reply)
             if session.stream is not None and session.stream.full:
                 if session.unread:
                     session.check_quiet(in_data=True)
@@ -304,7 +305,7 @@ class Delivery:
             if reply.negative and self._asked:
                 self._answer_asked()  # accepted, all the same
             judge(_DATA, reply)
-            self._in_data = True
+            self.in_data = True
             self._commit.data_begun()
         elif reply.negative:
             self._commands.data_sent = False

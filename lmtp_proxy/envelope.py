@@ -26,6 +26,11 @@ _PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, 
 _PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]+)@([A-Za-z0-9_.\-]+)"
 _PLAIN_MAIL = re.compile(rb"FROM:(<(?:%s)?>)(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?" % _PLAIN)
 _PLAIN_RCPT = re.compile(rb"TO:(<%s>)" % _PLAIN)
+_PLAIN_ENVELOPE = re.compile(
+    rb"MAIL %s\r\n((?:RCPT %s\r\n)+)(?=DATA\r\n)"
+    % (_PLAIN_MAIL.pattern, _PLAIN_RCPT.pattern.replace(b"(", b"(?:"))
+)
+_PLAIN_RCPTS = re.compile(rb"RCPT %s\r\n" % _PLAIN_RCPT.pattern)
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -70,6 +75,25 @@ class Recipient(NamedTuple):
     def rcpt_command(self) -> bytes:
         """The RCPT line for a backend, without CRLF."""
         return b"RCPT TO:" + self.path
+
+
+def parse_envelope(octets: bytes, start: int, longest: int) -> tuple[Envelope, list[Recipient], int] | None:
+    """MAIL, its RCPTs and where they end in `octets`, which have DATA behind; None unless each of these is a plain one.
+
+    start: of MAIL. longest: octets of a line, CRLF included.
+    """
+    found = _PLAIN_ENVELOPE.match(octets, start)
+    if found is None:
+        return None
+    path, size, body, rcpts = found.group(1, 4, 5, 6)
+    end = found.end()
+    if end - start > longest and max(map(len, octets[start:end].split(b"\n"))) >= longest:
+        return None
+    recipients = [
+        Recipient(path, local.decode("ascii"), domain.decode("ascii"))
+        for path, local, domain in _PLAIN_RCPTS.findall(rcpts)
+    ]
+    return Envelope(path, None if size is None else int(size), body), recipients, end
 
 
 def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:

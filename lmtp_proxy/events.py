@@ -33,6 +33,13 @@ class RcptCommand(NamedTuple):
     recipient: Recipient
 
 
+class EnvelopeCommand(NamedTuple):
+    """A MailCommand and RcptCommands which came together, with DATA behind them. Owes each recipient a reply."""
+
+    envelope: Envelope
+    recipients: list[Recipient]
+
+
 @dataclass(frozen=True, slots=True)
 class DataCommand:
     """DATA with at least one accepted recipient. Call `start_data` next."""
@@ -67,5 +74,12 @@ class ConnectionClosed:
 
 
 Event: TypeAlias = (
-    MailCommand | RcptCommand | DataCommand | MessageOctets | EndOfMessage | TransactionReset | ConnectionClosed
+    MailCommand
+    | RcptCommand
+    | EnvelopeCommand
+    | DataCommand
+    | MessageOctets
+    | EndOfMessage
+    | TransactionReset
+    | ConnectionClosed
 )

@@ -21,7 +21,7 @@ KEPT = 10_000
 
 _FULL = 500  # lines that are written at once, before the interval is over
 _SOON = 0.002  # seconds: a syslog socket takes 10 datagrams where nobody has raised net.unix.max_dgram_qlen
-_DEAD = 1.0  # seconds between two attempts to reach a channel that took nothing at all
+_DEAD = 1.0  # seconds: twice as long after each attempt that got rid of no line, up to this
 _LAST = 1.0  # seconds for what is left when the process ends
 
 
@@ -34,6 +34,7 @@ class LogBatch:
         self._lines: list[bytes] = []
         self._asked = False  # for a flush
         self._lost = 0
+        self._pause = _SOON
 
     def __repr__(self) -> str:
         return f"<LogBatch to {self.channel.name}: {len(self._lines)} lines wait, {self._lost} lost>"
@@ -56,7 +57,8 @@ class LogBatch:
         sent = self._send()
         if self._lines and self._later is not None and not self._asked:
             self._asked = True
-            self._later(_SOON if sent else _DEAD, self._flush_now)
+            self._pause = _SOON if sent else min(_DEAD, 2 * self._pause)
+            self._later(self._pause, self._flush_now)
 
     def finish(self) -> None:
         """The process ends: write what is left, within a second."""

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from lmtp_proxy import reply as say
+from lmtp_proxy.command_lines import MAX_COMMAND, TOO_LONG, CommandLines
 from lmtp_proxy.dot_stuffing import MessageData
-from lmtp_proxy.envelope import Envelope, parse_mail, parse_rcpt
+from lmtp_proxy.envelope import Envelope, parse_envelope, parse_mail, parse_rcpt
 from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
+    EnvelopeCommand,
     Event,
     MailCommand,
     MessageOctets,
@@ -27,15 +29,12 @@ from lmtp_proxy.events import (
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.reply_queue import ReplyQueue
 
-MAX_COMMAND = 2048
-"""Octets of one command line, CRLF included. RFC 5321 asks for 512, and more for each extension."""
 MAX_ERRORS = 20
 """Refused commands in a row after which the session is closed."""
 AT_ONCE = 100
 """Commands of one client that are taken before the other clients have their turn."""
 
 _DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
-_TOO_LONG = b"\n"  # stands for a line that was thrown away; no real line holds a LF
 
 
 class LocalProtocolError(Exception):
@@ -53,9 +52,7 @@ class Protocol:
         self._max_message_size = max_message_size
         self._max_recipients = max_recipients
         self._smtputf8 = smtputf8
-        self._buffer = b""
-        self._position = 0  # in the buffer: what stands before it was looked at
-        self._skipping = False  # amid a command line that is too long
+        self._lines = CommandLines()
         self._eof = False
         self._closed = False
         self._greeted = False
@@ -71,7 +68,7 @@ class Protocol:
 
     def __repr__(self) -> str:
         return (
-            f"<Protocol {self._phase()} accepted={self._accepted} owed={self._owed} buffered={len(self._unparsed())}>"
+            f"<Protocol {self._phase()} accepted={self._accepted} owed={self._owed} buffered={len(self._lines)}>"
         )
 
     def _phase(self) -> str:
@@ -98,7 +95,7 @@ class Protocol:
 
     def completes(self, ahead: bytes) -> bool:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
-        octets = self._unparsed() + ahead
+        octets = self._lines.rest + ahead
         if self._data is not None or self._data_expected:
             return (self._data or MessageData()).ends_in(octets)
         return b"\r\n.\r\n" in octets
@@ -106,7 +103,8 @@ class Protocol:
     @property
     def data_follows(self) -> bool:
         """Whether the next command, which waits for replies that are owed, is DATA."""
-        return self._buffer[self._position : self._position + 6].upper() == b"DATA\r\n"
+        at = self._lines.position
+        return self._lines.octets[at : at + 6].upper() == b"DATA\r\n"
 
     def data_to_send(self) -> bytes:
         """All replies that may go out now; each is handed out once."""
@@ -121,8 +119,8 @@ class Protocol:
     def receive_data(self, octets: bytes) -> None:
         """Octets from the client; b"" is the end of file."""
         if octets:
-            self._buffer = self._unparsed() + octets
-            self._position = self._turn = 0
+            self._lines.add(octets)
+            self._turn = 0
         else:
             self._eof = True
 
@@ -156,9 +154,6 @@ class Protocol:
         self._replies.say(reply)
         self._closed = True
 
-    def _unparsed(self) -> bytes:
-        return self._buffer[self._position :]
-
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def next_event(self) -> Event | Wait:
@@ -175,7 +170,9 @@ class Protocol:
             if self._turn >= AT_ONCE:
                 self._turn = 0
                 return Wait.BUSY
-            line = self._next_line()
+            if self._envelope is None and self._greeted and (command := self._plain_envelope()):
+                return command
+            line = self._lines.next(self._may_run_ahead if self._owed else None)
             if line is None:
                 if self._owed:
                     return Wait.PAUSED
@@ -184,11 +181,29 @@ class Protocol:
             if event is not None:
                 return event
 
+    def _plain_envelope(self) -> EnvelopeCommand | None:
+        """What Postfix sends in one write, taken as a whole. One by one the commands come to the same, but slower."""
+        lines = self._lines
+        if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, MAX_COMMAND)):
+            return None
+        envelope, recipients, end = parsed
+        if self._size_refusal(envelope.size) or len(recipients) > min(self._max_recipients, AT_ONCE):
+            return None
+        lines.position = end
+        self._turn += len(recipients) + 1
+        self._errors = 0
+        self._envelope = envelope
+        self._owed = len(recipients)
+        self._replies.say(say.SENDER_OK)
+        for _ in recipients:
+            self._replies.owe()
+        return EnvelopeCommand(envelope, recipients)
+
     def _next_in_data(self, data: MessageData) -> Event | Wait:
-        if self._position == len(self._buffer):
+        if not self._lines:
             return _CLOSED if self._eof else Wait.NEED_DATA
-        octets, self._buffer = data.feed(self._unparsed())
-        self._position = 0
+        octets, rest = data.feed(self._lines.rest)
+        self._lines.set(rest)
         refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
         if refusal:
             octets = b""
@@ -204,25 +219,6 @@ class Protocol:
     def _size_refusal(self, size: int | None) -> Reply | None:
         return say.SIZE_TOO_BIG if size and 0 < self._max_message_size < size else None
 
-    def _next_line(self) -> bytes | None:
-        """The next command line without its line end; None if there is none, or if it has to wait for its turn."""
-        buffer, start = self._buffer, self._position
-        end = buffer.find(b"\n", start)
-        if end < 0:
-            if len(buffer) - start >= MAX_COMMAND:
-                self._skipping = True
-            if self._skipping:
-                self._buffer, self._position = b"", 0
-            return None
-        line = buffer[start:end]
-        if self._owed and not self._may_run_ahead(line):
-            return None
-        self._position = end + 1
-        if self._skipping or end - start >= MAX_COMMAND:
-            self._skipping = False
-            return _TOO_LONG
-        return line.removesuffix(b"\r")
-
     def _may_run_ahead(self, line: bytes) -> bool:
         """Whether a command can be taken before the replies that are owed, since nothing depends on them.
 
@@ -230,14 +226,14 @@ class Protocol:
         """
         return (
             line[:4].upper() == b"RCPT"
-            and not self._skipping
+            and not self._lines.skipping
             and self._accepted + self._owed < self._max_recipients
             and self._errors < MAX_ERRORS - 1
         )
 
     def _command(self, line: bytes) -> Event | None:
         self._turn += 1
-        if line == _TOO_LONG:
+        if line == TOO_LONG:
             return self._refuse(say.LINE_TOO_LONG)
         handler = _VERBS.get(line[:4].upper(), _UNKNOWN) if line[4:5] in (b" ", b"") else _UNKNOWN
         errors = self._errors

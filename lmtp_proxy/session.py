@@ -24,6 +24,7 @@ from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
+    EnvelopeCommand,
     MailCommand,
     MessageOctets,
     RcptCommand,
@@ -118,7 +119,7 @@ class Session:
         why = "the client closed the connection"
         try:
             self._protocol.greet()
-            while not self._step():
+            while not self._serve():
                 pass
             self._flush()
         except ClientGone:
@@ -155,22 +156,24 @@ class Session:
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _step(self) -> bool:
-        """Do the next thing; True when there is nothing more to do."""
-        if self._stopping and not self._protocol.in_transaction:
-            self._flush()  # a client that reads its final replies slowly is to get all of them
-            raise _StopNow
+    def _serve(self) -> bool:
+        """True when there is nothing more to do; False after an error of ours, which costs the transaction."""
+        protocol = self._protocol
         try:
-            event = self._protocol.next_event()
-            kind = type(event)
-            if isinstance(event, Wait):
-                self._wait(event)
-            elif kind is ConnectionClosed:
-                return True
-            elif self._transaction is not None or kind is MailCommand:
-                _HANDLERS[kind](self, event)
-            else:
-                self._after_internal_error(event)
+            while True:
+                if self._stopping and not protocol.in_transaction:
+                    self._flush()  # a client that reads its final replies slowly is to get all of them
+                    raise _StopNow
+                event = protocol.next_event()
+                kind = type(event)
+                if isinstance(event, Wait):
+                    self._wait(event)
+                elif kind is ConnectionClosed:
+                    return True
+                elif self._transaction is not None or kind in _BEGINS:
+                    _HANDLERS[kind](self, event)
+                else:
+                    self._after_internal_error(event)
         except OSError:
             raise
         except Exception:  # noqa: BLE001  (an error of ours costs the transaction, not the client)
@@ -180,28 +183,38 @@ class Session:
             self._answer_owed()
             self._internal_errors += 1
             if self._internal_errors >= MAX_ERRORS:  # it may be one that comes again for ever
-                self._protocol.close(say.INTERNAL_ERROR_CLOSING)
-        return False
+                protocol.close(say.INTERNAL_ERROR_CLOSING)
+            return False
 
     def _wait(self, wait: Wait) -> None:
         if wait is Wait.BUSY:
             gevent.sleep(0)
         elif self._transaction is not None and self._transaction.waiting:
-            self._watch.begin()
-            try:
-                self._transaction.answer_recipients(data_follows=self._protocol.data_follows)
-            finally:
-                self._watch.end()
+            self._answer_recipients(self._transaction, data_follows=self._protocol.data_follows)
         elif wait is Wait.PAUSED:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
         else:
             self._flush()
             self._receive()
 
+    def _answer_recipients(self, transaction: Transaction, *, data_follows: bool) -> None:
+        self._watch.begin()
+        try:
+            transaction.answer_recipients(data_follows=data_follows)
+        finally:
+            self._watch.end()
+
     # --- events: of a transaction, but for MAIL, which begins one ----------------------------------------------------
 
     def _mail(self, event: MailCommand) -> None:
         self._transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
+
+    def _envelope(self, event: EnvelopeCommand) -> None:
+        transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
+        self._transaction = transaction
+        for recipient in event.recipients:
+            transaction.add(recipient)
+        self._answer_recipients(transaction, data_follows=True)
 
     def _rcpt(self, event: RcptCommand) -> None:
         self._open_transaction.add(event.recipient)
@@ -314,8 +327,10 @@ class Session:
         return self._shared.cutover.current().config.timeouts.client_idle
 
 
+_BEGINS = frozenset({MailCommand, EnvelopeCommand})  # a transaction
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     MailCommand: Session._mail,
+    EnvelopeCommand: Session._envelope,
     RcptCommand: Session._rcpt,
     DataCommand: Session._data,
     MessageOctets: Session._octets,

@@ -114,7 +114,8 @@ class Transaction:
         self._open([delivery for delivery in deliveries if delivery.unopened])
         for delivery in deliveries:
             delivery.ask(data_follows=data_follows)
-        self._await(deliveries)
+        # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
+        self._await(deliveries, flush=not data_follows)
         new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
         for position in new:
             self._answer_rcpt(position)
@@ -157,12 +158,15 @@ class Transaction:
     def start_data(self) -> None:
         """DATA to every backend with an accepted recipient."""
         self._in_data = True
+        asked = []
         for delivery in self._deliveries.values():
-            if delivery.wanted:
-                delivery.start_data()
-            else:
+            if not delivery.wanted:
                 delivery.leave()
-        self._await(self._wanted())
+            elif not delivery.in_data:
+                delivery.start_data()
+                asked.append(delivery)
+        if asked:
+            self._await(asked)
 
     def write(self, octets: bytes, dot: float) -> None:
         """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
@@ -246,9 +250,12 @@ class Transaction:
         for greenlet in greenlets:
             greenlet.get()
 
-    def _await(self, deliveries: list[Delivery]) -> None:
-        """Wait until each has done its step, all under their own deadlines. Before each wait the client gets what is
-        known. An error of ours in one of them is raised when the others are done."""
+    def _await(self, deliveries: list[Delivery], *, flush: bool = True) -> None:
+        """Wait until each has done its step, all under their own deadlines.
+
+        flush: before each wait the client gets what is known. An error of ours in one of them is raised when the others
+        are done.
+        """
         failed: Exception | None = None
         while True:
             pending = []
@@ -263,7 +270,8 @@ class Transaction:
                 self._answer_known()
             if not pending:
                 break
-            self._client.flush()
+            if flush:
+                self._client.flush()
             if len(pending) == 1 and (stream := pending[0].stream) is not None:
                 stream.wait(pending[0].deadline)
             else:
@@ -275,7 +283,8 @@ class Transaction:
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():
-            delivery.abandon()
+            if not delivery.over:
+                delivery.abandon()
 
     def _delay(self) -> float:
         return time.monotonic() - self._began

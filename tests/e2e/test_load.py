@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_100_sessions_of_50_messages_each_without_an_error(sinks: tuple[Sink, Si
 
     assert (done.returncode, done.stderr) == (0, "")
     assert [sink.messages() for sink in sinks] == [MESSAGES, MESSAGES]
+    time.sleep(0.5)  # the log comes in batches
     log = proxy.log()
     assert len(re.findall(r"status=sent", log)) == 2 * MESSAGES
     assert re.findall(r"status=(?:deferred|bounced|aborted)", log) == []

@@ -15,7 +15,9 @@ from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
+    EnvelopeCommand,
     Event,
+    MailCommand,
     MessageOctets,
     RcptCommand,
     Wait,
@@ -100,6 +102,11 @@ class Driver:
             self._take(event)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, EnvelopeCommand):  # the same as these
+            self._take(MailCommand(event.envelope))
+            for recipient in event.recipients:
+                self._take(RcptCommand(recipient))
+            return
         if isinstance(event, EndOfMessage) and event.octets:
             self._take(MessageOctets(event.octets))
             event = event._replace(octets=b"")

@@ -111,11 +111,11 @@ class ModelSession(BackendSession):
     def check_quiet(self, *, in_data: bool = False) -> None:
         pause()
 
-    def next_reply(self) -> Reply:
+    def next_replies(self, most: int) -> list[Reply]:
         pause()
         if self.world.uncertain_reply and self.world.events and self.world.events[-1][0] == "dot":
             raise BackendError(Reply(451, (b"4.4.2 gone",)), "gone")
-        return Reply(250, (b"2.0.0 ok",))
+        return [Reply(250, (b"2.0.0 ok",))] * most
 
 
 class ModelPool(BackendPool):
@@ -144,7 +144,7 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     session = ModelSession(world, pool.backend)
     session.user = user
     delivery._place.session = session
-    delivery._in_data = True
+    delivery.in_data = True
     delivery._accepted.append(position)
     delivery._commit.recipients_known()
     pause()

@@ -7,8 +7,8 @@ And whatever a client sends: nothing raises, each reply is whole, and nothing is
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from lmtp_proxy.command_lines import MAX_COMMAND
 from lmtp_proxy.events import ConnectionClosed, EndOfMessage, Event, MessageOctets, Wait
-from lmtp_proxy.protocol import MAX_COMMAND
 from lmtp_proxy.reply import Reply
 from tests.property.driver import Driver, buffered, cut, new_protocol, parse_replies
 

@@ -12,17 +12,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lmtp_proxy.command_lines import MAX_COMMAND
 from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
+    EnvelopeCommand,
     MailCommand,
     MessageOctets,
     RcptCommand,
     TransactionReset,
     Wait,
 )
-from lmtp_proxy.protocol import MAX_COMMAND, MAX_ERRORS
+from lmtp_proxy.protocol import MAX_ERRORS
 from lmtp_proxy.reply import Reply
 from tests.property.driver import buffered, cut, new_protocol, parse_replies
 
@@ -210,6 +212,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                     self.events.append(("mail", envelope.path))
                 case RcptCommand():
                     self.events.append("rcpt")
+                case EnvelopeCommand(envelope, recipients):
+                    self.events += [("mail", envelope.path), *["rcpt"] * len(recipients)]
                 case DataCommand():
                     self.events.append("data")
                     self.protocol.start_data()

@@ -47,7 +47,7 @@ class Site:
         session.stream = Stream(Socket(fileno=ours.detach()))
         self.stream = session.stream
         self.delivery._place.session = session
-        self.delivery._in_data = True
+        self.delivery.in_data = True
         self.delivery._accepted.append(self.position)
         pool._taken = 1
 

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from lmtp_proxy.envelope import Envelope, Recipient, parse_mail, parse_rcpt
+from lmtp_proxy.envelope import Envelope, Recipient, parse_envelope, parse_mail, parse_rcpt
 from lmtp_proxy.reply import Reply
 
 # path as it comes -> local part and domain for the look-up
@@ -307,3 +307,53 @@ def test_both_are_frozen_values() -> None:
         recipient.domain = "c"  # type: ignore[misc]
     with pytest.raises((dataclasses.FrozenInstanceError, AttributeError)):
         FULL.size = 1  # type: ignore[misc]
+
+
+# --- an envelope in one write ----------------------------------------------------------------------------------------
+
+ENVELOPE = b"MAIL FROM:<s+1@x.org> SIZE=100 BODY=8BITMIME\r\nRCPT TO:<a@x>\r\nRCPT TO:<B.c@y.z>\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"RSET\r\n"])
+def test_an_envelope_as_a_whole_is_what_its_commands_are(before: bytes) -> None:
+    parsed = parse_envelope(before + ENVELOPE + b"DATA\r\nbody", len(before), 2048)
+    assert parsed is not None
+    envelope, recipients, end = parsed
+    assert envelope == parse_mail(b"FROM:<s+1@x.org> SIZE=100 BODY=8BITMIME", smtputf8=True)
+    assert recipients == [parse_rcpt(b"TO:<a@x>", smtputf8=True), parse_rcpt(b"TO:<B.c@y.z>", smtputf8=True)]
+    assert end == len(before + ENVELOPE)
+
+
+def test_an_envelope_of_a_bounce() -> None:
+    parsed = parse_envelope(b"MAIL FROM:<>\r\nRCPT TO:<a@x>\r\nDATA\r\n", 0, 2048)
+    assert parsed is not None and parsed[0] == Envelope(b"<>")
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        ENVELOPE,
+        ENVELOPE + b"DATA",
+        ENVELOPE + b"DATA x\r\n",
+        ENVELOPE + b"data\r\n",
+        ENVELOPE + b"NOOP\r\nDATA\r\n",
+        b"MAIL FROM:<s@x>\r\nDATA\r\n",
+        b"MAIL FROM:<s@x>\nRCPT TO:<a@x>\r\nDATA\r\n",
+        b"MAIL FROM:<s@x> SMTPUTF8\r\nRCPT TO:<a@x>\r\nDATA\r\n",
+        b"MAIL FROM:<s@x>\r\nRCPT TO:<a>\r\nDATA\r\n",
+        b'MAIL FROM:<s@x>\r\nRCPT TO:<"a b"@x>\r\nDATA\r\n',
+        b"MAIL FROM:<s@x>\r\nRCPT TO:<\xc3\xbc@x>\r\nDATA\r\n",
+        b"MAIL FROM:<s@x>\r\nRCPT TO:<a@x> NOTIFY=NEVER\r\nDATA\r\n",
+    ],
+)
+def test_anything_else_is_taken_one_by_one(octets: bytes) -> None:
+    assert parse_envelope(octets, 0, 2048) is None
+
+
+@pytest.mark.parametrize("octets", [2048, 2049])
+@pytest.mark.parametrize("recipients", [1, 60])
+def test_a_line_that_is_too_long_is_not_taken_along(octets: int, recipients: int) -> None:
+    line = b"RCPT TO:<" + b"u" * (octets - len(b"RCPT TO:<@x>\r\n")) + b"@x>\r\n"
+    group = b"MAIL FROM:<s@x>\r\n" + b"RCPT TO:<a@example.org>\r\n" * recipients + line + b"DATA\r\n"
+    parsed = parse_envelope(group, 0, 2048)
+    assert (parsed is not None) == (octets <= 2048)

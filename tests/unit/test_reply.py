@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lmtp_proxy import reply
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.reply import Reply, reply_from_wire
 
 OWN = {name: value for name, value in vars(reply).items() if isinstance(value, Reply)}
 
@@ -253,3 +253,13 @@ def test_a_host_name_cannot_break_a_reply(hostname: str) -> None:
         reply.greeting(hostname)
     with pytest.raises(ValueError):
         reply.lhlo(hostname, max_message_size=0, smtputf8=False)
+
+
+def test_a_reply_from_the_wire_goes_back_as_it_came() -> None:
+    wire = b"250 2.1.5 <u@x>  two  spaces\r\n"
+    reply = reply_from_wire(250, (b"2.1.5 <u@x>  two  spaces",), wire)
+    assert reply == Reply(250, (b"2.1.5 <u@x>  two  spaces",)) and hash(reply) == hash(Reply(250, reply.lines))
+    assert reply.to_bytes() == wire and reply.in_one_line == wire[:-2]
+    lines = reply_from_wire(550, (b"5.1.1 no", b"5.1.1 such user"))
+    assert lines.to_bytes() == b"550-5.1.1 no\r\n550 5.1.1 such user\r\n"
+    assert lines.in_one_line == b"550 5.1.1 no 5.1.1 such user"

@@ -40,10 +40,10 @@ class Session(BackendSession):
 
     unread = False
 
-    def next_reply(self) -> Reply:
+    def next_replies(self, most: int) -> list[Reply]:
         if self.dotted and self.backend.name == "broken":
             raise ZeroDivisionError
-        return OK
+        return [OK] * most
 
 
 class Pool(BackendPool):
@@ -74,7 +74,7 @@ def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
         assert pool.busy == 1
     # DATA is answered with 354 by a backend; this one need not be asked.
     for delivery in transaction._deliveries.values():
-        delivery._in_data = True
+        delivery.in_data = True
         delivery._commit.data_begun()
     with pytest.raises(ZeroDivisionError):
         transaction.finish(b"x\r\n", 10, None, time.monotonic())
