@@ -98,6 +98,7 @@ class Commands:
         """
         expected = self._expected
         if not expected:
+            session.check_quiet()  # what came before these would answer them
             self._send(session)
         answers = [Answer(*expected.popleft(), reply) for reply in session.next_replies(len(expected))]
         if answers and expected:

@@ -102,13 +102,11 @@ class Delivery:
         When `advance` is done, each of them has its rcpt_reply.
         """
         self._asked, self._new = self._new, []
-        session = self._place.session
-        if session is None:
+        if self._place.session is None:
             self._answer_asked()
             return
         try:
-            if self._commands.mail_sent:
-                session.check_quiet()
+            session = self._place.quiet()
             self._commands.ask(session, self._envelope, self._asked, data_follows=data_follows)
         except BackendError as error:
             self._envelope_failed(error)

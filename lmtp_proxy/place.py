@@ -43,6 +43,22 @@ class Place:
         self.session.before_wait = self._before_wait
         self.reserved = False
 
+    def quiet(self) -> BackendSession:
+        """The session, once it is certain that nothing has come that would answer what is asked now.
+
+        One that was used before is replaced if something has: the loop may not have looked at it yet. Raises
+        BackendError.
+        """
+        session = self.session
+        if session is None:
+            raise BackendError(say.INTERNAL_ERROR, "no session to ask")
+        if self.unheard:
+            if session.stream is not None and not session.stream.look():
+                return session
+            session = self._replaced(session)
+        session.check_quiet()
+        return session
+
     def replaces(self, error: BackendError) -> bool:
         """Whether `error` came of a session that had died before it was used again; there is a new one then.
 
@@ -51,13 +67,18 @@ class Place:
         session = self.session
         if session is None or not self.unheard:
             return False
-        self.unheard = False
         ended = session.stream is None or session.stream.ended
         if not (ended or error.reply is say.BACKEND_CLOSING or isinstance(error.__cause__, OSError)):
+            self.unheard = False
             return False
+        self._replaced(session)
+        return True
+
+    def _replaced(self, session: BackendSession) -> BackendSession:
+        self.unheard = False  # once
         self.session = self._pool.reopen(session)
         self.session.before_wait = self._before_wait
-        return True
+        return self.session
 
     def give_back(self, how: Callable[[BackendSession], None]) -> None:
         """how: of the pool's ways to take a session back."""
