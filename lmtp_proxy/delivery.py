@@ -337,7 +337,7 @@ class Delivery:
 
     def _fail_in_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
-        if self._place.session is not None and error.reply is say.BACKEND_SILENT:
+        if self._place.session is not None and isinstance(error.__cause__, OSError):
             try:
                 self._place.session.check_quiet(in_data=True)
             except BackendError as said:

@@ -83,8 +83,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("_deadlines", "_loop", "_paused", "_reads", "_recv", "_send", "_sock", "_unsent", "_waiter", "_writes"),
-        *("ended", "error", "full", "on_event", "received"),
+        *("_deadlines", "_loop", "_paused", "_reads", "_recv", "_roomy", "_send", "_sock", "_unsent", "_waiter"),
+        *("_writes", "ended", "error", "full", "on_event", "received"),
     )
 
     def __init__(self, sock: Socket) -> None:
@@ -98,6 +98,7 @@ class Stream:
         self._loop = hub.loop
         self._waiter: greenlet | None = None
         self._paused = False
+        self._roomy = False  # there was room again while nobody waited
         self._unsent = b""
         self._writes: Any = None
         self.received = b""
@@ -152,7 +153,7 @@ class Stream:
 
         False at `deadline` (time.monotonic). Only one greenlet may wait for a stream.
         """
-        return bool(self.received) or self.ended or self._wait(deadline)
+        return self._told() or self._wait(deadline)
 
     def wait_for_room(self, deadline: float) -> bool:
         """Wait until the stream is not `full`; False at `deadline`. Raises OSError where nothing goes out any more."""
@@ -162,6 +163,13 @@ class Stream:
         if self.error is not None:
             raise self.error
         return True
+
+    def _told(self) -> bool:
+        """Whether a wait is over before it begins."""
+        if self._roomy:
+            self._roomy = False
+            return True
+        return bool(self.received) or self.ended
 
     def _wait(self, deadline: float) -> bool:
         # As _Deadlines.wait, whose call would cost more than what it does.
@@ -248,7 +256,9 @@ class Stream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.switch(True)
-        elif self.ended and self.on_event is not None:
+            return
+        self._roomy = True
+        if self.ended and self.on_event is not None:
             self.on_event()
 
     # --- the end -----------------------------------------------------------------------------------------------------
@@ -287,7 +297,7 @@ _CLOSED = _ClosedWatcher()
 
 def wait_for_any(streams: Sequence[Stream], deadline: float) -> bool:
     """As Stream.wait, for the first of several in the same hub; at least one is needed."""
-    if any(stream.received or stream.ended for stream in streams):
+    if any(stream._told() for stream in streams):
         return True
     me = getcurrent()
     for stream in streams:

@@ -9,7 +9,9 @@ import time
 import pytest
 
 from tests.faults.test_pool import codes, deliver, site
-from tests.support.script import HEALTHY, Await, Pause, Script, say
+from tests.support.backend import FakeBackend
+from tests.support.proxy import ProxyProcess, config_of
+from tests.support.script import HEALTHY, Await, BodyTrigger, Hang, Pause, Script, Stall, raw, say
 
 NO_PIPELINING = ("ENHANCEDSTATUSCODES", "8BITMIME", "SIZE")
 
@@ -54,3 +56,23 @@ def test_a_reply_that_came_before_its_command_is_no_answer_to_it() -> None:
 def test_what_is_said_behind_the_answer_to_lhlo_answers_nothing() -> None:
     with site(Script(lhlo=say("250-fake.test", "250 PIPELINING", "550 5.1.1 no such user"))) as (proxy, _):
         assert deliver(proxy).verdict(0).text.startswith("451 4.3.0 ")
+
+
+# --- one peer's slowness at another's cost ----------------------------------------------------------------------------
+
+
+def test_room_that_comes_while_another_backend_is_waited_for_is_not_missed() -> None:
+    """Both are full; one of them begins a reply and never ends it, while the other one begins to read again."""
+    slow = Script(body=BodyTrigger(400_000, (Stall(2),)))
+    odd = Script(body=BodyTrigger(400_000, (*raw(b"45"), Hang())))
+    with (
+        FakeBackend(slow, transport="tcp", receive_buffer=4096) as a,
+        FakeBackend(odd, transport="tcp", receive_buffer=4096) as b,
+        ProxyProcess(config_of({"a": a, "b": b}, timeouts={"data_write": 20})) as proxy,
+        proxy.client(timeout=60) as client,
+    ):
+        outcome = client.envelope("s@x", ["u@a", "u@b"])
+        began = time.monotonic()
+        assert codes(client.finals_after(outcome, (b"x" * 998 + b"\r\n") * 30_000 + b".\r\n")) == [250, 451]
+        assert time.monotonic() - began < 9  # 5 s for the rest of the reply, once
+        client.quit()
