@@ -294,11 +294,14 @@ class Session:
         return True
 
     def _flush(self) -> None:
-        """Send what is known. Once the message is complete, a client that is gone must not stop its delivery."""
-        output = self._protocol.data_to_send()
-        if self._lost and not self._committing:
+        """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""
+        full = self._stream.full
+        if self._committing and (full or self._lost):
+            return
+        if self._lost:
             raise ConnectionError("it took no replies")
-        if not output or self._lost:
+        output = self._protocol.data_to_send()
+        if not output and not full:
             return
         try:
             self._send(output, self._idle())
@@ -309,11 +312,18 @@ class Session:
 
     def _send(self, octets: bytes, seconds: float) -> None:
         stream = self._stream
+        deadline = time.monotonic() + seconds
+        if stream.full:
+            self._wait_for_room(deadline)
         sent = stream.send(octets)
         if sent == len(octets):
             return
         stream.keep(octets[sent:])
-        if not stream.wait_for_room(time.monotonic() + seconds):
+        if not self._committing:
+            self._wait_for_room(deadline)
+
+    def _wait_for_room(self, deadline: float) -> None:
+        if not self._stream.wait_for_room(deadline):
             raise TimeoutError("timed out")
 
     def _say_last(self, reply: say.Reply) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.faults.test_pool import codes, deliver, site
 from tests.support.backend import FakeBackend
+from tests.support.client import LmtpClient
+from tests.support.control import Control, add_control
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, BodyTrigger, Hang, Pause, Script, Stall, raw, say
 
@@ -76,3 +78,47 @@ def test_room_that_comes_while_another_backend_is_waited_for_is_not_missed() -> 
         assert codes(client.finals_after(outcome, (b"x" * 998 + b"\r\n") * 30_000 + b".\r\n")) == [250, 451]
         assert time.monotonic() - began < 9  # 5 s for the rest of the reply, once
         client.quit()
+
+
+def test_a_client_that_does_not_read_its_replies_keeps_no_delivery_in_flight() -> None:
+    long = say(*(f"250-2.0.0 {'x' * 1000}" for _ in range(30)), "250 2.0.0 stored")
+    with (
+        FakeBackend(Script(final=long)) as a,
+        FakeBackend(Script(final=(Pause(0.5), *say("250 2.0.0 stored")))) as b,
+    ):
+        proxy = ProxyProcess(config_of({"a": a, "b": b}))
+        add_control(proxy)
+        with proxy, proxy.client() as client:
+            outcome = client.envelope("s@x", [*(f"u{number}@a" for number in range(30)), "u@b"])
+            client.send(b"x\r\n.\r\n")
+            assert b.wait_for(lambda: b.transactions()[0].dot_at is not None)
+            answer = Control(proxy).post("/drain", {"users": ["u@b"], "timeout": 5})
+            assert answer["done"] and not answer["waiting"]
+            assert codes(client.finals(outcome)) == [250] * 31
+            client.quit()
+
+
+def test_a_stop_cuts_no_reply_in_two() -> None:
+    """A client reads again only when the proxy has given it up: what it gets is whole up to the last words."""
+    with FakeBackend() as a, ProxyProcess(config_of({"a": a}, timeouts={"shutdown": 1})) as proxy:
+        with proxy.client() as client:
+            whole = client.command("HELP")
+            _send_without_reading(client, b"HELP\r\n")
+            assert proxy.process is not None
+            proxy.process.terminate()
+            proxy.wait_log("stopping: 1 sessions")
+            time.sleep(1.3)
+            while (reply := client.at_end_or_reply()) is not None and reply.code != 421:
+                assert reply == whole
+        assert proxy.wait() == 0
+
+
+def _send_without_reading(client: LmtpClient, line: bytes) -> None:
+    """Until nothing more is taken for a second."""
+    before = client.sock.gettimeout()
+    client.sock.settimeout(1)
+    try:
+        while True:
+            client.send(line * 1000)
+    except TimeoutError:
+        client.sock.settimeout(before)
