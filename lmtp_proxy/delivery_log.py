@@ -21,23 +21,27 @@ def log_recipient(
     session: str, envelope: Envelope, position: Position, reply: Reply, *, size: int, delay: float
 ) -> None:
     """The recipient's last reply: to RCPT if that refused it, else after the final dot. delay: seconds since MAIL."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
     answer = printable(reply.in_one_line)
-    trouble = f"; {position.trouble}" if position.trouble else ""
-    dsn = reply.enhanced or f"{reply.code // 100}.0.0"
-    _write(session, envelope, position, size, delay, dsn, _STATUS[reply.code // 100], answer + trouble)
+    kind = reply.code // 100
+    dsn = reply.enhanced or f"{kind}.0.0"
+    if position.trouble:
+        answer = f"{answer}; {position.trouble}"
+    _write(session, envelope, position, size, delay, dsn, _STATUS[kind], answer)
 
 
 def log_aborted(session: str, envelope: Envelope, position: Position, why: str, *, size: int, delay: float) -> None:
     """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered."""
-    _write(session, envelope, position, size, delay, "4.4.2", "aborted", why)
+    if _log.isEnabledFor(logging.INFO):
+        _write(session, envelope, position, size, delay, "4.4.2", "aborted", why)
 
 
 def _write(
     session: str, envelope: Envelope, position: Position, size: int, delay: float, dsn: str, status: str, text: str
 ) -> None:
-    if _log.isEnabledFor(logging.INFO):
-        backend = position.pool.name if position.asked and position.pool else "-"
-        write_line(
-            f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, backend={backend}, "
-            f"size={size}, delay={delay:.2f}, dsn={dsn}, status={status} ({text})"
-        )
+    backend = position.pool.name if position.asked and position.pool else "-"
+    write_line(
+        f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, backend={backend}, "
+        f"size={size}, delay={delay:.2f}, dsn={dsn}, status={status} ({text})"
+    )

@@ -5,6 +5,7 @@ One format, to syslog or to stderr. What is logged, and when, is decided by thos
 """
 
 import logging
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from lmtp_proxy.log_batch import Later, LogBatch
 from lmtp_proxy.log_channel import DEFAULT_SYSLOG, StreamChannel, SyslogChannel
 
 _NAME = "lmtp_proxy"
+_PLAIN = re.compile(rb"[ -\[\]-~]*").fullmatch  # printable ASCII without a backslash
 _MAX_TEXT = 600  # of one piece of foreign text: a syslog line should stay below 1 KiB or two
 
 
@@ -22,10 +24,8 @@ def printable(octets: bytes) -> str:
 
     What is not valid UTF-8 or not printable becomes an escape, and so does a backslash, so that it can be told apart.
     """
-    if octets.isascii() and b"\\" not in octets and len(octets) <= _MAX_TEXT:
-        text = octets.decode("ascii")
-        if text.isprintable():
-            return text
+    if len(octets) <= _MAX_TEXT and _PLAIN(octets):
+        return octets.decode("ascii")
     text = octets[:_MAX_TEXT].replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -22,8 +22,6 @@ from lmtp_proxy.tables import TableUnavailable
 # Records in a block. A look-up goes through one block (2 µs), and the first keys of all are objects of their own: with
 # 64, a million users have 15,625 of them, made in a millisecond.
 _BLOCK = 64
-_REMEMBERED = 4096
-"""Look-ups whose result is kept, found or not: the same users get mail again. Some hundred KiB."""
 _PIECE = 64 * _BLOCK  # records that are compared at once
 _SAME_KEY = re.compile(rb"\n([^\t\n]*+)\t[^\n]*+\n\1\t")
 
@@ -92,7 +90,6 @@ class StaticTable(Mapping[str, str]):
         self._shape = shape
         self._handle = handle
         self._names = {name.encode(): name for name in shape.names}
-        self._found: dict[str, str | None] = {}
 
     def close(self) -> None:
         """Give up the file, and so its memory, whoever may hold this table still: it is unavailable from here on."""
@@ -101,7 +98,6 @@ class StaticTable(Mapping[str, str]):
                 data.close()
             os.close(self._handle)
             self._handle = None
-            self._found.clear()
 
     def __del__(self) -> None:
         for handle in self.handles:
@@ -167,15 +163,6 @@ class StaticTable(Mapping[str, str]):
 
     def lookup(self, key: str) -> str | None:
         """See Table.lookup."""
-        try:
-            return self._found[key]
-        except KeyError:
-            if len(self._found) >= _REMEMBERED:
-                self._found.clear()
-            name = self._found[key] = self._search(key)
-            return name
-
-    def _search(self, key: str) -> str | None:
         octets = key.encode("utf-8", "surrogatepass")
         block = bisect_right(self._firsts, octets)
         if not block or b"\n" in octets:  # which could go on into the next record
