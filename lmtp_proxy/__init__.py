@@ -13,6 +13,7 @@ Ring 0, pure values and the protocol, no I/O:
     command_lines      a client's octets as command lines
     protocol           LMTP server side, sans-I/O
     keys               the form in which a mailbox is looked up
+    share              one process's part of a limit that is for all
     message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
     yaml_text          a YAML file as text scalars with line numbers
@@ -55,13 +56,17 @@ Ring 5, clients:
     dot_clock          when the client can have sent its final dot
     client_watch       notices a client that goes away while a backend is waited for
     session            the loop between client socket, protocol and transaction
+    patient_acceptor   waits where there is no file left for a client
     server             listening sockets, client limit, drain on stop
 Ring 6, the process:
+    reloads            one reload at a time, for however many ask
     config_manager     the greenlet that reloads on SIGUSR1
     control_request    one request on the control socket, looked at strictly
+    control_application  a WSGI application: a table of resources, answers in JSON
     control_json       the parts of the process as JSON values
     control_server     HTTP on the control socket, proof against bad clients
-    control            what the operator can ask for: a WSGI application
+    control            what the operator can ask one process for
+    start_log          what the log says at a start
     service            monkey patching, building and joining the above, signals
 Ring 7, the command, without gevent:
     sockets            listening sockets with their owner and mode
