@@ -33,6 +33,7 @@ Ring 1, files, tables and the log:
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
     stream             a connected socket on gevent's loop, and waiting for it
+    worker_settings    what a worker is told when it is started
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
     routing            recipient -> Route
@@ -68,9 +69,17 @@ Ring 6, the process:
     control            what the operator can ask one process for
     start_log          what the log says at a start
     service            monkey patching, building and joining the above, signals
+    control_channel    how the supervisor reaches the control application of a worker
+    worker_service     one worker of several
+    worker_process     a worker as its supervisor sees it
+    team               all workers: started, restarted, kept to one configuration
+    merged_json        the answers of several workers as one
+    merged_control     what the operator can ask a proxy of several workers
+    supervisor         the process that serves no mail, but has workers do so
 Ring 7, the command, without gevent:
     sockets            listening sockets with their owner and mode
     pid_file           the pid file and its lock
+    worker             the command that a supervisor runs as a worker
     cli                argv, start order, exit codes of lmtp-proxy
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside

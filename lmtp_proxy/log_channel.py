@@ -112,8 +112,8 @@ class StreamChannel:
         if int(now) != self._second:
             self._second = int(now)
             self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        name = logging.getLevelName(level)
-        return f"{self._time},{int(now * 1000) % 1000:03d} {name}{self._pid} {text}\n".encode("utf-8", "backslashreplace")
+        name = logging.getLevelName(level) + self._pid
+        return f"{self._time},{int(now * 1000) % 1000:03d} {name} {text}\n".encode("utf-8", "backslashreplace")
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""
