@@ -17,8 +17,10 @@ import pytest
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.client import Outcome
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import BodyTrigger, Close, Drip, Hang, Pause, Reset, Script, Steps, raw, say
+
+pytestmark = BOTH_MODES
 
 SEED = int(os.environ.get("LMTP_PROXY_CHAOS_SEED", "20260801"))
 TRANSACTIONS = 2000
