@@ -102,8 +102,10 @@ def site() -> Iterator[Site]:
         backends = {"old": old, "new": new}
         proxy = controlled(backends, {ALICE: "old", BOB: "old"}, workers=2, timeouts={"shutdown": 2})
         proxy.workers = 2
+        site = Site(old, new, proxy)
+        site.set_backend("old", max_connections=200)  # one worker may get many messages before the other gets its first
         with proxy:
-            yield Site(old, new, proxy)
+            yield site
 
 
 def eventually(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
@@ -441,6 +443,25 @@ def test_twenty_moves_at_once_under_load(site: Site) -> None:
     late = [dot for user in users for dot in site.dots(site.old, user) if dot > since]
     assert late == []
     assert site.status["users_on"] == {"new": 20, "old": 2}
+
+
+def test_a_large_table_that_each_worker_has_loaded_by_a_process(site: Site) -> None:
+    site.proxy.config["users"].update({f"user{number}@example.org": "old" for number in range(60_000)})
+    site.proxy.write_config()
+    assert os.path.getsize(site.proxy.config_path) > 2**20, "a smaller one is loaded by a thread"
+    site.proxy.signal(SIGUSR1)
+    run = site.ctl("drain", "user59999@example.org")
+    assert run.status == 0 and "user59999@example.org: on old" in run.out, run
+    assert site.ctl("move", ALICE, "new").status == 0
+    first, _ = site.wait_for_workers()
+    os.kill(first, SIGKILL)
+    site.wait_for_workers(but=first)
+    assert site.ctl("move", BOB, "new").status == 2  # a worker died
+    for _ in range(4):
+        with site.proxy.client() as client:
+            assert client.deliver("s@x", [ALICE, BOB]).verdict(1).positive
+            client.quit()
+    assert site.dots(site.old) == [] and len(site.dots(site.new, BOB)) == 4
 
 
 def test_uncertain_deliveries_of_both_are_in_one_log(site: Site) -> None:
