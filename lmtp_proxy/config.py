@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Set
 from dataclasses import fields, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
@@ -145,7 +145,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     fallback = section.value("fallback_backend", str, None)
     if fallback is not None and names is not None and fallback not in names:
         section.fail("fallback_backend", undefined(section, fallback, names))
-    max_clients = section.value("max_clients", config_keys.whole(1, 100_000), 1000)
+    limits = [(section.value("max_clients", config_keys.whole(1, 100_000), 1000), "max_clients")]
+    limits += [(each.max_connections, f"max_connections of {name}") for name, each in (backends or {}).items()]
     users, counts = users_of(top.section("users", None), names, rules)
     return Config(
         path=path,
@@ -161,7 +162,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
         case_sensitive=rules.case_sensitive,
         recipient_delimiter=rules.recipient_delimiter,
-        max_clients=max_clients,
+        max_clients=limits[0][0],
         max_recipients=section.value("max_recipients", config_keys.whole(1, 100_000), 1000),
         max_message_size=section.value("max_message_size", config_keys.whole(0, 10**15), 0),
         smtputf8=section.value("smtputf8", config_keys.boolean, False),
@@ -171,7 +172,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         log=_log(section),
         control=_control(section, listener),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
-        workers=_workers(section, max_clients, (backends or {}).values()),
+        workers=_workers(section, limits),
         backends=backends or {},
         users=users,
         users_per_backend=counts,
@@ -180,17 +181,12 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     )
 
 
-def _workers(section: Section, max_clients: int, backends: Iterable[Backend]) -> int:
-    """`workers`, which share max_clients and the connections to each backend: at least one is for each worker."""
-    wanted = section.value("workers", config_keys.workers, 1)
-    limits = [(max_clients, "max_clients"), *((each.max_connections, f"backends.{each.name}") for each in backends)]
-    least, where = min(limits)
-    if wanted is None:
-        return min(len(os.sched_getaffinity(0)), least)
-    if wanted > least:
-        what = "max_clients" if where == "max_clients" else f"the max_connections of {where}"
+def _workers(section: Section, limits: list[tuple[int, str]]) -> int:
+    """`workers`, which share each of `limits`: at least one is for each worker."""
+    wanted, (least, what) = section.value("workers", config_keys.workers, 1), min(limits)
+    if wanted is not None and wanted > least:
         section.fail("workers", f"{wanted} cannot share {what}, which is {least}: lower the one or raise the other")
-    return wanted
+    return min(len(os.sched_getaffinity(0)), least) if wanted is None else wanted
 
 
 def _own_hostname() -> str:

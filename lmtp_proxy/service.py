@@ -137,7 +137,7 @@ def serve(
     and no other process takes over meanwhile that knows nothing of it. after_crash: the one before did not end well.
     Returns the exit status.
     """
-    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=later)
+    begin_log(config, daemonised=daemonised)
     service = Service(config, listener, after_crash=after_crash, max_clients=config.max_clients)
     for number in RELOAD_SIGNALS:
         gevent.signal_handler(number, service.manager.request_reload)
@@ -168,7 +168,12 @@ def serve(
     return 0
 
 
-def later(seconds: float, call: Callable[[], None]) -> None:
+def begin_log(config: Config, *, daemonised: bool, with_pid: bool = False) -> None:
+    """See set_up_log; in batches, on gevent's loop."""
+    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=_later, with_pid=with_pid)
+
+
+def _later(seconds: float, call: Callable[[], None]) -> None:
     """Have the hub call it; it must not wait."""
     timer = gevent.get_hub().loop.timer(seconds)
     timer.start(call)

@@ -16,9 +16,9 @@ from lmtp_proxy.control import Application
 from lmtp_proxy.control_application import Json, Resources
 from lmtp_proxy.control_channel import ChannelServer, say
 from lmtp_proxy.control_request import Request
-from lmtp_proxy.log import finish_log, set_up_log
+from lmtp_proxy.log import finish_log
 from lmtp_proxy.parking import Parking, SharedPlaces
-from lmtp_proxy.service import STOP_SIGNALS, Service, cooperative, later, log_greenlets_left, unpatched_poll
+from lmtp_proxy.service import STOP_SIGNALS, Service, begin_log, cooperative, log_greenlets_left
 from lmtp_proxy.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 def serve(config: Config, settings: WorkerSettings, channel: socket.socket) -> None:
     """Serve until a stop signal or the end of the supervisor; ends after the last session. channel: see Channel."""
-    set_up_log(config.log, daemonised=settings.daemonised, poll=unpatched_poll, later=later, with_pid=True)
+    begin_log(config, daemonised=settings.daemonised, with_pid=True)
     _log_what_concerns_one()
     service = Service(
         config,

@@ -504,7 +504,7 @@ def test_a_limit_that_cannot_be_shared_is_refused(site: Site) -> None:
     site.set_backend("old", max_connections=1)
     assert "refused" in site.proxy.reload()
     errors = site.status["reload"]["errors"]
-    assert len(errors) == 1 and "cannot share the max_connections of backends.old, which is 1" in errors[0]
+    assert len(errors) == 1 and "cannot share max_connections of old, which is 1" in errors[0]
 
 
 def test_a_stop_under_load(site: Site) -> None:
