@@ -13,6 +13,7 @@ Ring 0, pure values and the protocol, no I/O:
     command_lines      a client's octets as command lines
     protocol           LMTP server side, sans-I/O
     keys               the form in which a mailbox is looked up
+    share              one process's part of a limit that is for all
     message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
     yaml_text          a YAML file as text scalars with line numbers
@@ -32,6 +33,7 @@ Ring 1, files, tables and the log:
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
     stream             a connected socket on gevent's loop, and waiting for it
+    worker_settings    what a worker is told when it is started
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
     routing            recipient -> Route
@@ -55,17 +57,29 @@ Ring 5, clients:
     dot_clock          when the client can have sent its final dot
     client_watch       notices a client that goes away while a backend is waited for
     session            the loop between client socket, protocol and transaction
+    patient_acceptor   waits where there is no file left for a client
     server             listening sockets, client limit, drain on stop
 Ring 6, the process:
+    reloads            one reload at a time, for however many ask
     config_manager     the greenlet that reloads on SIGUSR1
     control_request    one request on the control socket, looked at strictly
+    control_application  a WSGI application: a table of resources, answers in JSON
     control_json       the parts of the process as JSON values
     control_server     HTTP on the control socket, proof against bad clients
-    control            what the operator can ask for: a WSGI application
+    control            what the operator can ask one process for
+    start_log          what the log says at a start
     service            monkey patching, building and joining the above, signals
+    control_channel    how the supervisor reaches the control application of a worker
+    worker_service     one worker of several
+    worker_process     a worker as its supervisor sees it
+    team               all workers: started, restarted, kept to one configuration
+    merged_json        the answers of several workers as one
+    merged_control     what the operator can ask a proxy of several workers
+    supervisor         the process that serves no mail, but has workers do so
 Ring 7, the command, without gevent:
     sockets            listening sockets with their owner and mode
     pid_file           the pid file and its lock
+    worker             the command that a supervisor runs as a worker
     cli                argv, start order, exit codes of lmtp-proxy
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside

@@ -11,7 +11,8 @@ import os
 import pwd
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import daemon
 
@@ -93,10 +94,17 @@ def _run(config: Config, *, daemonise: bool) -> int:
         pid_file.write()
 
     # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
-    from lmtp_proxy import service
+    serve: Callable[..., int]
+    if config.workers == 1:
+        from lmtp_proxy.service import serve
+    else:
+        from lmtp_proxy.supervisor import serve
+
+        serve = partial(serve, users=len(config.users))
+        config.users.close()  # each worker has its own
 
     _drop_privileges(config)
-    service.serve(
+    status = serve(
         config,
         listener.socket,
         control.socket if control else None,
@@ -109,7 +117,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
     )
     if pid_file:
         pid_file.remove()
-    return 0
+    return status
 
 
 def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[int, ...]) -> int:
@@ -149,6 +157,10 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
+        for path in (__file__, sys.executable) if config.workers > 1 else ():
+            if not _may(_account(config.run_as), path, os.R_OK):
+                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
+                raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(
         (f"{config.path}: config.run_as: only root can become {config.run_as}; start as root or as that user",)

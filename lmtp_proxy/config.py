@@ -60,7 +60,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "config": (
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
-        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "uncertain_log"),
+        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "uncertain_log", "workers"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": _TIMEOUTS,
@@ -145,6 +145,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     fallback = section.value("fallback_backend", str, None)
     if fallback is not None and names is not None and fallback not in names:
         section.fail("fallback_backend", undefined(section, fallback, names))
+    limits = [(section.value("max_clients", config_keys.whole(1, 100_000), 1000), "max_clients")]
+    limits += [(each.max_connections, f"max_connections of {name}") for name, each in (backends or {}).items()]
     users, counts = users_of(top.section("users", None), names, rules)
     return Config(
         path=path,
@@ -160,7 +162,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
         case_sensitive=rules.case_sensitive,
         recipient_delimiter=rules.recipient_delimiter,
-        max_clients=section.value("max_clients", config_keys.whole(1, 100_000), 1000),
+        max_clients=limits[0][0],
         max_recipients=section.value("max_recipients", config_keys.whole(1, 100_000), 1000),
         max_message_size=section.value("max_message_size", config_keys.whole(0, 10**15), 0),
         smtputf8=section.value("smtputf8", config_keys.boolean, False),
@@ -170,12 +172,21 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         log=_log(section),
         control=_control(section, listener),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
+        workers=_workers(section, limits),
         backends=backends or {},
         users=users,
         users_per_backend=counts,
         digest=document.digest,
         modified=document.modified,
     )
+
+
+def _workers(section: Section, limits: list[tuple[int, str]]) -> int:
+    """`workers`, which share each of `limits`: at least one is for each worker."""
+    wanted, (least, what) = section.value("workers", config_keys.workers, 1), min(limits)
+    if wanted is not None and wanted > least:
+        section.fail("workers", f"{wanted} cannot share {what}, which is {least}: lower the one or raise the other")
+    return min(len(os.sched_getaffinity(0)), least) if wanted is None else wanted
 
 
 def _own_hostname() -> str:

@@ -40,6 +40,7 @@ _SECONDS_MAX: dict[str, tuple[int, str]] = {
     "idle_timeout": (86400, "a day"),
     "hold_timeout": (290, "Postfix waits 300 s for the reply to RCPT"),
 }
+WORKERS_MAX = 64  # processes; more than one for each core are of no use
 _FACILITIES = (
     *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog", "user", "uucp"),
     *(f"local{number}" for number in range(8)),
@@ -66,6 +67,15 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 port = whole(1, 65535)
+
+
+def workers(text: str) -> int | None:
+    """A number of processes, None for `auto`."""
+    if text == "auto":
+        return None
+    if not _WHOLE.fullmatch(text) or not 1 <= int(text) <= WORKERS_MAX:
+        raise ValueError(f"must be auto or a whole number from 1 to {WORKERS_MAX}, not {_quoted(text)}")
+    return int(text)
 
 
 def seconds(name: str) -> Callable[[str], float]:

@@ -10,12 +10,11 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gevent
 import gevent.os
-from gevent.event import AsyncResult, Event
+from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
@@ -24,59 +23,36 @@ from lmtp_proxy.config_difference import compare_users, difference
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
+from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads
+from lmtp_proxy.share import WHOLE, Share
 from lmtp_proxy.tables.static import StaticTable
 
 _log = logging.getLogger(__name__)
 
-_NEEDS_RESTART = ("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control")
+_NEEDS_RESTART = (
+    *("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control", "workers"),
+)
 _SECTIONS = ("backends", "users")
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """A reload that changed the generation in force.
-
-    generation: its number. changes: as text. seconds: how long it took. restart: keys whose change waits for a
-    restart. when: seconds since the epoch.
-    """
-
-    generation: int
-    changes: str
-    seconds: float
-    restart: tuple[str, ...]
-    when: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A reload that changed nothing. errors: one line each, as ConfigError has them. when: seconds since the epoch."""
-
-    errors: tuple[str, ...]
-    when: float
-
-
-Outcome = Reloaded | Refused
-
-
-class ConfigManager:
+class ConfigManager(Reloads):
     """Holds the generation in force.
 
-    config: what the process started with. generation_changed: called after each swap. loaded: when that generation was
-    swapped in, in seconds since the epoch. last_reload: the last one's outcome, None before the first. loading_since:
-    when the reload under way began (time.monotonic), None if there is none.
+    config: what the process started with. generation_changed: called after each swap. share: see Generation. loaded:
+    when that generation was swapped in, in seconds since the epoch.
     """
 
-    def __init__(self, config: Config, generation_changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        generation_changed: Callable[[], None],
+        share: Share = WHOLE,
+    ) -> None:
+        super().__init__()
         self._started_with = config
-        self._generation = first_generation(config)
+        self._generation = first_generation(config, share)
         self._generation_changed = generation_changed
-        self._wanted = Event()
-        self._begun = self._done = 0
-        self._settled = Event()
-        self._waiting: list[AsyncResult[Outcome]] = []
         self.loaded = time.time()
-        self.last_reload: Outcome | None = None
-        self.loading_since: float | None = None
         # Of its own: the hub's threads are also those of DNS, which may keep them all for long.
         self._thread = ThreadPool(1)
         self._aside = ThreadPool(1)
@@ -89,25 +65,14 @@ class ConfigManager:
         """The generation in force now."""
         return self._generation
 
-    def request_reload(self) -> None:
-        """Ask for a reload, and return at once."""
-        self._wanted.set()
+    def withdraw(self) -> None:
+        """From now on nobody has a route: no delivery passes its commit point any more, and no new one begins.
 
-    def reload_now(self) -> Outcome:
-        """Wait for a load that begins after this call, and for its swap."""
-        result: AsyncResult[Outcome] = AsyncResult()
-        self._waiting.append(result)
-        self._wanted.set()
-        outcome = result.get()
-        assert outcome is not None
-        return outcome
-
-    def settle(self) -> None:
-        """Wait until every reload is done that was asked for before this call; not for later ones."""
-        last = self._begun + self._wanted.is_set()
-        while self._done < last:
-            self._settled.clear()
-            self._settled.wait()
+        For a process whose configuration nobody can change any more. `run` must have ended.
+        """
+        nobody = dataclasses.replace(self._generation.config, users=StaticTable(), fallback_backend=None)
+        self._generation = next_generation(nobody, self._generation)
+        self._generation_changed()
 
     def compare(self, path: str) -> dict[str, Any] | ConfigError:
         """What the file at `path` would change, see config_difference. No reload waits for it."""
@@ -118,26 +83,6 @@ class ConfigManager:
                 old = self._generation.config  # a reload meanwhile closed the table of the one before
                 loaded = _load_aside(path, old.users)
         return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
-
-    def run(self) -> None:
-        """Serve requests for ever."""
-        while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            waiting, self._waiting = self._waiting, []
-            self._begun += 1
-            self.loading_since = time.monotonic()
-            try:
-                outcome = self.reload()
-            except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
-                _log.exception("reload failed by an internal error; generation %d stays active", self.current().number)
-                outcome = Refused((f"internal error: {error!r}; the log has more",), time.time())
-            self.loading_since = None
-            self.last_reload = outcome
-            self._done += 1
-            for result in waiting:
-                result.set(outcome)
-            self._settled.set()
 
     def reload(self) -> Outcome:
         """Load the file now and swap, or log in full why not. Returns after the swap."""

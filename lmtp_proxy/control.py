@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the operator can ask for over the control socket: a WSGI application that answers in JSON.
+"""What the operator can ask one process for over the control socket.
 
 Each resource is a row of a table. It looks at the parts of the process through what they show of themselves, changes
 nothing but by a reload, and never does so much at once that mail waits. It knows no sockets.
 """
 
-import json
-import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, TypeAlias
 
 import gevent
 from gevent.event import Event
@@ -22,27 +19,33 @@ from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config import ConfigError
-from lmtp_proxy.config_manager import ConfigManager, Refused
-from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, reload_json, sessions_json
-from lmtp_proxy.control_request import GONE, UID, Problem, Request, bad, parse_address, shown, slices
+from lmtp_proxy.config_manager import ConfigManager
+from lmtp_proxy.control_application import Json, JsonApplication, Resources
+from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, sessions_json
+from lmtp_proxy.control_request import (
+    DRAIN_LONGEST,
+    DRAIN_TIMEOUT,
+    UNSETTLED,
+    Problem,
+    Request,
+    bad,
+    parse_address,
+    refused_reload,
+    shown,
+    slices,
+)
 from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.preflight import preflight
+from lmtp_proxy.reloads import Refused, reload_json
 from lmtp_proxy.routing import HOLD
 from lmtp_proxy.session import SessionState
 from lmtp_proxy.uncertain import iso_time
 from lmtp_proxy.uncertain_log import UncertainLog
 
-_log = logging.getLogger(__name__)
-
-Json: TypeAlias = dict[str, Any]
-
-_DRAIN_TIMEOUT = 60.0
-_DRAIN_LONGEST = 600.0
-_UNSETTLED = 2**53 - 1  # for `until`: nothing was settled, so all that is in flight then is to be waited for
 _LOOK = 1.0  # seconds between two looks whether the client is still there
 _AT_ONCE = 2  # preflights of one backend: they take places that mail may need
 _RECENT = 3600.0  # seconds
@@ -69,14 +72,14 @@ class ControlState:
     started: float = field(default_factory=time.time)
 
 
-class Application:
-    """See PEP 3333. The environment must also have UID and GONE."""
+class Application(JsonApplication):
+    """The resources of one process that serves. more: others, beside those that each has."""
 
-    def __init__(self, state: ControlState) -> None:
+    def __init__(self, state: ControlState, more: Resources | None = None) -> None:
         self._state = state
         self._began = time.monotonic()
         self._preflights: dict[str, BoundedSemaphore] = {}
-        self._resources: Mapping[str, Mapping[str, Callable[[Request], Json]]] = {
+        own: Resources = {
             "/status": {"GET": self._status},
             "/backends": {"GET": lambda _: {"backends": self._backends(self._generation)}},
             "/sessions": {"GET": self._sessions},
@@ -88,38 +91,11 @@ class Application:
             "/preflight": {"POST": self._preflight},
             "/check": {"POST": self._check},
         }
+        super().__init__({**own, **(more or {})})
 
     @property
     def _generation(self) -> Generation:
         return self._state.manager.current()
-
-    def __call__(self, environ: Json, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
-        """Answer one request."""
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        what = f"{shown(method, 20)} {shown(path, 100)}"
-        has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
-        body = environ["wsgi.input"].read() if has_body else None
-        request = Request(environ["QUERY_STRING"], body, environ[UID], environ[GONE])
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-        status, answer = HTTPStatus.OK, {}
-        try:
-            if (handlers := self._resources.get(path)) is None:
-                raise Problem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
-            if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:
-                allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
-                headers.append(("Allow", allowed))
-                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only")
-            answer = handler(request)
-        except Problem as problem:
-            status, answer = problem.status, {"error": str(problem), **problem.more}
-            if method == "POST":
-                _log.info("control: %s by uid %d: %s", what, request.uid, shown(str(problem), 200))
-        except Exception as error:  # noqa: BLE001  (a bug met by one request is not the end of the control socket)
-            _log.exception("control: %s failed by an internal error", what)
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"internal error: {shown(repr(error))}"}
-        octets = json.dumps(answer).encode("ascii") + b"\n"
-        start_response(f"{status.value} {status.phrase}", [*headers, ("Content-Length", str(len(octets)))])
-        return [] if method == "HEAD" else [octets]
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -136,8 +112,10 @@ class Application:
             "pid": os.getpid(),
             "started": iso_time(state.started),
             "uptime": self._uptime,
+            "workers": [],
             "stopping": state.stopping(),
             "after_crash": self._crash_json(),
+            "longest_delivery": self._longest_delivery,
             "reloading": None if since is None else time.monotonic() - since,
             "generation": generation.number,
             "socket": state.address,
@@ -169,11 +147,15 @@ class Application:
 
         None when that was longer ago than any delivery was to take.
         """
-        backends = self._generation.config.backends.values()
-        longest = max((backend.timeouts.final_reply for backend in backends), default=0.0)
-        if not self._state.after_crash or self._uptime > longest:
+        if not self._state.after_crash or self._uptime > self._longest_delivery:
             return None
-        return {"started": iso_time(self._state.started), "seconds": self._uptime}
+        return {"started": iso_time(self._state.started), "seconds": self._uptime, "worker": None}
+
+    @property
+    def _longest_delivery(self) -> float:
+        """Seconds from a final dot to the last reply to it, at most."""
+        backends = self._generation.config.backends.values()
+        return max((backend.timeouts.final_reply for backend in backends), default=0.0)
 
     def _backends(self, generation: Generation) -> list[Json]:
         users = generation.config.users_per_backend
@@ -217,33 +199,30 @@ class Application:
         request.log("reload")
         outcome = self._state.manager.reload_now()
         if isinstance(outcome, Refused):
-            count = len(outcome.errors)
-            why = f"refused: {count} error{'' if count == 1 else 's'}; nothing was changed"
-            raise Problem(HTTPStatus.CONFLICT, why, errors=list(outcome.errors))
+            raise refused_reload(outcome.errors, sha256=self._generation.config.digest)
         return {
             "generation": outcome.generation,
             "changes": outcome.changes,
             "seconds": outcome.seconds,
             "restart": list(outcome.restart),
+            "sha256": self._generation.config.digest,
         }
 
     def _drain(self, request: Request) -> Json:
         began = time.monotonic()
         document = request.document("users", "all", "timeout", "until", long=True)
-        everybody = "all" in document.values
-        if everybody is ("users" in document.values) or document.values.get("all", True) is not True:
-            raise bad('either "users" or "all": true is needed')
-        users = [] if everybody else document.texts("users", least=1)
-        deadline = began + document.seconds("timeout", default=_DRAIN_TIMEOUT, most=_DRAIN_LONGEST)
+        named = document.users_to_drain()
+        users = named or []
+        deadline = began + document.seconds("timeout", default=DRAIN_TIMEOUT, most=DRAIN_LONGEST)
         until = document.count("until")
         if until is None:  # else it is the same drain, asked for again
-            request.log("drain", ["all"] if everybody else users)
+            request.log("drain", ["all"] if named is None else named)
         in_flight = self._state.in_flight
         settled = self._settled(deadline)
         # Not before the reload, so that a delivery which entered under the old route is among those that are counted.
         until = in_flight.last if until is None else min(until, in_flight.last)
         rules = self._generation.config.key_rules
-        keys = None if everybody else _keys(users, rules)
+        keys = None if named is None else _keys(named, rules)
         with _leaving(in_flight) as left:
             while waiting := in_flight.drain(keys, rules, until):
                 remaining = deadline - time.monotonic()
@@ -257,7 +236,7 @@ class Application:
             "done": settled and not waiting,
             "instance": self._state.instance,
             "generation": generation.number,
-            "until": until if settled else _UNSETTLED,
+            "until": until if settled else UNSETTLED,
             "waited": time.monotonic() - began,
             "waiting": flights_json(waiting),
             "uncertain": [record.to_json() for record in recent],

@@ -64,6 +64,12 @@ class Answer:
         value = self.document.get(name)
         return float(value) if isinstance(value, int) else self._value(name, float)
 
+    def value(self, name: str) -> Any:
+        """Whatever stands there but null, to be handed back as it is."""
+        if self.has_null(name):
+            raise self._odd(name)
+        return self.document[name]
+
     def flag(self, name: str) -> bool:
         return self._value(name, bool)
 

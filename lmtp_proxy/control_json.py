@@ -10,29 +10,18 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, TypeAlias
 
-from lmtp_proxy.config_manager import Outcome, Refused
 from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import Flight
 from lmtp_proxy.log import printable
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.session import SessionState
 from lmtp_proxy.tables import TableUnavailable
-from lmtp_proxy.uncertain import iso_time
 
 Json: TypeAlias = dict[str, Any]
 
 MAX_SHOWN = 1000
 """Of flights, sessions or users in one answer: more would take the hub too long, and nobody reads them."""
 _SHOWN_RECIPIENTS = 20  # of one flight
-
-
-def reload_json(last: Outcome | None) -> Json | None:
-    """How the last reload ended; None before the first."""
-    if last is None:
-        return None
-    if isinstance(last, Refused):
-        return {"time": iso_time(last.when), "ok": False, "errors": list(last.errors)}
-    return {"time": iso_time(last.when), "ok": True, "generation": last.generation, "changes": last.changes}
 
 
 def sessions_json(sessions: Sequence[SessionState]) -> list[Json]:

@@ -29,6 +29,10 @@ GONE = "lmtp_proxy.gone"
 """Key of the environment: a callable that says whether the client has closed the connection. It does not wait."""
 
 MAX_USERS = 200_000
+DRAIN_TIMEOUT = 60.0
+DRAIN_LONGEST = 600.0
+UNSETTLED = 2**53 - 1
+"""For `until` of a drain: nothing was settled, so all that is in flight then is to be waited for."""
 _SLICE = 1000  # of a long list that are looked at between two looks at the clock
 _AT_ONE_GO = 0.005  # seconds; mail waits for so long
 _MAX_PATH = 1024  # octets of an address; RFC 5321 section 4.5.3.1.3 has 256
@@ -132,6 +136,19 @@ class Document:
         if type(value) is not int or value < 0:
             raise bad(f'"{key}" must be a whole number from 0 on')
         return value
+
+    def users_to_drain(self) -> list[str] | None:
+        """The users that a drain names, None for all."""
+        everybody = "all" in self.values
+        if everybody is ("users" in self.values) or self.values.get("all", True) is not True:
+            raise bad('either "users" or "all": true is needed')
+        return None if everybody else self.texts("users", least=1)
+
+
+def refused_reload(errors: Sequence[str], **more: object) -> Problem:
+    """Nothing was changed."""
+    why = f"refused: {len(errors)} error{'' if len(errors) == 1 else 's'}; nothing was changed"
+    return Problem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
 
 
 def bad(why: str) -> Problem:

@@ -20,7 +20,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from lmtp_proxy.control_request import GONE, UID, Fairness
-from lmtp_proxy.server import PatientAcceptor
+from lmtp_proxy.patient_acceptor import PatientAcceptor
 
 _log = logging.getLogger(__name__)
 
@@ -243,18 +243,27 @@ def _too_large() -> _Refused:
     return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY} octets")
 
 
-class _Acceptor(PatientAcceptor, WSGIServer):
+class Acceptor(PatientAcceptor, WSGIServer):
     """Accepts clients; above the limit they wait in the kernel's backlog."""
 
     cannot_accept = "control: cannot accept a client"
 
 
 class ControlServer:
-    """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening."""
+    """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening.
 
-    def __init__(self, listener: socket.socket, application: Callable[..., Any]) -> None:
-        self._connections = Pool(MAX_CONNECTIONS)
-        self._server = _Acceptor(
+    acceptor: how connections are got from it. connections: how many at once.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        application: Callable[..., Any],
+        acceptor: type[Acceptor] = Acceptor,
+        connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self._connections = Pool(connections)
+        self._server = acceptor(
             listener, application, spawn=self._connections, log=None, error_log=None, handler_class=_Handler
         )
 

@@ -106,9 +106,10 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
     try:
         answer = client.post("/reload", {}, timeout=_LOAD, tick=lambda _: progress.waiting("the reload"))
     except Refusal as refusal:
-        if refusal.code != 409:
+        if refusal.code not in (409, 502):
             raise
-        raise Failed(REFUSED, str(refusal), refusal.answer.texts("errors"), refusal.answer.document) from refusal
+        status = REFUSED if refusal.code == 409 else UNPROVEN  # some workers have it, and some have not
+        raise Failed(status, str(refusal), refusal.answer.texts("errors"), refusal.answer.document) from refusal
     what = f"generation {answer.integer('generation')} active: {answer.text('changes')}"
     lines = show.wrapped(f"{what} ({answer.number('seconds'):.2f} s)")
     restart = answer.texts("restart")
@@ -124,8 +125,10 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
     instance = client.get("/status").text("instance")
     try:
         drained = drain(client, request, options.timeout, progress, instance, edited=True)
-    except Refusal:
-        raise
+    except Refusal as refusal:
+        if refusal.code < 500:
+            raise
+        raise Failed(UNPROVEN, str(refusal), (), refusal.answer.document) from refusal  # a worker does not answer
     except ControlError as error:
         raise Failed(UNPROVEN, f"{error}; if lmtp-proxy died, {OLD_STORE}") from error
     everybody = "all users" if options.all else show.count(len(_distinct(options.users)), "user")

@@ -260,6 +260,7 @@ def status(answer: Answer, digest: str | None) -> list[str]:
     rows = [
         ("lmtp-proxy", f"{answer.text('version')}, pid {answer.integer('pid')}, up {span(answer.number('uptime'))}"),
         ("started", started),
+        *map(_worker, answer.objects("workers")),
         ("generation", f"{answer.integer('generation')}, loaded {config.text('loaded')}"),
         ("config", f"{config.text('path')}, sha256 {config.text('sha256')[:12]}, modified {config.text('modified')}"),
         ("sessions", f"{answer.integer('sessions')}, {answer.integer('held')} of them on hold"),
@@ -271,24 +272,39 @@ def status(answer: Answer, digest: str | None) -> list[str]:
     return [*labelled(rows), *_warnings(answer, config, digest), "", *backends(answer.objects("backends"))]
 
 
+def _worker(worker: Answer) -> tuple[str, str]:
+    number, pid = worker.integer("restarts"), "-" if worker.has_null("pid") else worker.integer("pid")
+    text = f"{worker.text('state')}, pid {pid}, {count(worker.integer('sessions'), 'session')}"
+    return f"worker {worker.integer('number')}", f"{text}, restarted {count(number, 'time')}" if number else text
+
+
 def _users_on(users_on: Mapping[str, int], total: int) -> str:
     parts = [f"{number:,} on {name}" for name, number in users_on.items() if number]
     return f"{total:,}: {', '.join(parts)}" if parts else f"{total:,}"
 
 
 def after_crash(answer: Answer) -> list[str]:
-    """What to do when the process that answers was started because another one had died."""
+    """What to do when a process has died whose deliveries nobody knows."""
     if answer.has_null("after_crash"):
         return []
     crash = answer.object("after_crash")
-    return wrapped(
-        f"warning: lmtp-proxy started {span(crash.number('seconds'))} ago after one that had died. What that one had "
-        "handed over may still be finishing in a store, and is in no list: see that the store is quiet"
-    )
+    ago = span(crash.number("seconds"))
+    if not crash.has_null("worker"):
+        who = f"warning: worker process {crash.integer('worker')} died {ago} ago. What it"
+    else:
+        who = f"warning: lmtp-proxy started {ago} ago after one that had died. What that one"
+    what = "may still be finishing in a store, and is in no list: see that the store is quiet"
+    return wrapped(f"{who} had handed over {what}")
 
 
 def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
     lines = after_crash(answer)
+    for worker in answer.objects("workers"):
+        if worker.text("state") == "silent":
+            what = f"worker process {worker.integer('pid')} does not answer, and is in no sum here"
+            lines += wrapped(f"warning: {what}: kill -CONT it if it was stopped, else kill -KILL")
+    if (torn := answer.document.get("torn")) is not None:
+        lines += wrapped(f"warning: the workers do not deliver by the same configuration: {torn}")
     if answer.flag("stopping"):
         lines += wrapped("warning: it is stopping: no new clients are accepted, what is under way is finished")
     if not answer.has_null("reloading"):

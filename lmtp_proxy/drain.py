@@ -182,12 +182,14 @@ def drain(
         now = time.monotonic()
         if answer.text("instance") != instance:
             raise Failed(UNPROVEN, f"{client.path}: lmtp-proxy was restarted meanwhile; {OLD_STORE}")
-        if edited and not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
+        waiting = answer.objects("waiting")
+        # Else a reload is under way, and it is not the last one that matters.
+        settled = answer.flag("done") or bool(waiting)
+        if edited and settled and not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
             what = f"the reload of {last.text('time')} was refused, so what the file says since then is not in force"
             raise Failed(REFUSED, what, last.texts("errors"), answer.document)
         drained = drained or Drained(answer, False, 0.0)
         drained.answer, drained.done, drained.seconds = answer, answer.flag("done"), now - began
-        waiting = answer.objects("waiting")
         drained.waited_for.update((flight.integer("number"), flight) for flight in waiting)
         if drained.done or now - began >= timeout:
             return drained
@@ -196,7 +198,7 @@ def drain(
             time.sleep(0.2)
         # With nothing to wait for it is a reload that is under way, perhaps one of many: so let it take its time.
         pause = min(_POLL if waiting else _SETTLE, max(0.0, began + timeout - now))
-        body = {**request, "timeout": pause, "until": answer.integer("until")}
+        body = {**request, "timeout": pause, "until": answer.value("until")}
 
 
 def _tick(waited: float, progress: Progress) -> None:

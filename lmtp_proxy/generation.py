@@ -5,7 +5,7 @@ It does not load files and does not decide when to change.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import gevent
@@ -13,30 +13,35 @@ import gevent
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Routing
+from lmtp_proxy.share import WHOLE, Share
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """number: counts from 1. pools: one per backend name, for every name that `routing` can give."""
+    """number: counts from 1. pools: one per backend name, for every name that `routing` can give.
+
+    share: this process's part of what each backend allows.
+    """
 
     number: int
     config: Config
     routing: Routing
     pools: Mapping[str, BackendPool]
+    share: Share = WHOLE
 
 
 CurrentGeneration: TypeAlias = Callable[[], Generation]
 """Gives the generation that is in force at the moment of the call."""
 
 
-def first_generation(config: Config) -> Generation:
+def first_generation(config: Config, share: Share = WHOLE) -> Generation:
     """The generation that a start begins with."""
-    return _generation(1, config, {})
+    return _generation(1, config, {}, share)
 
 
 def next_generation(config: Config, previous: Generation) -> Generation:
     """The generation after `previous`. A backend that did not change keeps its pool, so its limit goes on to hold."""
-    return _generation(previous.number + 1, config, previous.pools)
+    return _generation(previous.number + 1, config, previous.pools, previous.share)
 
 
 def retire(previous: Generation, current: Generation | None = None) -> "list[gevent.Greenlet[..., None]]":
@@ -48,12 +53,14 @@ def retire(previous: Generation, current: Generation | None = None) -> "list[gev
     return [leave for pool in set(previous.pools.values()) - taken_over for leave in pool.retire()]
 
 
-def _generation(number: int, config: Config, pools: Mapping[str, BackendPool]) -> Generation:
+def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], share: Share) -> Generation:
     def pool(name: str) -> BackendPool:
+        backend = config.backends[name]
+        backend = replace(backend, max_connections=share.part(backend.max_connections))
         old = pools.get(name)
-        if old and old.backend == config.backends[name] and old.hostname == config.hostname:
+        if old and old.backend == backend and old.hostname == config.hostname:
             return old
-        return BackendPool(config.backends[name], config.hostname, old.counts if old else None)
+        return BackendPool(backend, config.hostname, old.counts if old else None)
 
     routing = Routing(config.users, config.key_rules, config.fallback_backend)
-    return Generation(number, config, routing, {name: pool(name) for name in config.backends})
+    return Generation(number, config, routing, {name: pool(name) for name in config.backends}, share)

@@ -5,6 +5,7 @@ One format, to syslog or to stderr. What is logged, and when, is decided by thos
 """
 
 import logging
+import os
 import re
 import select
 import sys
@@ -51,16 +52,25 @@ class _Events(logging.Handler):
 _batch: LogBatch | None = None
 
 
-def set_up_log(log: Log, *, daemonised: bool, poll: "Callable[[], select.poll]", later: Later | None = None) -> None:
+def set_up_log(
+    log: Log,
+    *,
+    daemonised: bool,
+    poll: "Callable[[], select.poll]",
+    later: Later | None = None,
+    with_pid: bool = False,
+) -> None:
     """Send everything that this package logs to syslog (daemonised, or `log.syslog` is set) or stderr.
 
     May be called again with other settings. poll: select.poll as it was before monkey patching. later: see LogBatch.
+    with_pid: several processes log to the same place.
     """
     global _batch
+    pid = os.getpid() if with_pid else None
     if daemonised or log.syslog:
-        batch = LogBatch(SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility), later)
+        batch = LogBatch(SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility, pid), later)
     else:
-        batch = LogBatch(StreamChannel(sys.stderr.fileno(), poll), later)
+        batch = LogBatch(StreamChannel(sys.stderr.fileno(), poll, pid), later)
     finish_log()
     _batch = batch
     logger = logging.getLogger(_NAME)

@@ -33,18 +33,21 @@ class Channel(Protocol):
 
 
 class SyslogChannel:
-    """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before."""
+    """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before.
+
+    pid: of this process, where others log to the same place.
+    """
 
     name = "syslog"
-    ident = "lmtp-proxy: "
 
-    def __init__(self, path: str, facility: str) -> None:
+    def __init__(self, path: str, facility: str, pid: int | None = None) -> None:
         self._path = path
         self._socket: Socket | None = None
         self._prefixes: dict[int, str] = {}
+        ident = "lmtp-proxy: " if pid is None else f"lmtp-proxy[{pid}]: "
         facility_number = SysLogHandler.facility_names[facility]
         for level, severity in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
-            self._prefixes[level] = f"<{facility_number << 3 | severity}>{self.ident}"
+            self._prefixes[level] = f"<{facility_number << 3 | severity}>{ident}"
 
     def line(self, level: int, text: str) -> bytes:
         """See Channel."""
@@ -89,13 +92,14 @@ class SyslogChannel:
 class StreamChannel:
     """A file descriptor, with time and level in front of each line. It may be a file, a terminal or a pipe.
 
-    poll: select.poll as it was before monkey patching.
+    poll: select.poll as it was before monkey patching. pid: as for SyslogChannel.
     """
 
     name = "standard error"
 
-    def __init__(self, handle: int, poll: "Callable[[], select.poll]") -> None:
+    def __init__(self, handle: int, poll: "Callable[[], select.poll]", pid: int | None = None) -> None:
         self._handle = handle
+        self._pid = "" if pid is None else f" [{pid}]"
         self._poll = poll()
         self._poll.register(handle, select.POLLOUT)
         self._begun = b""  # what is left of lines that were taken
@@ -108,7 +112,7 @@ class StreamChannel:
         if int(now) != self._second:
             self._second = int(now)
             self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-        name = logging.getLevelName(level)
+        name = logging.getLevelName(level) + self._pid
         return f"{self._time},{int(now * 1000) % 1000:03d} {name} {text}\n".encode("utf-8", "backslashreplace")
 
     def send(self, lines: Sequence[bytes]) -> int:

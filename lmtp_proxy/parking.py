@@ -5,6 +5,8 @@ It counts the sessions that wait and wakes them when a new generation is in forc
 up themselves.
 """
 
+import errno
+import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +14,44 @@ from contextlib import contextmanager
 from gevent.event import Event
 
 
-class Parking:
-    """All parked sessions of the process."""
+class SharedPlaces:
+    """Places that several processes share: locks on octets of one file, which the kernel gives back when one dies.
 
-    def __init__(self) -> None:
+    handle: of that file. The process must hold no other one on it: to close that would give back all places.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._taken: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<SharedPlaces {sorted(self._taken)}>"
+
+    def take(self, limit: int) -> int | None:
+        """One of the first `limit` places, None if none is free."""
+        for place in range(limit):
+            if place not in self._taken:  # the kernel would let a process have what it has already
+                try:
+                    fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EAGAIN):
+                        raise
+                else:
+                    self._taken.add(place)
+                    return place
+        return None
+
+    def give_back(self, place: int) -> None:
+        """It is free again."""
+        self._taken.discard(place)
+        fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, place)
+
+
+class Parking:
+    """All parked sessions of the process. places: where other processes count as well."""
+
+    def __init__(self, places: SharedPlaces | None = None) -> None:
+        self._places = places
         self._parked = 0
         self._changed = Event()
 
@@ -31,7 +67,8 @@ class Parking:
 
         Few may park: Postfix gives a destination 20 connections, and each parked one is missing for everybody's mail.
         """
-        if self._parked >= limit:
+        place = self._parked if self._places is None else self._places.take(limit)
+        if self._parked >= limit or place is None:
             yield False
             return
         self._parked += 1
@@ -39,6 +76,8 @@ class Parking:
             yield True
         finally:
             self._parked -= 1
+            if self._places is not None:
+                self._places.give_back(place)
 
     def wait_for_change(self, deadline: float) -> bool:
         """Wait for the next generation, until `deadline` (time.monotonic); False if there was none."""

@@ -5,7 +5,6 @@ The socket comes bound and listening. Above the limit clients wait in the kernel
 make Postfix suspend the whole destination. It speaks no LMTP beyond "554 and close".
 """
 
-import errno
 import logging
 import socket
 import time
@@ -15,43 +14,17 @@ from ipaddress import ip_address
 from typing import Any
 
 import gevent
-from gevent.baseserver import BaseServer
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.log import printable
+from lmtp_proxy.patient_acceptor import PatientAcceptor
 from lmtp_proxy.session import Session, SessionState, Shared
 from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_ACCEPT_PAUSE = 1.0  # seconds
-
-
-class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the stubs only
-    """For gevent's servers, which would write a traceback each time there is no file or memory left for a client.
-
-    Here it is one line and a pause; clients wait in the backlog meanwhile. cannot_accept: how the line begins.
-    """
-
-    cannot_accept = "cannot accept a client"
-
-    def do_read(self) -> Any:
-        try:
-            return super().do_read()
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            _log.warning("%s: %s; clients wait, next try in %g s", self.cannot_accept, error.strerror, _ACCEPT_PAUSE)
-            self.stop_accepting()
-            gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
-            return None
-
-    def _go_on(self) -> None:
-        if self.started:
-            self.start_accepting()
 
 
 class _PlainSockets(StreamServer):
@@ -73,11 +46,18 @@ class _Acceptor(PatientAcceptor, _PlainSockets):
 class Server:
     """Accepts clients on `listener`, a gevent socket, and serves them.
 
-    sessions_changed: called with the number of sessions each time it changes; must not wait.
+    sessions_changed: called with the number of sessions each time it changes; must not wait. alone: no other process
+    accepts on `listener`.
     """
 
     def __init__(
-        self, listener: socket.socket, shared: Shared, max_clients: int, sessions_changed: Callable[[int], None]
+        self,
+        listener: socket.socket,
+        shared: Shared,
+        max_clients: int,
+        sessions_changed: Callable[[int], None],
+        *,
+        alone: bool = True,
     ) -> None:
         self._shared = shared
         self._sessions: set[Session] = set()
@@ -86,6 +66,8 @@ class Server:
         self._stopping = False
         self._tcp = listener.family != socket.AF_UNIX
         self._stream_server = _Acceptor(listener, self._serve, spawn=Pool(max_clients))
+        if not alone:
+            self._stream_server.max_accept = 1  # who wakes up first would take all, and the others have nothing to do
 
     def __repr__(self) -> str:
         return f"<Server {len(self._sessions)} sessions>"

@@ -19,14 +19,12 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
 
 import gevent
 import gevent.socket
 import setproctitle
 from gevent.event import Event
 
-from lmtp_proxy import __version__
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
@@ -38,6 +36,8 @@ from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
+from lmtp_proxy.share import WHOLE, Share
+from lmtp_proxy.start_log import log_ready
 from lmtp_proxy.uncertain_log import UncertainLog
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class _Title:
     """The process title, brought up to date at most once a second and only when something changed."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, name: str, path: str) -> None:
+        self._name = name
         self._path = path
         self._sessions = 0
         self._due = False
@@ -65,7 +66,56 @@ class _Title:
 
     def _show(self) -> None:
         self._due = False
-        setproctitle.setproctitle(f"lmtp-proxy: {self._sessions} sessions [{self._path}]")
+        setproctitle.setproctitle(f"{self._name}: {self._sessions} sessions [{self._path}]")
+
+
+class Service:
+    """The parts of a process that serves mail, built and joined; it accepts clients from `accept` to `finish`.
+
+    listener: bound and listening. name: how its title begins. share: this process's part of all limits. max_clients: of
+    all processes together. after_crash: the proxy before did not end well. manager: is not running yet. stopping: to be
+    set when the process is about to `finish`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listener: socket.socket,
+        *,
+        max_clients: int,
+        name: str = "lmtp-proxy",
+        after_crash: bool = False,
+        parking: Parking | None = None,
+        share: Share = WHOLE,
+    ) -> None:
+        _allow_open_files(config)
+        parking = Parking() if parking is None else parking
+        in_flight = InFlight()
+        self.listener = cooperative(listener)
+        self.manager = ConfigManager(config, parking.generation_changed, share)
+        self.stopping = Event()
+        self._uncertain = UncertainLog(self.manager.current, in_flight)
+        shared = Shared(Cutover(self.manager.current, in_flight, self._uncertain), parking, unpatched_poll)
+        title = _Title(name, config.path)
+        self._server = Server(
+            self.listener, shared, share.part(max_clients), title.sessions_changed, alone=share.of == 1
+        )
+        self.state = ControlState(
+            *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
+            str(config.socket),
+            after_crash,
+        )
+        gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
+
+    def accept(self) -> None:
+        """Let clients in."""
+        self._server.start()
+
+    def finish(self) -> None:
+        """Let nobody in any more, and return when the last session has ended and all that it left is on the disk."""
+        self._server.stop()
+        gevent.joinall(retire(self.manager.current()), timeout=_LEAVE_TAKING)
+        self._uncertain.stop()
 
 
 def serve(
@@ -79,66 +129,48 @@ def serve(
     remove_socket: Callable[[], None],
     remove_control: Callable[[], None],
     after_crash: bool,
-) -> None:
+) -> int:
     """Serve on `listener` and `control`, bound and listening, until a stop signal; ends after the last session.
 
     received: signals that came before this could handle them. ready: called once when clients are served.
     remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
     and no other process takes over meanwhile that knows nothing of it. after_crash: the one before did not end well.
+    Returns the exit status.
     """
-    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=_later)
-    _allow_open_files(config)
-    parking = Parking()
-    manager = ConfigManager(config, parking.generation_changed)
-    stop = Event()
+    begin_log(config, daemonised=daemonised)
+    service = Service(config, listener, after_crash=after_crash, max_clients=config.max_clients)
     for number in RELOAD_SIGNALS:
-        gevent.signal_handler(number, manager.request_reload)
+        gevent.signal_handler(number, service.manager.request_reload)
     for number in STOP_SIGNALS:
-        gevent.signal_handler(number, stop.set)
+        gevent.signal_handler(number, service.stopping.set)
     for early in received:
-        (stop.set if early in STOP_SIGNALS else manager.request_reload)()
-
-    in_flight = InFlight()
-    uncertain = UncertainLog(manager.current, in_flight)
-    shared = Shared(Cutover(manager.current, in_flight, uncertain), parking, unpatched_poll)
-    title = _Title(config.path)
-    own = _cooperative(listener)
-    server = Server(own, shared, config.max_clients, title.sessions_changed)
+        (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
     control_server = None
     if control is not None:
-        state = ControlState(
-            manager, in_flight, parking, uncertain, server.sessions, stop.is_set, str(config.socket), after_crash
-        )
-        control_server = ControlServer(_cooperative(control), Application(state))
-    gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
-    reloads = gevent.spawn(manager.run)
-    server.start()
+        control_server = ControlServer(cooperative(control), Application(service.state))
+    reloads = gevent.spawn(service.manager.run)
+    service.accept()
     if control_server:
         control_server.start()
-    _log.info(
-        "ready: lmtp-proxy %s on %s, generation 1 of %s: %d users, %d backends",
-        __version__,
-        config.socket,
-        config.path,
-        len(config.users),
-        len(config.backends),
-    )
-    _warn_open_listener(config, own)
+    log_ready(config, service.listener, len(config.users))
     ready()
-    stop.wait()
+    service.stopping.wait()
     _log.info("stopping: no new clients are accepted")
     remove_socket()
-    server.stop()
-    gevent.joinall(retire(manager.current()), timeout=_LEAVE_TAKING)
-    uncertain.stop()
+    service.finish()
     remove_control()
     if control_server:
         control_server.stop()
     reloads.kill()
-    if _log.isEnabledFor(logging.DEBUG):
-        _log.debug("greenlets left: %d", _greenlets_left())
+    log_greenlets_left()
     _log.info("stopped")
     finish_log()
+    return 0
+
+
+def begin_log(config: Config, *, daemonised: bool, with_pid: bool = False) -> None:
+    """See set_up_log; in batches, on gevent's loop."""
+    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=_later, with_pid=with_pid)
 
 
 def _later(seconds: float, call: Callable[[], None]) -> None:
@@ -147,16 +179,18 @@ def _later(seconds: float, call: Callable[[], None]) -> None:
     timer.start(call)
 
 
-def _cooperative(listener: socket.socket) -> socket.socket:
+def cooperative(listener: socket.socket) -> socket.socket:
     """The socket as one of gevent's: it was made before the patching."""
     own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
     own.setblocking(False)
     return own
 
 
-def _greenlets_left() -> int:
-    """Greenlets that have not ended, which should be none when the last session has: to find leaks with."""
-    return sum(isinstance(thing, gevent.Greenlet) and not thing.ready() for thing in gc.get_objects())
+def log_greenlets_left() -> None:
+    """How many greenlets have not ended, which should be none when the last session has: to find leaks with."""
+    if _log.isEnabledFor(logging.DEBUG):
+        left = sum(isinstance(thing, gevent.Greenlet) and not thing.ready() for thing in gc.get_objects())
+        _log.debug("greenlets left: %d", left)
 
 
 def _allow_open_files(config: Config) -> None:
@@ -173,10 +207,3 @@ def _allow_open_files(config: Config) -> None:
             wanted,
             hard,
         )
-
-
-def _warn_open_listener(config: Config, listener: socket.socket) -> None:
-    if config.allow is not None or listener.family == socket.AF_UNIX:
-        return
-    if not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
-        _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)

@@ -5,6 +5,7 @@ The file is written in a thread, so a slow disk delays neither mail nor the hub.
 records are on the disk: whoever drains finds them there. What cannot be written is in the log at least.
 """
 
+import fcntl
 import logging
 import os
 from collections import deque
@@ -84,11 +85,13 @@ def _append(path: str, octets: bytes) -> str | None:
     try:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # other workers append to it, too
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
                 octets = b"\n" + octets  # a part of a line that a full disk or a crash left behind
             while octets:
                 octets = octets[os.write(handle, octets) :]
+            fcntl.flock(handle, fcntl.LOCK_UN)
             os.fsync(handle)
         finally:
             os.close(handle)

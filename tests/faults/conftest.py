@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from tests.support.backend import FakeBackend
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import WORKERS, ProxyProcess, config_of
 from tests.support.script import HEALTHY
 
 
@@ -30,8 +31,21 @@ class Move:
     proxy: ProxyProcess
 
 
+@pytest.fixture(scope="module", autouse=True)
+def processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where a test is parametrised by BOTH_MODES: proxies have so many workers."""
+    before = os.environ.get(WORKERS)
+    if (workers := getattr(request, "param", None)) is not None:
+        os.environ[WORKERS] = str(workers)
+    yield
+    if before is None:
+        os.environ.pop(WORKERS, None)
+    else:
+        os.environ[WORKERS] = before
+
+
 @pytest.fixture(scope="module")
-def shared_pair() -> Iterator[Pair]:
+def shared_pair(processes: None) -> Iterator[Pair]:
     with (
         FakeBackend() as a,
         FakeBackend(transport="tcp") as b,

@@ -22,7 +22,7 @@ import pytest
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 from tests.support.control import Control, ControlConnection, add_control
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, Close, Pause, Script, say
 
 TIME = re.compile(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ")
@@ -79,6 +79,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 # --- what is ---------------------------------------------------------------------------------------------------------
 
 
+@BOTH_MODES
 def test_status(served: Served) -> None:
     with served.proxy.client() as client:
         client.deliver("s@x", ["alice@example.org", "bob@example.org", "carol@example.org"])
@@ -93,6 +94,8 @@ def test_status(served: Served) -> None:
     assert TIME.fullmatch(status.pop("started"))
     assert re.fullmatch("[0-9a-f]{16}", status.pop("instance"))
     assert 0 < status.pop("uptime") < 60
+    assert len(status.pop("workers")) in (0, served.proxy.workers)
+    assert status.pop("torn", None) is None
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", status.pop("version"))
     assert status == {
         "pid": served.proxy.pid,
@@ -102,6 +105,7 @@ def test_status(served: Served) -> None:
         "reloading": None,
         "stopping": False,
         "after_crash": None,
+        "longest_delivery": 500,
         "sessions": 1,
         "held": 0,
         "in_flight": {"envelope": 0, "data": 0, "commit": 0, "final dot": 0},
@@ -142,13 +146,14 @@ def test_backends_are_unused_up_or_down(served: Served) -> None:
         client.quit()
     assert states() == [("old", "up"), ("new", "down")]
     backends = served.control.get("/backends")["backends"]
-    assert backends[1]["trouble"] == "it closed the connection"
+    assert backends[1]["trouble"].startswith("it closed the connection")
     assert (backends[1]["failures"], backends[1]["connections"], backends[1]["sent"]) == (1, 0, 0)
     assert backends[0]["trouble"] is None
     assert (backends[0]["address"], backends[0]["max_connections"]) == (served.old.path, 20)
     assert (backends[0]["connections"], backends[0]["sent"], backends[0]["users"]) == (1, 1, 2)
 
 
+@BOTH_MODES
 def test_sessions_and_flights(served: Served) -> None:
     go = threading.Event()
     served.old.script = Script(final=(Await(go), *say("250 2.0.0 stored")))
@@ -161,14 +166,16 @@ def test_sessions_and_flights(served: Served) -> None:
         amid.send(b"x" * 1000)
         eventually(lambda: served.control.get("/status")["in_flight"]["final dot"] == 1)
         eventually(lambda: sum(flight["octets"] for flight in served.control.get("/inflight")["in_flight"]) > 1000)
-        first, second = served.control.get("/inflight")["in_flight"]
+        # By their senders: two workers look at their clocks one after the other, so the order is not sure.
+        flights = sorted(served.control.get("/inflight")["in_flight"], key=lambda flight: str(flight["sender"]))
+        first, second = flights
         assert first["recipients"] == ["alice@example.org", "u001"]
         assert (first["sender"], first["phase"], first["backend"]) == ("boss@x", "final dot", "old")
         assert (first["address"], first["number"] > 0, first["count"]) == (served.old.path, True, 2)
         assert second["recipients"] == ["bob+tag@example.org"]
         assert (second["phase"], second["backend"]) == ("data", "new")
         assert 0 <= second["seconds"] < 20
-        sessions = served.control.get("/sessions")["sessions"]
+        sessions = sorted(served.control.get("/sessions")["sessions"], key=lambda session: session["sender"] or "")
         assert [session["state"] for session in sessions] == ["idle", "final dot", "data"]
         assert [session["sender"] for session in sessions] == [None, "boss@x", "t@x"]
         assert [session["recipients"] for session in sessions] == [0, 2, 1]
@@ -214,7 +221,7 @@ def test_lookup(pair_free: Served, address: str, expected: tuple[Any, ...]) -> N
 
 
 @pytest.fixture(scope="module")
-def pair_free() -> Iterator[Served]:
+def pair_free(processes: None) -> Iterator[Served]:
     """One for all tests that change nothing."""
     with FakeBackend() as old, FakeBackend(transport="tcp") as new:
         proxy = ProxyProcess(config_of({"old": old, "new": new}, dict(USERS), hold_timeout=12.5))
@@ -241,12 +248,15 @@ def test_lookup_says_that_a_backend_is_down_and_knows_the_fallback(served: Serve
         client.quit()
     found = served.control.get("/lookup?address=stranger@x")
     assert (found["hit"], found["line"], found["source"], found["backend"]) == (None, None, "fallback_backend", "old")
-    assert re.fullmatch(r"what old\[.*\] answers; it is down: greeting: 554 5.3.2 not today", found["answer"])
+    # Of several workers one is asked, which need not have met it yet.
+    down = "; it is down: greeting: 554 5.3.2 not today" if served.proxy.workers == 1 else ".*"
+    assert re.fullmatch(rf"what old\[.*\] answers{down}", found["answer"])
 
 
 # --- reload and check ------------------------------------------------------------------------------------------------
 
 
+@BOTH_MODES
 def test_reload_returns_after_the_swap(served: Served) -> None:
     served.write_users(u001="new")
     answer = served.control.post("/reload")
@@ -259,6 +269,7 @@ def test_reload_returns_after_the_swap(served: Served) -> None:
     assert served.control.ask("POST", "/reload", {"now": True}).code == 400
 
 
+@BOTH_MODES
 def test_a_reload_that_is_refused_says_all_errors(served: Served) -> None:
     served.proxy.config["config"]["hold_limit"] = "many"
     served.write_users(u001="nowhere")
@@ -270,6 +281,7 @@ def test_a_reload_that_is_refused_says_all_errors(served: Served) -> None:
     assert served.control.get("/status")["generation"] == 1
 
 
+@BOTH_MODES
 def test_check_tells_what_would_change_and_changes_nothing(served: Served) -> None:
     config = served.proxy.config
     config["config"]["ignoreDomain"] = False
@@ -316,6 +328,7 @@ def test_a_drain_returns_at_once_when_nothing_is_in_flight(served: Served) -> No
     assert answer["instance"] == served.control.get("/status")["instance"]
 
 
+@BOTH_MODES
 def test_a_drain_waits_for_exactly_the_deliveries_past_their_dot(served: Served) -> None:
     served.old.script = Script(final=(Pause(1.5), *say("250 2.0.0 stored")))
     with send_dot(served.proxy, "alice+tag@example.org") as slow, served.proxy.client() as amid:
@@ -336,6 +349,7 @@ def test_a_drain_waits_for_exactly_the_deliveries_past_their_dot(served: Served)
         assert slow.reply(0.5).positive
 
 
+@BOTH_MODES
 def test_a_drain_that_times_out_can_be_continued(served: Served) -> None:
     go = threading.Event()
     served.old.script = Script(final=(Await(go), *say("250 2.0.0 stored")))
@@ -345,7 +359,7 @@ def test_a_drain_that_times_out_can_be_continued(served: Served) -> None:
         assert first["done"] is False and 0.3 <= first["waited"] < 1
         (flight,) = first["waiting"]
         assert (flight["sender"], flight["phase"]) == ("first@x", "final dot")
-        assert flight["number"] <= first["until"]
+        assert served.proxy.workers > 1 or flight["number"] <= first["until"]
         # What enters later under the same route is not waited for: a drain does not starve.
         with send_dot(served.proxy, "alice@example.org", sender="second@x") as two:
             assert served.old.wait_for(lambda: any(seen.dotted for seen in served.old.transactions("second@x")))
@@ -359,6 +373,7 @@ def test_a_drain_that_times_out_can_be_continued(served: Served) -> None:
             assert two.reply().positive
 
 
+@BOTH_MODES
 def test_a_drain_does_not_starve_under_traffic(served: Served) -> None:
     served.old.script = Script(final=(Pause(0.05), *say("250 2.0.0 stored")))
     stop = threading.Event()
@@ -381,6 +396,7 @@ def test_a_drain_does_not_starve_under_traffic(served: Served) -> None:
             worker.result()
 
 
+@BOTH_MODES
 def test_an_edit_a_signal_and_a_drain_are_exact(served: Served) -> None:
     """30 times: after the drain's answer the store that was left sees no dot of the user, until he is sent back."""
     served.old.script = served.new.script = Script(final=(Pause(0.02), *say("250 2.0.0 stored")))
@@ -420,6 +436,7 @@ def test_an_edit_a_signal_and_a_drain_are_exact(served: Served) -> None:
         assert not [dot - since for dot in dots if since < dot < until], "a dot after the drain"
 
 
+@BOTH_MODES
 def test_a_drain_sees_the_signal_that_was_sent_before_it(served: Served) -> None:
     """Over a connection that is there already the request is no slower than the signal."""
     connection = ControlConnection(served.control.path)
@@ -439,6 +456,7 @@ def test_a_drain_while_the_file_is_bad_says_so(served: Served) -> None:
     assert answer["reload"]["ok"] is False and "nowhere" in answer["reload"]["errors"][0]
 
 
+@BOTH_MODES
 def test_an_uncertain_delivery_is_reported(served: Served) -> None:
     served.old.script = Script(final=(Pause(0.2), Close()))
     with send_dot(served.proxy, "alice@example.org") as client:
@@ -466,6 +484,7 @@ def test_an_uncertain_delivery_is_reported(served: Served) -> None:
     ],
     ids=lambda document: repr(document)[:40],
 )  # fmt: skip
+@BOTH_MODES
 def test_a_drain_that_makes_no_sense(pair_free: Served, document: object) -> None:
     answer = pair_free.control.ask("POST", "/drain", b"null" if document is None else document)
     assert answer.code == 400, answer
@@ -555,6 +574,7 @@ def test_a_drain_ends_in_time_even_if_a_reload_does_not(served: Served) -> None:
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
+@BOTH_MODES
 @pytest.mark.parametrize(
     "method, resource, code, allow",
     [
@@ -594,6 +614,7 @@ def test_head_is_get_without_a_body(pair_free: Served) -> None:
     connection.close()
 
 
+@BOTH_MODES
 def test_posts_are_logged_with_the_uid_of_the_peer(pair_free: Served) -> None:
     pair_free.control.post("/drain", {"users": ["alice@example.org"]})
     pair_free.proxy.wait_log(rf"control: drain alice@example\.org by uid {os.getuid()}$")
@@ -630,6 +651,7 @@ def test_the_mode_of_the_socket(permissions: str | None, mode: int) -> None:
         assert not os.path.exists(path)
 
 
+@BOTH_MODES
 def test_a_stop_does_not_wait_for_a_drain(served: Served) -> None:
     served.old.script = Script(final=(Pause(1.0), *say("250 2.0.0 stored")))
     with send_dot(served.proxy, "alice@example.org") as client, ThreadPoolExecutor(1) as worker:

@@ -17,7 +17,7 @@ import pytest
 from tests.support.backend import FakeBackend
 from tests.support.client import SMALL_BODY, LmtpClient
 from tests.support.ctl import Run, ctl, end_ctl, start_ctl
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import Await, BodyTrigger, Close, Hang, Pause, Reset, Script, Send, Stall, say
 
 ALICE = "alice@example.org"
@@ -77,6 +77,7 @@ def send_until_dot(client: LmtpClient, *recipients: str, body: bytes = b"Subject
 # --- what a move waits for --------------------------------------------------------------------------------------------
 
 
+@BOTH_MODES
 def test_a_move_takes_as_long_as_the_reply_to_a_final_dot(site: Site) -> None:
     site.old.script = Script(final=(Pause(5.0), *say("250 2.0.0 stored")))
     with site.proxy.client(timeout=15) as client:
@@ -196,6 +197,7 @@ def test_a_message_for_two_of_whom_one_moved_is_refused_to_both(site: Site) -> N
     assert len(dots(site.new, ALICE)) == 1
 
 
+@BOTH_MODES
 def test_an_edit_by_hand_a_signal_and_a_drain_are_exact_too(site: Site) -> None:
     """No log line is waited for: the drain itself waits for the reload that the signal asked for."""
     stop = threading.Event()
@@ -258,6 +260,7 @@ def read_log(site: Site) -> list[dict[str, object]]:
     return [json.loads(line) for line in site.uncertain_log.read_text("ascii").splitlines()]
 
 
+@BOTH_MODES
 @pytest.mark.parametrize("end", [Close(), Reset()])
 def test_a_backend_that_ends_after_the_dot_leaves_a_record(site: Site, end: Close | Reset) -> None:
     site.old.script = Script(final=(Pause(1.5), end))
@@ -375,6 +378,7 @@ def test_a_partly_sent_dot_is_uncertain_only_if_some_of_it_went_out(site: Site) 
     assert site.ctl("drain", ALICE).status == 0
 
 
+@BOTH_MODES
 def test_killed_between_the_dot_and_the_reply_it_starts_again_and_knows_nothing(site: Site) -> None:
     """What docs/migration.md warns of: a killed proxy takes its knowledge of deliveries under way with it."""
     site.old.script = Script(final=(Pause(2.0), Send(b"250 2.0.0 stored\r\n")))

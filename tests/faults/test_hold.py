@@ -9,8 +9,10 @@ import pytest
 
 from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import Hang, Pause, Script, say
+
+pytestmark = BOTH_MODES
 
 
 @pytest.fixture

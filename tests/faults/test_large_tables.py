@@ -30,6 +30,9 @@ from tests.support.control import Control
 from tests.support.ctl import controlled, ctl
 from tests.support.proxy import ROOT, ProxyProcess, config_of, yaml_of
 
+# The children of the process are looked at, which are to be those that load.
+pytestmark = pytest.mark.parametrize("processes", [1], indirect=True, scope="module", ids=[""])
+
 USERS = 60_000
 
 

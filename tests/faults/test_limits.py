@@ -26,7 +26,7 @@ def begin(client: LmtpClient, sender: str) -> None:
 
 
 def test_a_full_pool_defers_after_the_connect_time() -> None:
-    with FakeBackend() as backend, ProxyProcess(limited(backend, 2, 0.6)) as proxy:
+    with FakeBackend() as backend, ProxyProcess(limited(backend, 2, 0.6), workers=1) as proxy:
         with proxy.client() as one, proxy.client() as two, proxy.client() as three:
             for client, sender in ((one, "1@x"), (two, "2@x")):
                 begin(client, sender)
@@ -283,7 +283,11 @@ def test_without_free_descriptors_it_goes_on_as_soon_as_there_are_some() -> None
 
 
 def test_a_backend_that_no_descriptor_is_left_for_is_deferred() -> None:
-    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend})) as proxy, proxy.client() as client:
+    with (
+        FakeBackend() as backend,
+        ProxyProcess(config_of({"a": backend}), workers=1) as proxy,  # the limit is that of one process
+        proxy.client() as client,
+    ):
         used = proxy.descriptors()
         _, hard = resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (used, hard))

@@ -24,6 +24,7 @@ from tests.faults.conftest import Move
 from tests.faults.test_ctl import DRAINED, in_flight, pieces, run
 from tests.support.backend import FakeBackend
 from tests.support.ctl import Answer, FakeControl, Run, controlled, ctl, end_ctl, http, start_ctl
+from tests.support.proxy import BOTH_MODES
 from tests.support.script import Await, Close, Pause, Script, say
 
 ALICE, BOB = "alice@example.org", "bob@example.org"
@@ -517,6 +518,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
     assert statuses.get(3) or (done and statuses.get(1)), "no kill came amid a move"
 
 
+@BOTH_MODES
 @pytest.mark.timeout(180)
 def test_fifty_moves_at_once_in_a_storm_of_signals_under_load() -> None:
     moving = {f"user{number}@example.org": "old" for number in range(50)}

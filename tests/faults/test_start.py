@@ -97,7 +97,7 @@ def test_a_missing_configuration() -> None:
 def at_path() -> Iterator[ProxyProcess]:
     """A proxy that is not started yet, with something to be put at its socket's path."""
     with FakeBackend() as backend:
-        proxy = ProxyProcess(config_of({"a": backend}))
+        proxy = ProxyProcess(config_of({"a": backend}), workers=1)
         try:
             yield proxy
         finally:

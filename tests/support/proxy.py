@@ -20,11 +20,19 @@ from pathlib import Path
 from signal import SIGUSR1
 from types import TracebackType
 
+import pytest
+
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "bin" / "lmtp-proxy"
+WORKERS = "LMTP_PROXY_TEST_WORKERS"
+"""In the environment: how many workers a proxy has where the test does not say so and its limits allow it."""
+BOTH_MODES = pytest.mark.parametrize(
+    "processes", [pytest.param(1, id="alone"), pytest.param(2, id="workers")], indirect=True, scope="module"
+)
+"""For tests below tests/faults: with one process, and with two workers."""
 
 
 def yaml_of(value: object, indent: int = 0) -> str:
@@ -90,6 +98,7 @@ class ProxyProcess:
         tcp: bool = False,
         environment: Mapping[str, str] | None = None,
         directory: str | None = None,
+        workers: int | None = None,
     ) -> None:
         self.directory = directory or tempfile.mkdtemp(prefix="lpp", dir="/tmp")
         os.chmod(self.directory, 0o755)
@@ -99,10 +108,26 @@ class ProxyProcess:
         self.config: dict[str, dict[str, object]] = {section: dict(keys) for section, keys in config.items()}
         socket_value = list(self.address) if isinstance(self.address, tuple) else self.address
         self.config["config"] = {"socket": socket_value, "pid": self.pid_path, **self.config.get("config", {})}
+        self.workers = self._workers(workers)
+        if self.workers > 1:
+            self.config["config"].setdefault("workers", self.workers)
         self._environment = {**os.environ, **(environment or {})}
         self._log = Path(self.directory) / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.write_config()
+
+    def _workers(self, wanted: int | None) -> int:
+        """How many processes serve: as the test wants it, else as the environment has it where that can be."""
+        if wanted is not None:
+            return wanted
+        workers = int(os.environ.get(WORKERS, "1"))
+        limits = [self.config["config"].get("max_clients", 1000)]
+        limits += [
+            backend.get("max_connections", 20)
+            for backend in self.config.get("backends", {}).values()
+            if isinstance(backend, Mapping)
+        ]
+        return workers if all(isinstance(limit, int) and limit >= workers for limit in limits) else 1
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -236,16 +261,24 @@ class ProxyProcess:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that serve, but for the one that was started."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def status(self, key: str) -> int:
-        """A number of /proc/PID/status: VmHWM and VmRSS in KiB, Threads, voluntary_ctxt_switches, ..."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        match = re.search(rf"^{key}:\s*(\d+)", text, re.MULTILINE)
-        assert match is not None, text
-        return int(match.group(1))
+        """A number of /proc/PID/status: VmHWM and VmRSS in KiB, Threads, ...; of all processes together."""
+        total = 0
+        for pid in (self.pid, *self.worker_pids):
+            text = Path(f"/proc/{pid}/status").read_text()
+            match = re.search(rf"^{key}:\s*(\d+)", text, re.MULTILINE)
+            assert match is not None, text
+            total += int(match.group(1))
+        return total
 
     def descriptors(self) -> int:
-        """How many file descriptors are open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """How many file descriptors are open, in all processes."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.worker_pids))
 
     def settles(self, descriptors: int, timeout: float = 3.0) -> bool:
         """True when the number of descriptors comes down to `descriptors` within `timeout` seconds."""

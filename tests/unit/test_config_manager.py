@@ -10,8 +10,9 @@ import gevent
 import pytest
 
 from lmtp_proxy import config_manager
-from lmtp_proxy.config_manager import ConfigManager, Refused
+from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.loading import LARGE, load
+from lmtp_proxy.reloads import Refused
 
 
 @pytest.fixture

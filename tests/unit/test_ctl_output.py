@@ -55,6 +55,7 @@ def record(**values: Any) -> dict[str, Any]:
 def status(**values: Any) -> dict[str, Any]:
     return {
         "version": "0.1.0", "instance": "ab", "pid": 4711, "started": "2026-11-23T23:09:23.123Z", "uptime": 93784.0,
+        "workers": [],
         "generation": 7, "socket": "/run/s", "reload": None, "sessions": 3, "held": 1, "uncertain": 0,
         "stopping": False, "after_crash": None, "reloading": None,
         "config": {"path": "/etc/lmtp-proxy.yml", "sha256": "0123456789abcdef" * 4, "modified": "M", "loaded": "L"},
@@ -214,7 +215,7 @@ def test_the_status_warns_of_a_file_that_is_not_in_force() -> None:
 
 
 def test_the_status_says_what_is_unusual_about_the_process() -> None:
-    crash = {"started": "T", "seconds": 12.0}
+    crash = {"started": "T", "seconds": 12.0, "worker": None}
     shown = show.status(answer(status(after_crash=crash, stopping=True, reloading=3.2)), None)
     text = " ".join(line.strip() for line in shown)
     for part in ("started 12.0 s ago after one that had died", "it is stopping", "a reload is under way, for 3.2 s"):
@@ -309,7 +310,7 @@ def test_a_drain_of_one_user_is_one_line() -> None:
     assert late.lines(one, late.text)[0] == "alice: on new, 2 deliveries still in flight after 4.9 s"
     assert len(late.lines(one, late.text)) == 4 and (late.status, waited.status) == (3, 0)
     assert drained(done=False).text == "a reload is still under way after 4.9 s"
-    crash = drained(crash={"started": "T", "seconds": 3.0})
+    crash = drained(crash={"started": "T", "seconds": 3.0, "worker": None})
     assert crash.status == 2 and "died" in " ".join(crash.lines(one, crash.text))
 
 

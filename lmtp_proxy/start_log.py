@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the log says at a start: that it is done, and what the operator may not have meant.
+
+The same from one process that serves and from a supervisor of several.
+"""
+
+import logging
+import socket
+from ipaddress import ip_address
+
+from lmtp_proxy import __version__
+from lmtp_proxy.config_values import Config
+
+_log = logging.getLogger(__name__)
+
+
+def log_ready(config: Config, listener: socket.socket, users: int, by: str = "") -> None:
+    """Clients are served on `listener`. users: how many keys the table has. by: ` by ...`, who serves."""
+    backends = len(config.backends)
+    what = f"{users} users, {backends} backends{by}"
+    _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)
+    if config.allow is not None or listener.family == socket.AF_UNIX:
+        return
+    if not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)

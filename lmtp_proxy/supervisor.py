@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process that `lmtp-proxy` is with `workers: N`: it serves no mail, but has N workers do so, and speaks for them.
+
+It stays small and out of the way of mail: a worker accepts clients, delivers and logs by itself. The standard library
+is not patched here; what waits does so by gevent's own means.
+"""
+
+import logging
+import os
+import resource
+import select
+import socket
+from collections.abc import Callable, Iterable
+from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
+
+import gevent
+import gevent.socket
+import setproctitle
+from gevent.event import Event
+
+from lmtp_proxy import __version__
+from lmtp_proxy.config_values import Config
+from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.log import finish_log, set_up_log
+from lmtp_proxy.merged_control import MergedApplication
+from lmtp_proxy.start_log import log_ready
+from lmtp_proxy.team import Team
+from lmtp_proxy.worker_settings import WorkerSettings
+
+_log = logging.getLogger(__name__)
+
+_MARGIN = 30.0  # seconds more for a worker to end than its deadlines allow
+
+
+def serve(
+    config: Config,
+    listener: socket.socket,
+    control: socket.socket | None,
+    *,
+    daemonised: bool,
+    received: Iterable[int],
+    ready: Callable[[], None],
+    remove_socket: Callable[[], None],
+    remove_control: Callable[[], None],
+    after_crash: bool,
+    users: int,
+) -> int:
+    """As `service.serve`, by `config.workers` workers. users: how many keys the table has, which is not looked at."""
+    set_up_log(config.log, daemonised=daemonised, poll=select.poll, with_pid=True)
+    setproctitle.setproctitle(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
+    places = os.memfd_create("lmtp-proxy hold")
+    settings = WorkerSettings(
+        config=config.path,
+        listener=listener.fileno(),
+        channel=-1,
+        places=places,
+        number=0,
+        workers=config.workers,
+        max_clients=config.max_clients,
+        daemonised=daemonised,
+        version=__version__,
+    )
+    team = Team(settings, config.digest)
+    stopping = Event()
+    for number in (SIGUSR1, SIGHUP):
+        gevent.signal_handler(number, team.request_reload)
+    for number in (SIGTERM, SIGINT):
+        gevent.signal_handler(number, stopping.set)
+    for early in received:
+        (stopping.set if early in (SIGTERM, SIGINT) else team.request_reload)()
+    control_server = None
+    if control is not None:
+        _allow_open_files(config.workers)
+        own = gevent.socket.socket(control.family, control.type, control.proto, fileno=control.detach())
+        own.setblocking(False)
+        application = MergedApplication(team, stopping.is_set, after_crash=after_crash)
+        control_server = ControlServer(own, application)
+    reloads = gevent.spawn(team.run)
+    if team.start(stopping):
+        if control_server:
+            control_server.start()
+        log_ready(config, listener, users, f", {config.workers} workers")
+        ready()
+        stopping.wait()
+    _log.info("stopping: no new clients are accepted")
+    remove_socket()
+    listener.close()  # the workers close theirs, and a client that waits is to see that nobody comes
+    longest = max((backend.timeouts.final_reply for backend in config.backends.values()), default=0.0)
+    ended_well = team.stop(config.timeouts.shutdown + longest + _MARGIN)
+    if ended_well:  # else the next start finds it, and warns of what the dead worker may have left
+        remove_control()
+    if control_server:
+        control_server.stop()
+    reloads.kill()
+    if team.failed:
+        _log.error("stopped: a worker could not be started")
+    else:
+        _log.info("stopped")
+    finish_log()
+    return int(team.failed)
+
+
+def _allow_open_files(workers: int) -> None:
+    """Each client of the control socket may need two connections to each worker at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 64 + MAX_CONNECTIONS * (1 + 2 * workers)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
