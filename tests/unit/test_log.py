@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,26 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for_and_gets_whole_lines() -> No
     os.close(reader)
     batch.add(logging.INFO, "to nobody")
     assert clock.tick() == 0.05  # no error
+    os.close(writer)
+
+
+def test_what_a_full_pipe_did_not_take_goes_out_when_there_is_room_and_at_the_end() -> None:
+    reader, writer = os.pipe()
+    clock = Clock()
+    batch = LogBatch(StreamChannel(writer, select.poll), clock.later)
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    batch.add(logging.INFO, "late")
+    clock.tick()
+    assert clock.asked  # for another attempt
+    os.read(reader, 1 << 20)
+    batch.add(logging.INFO, "x" * 10_000)
+    batch.finish()
+    assert [len(line) for line in os.read(reader, 1 << 20).splitlines()] == [33, 10_029]
+    os.close(reader)
     os.close(writer)
 
 
