@@ -15,6 +15,7 @@ from logging.handlers import SysLogHandler
 from typing import Protocol
 
 DEFAULT_SYSLOG = "/dev/log"
+_LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
 _AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there is room
 
 
@@ -51,7 +52,8 @@ class SyslogChannel:
 
     def line(self, level: int, text: str) -> bytes:
         """See Channel."""
-        return (self._prefixes.get(level, self._prefixes[logging.ERROR]) + text).encode("utf-8", "backslashreplace")
+        line = self._prefixes.get(level, self._prefixes[logging.ERROR]) + text
+        return line.encode("utf-8", "backslashreplace")[:_LONGEST]
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""

@@ -151,6 +151,16 @@ def test_a_syslog_that_was_restarted_loses_nothing(path: Path) -> None:
     batch.channel.close()
 
 
+def test_a_line_that_is_too_long_for_a_datagram_is_cut_and_stops_nothing(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    with listen(path) as syslog:
+        batch.add(logging.INFO, "x" * 300_000)
+        batch.add(logging.INFO, "behind it")
+        clock.tick()
+        assert len(syslog.recv(1 << 20)) == 65536 and syslog.recv(1000).endswith(b"behind it")
+    batch.channel.close()
+
+
 def test_a_full_syslog_is_not_waited_for(path: Path) -> None:
     batch, clock = syslog_batch(path)
     with listen(path):
