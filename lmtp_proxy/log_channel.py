@@ -15,6 +15,7 @@ from logging.handlers import SysLogHandler
 from typing import Protocol
 
 DEFAULT_SYSLOG = "/dev/log"
+_LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
 _AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there is room
 
 
@@ -51,7 +52,8 @@ class SyslogChannel:
 
     def line(self, level: int, text: str) -> bytes:
         """See Channel."""
-        return (self._prefixes.get(level, self._prefixes[logging.ERROR]) + text).encode("utf-8", "backslashreplace")
+        line = self._prefixes.get(level, self._prefixes[logging.ERROR]) + text
+        return line.encode("utf-8", "backslashreplace")[:_LONGEST]
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""
@@ -102,7 +104,7 @@ class StreamChannel:
         self._pid = "" if pid is None else f" [{pid}]"
         self._poll = poll()
         self._poll.register(handle, select.POLLOUT)
-        self._begun = b""  # what is left of lines that were taken
+        self._begun = 0  # octets of the first line to send that are out already
         self._second = 0
         self._time = ""  # of it
 
@@ -118,23 +120,28 @@ class StreamChannel:
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""
         taken = 0
-        while self._begun or taken < len(lines):
-            start = taken
-            if not self._begun:
-                octets = 0
-                while taken < len(lines) and (taken == start or octets + len(lines[taken]) <= _AT_ONCE):
-                    octets += len(lines[taken])
-                    taken += 1
-                self._begun = b"".join(lines[start:taken])
+        while taken < len(lines):
+            first = lines[taken]
+            octets = len(first) - self._begun
+            batch = [first[self._begun :] if self._begun else first]
+            for index in range(taken + 1, len(lines)):
+                octets += len(lines[index])
+                if octets > _AT_ONCE:
+                    break
+                batch.append(lines[index])
             try:
                 if not self._poll.poll(0):
                     break
-                self._begun = self._begun[os.write(self._handle, self._begun[:_AT_ONCE]) :]
+                written = self._begun + os.write(self._handle, b"".join(batch)[:_AT_ONCE])
             except BlockingIOError:
                 break
             except OSError:  # a full disk, a reader that is gone
-                self._begun = b""
-                return start
+                self._begun = 0
+                break
+            while taken < len(lines) and written >= len(lines[taken]):
+                written -= len(lines[taken])
+                taken += 1
+            self._begun = written
         return taken
 
     def close(self) -> None:

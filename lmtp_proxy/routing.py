@@ -19,6 +19,7 @@ from lmtp_proxy.tables.static import StaticTable
 REJECT = "reject"
 HOLD = "hold"
 _REMEMBERED = 4096  # routes: the same users get mail again. About 2 MB; a look-up with all its forms takes 5 us
+_LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a command line, would take 33 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Routing:
             route = self._looked_up(recipient)
             if len(remembered) >= _REMEMBERED:
                 remembered.clear()
-            if route.trouble is None:
+            if route.trouble is None and len(recipient.path) <= _LONGEST_PATH:
                 remembered[recipient.path] = route
         return route
 

@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,16 @@ def test_a_syslog_that_was_restarted_loses_nothing(path: Path) -> None:
     batch.channel.close()
 
 
+def test_a_line_that_is_too_long_for_a_datagram_is_cut_and_stops_nothing(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    with listen(path) as syslog:
+        batch.add(logging.INFO, "x" * 300_000)
+        batch.add(logging.INFO, "behind it")
+        clock.tick()
+        assert len(syslog.recv(1 << 20)) == 65536 and syslog.recv(1000).endswith(b"behind it")
+    batch.channel.close()
+
+
 def test_a_full_syslog_is_not_waited_for(path: Path) -> None:
     batch, clock = syslog_batch(path)
     with listen(path):
@@ -205,6 +216,26 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for_and_gets_whole_lines() -> No
     os.close(reader)
     batch.add(logging.INFO, "to nobody")
     assert clock.tick() == 0.05  # no error
+    os.close(writer)
+
+
+def test_what_a_full_pipe_did_not_take_goes_out_when_there_is_room_and_at_the_end() -> None:
+    reader, writer = os.pipe()
+    clock = Clock()
+    batch = LogBatch(StreamChannel(writer, select.poll), clock.later)
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    batch.add(logging.INFO, "late")
+    clock.tick()
+    assert clock.asked  # for another attempt
+    os.read(reader, 1 << 20)
+    batch.add(logging.INFO, "x" * 10_000)
+    batch.finish()
+    assert [len(line) for line in os.read(reader, 1 << 20).splitlines()] == [33, 10_029]
+    os.close(reader)
     os.close(writer)
 
 

@@ -206,3 +206,10 @@ def test_what_a_replaced_table_cannot_say_is_not_remembered() -> None:
     routing = Routing(Replaced(), KeyRules(), "new")
     assert routing.route(ALICE).trouble is not None
     assert routing._remembered == {}
+
+
+def test_an_address_as_long_as_a_command_line_is_not_remembered() -> None:
+    routing = Routing(StaticTable({}), KeyRules(), "new")
+    long = "u" * 2000
+    assert routing.route(Recipient(b"<%s@x>" % long.encode(), long, "x")).backend == "new"
+    assert routing._remembered == {}
