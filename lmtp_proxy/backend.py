@@ -30,7 +30,7 @@ _PLAIN_REPLY = re.compile(
     rb"(?!421)([2-5][0-9][0-9]) ((?:(?<=354 )|[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]))[^\r\n\0]{0,2000})\r\n"
 )
 _LEAVE_TAKING = 2.0  # seconds
-_EARLY_REPLY = 5.0  # seconds for the rest of a reply that has begun to arrive before its time
+_EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time; others wait meanwhile
 
 
 class BackendError(Exception):

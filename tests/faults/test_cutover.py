@@ -51,7 +51,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with FakeBackend(keep_body=False) as old, FakeBackend(keep_body=False) as new:
         control = f"/tmp/lpt-{os.getpid()}-{id(old):x}"
         log = tmp_path / "uncertain"
-        config = config_of({"old": old, "new": new}, {ALICE: "old", "bob@example.org": "old"}, uncertain_log=str(log))
+        users = {ALICE: "old", "bob@example.org": "old"}
+        config = config_of({"old": old, "new": new}, users, idle_timeout=30, uncertain_log=str(log))
         config["config"]["control"] = {"socket": control}
         with ProxyProcess(config) as proxy:
             yield Site(old, new, proxy, control, log)
