@@ -15,7 +15,7 @@ import pytest
 from tests.e2e.requirements import INSTALL, missing_for_servers, program
 
 ROOT = Path(__file__).parents[2]
-_TOOLS = ("dpkg-buildpackage", "dh", "dh_python3", "lintian", "systemd-analyze", "systemd-sysusers", "man")
+_TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers", "man")
 
 
 def missing_for_building() -> str | None:
@@ -24,7 +24,11 @@ def missing_for_building() -> str | None:
     if "ID=debian\n" not in release or 'VERSION_ID="12"' not in release:
         return "the package is for Debian 12"
     absent = [tool for tool in _TOOLS if program(tool) is None]
-    return f"not installed: {', '.join(absent)}; to install: {INSTALL}" if absent else None
+    if absent:
+        return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
+    words = ["dpkg-checkbuilddeps", "-Pnocheck", str(ROOT / "debian/control")]
+    checked = subprocess.run(words, capture_output=True, text=True, check=False)
+    return f"{checked.stderr.strip()}; to install: {INSTALL}" if checked.returncode else None
 
 
 def missing_for_installing(*, named: bool) -> str | None:
