@@ -20,11 +20,12 @@ RESTARTS = 10
 MESSAGES_A_SECOND = 20
 
 
-@pytest.fixture
-def proxy(patient_stack: Stack) -> Iterator[tuple[PassedSocketProxy, list[str]]]:
+@pytest.fixture(params=[1, 2], ids=["one process", "two workers"])
+def proxy(request: pytest.FixtureRequest, patient_stack: Stack) -> Iterator[tuple[PassedSocketProxy, list[str]]]:
     """A proxy on the socket that Postfix knows, and the users it serves: some in each store."""
     users = patient_stack.users(6)
-    config = patient_stack.config({user: "old" if number % 2 else "new" for number, user in enumerate(users)})
+    routes = {user: "old" if number % 2 else "new" for number, user in enumerate(users)}
+    config = patient_stack.config(routes, workers=request.param)
     path = patient_stack.proxy_socket
     path.unlink(missing_ok=True)
     with listening_unix(str(path)) as listener:
