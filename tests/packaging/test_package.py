@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -137,6 +138,7 @@ def test_a_life(machine: None, tree: Path, package: Path) -> None:
             delivers(site)
             reloads(site)
             upgrade_under_load(site, package)
+            starts_after_a_crash_and_a_boot(site)
             stop_waits_for_a_delivery(site)
             service("stop")
         service("status", statuses=[3])
@@ -230,6 +232,19 @@ def next_version(package: Path) -> Path:
     newer = package.parent / "next.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", directory, newer], check=True, capture_output=True)
     return newer
+
+
+def starts_after_a_crash_and_a_boot(site: Site) -> None:
+    """The pid file of a process that was killed is no obstacle, nor is a /run that is empty."""
+    pid = int(Path("/run/lmtp-proxy.pid").read_text())
+    assert b"/etc/lmtp-proxy.yml" in Path(f"/proc/{pid}/cmdline").read_bytes(), "this number is killed"
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not accepts(site.port), 10, "the end of the process")
+    service("status", statuses=[1])
+    shutil.rmtree("/run/lmtp-proxy")
+    service("start")
+    site.deliver("after-a-crash", [USERS[2]])
+    assert "after-a-crash" in site.copies("old", USERS[2])
 
 
 def stop_waits_for_a_delivery(site: Site) -> None:
