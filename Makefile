@@ -63,7 +63,7 @@ coverage: $(STAMP)
 	[ -z "$$failed" ] || { echo "failed, or not covered to the last branch by its own tests:$$failed"; exit 1; }
 
 clean:
-	rm -rf .venv .venv.lock build bench/build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv.lock .pybuild build bench/build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One shell: it holds a lock, so that two runs at once make one .venv, and the second finds it made. The stamp holds

@@ -77,7 +77,9 @@ Ring 6, the process:
     merged_control     what the operator can ask a proxy of several workers
     supervisor         the process that serves no mail, but has workers do so
 Ring 7, the command, without gevent:
+    passed_socket      a listening socket that was passed to the process
     sockets            listening sockets with their owner and mode
+    notify             tells systemd that clients are served
     pid_file           the pid file and its lock
     worker             the command that a supervisor runs as a worker
     cli                argv, start order, exit codes of lmtp-proxy

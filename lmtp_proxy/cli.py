@@ -20,6 +20,7 @@ from lmtp_proxy import __version__
 from lmtp_proxy.config import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.loading import load
+from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control
 
@@ -88,6 +89,8 @@ def _run(config: Config, *, daemonise: bool) -> int:
             control.remove()
         raise
     listeners = [listener, control] if control else [listener]
+    if listener.notice:
+        print(listener.notice, file=sys.stderr, flush=True)
 
     started = _become_daemon(listeners, pid_file, config.users.handles) if pid_file else None
     if pid_file:
@@ -145,6 +148,8 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[i
 
 
 def _tell(started: int | None) -> None:
+    if trouble := notify_ready():
+        print(trouble, file=sys.stderr, flush=True)
     if started is not None:
         os.write(started, b"1")
         os.close(started)

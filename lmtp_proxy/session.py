@@ -39,6 +39,7 @@ from lmtp_proxy.transaction import Client, Transaction
 
 _log = logging.getLogger(__name__)
 _LAST_WORDS = 1.0  # seconds
+_NEWCOMER = 1.0  # seconds: Postfix connects when it has mail, and takes a 421 before MAIL for a reason to defer it
 
 
 class _StopNow(BaseException):
@@ -96,6 +97,8 @@ class Session:
         self._committing = False
         self._lost = False
         self._stopping = False
+        self._stop_timer: Any = None
+        self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
         self._internal_errors = 0
 
     def __repr__(self) -> str:
@@ -138,9 +141,10 @@ class Session:
     # --- stopping ----------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Let the transaction finish, then say 421; at once if there is none."""
+        """Let the transaction finish, then say 421; at once if there is none, unless the client has only just come."""
         self._stopping = True
-        gevent.get_hub().loop.run_callback(self._interrupt_idle)
+        self._stop_timer = gevent.get_hub().loop.timer(max(0.0, self._may_begin_until - time.monotonic()))
+        self._stop_timer.start(self._interrupt_idle)
 
     def stop_now(self) -> None:
         """Give the transaction up, unless it is committing."""
@@ -161,7 +165,7 @@ class Session:
         protocol = self._protocol
         try:
             while True:
-                if self._stopping and not protocol.in_transaction:
+                if self._stopping and not protocol.in_transaction and time.monotonic() >= self._may_begin_until:
                     self._flush()  # a client that reads its final replies slowly is to get all of them
                     raise _StopNow
                 event = protocol.next_event()
@@ -207,9 +211,11 @@ class Session:
     # --- events: of a transaction, but for MAIL, which begins one ----------------------------------------------------
 
     def _mail(self, event: MailCommand) -> None:
+        self._may_begin_until = 0.0
         self._transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
+        self._may_begin_until = 0.0
         transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
         self._transaction = transaction
         for recipient in event.recipients:

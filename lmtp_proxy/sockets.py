@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from lmtp_proxy.config import ConfigError
-from lmtp_proxy.config_values import Address, Config, TcpAddress, UnixAddress
+from lmtp_proxy.config_values import Address, Config, TcpAddress, UnixAddress, is_own_listener
+from lmtp_proxy.passed_socket import PassedSocketError, address_of, take_passed_socket
 
 BACKLOG = 1024
 """Connections that wait in the kernel; Linux cuts it to net.core.somaxconn."""
@@ -27,13 +28,14 @@ class Listener:
     """A listening socket.
 
     file: device and inode of its name in the file system, None for TCP. after_crash: a dead socket was there, whose
-    process did not come to take it away.
+    process did not come to take it away. notice: what the operator should know of it, one line or empty.
     """
 
     socket: socket.socket
     path: str = ""
     file: tuple[int, int] | None = None
     after_crash: bool = False
+    notice: str = ""
 
     def remove(self) -> None:
         """Take the socket's name away, unless somebody else has put another there since."""
@@ -57,9 +59,28 @@ class _Access:
 
 
 def listen(config: Config) -> Listener:
-    """Bind and listen for clients as `config` says. Raises ConfigError with what to do about it."""
+    """Bind and listen for clients as `config` says, or take the socket that was passed to the process in its place.
+
+    Raises ConfigError with what to do about it.
+    """
     access = _Access(config.owner, config.group, config.permissions, f"{config.path}: config.socket")
-    return _listen(config.socket, access)
+    try:
+        passed = take_passed_socket()
+    except PassedSocketError as error:
+        raise access.refusal(str(error)) from error
+    return _listen(config.socket, access) if passed is None else _take(passed, config, access)
+
+
+def _take(passed: socket.socket, config: Config, access: _Access) -> Listener:
+    """It has its owner and mode, and its name stays where it is when we end."""
+    address = address_of(passed)
+    for backend in config.backends.values():
+        if is_own_listener(address, backend.address):
+            raise access.refusal(f"{address}, which was passed, is backend {backend.name}: mail would go in circles")
+    if is_own_listener(address, config.socket):
+        return Listener(passed)
+    what = f"{config.socket} is not used: the socket that was passed listens on {address} (see lmtp-proxy.socket)"
+    return Listener(passed, notice=f"{access.place}: {what}")
 
 
 def listen_for_control(config: Config) -> Listener | None:

@@ -50,14 +50,17 @@ class Postfix:
 
     name = "Postfix"
 
-    def __init__(self, directory: Path, nexthop: Path, further: Mapping[str, Path], *, patient: bool = False) -> None:
+    def __init__(
+        self, directory: Path, nexthop: Path | str, further: Mapping[str, Path], *, patient: bool = False
+    ) -> None:
+        """nexthop: a unix socket, or anything else as transport(5) has it."""
         self.directory = directory
         self.smtp_port = free_port()
         self._master: Pid | None = None
         self._log_start = 0
         self._configure(nexthop, further, "" if patient else _IMPATIENT)
 
-    def _configure(self, nexthop: Path, further: Mapping[str, Path], times: str) -> None:
+    def _configure(self, nexthop: Path | str, further: Mapping[str, Path], times: str) -> None:
         base = self.directory
         # a list of maps: an inline one must not be empty
         transports = " ".join(f"inline:{{ {{{domain} = lmtp:unix:{socket}}} }}" for domain, socket in further.items())
@@ -82,7 +85,7 @@ smtp_dns_support_level = disabled
 default_transport = error:nothing leaves this test
 virtual_mailbox_domains = {DOMAIN} {" ".join(further)}
 transport_maps = {transports}
-virtual_transport = lmtp:unix:{nexthop}
+virtual_transport = lmtp:{nexthop if isinstance(nexthop, str) else f"unix:{nexthop}"}
 virtual_mailbox_maps =
 alias_maps =
 alias_database =

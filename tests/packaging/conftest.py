@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures: the package, built once from what is in the checkout, and the machine, for one test at a time."""
+
+import fcntl
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.requirements import INSTALL, missing_for_servers, program
+
+ROOT = Path(__file__).parents[2]
+_TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers", "man")
+
+
+def missing_for_building() -> str | None:
+    """Why the package cannot be built here, in one line; None when it can."""
+    release = Path("/etc/os-release").read_text("utf-8") if Path("/etc/os-release").exists() else ""
+    if "ID=debian\n" not in release or 'VERSION_ID="12"' not in release:
+        return "the package is for Debian 12"
+    absent = [tool for tool in _TOOLS if program(tool) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
+    words = ["dpkg-checkbuilddeps", "-Pnocheck", str(ROOT / "debian/control")]
+    checked = subprocess.run(words, capture_output=True, text=True, check=False)
+    return f"{checked.stderr.strip()}; to install: {INSTALL}" if checked.returncode else None
+
+
+def missing_for_installing(*, named: bool) -> str | None:
+    """Why the package cannot be installed and purged here, in one line; None when it can.
+
+    named: these tests were asked for by name, so that whoever did knows what they do to the machine.
+    """
+    if not named and os.environ.get("LMTP_PROXY_INSTALL", "") != "1":
+        return (
+            "it installs and purges a package on this machine: allow that with LMTP_PROXY_INSTALL=1, or name the test"
+        )
+    if os.geteuid() != 0:
+        return "a package is installed by root: run the tests as root"
+    if Path("/run/systemd/system").exists():
+        return "this test is about a machine on which systemd does not run"
+    if (reason := missing_for_building() or missing_for_servers()) is not None:
+        return reason
+    for path in ("/etc/lmtp-proxy.yml", "/etc/init.d/lmtp-proxy", "/var/lib/lmtp-proxy"):
+        if os.path.lexists(path):
+            return f"lmtp-proxy is in use on this machine ({path}), and this test would purge it"
+    try:
+        pwd.getpwnam("lmtp-proxy")
+    except KeyError:
+        return None
+    return "there is a user lmtp-proxy on this machine, and this test would remove it"
+
+
+@pytest.fixture(scope="session")
+def tree() -> Iterator[Path]:
+    """A clean checkout, with what is changed and not committed; in the directory above there is room for more."""
+    if (reason := missing_for_building()) is not None:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="lpb-", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        tree = Path(directory) / "lmtp-proxy"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        for name in listed.stdout.decode().split("\0"):
+            if name and (ROOT / name).is_file():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, tree / name)
+        yield tree
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The right to install lmtp-proxy here: one test of one run has it."""
+    with open("/run/lock/lmtp-proxy-packaging", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        named = any("packaging" in argument for argument in request.config.invocation_params.args)
+        if (reason := missing_for_installing(named=named)) is not None:
+            pytest.skip(reason)
+        yield

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Debian package: what can be seen without installing it, and its whole life, by the commands of the README."""
+
+import grp
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from lmtp_proxy import __version__
+from tests.e2e.flow import Flow
+from tests.e2e.postfix import DOMAIN
+from tests.e2e.process import wait_until
+from tests.e2e.shell_doc import Command, Shell, steps
+
+from .conftest import ROOT
+from .site import CONFIG, USERS, Site, command, delivers, reloads, running, service, started
+
+NEXT = f"{__version__}+next"
+_PLACES = ("/etc", "/lib/systemd", "/run", "/usr/bin", "/usr/lib", "/usr/sbin", "/usr/share", "/var/lib", "/var/log")
+# As for an operator: Debian's programs, nothing of a virtual environment. nocheck: these tests have been run.
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "DEB_BUILD_OPTIONS": "nocheck",
+    "DEB_BUILD_PROFILES": "nocheck",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "VIRTUAL_ENV": "",
+    "PYTHONPATH": "",
+}
+
+
+def commands_of_the_readme() -> list[str]:
+    """In the order of its section Install: those that build and install, and those behind `Edit that`."""
+    text = (ROOT / "README.md").read_text("utf-8").split("\n## Install\n", 1)[1].split("\n## ", 1)[0]
+    return [step.text for step in steps(text) if isinstance(step, Command)]
+
+
+def run_in(directory: Path, *commands: str) -> None:
+    """By a shell, as they stand in the README."""
+    with Shell(directory, {**_ENVIRONMENT, "APT_CONFIG": _apt_config(directory)}) as shell:
+        for text in commands:
+            said = shell.run(text)
+            status = shell.run("echo $?")
+            assert status == ["0"], "\n".join([text, *said])
+
+
+def _apt_config(directory: Path) -> str:
+    path = directory.parent / "apt.conf"
+    path.write_text('DPkg::Lock::Timeout "120";\nDpkg::Use-Pty "0";\nAPT::Install-Recommends "false";\n')
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def package(tree: Path) -> Path:
+    """The .deb, built as the README says."""
+    build_dep, build, install = commands_of_the_readme()[:3]
+    assert (build_dep, build) == ("apt-get build-dep ./", "dpkg-buildpackage -us -uc -b") and "apt-get" in install
+    run_in(tree, build)
+    [deb] = tree.parent.glob("*.deb")
+    assert deb.name == f"lmtp-proxy_{__version__}_all.deb"
+    return deb
+
+
+# --- without installing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(180)
+def test_lintian_has_nothing_to_say(package: Path) -> None:
+    [changes] = package.parent.glob("*.changes")
+    words = ["lintian", "-EviI", "--pedantic", "--allow-root", "--fail-on", "error,warning", str(changes)]
+    done = subprocess.run(words, env={**os.environ, **_ENVIRONMENT}, capture_output=True, text=True, timeout=120)
+    found = re.findall(r"(?m)^[EW]: .*", done.stdout)
+    assert done.returncode == 0 and not found, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_it_needs_what_debian_12_has_and_brings_no_conffile_that_a_command_edits(package: Path, tmp_path: Path) -> None:
+    fields = subprocess.run(
+        ["dpkg-deb", "-f", package, "Depends", "Architecture"], capture_output=True, text=True
+    ).stdout
+    assert "Architecture: all" in fields
+    names = set(re.findall(r"(?:Depends: |, |\| )([a-z0-9-]+)", fields))
+    assert {"python3-gevent", "python3-daemon", "python3-yaml", "python3-setproctitle"} <= names
+    known = subprocess.run(
+        ["apt-cache", "show", *names - {"systemd-sysusers", "systemd-tmpfiles"}], capture_output=True
+    )
+    assert known.returncode == 0, known.stderr
+    subprocess.run(["dpkg-deb", "-e", package, tmp_path / "control"], check=True)
+    assert (tmp_path / "control/conffiles").read_text().split() == ["/etc/default/lmtp-proxy", "/etc/init.d/lmtp-proxy"]
+
+
+@pytest.mark.timeout(180)
+def test_units(package: Path, tmp_path: Path) -> None:
+    """systemd finds nothing wrong with them, and little for an attacker to use."""
+    subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
+    units = [tmp_path / "lib/systemd/system" / f"lmtp-proxy.{kind}" for kind in ("service", "socket")]
+    text = units[0].read_text()
+    for name in ("lmtp-proxy", "lmtp-proxyctl"):  # where they are now, for the check that they are there
+        text = text.replace(f"/usr/bin/{name} ", f"{tmp_path}/usr/bin/{name} ")
+    units[0].write_text(text)
+    words = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    # Other units of this machine that it loads on the way are not our concern.
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "lmtp-proxy" in line]
+    assert complaints == []
+    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(units[0])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    [exposure] = re.findall(r"Overall exposure level for \S+: (\d+\.\d)", done.stdout)
+    assert float(exposure) <= 2.0, done.stdout
+
+
+# --- the whole life --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_a_life(machine: None, tree: Path, package: Path) -> None:
+    before = traces()
+    build_dep, _, install = commands_of_the_readme()[:3]
+    run_in(tree, build_dep)
+    with purged_at_last():
+        run_in(tree, install)
+        is_installed()
+        with running() as site:
+            started(site)
+            service("start")  # once more, and nothing happens
+            delivers(site)
+            reloads(site)
+            upgrade_under_load(site, package)
+            starts_after_a_crash_and_a_boot(site)
+            stop_waits_for_a_delivery(site)
+            service("stop")
+        service("status", statuses=[3])
+        service("reload", statuses=[7])
+        edited = CONFIG.read_bytes()
+        command("apt-get", "-o", "DPkg::Lock::Timeout=120", "remove", "-y", "lmtp-proxy")
+        assert CONFIG.read_bytes() == edited
+        command("apt-get", "-o", "DPkg::Lock::Timeout=120", "purge", "-y", "lmtp-proxy")
+    assert traces() - before == set()
+    with pytest.raises(KeyError):
+        pwd.getpwnam("lmtp-proxy")
+    with pytest.raises(KeyError):
+        grp.getgrnam("lmtp-proxy")
+
+
+def traces() -> set[str]:
+    """All that has the name of the package, where packages put things."""
+    words = ["find", *_PLACES, "-xdev", "(", "-name", "*lmtp-proxy*", "-o", "-name", "*lmtp_proxy*", ")"]
+    return set(subprocess.run(words, capture_output=True, text=True).stdout.splitlines())
+
+
+@contextmanager
+def purged_at_last() -> Iterator[None]:
+    """However it ends, the package does not stay, and no process of it."""
+    try:
+        yield
+    finally:
+        if os.path.exists("/etc/init.d/lmtp-proxy"):
+            with suppress(AssertionError, subprocess.TimeoutExpired):
+                service("stop")
+            subprocess.run(["dpkg", "--purge", "lmtp-proxy"], capture_output=True)
+
+
+def is_installed() -> None:
+    status = os.stat(CONFIG)
+    account = pwd.getpwnam("lmtp-proxy")
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 0, account.pw_gid)
+    assert account.pw_shell == "/usr/sbin/nologin"
+    for path, mode in (("/run/lmtp-proxy", 0o755), ("/var/lib/lmtp-proxy", 0o750)):
+        status = os.stat(path)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (mode, account.pw_uid), path
+    assert command("lmtp-proxy", "--version").split() == ["lmtp-proxy", __version__]
+    assert "127.0.0.1:2424" in command("lmtp-proxy", "--check"), "the first configuration is right as it is"
+    for page in ("lmtp-proxy.8", "lmtp-proxyctl.8", "lmtp-proxy.yml.5"):
+        assert f"/{page}" in command("man", "-w", page)
+
+
+def upgrade_under_load(site: Site, package: Path) -> None:
+    """Mail flows on, dpkg asks nothing, the edited configuration stays, the new version serves."""
+    newer = next_version(package)
+    before = CONFIG.read_bytes()
+    flow = Flow(site.postfix, "upgrade", USERS, rate=20, large_every=50, large_size=2**18)
+    with flow.running():
+        time.sleep(1)
+        command("apt-get", "-o", "DPkg::Lock::Timeout=120", "install", "-y", str(newer))
+        # Where a policy forbids starting services, as in a container, it is still the former one that runs.
+        service("restart")
+        time.sleep(1)
+    assert CONFIG.read_bytes() == before
+    assert f'"version": "{NEXT}"' in command("lmtp-proxyctl", "--json", "status")
+    assert "hold_limit: 3" in Path("/usr/share/doc/lmtp-proxy/examples/lmtp-proxy.yml").read_text()
+    site.postfix.flush()
+    site.postfix.wait_removed(flow.queue_ids.values(), 30)
+    expected = sorted((item.ident, user) for item in flow.messages for user in item.recipients)
+    there = sorted(
+        (ident, user)
+        for user in USERS
+        for store in ("old", "new")
+        for ident in site.copies(store, user)
+        if ident.startswith("upgrade-")
+    )
+    assert there == expected, "lost, or delivered twice"
+    deferred = sum(attempt.status == "deferred" for attempt in site.postfix.attempts(flow.queue_ids.values()))
+    print(f"{len(flow.messages)} messages in {flow.seconds:.1f} s with an upgrade; {deferred} deferrals by its restart")
+
+
+def next_version(package: Path) -> Path:
+    """The package again with a higher number, and an example that differs where the operator's file does."""
+    directory = package.parent / "next"
+    shutil.rmtree(directory, ignore_errors=True)
+    subprocess.run(["dpkg-deb", "-R", package, directory], check=True)
+    for name, old, new in (
+        ("DEBIAN/control", f"Version: {__version__}\n", f"Version: {NEXT}\n"),
+        ("usr/lib/python3/dist-packages/lmtp_proxy/__init__.py", f'"{__version__}"', f'"{NEXT}"'),
+        ("usr/share/lmtp-proxy/lmtp-proxy.yml", "hold_limit: 2", "hold_limit: 3"),
+    ):
+        path = directory / name
+        text = path.read_text("utf-8")
+        assert old in text, name
+        path.write_text(text.replace(old, new), "utf-8")
+    newer = package.parent / "next.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", directory, newer], check=True, capture_output=True)
+    return newer
+
+
+def starts_after_a_crash_and_a_boot(site: Site) -> None:
+    """The pid file of a process that was killed is no obstacle, nor is a /run that is empty."""
+    pid = int(Path("/run/lmtp-proxy.pid").read_text())
+    assert b"/etc/lmtp-proxy.yml" in Path(f"/proc/{pid}/cmdline").read_bytes(), "this number is killed"
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not accepts(site.port), 10, "the end of the process")
+    service("status", statuses=[1])
+    shutil.rmtree("/run/lmtp-proxy")
+    service("start")
+    site.deliver("after-a-crash", [USERS[2]])
+    assert "after-a-crash" in site.copies("old", USERS[2])
+
+
+def stop_waits_for_a_delivery(site: Site) -> None:
+    """A client that is in the middle of a message when the script is told to stop."""
+    user = f"{USERS[1]}@{DOMAIN}"
+    ended: list[float] = []
+
+    def stop() -> None:
+        service("stop")
+        ended.append(time.monotonic())
+
+    with socket.create_connection(("127.0.0.1", site.port), timeout=20) as client, client.makefile("rb") as replies:
+        client.sendall(f"LHLO x\r\nMAIL FROM:<s@x>\r\nRCPT TO:<{user}>\r\nDATA\r\n".encode())
+        while not (line := replies.readline()).startswith(b"354"):
+            assert line, "closed"
+        thread = threading.Thread(target=stop)
+        thread.start()
+        wait_until(lambda: not accepts(site.port), 10, "the end of accepting")
+        time.sleep(1)
+        assert not ended
+        client.sendall(b"X-E2E-Id: last\r\n\r\nx\r\n.\r\n")
+        assert replies.readline().startswith(b"250")
+        done = time.monotonic()
+        thread.join(20)
+    assert ended and ended[0] >= done
+    assert "last" in site.copies("new", USERS[1])
+    service("status", statuses=[3])
+    service("start")
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

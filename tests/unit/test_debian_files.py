@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One version everywhere, and one truth for each address, path and time that debian/ repeats."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from lmtp_proxy import __version__, cli, ctl
+from lmtp_proxy.config_keys import _SECONDS_MAX
+from lmtp_proxy.config_values import Config, UnixAddress
+from lmtp_proxy.yaml_text import Mapping, Scalar, Sequence, read_source
+
+ROOT = Path(__file__).parents[2]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def keys(path: Path) -> dict[str, str]:
+    """Every scalar of a configuration by its whole name; an item of a list by its number."""
+    found: dict[str, str] = {}
+
+    def walk(name: str, node: object) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.entries.items():
+                walk(f"{name}.{key}" if name else key, value)
+        elif isinstance(node, Sequence):
+            for number, item in enumerate(node.items):
+                walk(f"{name}.{number}", item)
+        elif isinstance(node, Scalar):
+            found[name] = node.text
+
+    walk("", read_source(str(path)).document(None).root)
+    return found
+
+
+def test_one_version() -> None:
+    assert re.match(r"lmtp-proxy \((\S+)\) ", text("debian/changelog"))[1] == __version__  # type: ignore[index]
+    assert re.search(r"(?m)^## \[(\S+)\]", text("CHANGELOG.md"))[1] == __version__  # type: ignore[index]
+    assert f"lmtp-proxy {__version__} on" in text("docs/lmtp-proxy.8")
+
+
+def test_the_first_configuration_is_the_example_with_what_a_package_can_know(tmp_path: Path) -> None:
+    made = subprocess.run(
+        ["sed", "-f", str(ROOT / "debian/lmtp-proxy.yml.sed"), str(ROOT / "etc/lmtp-proxy.yml")],
+        capture_output=True,
+        check=True,
+    )
+    (tmp_path / "c.yml").write_bytes(made.stdout)
+    example, first = keys(ROOT / "etc/lmtp-proxy.yml"), keys(tmp_path / "c.yml")
+    assert {name: first[name] for name in first.keys() - example.keys()} == {
+        "config.run_as": "lmtp-proxy",
+        "config.control.socket": "/run/lmtp-proxy/control",
+        "config.uncertain_log": "/var/lib/lmtp-proxy/uncertain.log",
+        "config.log.syslog": "/dev/log",
+    }
+    assert {name: first[name] for name in example} == example
+
+
+def test_paths() -> None:
+    defaults = dict(re.findall(r"(?m)^(\w+)=(\S+)$", text("debian/lmtp-proxy.default")))
+    pid = Config("", UnixAddress(""), "").pid
+    assert defaults == {"CONFIG": cli.DEFAULT_CONFIG, "PIDFILE": pid}
+    assert ctl.DEFAULT_CONFIG == cli.DEFAULT_CONFIG
+    script = dict(re.findall(r"(?m)^(CONFIG|PIDFILE)=(\S+)$", text("debian/lmtp-proxy.init")))
+    assert script == defaults
+    assert f"Environment=CONFIG={cli.DEFAULT_CONFIG}\n" in text("debian/lmtp-proxy.service")
+    assert keys(ROOT / "etc/lmtp-proxy.yml")["config.pid"] == pid
+
+
+def test_the_socket_unit_listens_where_the_first_configuration_does() -> None:
+    example = keys(ROOT / "etc/lmtp-proxy.yml")
+    address = f"{example['config.socket.0']}:{example['config.socket.1']}"
+    assert re.findall(r"(?m)^ListenStream=(.*)$", text("debian/lmtp-proxy.socket")) == [address]
+
+
+def test_a_stop_has_the_time_that_a_delivery_may_take() -> None:
+    longest, _ = _SECONDS_MAX["final_reply"]
+    [unit] = re.findall(r"(?m)^TimeoutStopSec=(\d+)$", text("debian/lmtp-proxy.service"))
+    [script] = re.findall(r"(?m)^STOP_SECONDS=(\d+)", text("debian/lmtp-proxy.init"))
+    assert int(unit) > longest + 30 and int(script) > longest + 30
