@@ -85,10 +85,19 @@ def files_in_memory(proxy: ProxyProcess) -> list[str]:
     return [name.removeprefix("/memfd:").removesuffix(" (deleted)") for name in found if name.startswith("/memfd:")]
 
 
+def command_line(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def stopped_loader(proxy: ProxyProcess) -> int:
-    """The process that loads, as soon as it is there, stopped wherever it is."""
+    """The process that loads, as soon as it is there, stopped wherever it is.
+
+    Not before its exec: until then posix_spawn, which is a vfork, has its parent stand still.
+    """
     deadline = time.monotonic() + 8
-    while not (found := children(proxy.pid)):
+    while not (found := [pid for pid in children(proxy.pid) if b"lmtp_proxy.loader" in command_line(pid)]):
         assert time.monotonic() < deadline, proxy.log()
         time.sleep(0.002)
     (pid,) = found
