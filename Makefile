@@ -10,6 +10,10 @@ CONFIG := etc/lmtp-proxy.yml
 # For pytest: `make test ARGS="-k reload -x"` runs just these, without linters and coverage. For bench: see --help.
 ARGS :=
 
+# Most tests wait most of the time. Those of one file share servers, so they stay together. tests/packaging changes the
+# machine, so it has it for itself.
+PARALLEL := -n auto --dist loadfile
+
 PY := .venv/bin/python
 STAMP := .venv/made-for
 # Each of these is covered to the last branch by its own unit tests alone, tests/unit/test_<module>.py.
@@ -37,7 +41,8 @@ ifeq ($(strip $(ARGS)),)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory coverage
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL) --ignore=tests/packaging
+	$(PY) -m pytest tests/packaging
 else
 test: $(STAMP)
 	$(PY) -m pytest $(ARGS)

@@ -35,6 +35,7 @@ setup(
             "mypy>=1.8",
             "pytest>=7.2",
             "pytest-timeout>=2.1",
+            "pytest-xdist>=3.1",
             "ruff>=0.5",
             "types-PyYAML",
             "types-gevent",

@@ -31,15 +31,10 @@ def missing_for_building() -> str | None:
     return f"{checked.stderr.strip()}; to install: {INSTALL}" if checked.returncode else None
 
 
-def missing_for_installing(*, named: bool) -> str | None:
-    """Why the package cannot be installed and purged here, in one line; None when it can.
-
-    named: these tests were asked for by name, so that whoever did knows what they do to the machine.
-    """
-    if not named and os.environ.get("LMTP_PROXY_INSTALL", "") != "1":
-        return (
-            "it installs and purges a package on this machine: allow that with LMTP_PROXY_INSTALL=1, or name the test"
-        )
+def missing_for_installing() -> str | None:
+    """Why the package cannot be installed and purged here, in one line; None when it can."""
+    if os.environ.get("LMTP_PROXY_INSTALL", "") != "1":
+        return "it installs and purges a package on this machine: allow that with LMTP_PROXY_INSTALL=1"
     if os.geteuid() != 0:
         return "a package is installed by root: run the tests as root"
     if Path("/run/systemd/system").exists():
@@ -78,11 +73,10 @@ def tree() -> Iterator[Path]:
 
 
 @pytest.fixture
-def machine(request: pytest.FixtureRequest) -> Iterator[None]:
+def machine() -> Iterator[None]:
     """The right to install lmtp-proxy here: one test of one run has it."""
     with open("/run/lock/lmtp-proxy-packaging", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        named = any("packaging" in argument for argument in request.config.invocation_params.args)
-        if (reason := missing_for_installing(named=named)) is not None:
+        if (reason := missing_for_installing()) is not None:
             pytest.skip(reason)
         yield
