@@ -100,7 +100,7 @@ class Site:
 def site() -> Iterator[Site]:
     with FakeBackend() as old, FakeBackend() as new:
         backends = {"old": old, "new": new}
-        proxy = controlled(backends, {ALICE: "old", BOB: "old"}, workers=2, timeouts={"shutdown": 2})
+        proxy = controlled(backends, {ALICE: "old", BOB: "old"}, workers=2, timeouts={"shutdown": 8})
         proxy.workers = 2
         site = Site(old, new, proxy)
         site.set_backend("old", max_connections=200)  # one worker may get many messages before the other gets its first
