@@ -20,4 +20,5 @@ performance.md says what is measured and how. A module imports only from those a
     report      tables, as text and as Markdown
     plot        a bar chart, as SVG
     profiling   where the time goes
+    simulate    our own code alone: sockets that are none, peers that answer at once (it does import the package)
 """

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the Python code of a message costs: real sessions on sockets that are none, with peers that answer at once.
+
+No kernel, no loop, no other process: what is left is our own code, and counts of it that are the same in each run, so
+that a change of a microsecond can be seen on a machine where the bench itself moves by a fifth. A workload is called as
+in the bench. `python -m bench.simulate` prints microseconds, calls of Python functions, calls of C functions and
+instructions of the interpreter for each message. Figures of the bench are what counts in the end: caches are warm here.
+"""
+
+import argparse
+import select
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, ClassVar
+
+from lmtp_proxy import backend, log, session, stream
+from lmtp_proxy.commit import Cutover
+from lmtp_proxy.config import load_config
+from lmtp_proxy.generation import Generation, first_generation
+from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.parking import Parking
+from lmtp_proxy.uncertain_log import UncertainLog
+
+USERS = 1000
+OCTETS = 4096
+ROUND = 50  # messages: short enough that many rounds see no other process
+COUNTED = 20
+SHOWN = 60
+SENDER = b"sender@bench.example"
+_BODY = (b"Subject: simulated\r\n\r\n" + (b"x" * 70 + b"\r\n") * (OCTETS // 72))[:OCTETS] + b"\r\n.\r\n"
+_CONFIG = """\
+config:
+  socket: [127.0.0.1, 2424]
+  log: {syslog: %s/none, level: %s}
+backends:
+  a: {host: 127.0.0.1, port: 1}
+  b: {host: 127.0.0.1, port: 2}
+users:
+"""
+
+
+class Hub:
+    """Calls back for the peer that has something to say as soon as somebody waits."""
+
+    def __init__(self) -> None:
+        self.loop = self
+        self.ready: list[Watcher] = []
+
+    def io(self, handle: int, events: int) -> "Watcher":
+        return Watcher(self, Peer.by_handle[handle])
+
+    def timer(self, seconds: float, repeat: float = 0.0) -> "Watcher":
+        return Watcher(self, None)
+
+    def switch(self) -> bool:
+        self.ready.pop().call()
+        return True
+
+
+class Watcher:
+    """Of gevent's loop. Timers never fire."""
+
+    def __init__(self, hub: Hub, peer: "Peer | None") -> None:
+        self.hub = hub
+        self.call: Callable[[], None] = lambda: None
+        if peer is not None:
+            peer.watcher = self
+
+    def start(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Peer:
+    """A socket with somebody at its other end, who answers each `send`."""
+
+    by_handle: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.watcher: Watcher | None = None
+        self.octets: list[bytes] = []
+        self.handle = max(self.by_handle, default=100) + 1
+        self.by_handle[self.handle] = self
+
+    def say(self, octets: bytes) -> None:
+        self.octets.append(octets)
+        if self.watcher is not None:
+            self.hub.ready.append(self.watcher)
+
+    def recv(self, most: int, flags: int = 0) -> bytes:
+        if not self.octets or flags:
+            raise BlockingIOError
+        return self.octets.pop(0)
+
+    def send(self, octets: bytes) -> int:
+        self.answer(octets)
+        return len(octets)
+
+    def answer(self, octets: bytes) -> None:
+        raise NotImplementedError
+
+    def setblocking(self, flag: bool) -> None: ...
+
+    def fileno(self) -> int:
+        return self.handle
+
+    def close(self) -> None:
+        self.by_handle.pop(self.handle, None)
+
+
+class Store(Peer):
+    """A backend."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.recipients = 0
+        self.octets.append(b"220 store\r\n")
+
+    def say_first(self) -> None:
+        self.hub.ready.append(self.watcher)  # type: ignore[arg-type]
+
+    def answer(self, octets: bytes) -> None:
+        if octets.startswith(b"MAIL"):
+            self.recipients = octets.count(b"\r\nRCPT")
+            data = b"354 go ahead\r\n" if octets.endswith(b"DATA\r\n") else b""
+            self.say(b"250 2.1.0 ok\r\n" + b"250 2.1.5 ok\r\n" * self.recipients + data)
+        elif octets.endswith(b"\r\n.\r\n"):
+            self.say(b"250 2.0.0 delivered\r\n" * self.recipients)
+        elif octets.upper().startswith(b"LHLO"):
+            self.say(b"250-store\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SIZE\r\n250 ENHANCEDSTATUSCODES\r\n")
+        else:
+            raise AssertionError(f"nobody says so to a backend: {octets[:80]!r}")
+
+
+class Mailer(Peer):
+    """A client as Postfix is one: MAIL, RCPT... and DATA in one write, the message with its dot in another."""
+
+    def __init__(self, hub: Hub, messages: int, recipients: int, quits: bool, number: int) -> None:
+        super().__init__(hub)
+        self.left, self.recipients, self.quits, self.number = messages, recipients, quits, number
+        self.lines = 0  # of replies that are to come
+        self.step = self.envelope
+        self.finished: Callable[[], None] = lambda: None
+        self.octets.append(b"LHLO bench.example\r\n" + self.envelope_octets())
+        self.lines = 1 + 5 + 2 + recipients  # to the greeting, LHLO, the envelope
+        self.step = self.body
+
+    def envelope_octets(self) -> bytes:
+        users = range(self.number, self.number + self.recipients)
+        self.number += self.recipients
+        lines = [b"RCPT TO:<u%06d@bench.example>" % (user % USERS) for user in users]
+        return b"\r\n".join([b"MAIL FROM:<%s> SIZE=%d" % (SENDER, OCTETS), *lines, b"DATA", b""])
+
+    def envelope(self) -> None:
+        self.finished()
+        self.left -= 1
+        if self.left > 0:
+            self.lines = 2 + self.recipients
+            self.step = self.body
+            self.say(self.envelope_octets())
+        elif not self.quits:
+            self.say(b"")
+
+    def body(self) -> None:
+        self.lines = self.recipients
+        self.step = self.envelope
+        last = self.quits and self.left == 1
+        self.lines += last
+        self.say(_BODY + b"QUIT\r\n" if last else _BODY)
+
+    def answer(self, octets: bytes) -> None:
+        if b"\r\n4" in octets or b"\r\n5" in octets or octets[:1] in (b"4", b"5"):
+            raise AssertionError(f"a refusal: {octets!r}")
+        self.lines -= octets.count(b"\r\n")
+        if self.lines == 0:
+            self.step()
+        elif self.lines < 0:
+            raise AssertionError(f"not asked for: {octets!r}")
+
+
+class _Syslog:
+    """Takes each line."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def send(self, octets: bytes) -> int:
+        if b"internal error" in octets:
+            print(octets.decode(), file=sys.stderr)
+        self.lines += 1
+        return len(octets)
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one message. calls: of Python functions. c_calls: of C functions by them.
+
+    per_function: calls and instructions.
+    """
+
+    least_us: float
+    median_us: float
+    calls: float
+    c_calls: float
+    instructions: float
+    per_function: dict[str, tuple[float, float]]
+
+
+class Simulation:
+    """recipients, per_connection: as the workload has them; 0: connections are kept. Only one may exist at a time."""
+
+    def __init__(self, recipients: int, per_connection: int, level: str = "info") -> None:
+        self.recipients, self.per_connection = recipients, per_connection
+        self.hub = Hub()
+        self.stores = 0
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory, "lmtp-proxy.yml")
+            users = "".join(f"  u{n:06d}@bench.example: {'ab'[n % 2]}\n" for n in range(USERS))
+            path.write_text(_CONFIG % (directory, level) + users, "utf-8")
+            config = load_config(str(path))
+        self.generation: Generation = first_generation(config)
+        in_flight = InFlight()
+        self.shared = session.Shared(
+            Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking(), select.poll
+        )
+        log.set_up_log(config.log, daemonised=False, poll=select.poll, later=lambda seconds, call: None)
+        self.syslog = _Syslog()
+        assert log._batch is not None
+        log._batch.channel._socket = self.syslog  # type: ignore[attr-defined]
+        stream.get_hub = lambda: self.hub  # type: ignore[attr-defined, assignment, return-value]
+        stream._deadlines.clear()
+        backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
+        self.number = 0
+
+    def current(self) -> Generation:
+        return self.generation
+
+    def _store(self) -> Any:
+        self.stores += 1
+        store = Store(self.hub)
+        real_io = self.hub.io
+
+        def io(handle: int, events: int) -> Watcher:
+            self.hub.io = real_io  # type: ignore[method-assign]
+            watcher = real_io(handle, events)
+            store.say_first()
+            return watcher
+
+        self.hub.io = io  # type: ignore[method-assign]
+        return store
+
+    def run(self, messages: int, finished: Callable[[], None] = lambda: None) -> None:
+        """So many messages, `finished` after each."""
+        each = self.per_connection or messages
+        for _ in range(messages // each):
+            mailer = Mailer(self.hub, each, self.recipients, bool(self.per_connection), self.number)
+            mailer.finished = finished
+            self.number = (self.number + each * self.recipients) % USERS
+            self.hub.ready.clear()
+            if mailer.octets:
+                served = session.Session(mailer, "127.0.0.1:1", self.shared)  # type: ignore[arg-type]
+                assert mailer.watcher is not None
+                self.hub.ready.append(mailer.watcher)
+                served.run()
+            if mailer.left:
+                raise AssertionError(f"{mailer.left} messages were not delivered")
+
+
+def measure(recipients: int, per_connection: int = 0, rounds: int = 200, level: str = "info") -> Cost:
+    """Times first, then counts, which take long."""
+    simulation = Simulation(recipients, per_connection, level)
+    simulation.run(USERS // recipients + ROUND)  # routes remembered, connections made
+    times: list[float] = []
+
+    def finished() -> None:
+        stamps.append(time.perf_counter())
+
+    for _ in range(rounds):
+        stamps: list[float] = [time.perf_counter()] if per_connection else []
+        simulation.run(ROUND, finished)
+        times.append((stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1e6)
+    calls, instructions, c_calls = count(lambda: simulation.run(COUNTED))
+    per_function = {
+        name: (calls[name] / COUNTED, number / COUNTED) for name, number in instructions.most_common()
+    }
+    return Cost(
+        min(times),
+        statistics.median(times),
+        calls.total() / COUNTED,
+        c_calls / COUNTED,
+        instructions.total() / COUNTED,
+        per_function,
+    )
+
+
+def _ours(code: CodeType) -> bool:
+    return code.co_filename != __file__
+
+
+def count(run: Callable[[], None]) -> tuple[Counter[str], Counter[str], int]:
+    """Calls of each Python function but those here, its own instructions, and calls of C functions by all of them."""
+    calls, instructions = Counter[str](), Counter[str]()
+    c_calls = 0
+
+    def profiled(frame: FrameType, event: str, _: object) -> None:
+        nonlocal c_calls
+        if event == "call" and _ours(frame.f_code):
+            calls[frame.f_code.co_qualname] += 1
+        elif event == "c_call" and _ours(frame.f_code):
+            c_calls += 1
+
+    def traced(frame: FrameType, event: str, _: object) -> Any:
+        if not _ours(frame.f_code):
+            return None
+        if event == "opcode":
+            instructions[frame.f_code.co_qualname] += 1
+        elif event == "call":
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        return traced
+
+    for start, trace in ((sys.setprofile, profiled), (sys.settrace, traced)):
+        start(trace)
+        try:
+            run()
+        finally:
+            start(None)
+    return calls, instructions, c_calls
+
+
+WORKLOADS = {
+    "A": ("one message per connection", 1, 1, "info"),
+    "B": ("connection kept", 1, 0, "info"),
+    "C": ("10 recipients over 2 backends", 10, 0, "info"),
+    "c": ("as C, no delivery log", 10, 0, "warning"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.simulate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--only", default="ABCc", metavar="LETTERS", help="these workloads; c: as C without its log")
+    parser.add_argument("--rounds", type=int, default=200, help=f"of {ROUND} messages (default: 200)")
+    parser.add_argument("--profile", action="store_true", help="show where the calls are, too")
+    options = parser.parse_args(arguments)
+    print(f"{'':34}{'us: least':>10}{'median':>8}{'calls':>8}{'C calls':>9}{'instructions':>14}")
+    for letter in options.only:
+        title, recipients, per_connection, level = WORKLOADS[letter]
+        cost = measure(recipients, per_connection, options.rounds, level)
+        print(
+            f"{letter}: {title:31}{cost.least_us:10.1f}{cost.median_us:8.1f}{cost.calls:8.1f}{cost.c_calls:9.1f}"
+            f"{cost.instructions:14.0f}",
+            flush=True,
+        )
+        if options.profile:
+            print(f"\n{'calls':>8}{'instructions':>14}")
+            for name, (calls, instructions) in list(cost.per_function.items())[:SHOWN]:
+                print(f"{calls:8.1f}{instructions:14.1f}  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
