@@ -11,7 +11,7 @@ import smtplib
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from ipaddress import ip_address
 
 import gevent
@@ -19,18 +19,14 @@ import gevent
 from lmtp_proxy import reply as say
 from lmtp_proxy.config_values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.log import printable
+from lmtp_proxy.plain_replies import KNOWN, plain_replies
 from lmtp_proxy.reply import MAX_LINE, Reply, reply_from_wire
 from lmtp_proxy.stream import Stream
 
 MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
 FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
-# What nearly all replies look like: one line, with an enhanced code unless it is a 354.
-_PLAIN_REPLY = re.compile(
-    rb"(?!421)([2-5][0-9][0-9]) ((?:(?<=354 )|[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]))[^\r\n\0]{0,2000})\r\n"
-)
 _LEAVE_TAKING = 2.0  # seconds
-_EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time; others wait meanwhile
 
 
 class BackendError(Exception):
@@ -75,14 +71,13 @@ def _connected(address: TcpAddress) -> socket.socket:
 class BackendSession(smtplib.LMTP):
     """A connection to one backend, from greeting to QUIT. `start` it before anything else.
 
-    before_wait: called each time one of the methods here is about to wait for a reply; the transaction uses it to send
-    on what is known. stream: None before `start` and after `close`.
+    stream: None before `start` and after `close`. kept_until: while the pool keeps it (time.monotonic), else 0.
     """
 
     def __init__(self, backend: Backend, hostname: str) -> None:
         super().__init__(local_hostname=hostname)
         self.backend = backend
-        self.before_wait: Callable[[], None] | None = None
+        self.kept_until = 0.0
         self.stream: Stream | None = None
         self.offered: frozenset[str] = frozenset()
         self._received = b""
@@ -179,8 +174,9 @@ class BackendSession(smtplib.LMTP):
 
     def send_now(self, octets: bytes) -> int:
         """Send what goes out without waiting; how many octets. The stream is `full` if not all. Raises BackendError."""
+        stream = self.stream or self._open_stream()
         try:
-            return self._open_stream().send(octets)
+            return stream.send(octets)
         except OSError as error:
             raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
 
@@ -213,19 +209,26 @@ class BackendSession(smtplib.LMTP):
         reply = self._next_verbatim()
         return reply if reply is None else reply.with_enhanced()
 
-    def next_replies(self, most: int) -> list[Reply]:
+    def next_replies(self, most: int) -> Sequence[Reply]:
         """The next replies that have come, at most so many; see `next_reply`. What is wrong is raised in its turn."""
+        stream = self.stream
+        if stream is not None and not self._received and not self._lines:
+            received = stream.received
+            if not received:
+                if not stream.ended:
+                    return ()
+            elif (known := KNOWN.get(received)) is not None and len(known) <= most:
+                stream.take()
+                return known
+        return self._parsed_replies(most)
+
+    def _parsed_replies(self, most: int) -> Sequence[Reply]:
         self._take_in()
         replies: list[Reply] = []
         if not self._lines:
-            received, at = self._received, self._at
-            while most > 0 and (match := _PLAIN_REPLY.match(received, at)):
-                wire, code, text = match.group(0, 1, 2)
-                at = match.end()
-                most -= 1
-                replies.append(reply_from_wire(int(code), (text,), wire))
+            replies, end = plain_replies(self._received, self._at, most)
         if replies:
-            self._use_up(at)
+            self._use_up(end)
         elif (reply := self.next_reply()) is not None:
             replies.append(reply)
         return replies
@@ -239,8 +242,6 @@ class BackendSession(smtplib.LMTP):
 
     def _read_verbatim(self, deadline: float) -> Reply:
         while (reply := self._next_verbatim()) is None:
-            if self.before_wait:
-                self.before_wait()
             if time.monotonic() >= deadline:
                 raise BackendError(say.BACKEND_SILENT, "no answer in time")
             self._open_stream().wait(deadline)
@@ -310,15 +311,18 @@ class BackendSession(smtplib.LMTP):
         stream = self.stream
         return bool(self._received) or stream is None or bool(stream.received) or stream.ended
 
-    def check_quiet(self, *, in_data: bool = False) -> None:
-        """Make sure that up to now nothing has come which nobody asked for.
+    def check_quiet(self, *, in_data: bool = False) -> bool:
+        """Make sure that up to now nothing has come which nobody asked for; True if half a reply has.
 
         Raises BackendError. Amid the data a negative reply is the backend's early verdict on the message; anywhere else
         nobody knows what it answers.
         """
-        if not self._received and not self._open_stream().look():
-            return
-        reply = self.read_reply(time.monotonic() + _EARLY_REPLY)
+        stream = self.stream or self._open_stream()
+        if not self._received and not stream.look():
+            return False
+        reply = self.next_reply()
+        if reply is None:
+            return True
         verdict = say.BACKEND_ODD
         if in_data:
             verdict = reply if reply.negative else say.BACKEND_SILENT

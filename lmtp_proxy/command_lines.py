@@ -28,15 +28,23 @@ class CommandLines:
     @property
     def rest(self) -> bytes:
         """All that was not used."""
-        return self.octets[self.position :]
+        return self.octets[self.position :] if self.position else self.octets
 
     def add(self, octets: bytes) -> None:
         """More has come."""
-        self.set(self.rest + octets)
+        self.octets = octets if self.position == len(self.octets) else self.rest + octets
+        self.position = 0
 
     def set(self, octets: bytes) -> None:
         """This, and nothing else, was not used."""
         self.octets, self.position = octets, 0
+
+    def take(self, line: bytes) -> bool:
+        """Whether the next line is this one, given with its line end; it is taken then."""
+        if self.skipping or not self.octets.startswith(line, self.position):
+            return False
+        self.position += len(line)
+        return True
 
     def next(self, wanted: Callable[[bytes], bool] | None) -> bytes | None:
         """The next line without its line end; None if there is none, or if it is not `wanted` now."""

@@ -6,15 +6,16 @@ It knows the order of commands and replies, and when the next reply is due. What
 
 import time
 from collections import deque
-from collections.abc import Container, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendSession
+from lmtp_proxy.backend import BackendError, BackendSession
 from lmtp_proxy.commit import Position
-from lmtp_proxy.envelope import Envelope
+from lmtp_proxy.envelope import RCPT, Envelope
 from lmtp_proxy.failure import Phase
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.place import Place
+from lmtp_proxy.pool import BackendPool
 
 # Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
 _ENVELOPE = 4
@@ -22,112 +23,133 @@ _ENVELOPE = 4
 # 16 KiB of commands and 100 replies stay below the smallest of them.
 _BATCH_OCTETS = 16384
 _BATCH_COMMANDS = 100
-_MAIL, _RCPT, _DATA = Phase.MAIL, Phase.RCPT, Phase.DATA
+_EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time
+_MAIL, _DATA = Phase.MAIL, Phase.DATA
+
+Command: TypeAlias = Position | Phase
+"""What a reply answers: the RCPT of a position, MAIL or DATA."""
 
 
-class Answer(NamedTuple):
-    """A reply, and what it answers. position: of a RCPT."""
+class Commands(Place):
+    """deadline: for the next reply (time.monotonic).
 
-    phase: Phase
-    position: Position | None
-    reply: Reply
-
-
-class Commands:
-    """seconds: for the reply to one command. deadline: for the next reply (time.monotonic).
-
-    mail_sent, data_sent: the backend was told, or will be.
+    mail_sent, data_sent: the backend was told, or will be. expected: what the next replies answer, in order.
+    hears_until: half a reply has come out of turn, and has until then to become whole; else 0.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, pool: BackendPool, before_wait: Callable[[], None]) -> None:
+        super().__init__(pool, before_wait)
         self.deadline = 0.0
         self.mail_sent = self.data_sent = False
-        self._seconds = seconds
+        self.expected: deque[Command] = deque()
+        self.hears_until = 0.0
         self._latest = 0.0  # for all replies to what was asked
-        self._unsent: list[tuple[bytes, Phase, Position | None]] = []
-        self._expected: deque[tuple[Phase, Position | None]] = deque()
-
-    def __repr__(self) -> str:
-        return f"<Commands unsent={len(self._unsent)} expected={len(self._expected)}>"
+        self._unsent: list[Command] = []
+        self._unsent_lines: list[bytes] = []  # of each of these
 
     @property
     def outstanding(self) -> bool:
         """Some reply is to come."""
-        return bool(self._expected or self._unsent)
+        return bool(self.expected or self._unsent)
 
     def clear(self) -> None:
         """Nothing is to come; as new."""
-        self._unsent = []
-        self._expected.clear()
+        self._unsent.clear()
+        self._unsent_lines.clear()
+        self.expected.clear()
         self.mail_sent = self.data_sent = False
 
-    def ask(
-        self, session: BackendSession, envelope: Envelope, positions: Iterable[Position], *, data_follows: bool
+    def send_envelope(
+        self, session: BackendSession, envelope: Envelope, positions: Sequence[Position], *, data_follows: bool
     ) -> None:
         """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError.
 
         A recipient whom the backend cannot take has its rcpt_reply at once.
         """
-        unsent = self._unsent
         offered = session.offered
-        for position in positions:
-            if envelope.smtputf8 and not _can_take(offered, envelope, position):
-                position.rcpt_reply = say.NO_SMTPUTF8
-                continue
-            if not self.mail_sent:
-                self.mail_sent = True
-                unsent.append((envelope.mail_command(offered), _MAIL, None))
-            unsent.append((position.recipient.rcpt_command(), _RCPT, position))
+        if envelope.smtputf8 and "smtputf8" not in offered:
+            positions = _those_without_utf8(envelope, positions)
+        lines, unsent = self._unsent_lines, self._unsent
+        if positions and not self.mail_sent:
+            self.mail_sent = True
+            unsent.append(_MAIL)
+            lines.append(envelope.mail_command(offered))
+        unsent += positions
+        lines += [RCPT + position.recipient.path for position in positions]
         if data_follows and self.mail_sent and "pipelining" in offered:
             self.data_sent = True
-            unsent.append((b"DATA", _DATA, None))
-        self._latest = time.monotonic() + _ENVELOPE * self._seconds
-        self._send(session)
+            unsent.append(_DATA)
+            lines.append(b"DATA")
+        self._latest = time.monotonic() + _ENVELOPE * self.pool.backend.timeouts.command
+        self.send_more(session)
 
-    def data(self, session: BackendSession) -> None:
+    def send_data(self, session: BackendSession) -> None:
         """Send DATA. Raises BackendError."""
         self.data_sent = True
         self._latest = 0.0
-        self._unsent.append((b"DATA", _DATA, None))
-        self._send(session)
+        self._unsent.append(_DATA)
+        self._unsent_lines.append(b"DATA")
+        self.send_more(session)
 
-    def answers(self, session: BackendSession) -> list[Answer]:
-        """The next replies that have come; before that, the commands go out that waited for all before them.
-
-        Raises BackendError.
-        """
-        expected = self._expected
-        if not expected:
-            session.check_quiet()  # what came before these would answer them
-            self._send(session)
-        answers = [Answer(*expected.popleft(), reply) for reply in session.next_replies(len(expected))]
-        if answers and expected:
-            self._set_deadline()
-        return answers
-
-    def _send(self, session: BackendSession) -> None:
-        """As many as may go out in one write; one without PIPELINING."""
+    def send_more(self, session: BackendSession) -> None:
+        """As many commands as may go out in one write; one without PIPELINING. Raises BackendError."""
+        lines = self._unsent_lines
+        if not lines:
+            return
+        number = len(lines)
         most = _BATCH_COMMANDS if "pipelining" in session.offered else 1
-        octets = 0
-        batch: list[bytes] = []
-        for command, phase, position in self._unsent[:most]:
-            octets += len(command) + 2
-            if batch and octets > _BATCH_OCTETS:
-                break
-            batch.append(command)
-            self._expected.append((phase, position))
-        if batch:
-            del self._unsent[: len(batch)]
-            batch.append(b"")
-            session.put(b"\r\n".join(batch))
-            self._set_deadline()
+        if number > most or sum(map(len, lines)) + 2 * number > _BATCH_OCTETS:
+            number = _fitting(lines, most)
+        self.expected += self._unsent[:number]
+        octets = b"\r\n".join(lines[:number]) + b"\r\n"
+        del self._unsent[:number], lines[:number]
+        session.put(octets)
+        self.set_deadline()
 
-    def _set_deadline(self) -> None:
-        self.deadline = time.monotonic() + self._seconds
+    def quiet(self, session: BackendSession, *, in_data: bool = False) -> bool:
+        """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.
+
+        Raises BackendError if something has. Where that is no whole reply yet, the answer is False, and this has to be
+        asked again until `hears_until`.
+        """
+        if not session.check_quiet(in_data=in_data):
+            return True
+        now = time.monotonic()
+        if not self.hears_until:
+            self.hears_until = self.deadline = now + _EARLY_REPLY
+        elif now >= self.hears_until:
+            raise BackendError(say.BACKEND_SILENT, "no answer in time")
+        return False
+
+    def in_time(self, what: str) -> bool:
+        """False: wait on. Raises BackendError when the deadline has passed."""
+        if time.monotonic() >= self.deadline:
+            raise BackendError(say.BACKEND_SILENT, what)
+        return False
+
+    def set_deadline(self) -> None:
+        """The next reply is waited for from now on."""
+        self.deadline = time.monotonic() + self.pool.backend.timeouts.command
         if self._latest and self._latest < self.deadline:
             self.deadline = self._latest
 
 
-def _can_take(offered: Container[str], envelope: Envelope, position: Position) -> bool:
-    """Unless the recipient needs SMTPUTF8 on a backend that does not offer it (RFC 6531 section 3.5)."""
-    return "smtputf8" in offered or (envelope.path.isascii() and position.recipient.path.isascii())
+def _fitting(lines: list[bytes], most: int) -> int:
+    """How many may go out in one write; the first may always."""
+    octets = 0
+    for number, line in enumerate(lines[:most]):
+        octets += len(line) + 2
+        if number and octets > _BATCH_OCTETS:
+            return number
+    return min(most, len(lines))
+
+
+def _those_without_utf8(envelope: Envelope, positions: Sequence[Position]) -> list[Position]:
+    """Those that a backend without SMTPUTF8 can take (RFC 6531 section 3.5); the others have their reply."""
+    taken = []
+    for position in positions:
+        if envelope.path.isascii() and position.recipient.path.isascii():
+            taken.append(position)
+        else:
+            position.rcpt_reply = say.NO_SMTPUTF8
+    return taken

@@ -6,13 +6,14 @@ into records. It does not talk to the backend and does not know the other delive
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import CurrentGeneration
-from lmtp_proxy.in_flight import InFlight, Phase
+from lmtp_proxy.in_flight import Flight, InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
 from lmtp_proxy.pool import BackendPool
@@ -20,6 +21,8 @@ from lmtp_proxy.reply import Reply
 from lmtp_proxy.routing import Route
 from lmtp_proxy.uncertain import Uncertain
 from lmtp_proxy.uncertain_log import UncertainLog
+
+_DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 
 
 @dataclass(slots=True)
@@ -60,43 +63,42 @@ class Cutover:
     uncertain: UncertainLog
 
 
-class CommitPoint:
+class CommitPoint(Flight):
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
     accepted: the recipients that the delivery is for; the caller adds to them.
     """
 
+    __slots__ = ("_backend", "_counts", "_cutover", "_ended", "_message", "accepted")
+
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+        super().__init__(message.session, pool.backend.name, pool.address, message.envelope.path)
         self.accepted: list[Position] = []
         self._backend = pool.backend
         self._counts = pool.counts
         self._message = message
         self._cutover = cutover
         self._ended = False
-        self._flight = cutover.in_flight.begin(
-            message.session, pool.backend.name, pool.address, message.envelope.path
-        )
-
-    def __repr__(self) -> str:
-        return f"<CommitPoint of {self._flight!r}>"
+        cutover.in_flight.begin(self)
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
 
-    def add(self, recipient: Recipient) -> None:
-        """A recipient that the backend is to be asked for."""
-        self._flight.recipients.append(recipient)
+    def asked(self, positions: Sequence[Position]) -> None:
+        """The backend is asked for these, too."""
+        self.recipients += [position.recipient for position in positions]
 
     def recipients_known(self) -> None:
-        """The backend has answered for all that were added; the accepted ones are in `accepted`."""
-        self._flight.recipients = [position.recipient for position in self.accepted]
+        """The backend has answered for all that it was asked for; the accepted ones are in `accepted`."""
+        if len(self.recipients) != len(self.accepted):
+            self.recipients = [position.recipient for position in self.accepted]
 
     def data_begun(self) -> None:
         """The backend takes the message."""
-        self._flight.phase = Phase.DATA
+        self.phase = _DATA
 
     def sent(self, octets: int) -> None:
         """So much more of the message is on its way to the backend."""
-        self._flight.octets += octets
+        self.octets += octets
         self._counts.octets += octets
 
     # --- the point itself --------------------------------------------------------------------------------------------
@@ -105,12 +107,14 @@ class CommitPoint:
         """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
         generation = self._cutover.current()
         rules = generation.routing.rules
-        keys: set[str] = set()
+        number = generation.number
+        keys: list[str] = []
         for position in self.accepted:
-            recipient = position.recipient
-            same = position.generation == generation.number
-            keys.update(position.route.keys if same else rules.forms(recipient.local_part, recipient.domain))
-        self._cutover.in_flight.enter(self._flight, keys, rules)
+            if position.generation == number:
+                keys += position.route.keys
+            else:
+                keys += rules.forms(position.recipient.local_part, position.recipient.domain)
+        self._cutover.in_flight.enter(self, keys, rules)
 
     def look(self) -> None:
         """Raise BackendError unless every recipient's mail still goes to this backend, at this address.
@@ -118,8 +122,9 @@ class CommitPoint:
         After this the dot goes out at once, or `step_back` is called.
         """
         generation = self._cutover.current()
+        number = generation.number
         for position in self.accepted:
-            if position.generation == generation.number:
+            if position.generation == number:
                 continue
             route = generation.routing.route(position.recipient)
             if route.trouble is not None:
@@ -130,11 +135,11 @@ class CommitPoint:
             ):
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
-        self._flight.phase = Phase.FINAL_DOT
+        self.phase = _FINAL_DOT
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
-        self._cutover.in_flight.step_back(self._flight)
+        self._cutover.in_flight.step_back(self)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -142,17 +147,17 @@ class CommitPoint:
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
-            self._cutover.in_flight.leave(self._flight)
+            self._cutover.in_flight.leave(self)
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
         unknown = [position for position in self.accepted if position.final_reply is None]
-        if self._ended or self._flight.phase is not Phase.FINAL_DOT or not unknown:
+        if self._ended or self.phase is not _FINAL_DOT or not unknown:
             self.passed_well()
             return
         self._ended = True
         self._counts.uncertain += len(unknown)
-        self._cutover.uncertain.record(self._flight, [self._record(position, reason) for position in unknown])
+        self._cutover.uncertain.record(self, [self._record(position, reason) for position in unknown])
 
     def _record(self, position: Position, reason: str) -> Uncertain:
         message = self._message
@@ -164,7 +169,7 @@ class CommitPoint:
             user=keys[-1] if len(keys) == 1 or not keys[-1].startswith("@") else keys[-2],
             recipient=printable(position.recipient.path[1:-1]),
             backend=self._backend.name,
-            address=self._flight.address,
+            address=self.address,
             sender=printable(message.envelope.path[1:-1]),
             message_id=None if identity is None else printable(identity),
             size=message.size,

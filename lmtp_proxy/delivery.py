@@ -9,7 +9,6 @@ does not know the other backends.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 from lmtp_proxy import reply as say
@@ -17,82 +16,62 @@ from lmtp_proxy.backend import FINAL_DOT, BackendError, BackendSession
 from lmtp_proxy.commands import Commands
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
 from lmtp_proxy.failure import Phase, judge
-from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)
 
-_DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
+_RCPT, _DATA, _FINAL_DOT = Phase.RCPT, Phase.DATA, Phase.FINAL_DOT
 
 
-class Delivery:
+class Delivery(Commands):
     """The conversation with one backend in one transaction.
 
-    deadline: until when `advance` has to be done (time.monotonic). in_data: the backend takes the message. over: it was
-    left or abandoned. before_wait: called before a wait that is not the caller's own.
+    deadline: until when `advance` has to be done (time.monotonic). new: recipients for the next `ask`; the caller adds
+    to them. accepted: those that wait for final replies. in_data: the backend takes the message. over: it was left or
+    abandoned. before_wait: called before a wait that is not the caller's own.
     """
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
-        self.pool = pool
-        self.deadline = 0.0
-        self._envelope = message.envelope
-        self._commit = CommitPoint(pool, message, cutover)
-        self._accepted = self._commit.accepted
-        self._timeouts = pool.backend.timeouts
-        self._place = Place(pool, before_wait)
+        super().__init__(pool, before_wait)
+        self.new: list[Position] = []
         self.in_data = False
         self.over = False
-        self._some_accepted = self._counted = False
-        self._new: list[Position] = []  # RCPT not sent yet
+        self._envelope = message.envelope
+        commit = self._commit = CommitPoint(pool, message, cutover)
+        self.accepted = commit.accepted
         self._asked: list[Position] = []  # RCPT sent with the last `ask`
-        self._commands = Commands(pool.backend.timeouts.command)
-        self._unanswered: deque[Position] = deque()  # after the final dot
+        self._some_accepted = False
+        self._final_replies = 0  # that have come
+        self._finishing = False
         self._dot_waits = False  # there was no room for any of it
         self._dot_begun = False
         self._failure: BackendError | None = None
 
     def __repr__(self) -> str:
-        state = f"failed: {self._failure.reason}" if self._failure else repr(self._commands)
-        return f"<Delivery to {self.pool} accepted={len(self._accepted)} {state}>"
+        state = f"failed: {self._failure.reason}" if self._failure else f"unsent={len(self._unsent)} "
+        return f"<Delivery to {self.pool} accepted={len(self.accepted)} {state}expected={len(self.expected)}>"
 
     @property
     def wanted(self) -> bool:
         """Some recipient waits for this delivery's final replies, and it has not failed."""
-        return bool(self._accepted) and self._failure is None
-
-    @property
-    def stream(self) -> Stream | None:
-        """What to wait for until `advance` can go on."""
-        session = self._place.session
-        return None if session is None else session.stream
+        return bool(self.accepted) and self._failure is None
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
-    def add(self, position: Position) -> None:
-        """A recipient to be asked for with the next `ask`."""
-        position.asked = True
-        self._new.append(position)
-        self._commit.add(position.recipient)
-
     def reserve(self) -> None:
         """Take a place in the pool, unless that was done."""
+        self._commit.asked(self.new)
         try:
             if self._failure is None:
-                self._place.reserve()
+                self.reserve_place()
         except BackendError as error:
             self._fail(error)
 
-    @property
-    def unopened(self) -> bool:
-        """A place is reserved, and `open` has to be called."""
-        return self._place.reserved
-
     def open(self) -> None:
-        """Open a session on the place."""
+        """Open a session on the place that is `reserved`."""
         try:
-            self._place.open()
+            self.open_session()
         except BackendError as error:
             self._fail(error)
 
@@ -101,28 +80,34 @@ class Delivery:
 
         When `advance` is done, each of them has its rcpt_reply.
         """
-        self._asked, self._new = self._new, []
-        if self._place.session is None:
+        asked, self.new = self.new, []
+        self._asked = asked
+        session = self.session
+        if session is None:
             self._answer_asked()
             return
         try:
-            session = self._place.quiet()
-            self._commands.ask(session, self._envelope, self._asked, data_follows=data_follows)
+            # One that was used before may have died, or said something that the loop has not seen yet.
+            if self.unheard and (session.stream is None or session.stream.look()):
+                session = self.replace_session(session)
+            if self.unheard or self.quiet(session):
+                self.send_envelope(session, self._envelope, asked, data_follows=data_follows)
         except BackendError as error:
             self._envelope_failed(error)
 
     def _answer_asked(self) -> None:
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
-        for position in self._asked:
-            if self._failure is not None:
-                position.rcpt_reply = self._failure.reply
-                position.trouble = self._failure.reason
+        asked, self._asked = self._asked, []
+        failure = self._failure
+        for position in asked:
+            if failure is not None:
+                position.rcpt_reply = failure.reply
+                position.trouble = failure.reason
             reply = position.rcpt_reply = position.rcpt_reply or say.INTERNAL_ERROR
-            if reply.positive:
-                self._accepted.append(position)
+            if reply.code < 300:
+                self.accepted.append(position)
             else:
                 self.pool.counts.reply(reply)
-        self._asked = []
         self._commit.recipients_known()
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -132,30 +117,29 @@ class Delivery:
 
         A refusal is kept for the final replies, because the client has its own 354 coming.
         """
-        session = self._place.session
+        session = self.session
         try:
-            if session is not None and not self._commands.data_sent:
-                session.check_quiet()
-                self._commands.data(session)
+            if session is not None and not self.data_sent and self.quiet(session):
+                self.send_data(session)
         except BackendError as error:
             self._fail(error)
 
     def write(self, octets: bytes, dot: float) -> None:
         """Send a piece of the message, after `advance` has told that the last one went out. dot: see `finish`."""
-        session = self._place.session
+        session = self.session
         if session is None:
             return
         try:
-            if session.unread:
-                session.check_quiet(in_data=True)
+            if (session.unread or self.hears_until) and not self.quiet(session, in_data=True):
+                return
             session.put(octets)
             self._commit.sent(len(octets))
         except BackendError as error:
             self._fail_in_data(error)
         else:
             if session.stream and session.stream.full:
-                latest = dot + self._timeouts.final_reply
-                self.deadline = min(time.monotonic() + self._timeouts.data_write, latest)
+                timeouts = self.pool.backend.timeouts
+                self.deadline = min(time.monotonic() + timeouts.data_write, dot + timeouts.final_reply)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -165,81 +149,87 @@ class Delivery:
         When `advance` is done, each accepted recipient has its final_reply. dot: when the client can have sent its
         final dot at the earliest (time.monotonic); `final_reply` counts from there, because its own patience does.
         """
-        self.deadline = dot + self._timeouts.final_reply
+        self._finishing = True
+        self.deadline = dot + self.pool.backend.timeouts.final_reply
+        session = self.session
         try:
-            if self._failure or self._place.session is None:
+            if self._failure or session is None:
                 raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
             if time.monotonic() > self.deadline:
                 raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
-            self._send_final_dot(self._place.session, last)
+            if self.hears_until:
+                self.deadline = self.hears_until
+            else:
+                self._send_final_dot(session, last)
         except BackendError as error:
             self._fail_at_the_end(error)
 
     def _send_final_dot(self, session: BackendSession, last: bytes) -> None:
         """The dot goes out right after the look; where there is no room for any of it, not before another one."""
+        self._dot_waits = False
         self._pass_commit_point(session)
+        if self.hears_until:
+            return
         octets = last + FINAL_DOT
         sent = session.send_now(octets)
+        if sent == len(octets):
+            self._commit.sent(len(last))
+            self._dot_begun = True
+            return
         self._commit.sent(min(sent, len(last)))
-        self._dot_waits = sent <= len(last)
-        if self._dot_waits:
+        if sent > len(last):
+            self._dot_begun = True
+            session.keep(octets[sent:])
+        else:
+            self._dot_waits = True
             self._commit.step_back()
             session.keep(last[sent:])
-            return
-        self._dot_begun = True
-        self._unanswered.extend(self._accepted)
-        if sent < len(octets):
-            session.keep(octets[sent:])
 
     def _pass_commit_point(self, session: BackendSession) -> None:
-        """The last look before the final dot; it waits for nothing, unless the backend is saying something."""
+        """The last look before the final dot; it waits for nothing."""
         self._commit.enter()
-        session.check_quiet(in_data=True)
-        self._commit.look()
+        if self.quiet(session, in_data=True):
+            self._commit.look()
 
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
         self._commit.passed_well()
-        if self._dot_begun:
-            self._count_final()
-            self._part(self.pool.release)
-        else:  # none of its recipients was accepted
-            self._part(self.pool.reset)
+        # Without the dot: none of its recipients was accepted.
+        self._part(self.pool.release if self._dot_begun else self.pool.reset)
 
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
         self._commit.given_up(reason)
-        in_doubt = self._failure or self.in_data or self._commands.data_sent or self._commands.outstanding
+        in_doubt = self._failure or self.in_data or self.data_sent or self.outstanding or self.hears_until
         self._part(self.pool.discard if in_doubt else self.pool.reset)
 
     def _part(self, how: Callable[[BackendSession], None]) -> None:
         self.over = True
-        self._commands.clear()
-        self._unanswered.clear()
+        if self.outstanding:
+            self.clear()
+        self.mail_sent = self.data_sent = False
+        self.hears_until = 0.0
         self._dot_waits = False
-        self._place.give_back(how)
-
-    def _count_final(self) -> None:
-        if not self._counted:
-            self._counted = True
-            for position in self._accepted:
-                self.pool.counts.reply(position.final_reply or say.INTERNAL_ERROR)
+        self.give_back(how)
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
     def advance(self) -> bool:
         """Take in what has come; True when nothing of the last step is outstanding, also because it failed."""
-        session = self._place.session
+        session = self.session
         if session is None:
             return True
         try:
+            if self.hears_until:
+                # Amid the message the other backends do not wait for what this one has to say.
+                return self.quiet(session, in_data=self.in_data) or (self.in_data and not self._finishing)
             if self.in_data:
                 return self._advance_in_data(session)
             return self._advance_commands(session)
         except BackendError as error:
             if self._asked:
                 return self._envelope_failed(error)
-            if self._dot_begun or self._dot_waits:
+            if self._finishing:
                 self._fail_at_the_end(error)
             elif self.in_data:
                 self._fail_in_data(error)
@@ -248,51 +238,61 @@ class Delivery:
         return True
 
     def _advance_commands(self, session: BackendSession) -> bool:
-        commands = self._commands
-        while commands.outstanding:
-            answers = commands.answers(session)
-            self.deadline = commands.deadline
-            if not answers:
-                return self._in_time("no answer in time")
-            self._place.unheard = False
-            for phase, position, reply in answers:
-                if phase is _DATA:
+        expected = self.expected
+        while expected or self._unsent:
+            if not expected:
+                if not self.quiet(session):  # what came before these would answer them
+                    return False
+                self.send_more(session)
+            replies = session.next_replies(len(expected))
+            if not replies:
+                return self.in_time("no answer in time")
+            self.unheard = False
+            for reply in replies:
+                command = expected.popleft()
+                if isinstance(command, Position):
+                    if reply.code < 300:
+                        self._some_accepted = True
+                    else:
+                        judge(_RCPT, reply)
+                    command.rcpt_reply = reply
+                elif command is _DATA:
                     self._take_data_reply(reply)
-                elif position is None:
-                    judge(phase, reply)
-                else:
-                    position.rcpt_reply = judge(phase, reply)
-                    self._some_accepted = self._some_accepted or reply.positive
-        if session.unread:
-            session.check_quiet(in_data=self.in_data)
+                elif reply.code >= 300:
+                    judge(command, reply)
+            if expected:
+                self.set_deadline()
+        if session.unread and not self.quiet(session, in_data=self.in_data):
+            return False
         if self._asked:
             self._answer_asked()
         return True
 
     def _advance_in_data(self, session: BackendSession) -> bool:
+        accepted = self.accepted
         while True:
-            while self._unanswered:
-                replies = session.next_replies(len(self._unanswered))
+            while self._dot_begun and self._final_replies < len(accepted):
+                replies = session.next_replies(len(accepted) - self._final_replies)
                 if not replies:
-                    return self._in_time("no answer in time")
+                    return self.in_time("no answer in time")
                 for reply in replies:
-                    self._unanswered.popleft().final_reply = judge(_FINAL_DOT, reply)
-            if session.stream is not None and session.stream.full:
-                if session.unread:
-                    session.check_quiet(in_data=True)
-                return self._in_time("write: timed out")
+                    position = accepted[self._final_replies]
+                    self._final_replies += 1
+                    position.final_reply = reply if reply.code < 300 else judge(_FINAL_DOT, reply)
+                    self.pool.counts.reply(reply)
+            stream = session.stream
+            if stream is not None and stream.full:
+                if session.unread and not self.quiet(session, in_data=True):
+                    return not self._finishing
+                return self.in_time("write: timed out")
             if not self._dot_waits:
                 break
             self._send_final_dot(session, b"")
+            if self.hears_until:
+                return False
         if self._dot_begun:
             self.leave()
         return True
-
-    def _in_time(self, what: str) -> bool:
-        """False: wait on. Raises BackendError when the deadline has passed."""
-        if time.monotonic() >= self.deadline:
-            raise BackendError(say.BACKEND_SILENT, what)
-        return False
 
     def _take_data_reply(self, reply: Reply) -> None:
         """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
@@ -300,28 +300,28 @@ class Delivery:
         Recipients wait for this reply, too: as no other is a 354, it proves that theirs were theirs.
         """
         if self._some_accepted:
-            if reply.negative and self._asked:
-                self._answer_asked()  # accepted, all the same
-            judge(_DATA, reply)
+            if reply.code != 354:
+                if reply.negative and self._asked:
+                    self._answer_asked()  # accepted, all the same
+                judge(_DATA, reply)
             self.in_data = True
             self._commit.data_begun()
         elif reply.negative:
-            self._commands.data_sent = False
-        elif self._place.session is not None:
+            self.data_sent = False
+        elif self.session is not None:
             self._answer_asked()
-            self._place.session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
+            self.session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
             raise BackendError(say.BACKEND_ODD, f"it takes a message without a recipient: {reply}")
 
     # --- failure -----------------------------------------------------------------------------------------------------
 
     def _envelope_failed(self, error: BackendError) -> bool:
         """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
-        commands = self._commands
         try:
-            if self._place.replaces(error) and self._place.session is not None:
-                data_follows = commands.data_sent
-                commands.clear()
-                commands.ask(self._place.session, self._envelope, self._asked, data_follows=data_follows)
+            if self.replaces_session(error) and self.session is not None:
+                data_follows = self.data_sent
+                self.clear()
+                self.send_envelope(self.session, self._envelope, self._asked, data_follows=data_follows)
                 return False
         except BackendError as again:
             error = again
@@ -337,9 +337,9 @@ class Delivery:
 
     def _fail_in_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
-        if self._place.session is not None and isinstance(error.__cause__, OSError):
+        if self.session is not None and isinstance(error.__cause__, OSError):
             try:
-                self._place.session.check_quiet(in_data=True)
+                self.session.check_quiet(in_data=True)
             except BackendError as said:
                 if said.reply is not say.BACKEND_SILENT:
                     error = said
@@ -350,8 +350,8 @@ class Delivery:
         if not self._dot_begun:
             self._commit.step_back()
         self._fail(error)
-        for position in self._accepted:
+        for position in self.accepted:
             if position.final_reply is None:
                 position.final_reply = error.reply
                 position.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
-        self._count_final()
+                self.pool.counts.reply(error.reply)

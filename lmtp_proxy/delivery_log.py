@@ -7,41 +7,59 @@ Text from clients and backends is escaped. It decides nothing.
 """
 
 import logging
+from collections.abc import Iterable
 
-from lmtp_proxy.commit import Position
-from lmtp_proxy.envelope import Envelope
-from lmtp_proxy.log import printable, write_line
+from lmtp_proxy.commit import Message, Position
+from lmtp_proxy.log import printable, write_lines
 from lmtp_proxy.reply import Reply
 
 _log = logging.getLogger(__name__)
 _STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
+# The end of the line for a reply on the wire, which often is the same as for many before. About 60 KB when it is full.
+_ends: dict[bytes, tuple[str, str]] = {}
+_MOST_ENDS = 256
+_LONGEST_END = 128  # octets
 
 
-def log_recipient(
-    session: str, envelope: Envelope, position: Position, reply: Reply, *, size: int, delay: float
-) -> None:
-    """The recipient's last reply: to RCPT if that refused it, else after the final dot. delay: seconds since MAIL."""
+def log_recipients(message: Message, answered: Iterable[tuple[Position, Reply]], delay: float) -> None:
+    """Recipients and their last replies: to RCPT if that refused it, else after the final dot. delay: since MAIL."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    answer = printable(reply.in_one_line)
-    kind = reply.code // 100
-    dsn = reply.enhanced or f"{kind}.0.0"
-    if position.trouble:
-        answer = f"{answer}; {position.trouble}"
-    _write(session, envelope, position, size, delay, dsn, _STATUS[kind], answer)
+    beginning = f"{message.session}: from={printable(message.envelope.path)}, to="
+    middle = f", size={message.size}, delay={delay:.2f}, dsn="
+    lines = []
+    for position, reply in answered:
+        dsn, text = _ends.get(reply.wire) or _end(reply)
+        if position.trouble:
+            text = f"{text}; {position.trouble}"
+        lines.append(
+            f"{beginning}{printable(position.recipient.path)}, backend={_backend(position)}{middle}{dsn} ({text})"
+        )
+    write_lines(lines)
 
 
-def log_aborted(session: str, envelope: Envelope, position: Position, why: str, *, size: int, delay: float) -> None:
+def log_aborted(message: Message, positions: Iterable[Position], why: str, delay: float) -> None:
     """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered."""
-    if _log.isEnabledFor(logging.INFO):
-        _write(session, envelope, position, size, delay, "4.4.2", "aborted", why)
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    sender = printable(message.envelope.path)
+    write_lines([
+        f"{message.session}: from={sender}, to={printable(position.recipient.path)}, backend={_backend(position)}, "
+        f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
+        for position in positions
+    ])
 
 
-def _write(
-    session: str, envelope: Envelope, position: Position, size: int, delay: float, dsn: str, status: str, text: str
-) -> None:
-    backend = position.pool.name if position.asked and position.pool else "-"
-    write_line(
-        f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, backend={backend}, "
-        f"size={size}, delay={delay:.2f}, dsn={dsn}, status={status} ({text})"
-    )
+def _backend(position: Position) -> str:
+    return position.pool.name if position.asked and position.pool else "-"
+
+
+def _end(reply: Reply) -> tuple[str, str]:
+    """Its code and status, and its text."""
+    kind = reply.code // 100
+    end = f"{reply.enhanced or f'{kind}.0.0'}, status={_STATUS[kind]}", printable(reply.in_one_line)
+    if len(reply.wire) <= _LONGEST_END:
+        if len(_ends) >= _MOST_ENDS:
+            _ends.clear()
+        _ends[reply.wire] = end
+    return end

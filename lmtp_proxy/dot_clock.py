@@ -17,17 +17,25 @@ class DotClock:
     """Fed with each receipt of one message's data. Times are time.monotonic."""
 
     def __init__(self, now: float) -> None:
+        self._marks: deque[float] = deque(maxlen=_AHEAD // _STEP + 1)  # when each next _STEP had come
+        self.restart(now)
+
+    def restart(self, now: float) -> None:
+        """For the next message."""
         self._caught_up = now
         self._octets = 0
-        self._marks: deque[float] = deque([now], maxlen=_AHEAD // _STEP + 1)  # when each next _STEP had come
+        self._marks.clear()
+        self._marks.append(now)
 
     def received(self, octets: int, now: float, *, waited: bool) -> None:
         """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
         if waited:
             self._caught_up = now
-        steps = (self._octets % _STEP + octets) // _STEP
-        self._octets += octets
-        self._marks.extend([now] * steps)
+        before = self._octets
+        self._octets = before + octets
+        steps = self._octets // _STEP - before // _STEP
+        if steps:
+            self._marks.extend([now] * steps)
 
     @property
     def earliest(self) -> float:

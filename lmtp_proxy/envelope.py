@@ -7,6 +7,7 @@ Paths are kept as they came, octet for octet, because they go on to a backend th
 
 import re
 from collections.abc import Container
+from functools import lru_cache
 from typing import NamedTuple
 
 from lmtp_proxy import reply
@@ -30,10 +31,14 @@ _PLAIN_ENVELOPE = re.compile(
     rb"MAIL %s\r\n((?:RCPT %s\r\n)+)(?=DATA\r\n)"
     % (_PLAIN_MAIL.pattern, _PLAIN_RCPT.pattern.replace(b"(", b"(?:"))
 )
-_PLAIN_RCPTS = re.compile(rb"RCPT %s\r\n" % _PLAIN_RCPT.pattern)
+_PLAIN_PATHS = re.compile(rb"<[^>]+>")  # in a row of these
+_LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3): the longest that is remembered
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
 _QUOTED_PAIR = re.compile(r"\\(.)")
+
+
+RCPT = b"RCPT TO:"
 
 
 class Envelope(NamedTuple):
@@ -52,14 +57,14 @@ class Envelope(NamedTuple):
 
         A parameter that was not offered is left out: Dovecot 2.3 answers 555 to `SIZE=`, which bounces the mail.
         """
-        words = [b"MAIL FROM:" + self.path]
+        line = b"MAIL FROM:" + self.path
         if self.size is not None and "size" in offered:
-            words.append(b"SIZE=%d" % self.size)
+            line += b" SIZE=%d" % self.size
         if self.body is not None and "8bitmime" in offered:
-            words.append(b"BODY=" + self.body)
+            line += b" BODY=" + self.body
         if self.smtputf8 and "smtputf8" in offered:
-            words.append(b"SMTPUTF8")
-        return b" ".join(words)
+            line += b" SMTPUTF8"
+        return line
 
 
 class Recipient(NamedTuple):
@@ -73,8 +78,8 @@ class Recipient(NamedTuple):
     domain: str
 
     def rcpt_command(self) -> bytes:
-        """The RCPT line for a backend, without CRLF."""
-        return b"RCPT TO:" + self.path
+        """The RCPT line for a backend, without CRLF. Where many are made, RCPT and the path come to the same."""
+        return RCPT + self.path
 
 
 def parse_envelope(octets: bytes, start: int, longest: int) -> tuple[Envelope, list[Recipient], int] | None:
@@ -89,11 +94,18 @@ def parse_envelope(octets: bytes, start: int, longest: int) -> tuple[Envelope, l
     end = found.end()
     if end - start > longest and max(map(len, octets[start:end].split(b"\n"))) >= longest:
         return None
-    recipients = [
-        Recipient(path, local.decode("ascii"), domain.decode("ascii"))
-        for path, local, domain in _PLAIN_RCPTS.findall(rcpts)
-    ]
+    paths = _PLAIN_PATHS.findall(rcpts)
+    recipients = list(map(_plain_recipient if len(max(paths, key=len)) <= _LONGEST_PATH else _new_recipient, paths))
     return Envelope(path, None if size is None else int(size), body), recipients, end
+
+
+def _new_recipient(path: bytes) -> Recipient:
+    local_part, _, domain = path[1:-1].decode("ascii").partition("@")  # a plain local part holds no @
+    return Recipient(path, local_part, domain)
+
+
+# The same users get mail again. About 1 MB when it is full.
+_plain_recipient = lru_cache(4096)(_new_recipient)
 
 
 def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:

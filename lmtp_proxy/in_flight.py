@@ -29,8 +29,8 @@ class Flight:
     """One delivery, from its first recipient to its last reply.
 
     number: rises with each entering of any flight, 0 before the first. sender: with angle brackets. recipients: those
-    that the backend has not refused. keys: every form of theirs under which a table is asked by `rules`. octets: of the
-    message, sent so far. began: time.monotonic.
+    that the backend has not refused. keys: every form of theirs under which a table is asked by `rules`, in any order
+    and perhaps more than once. octets: of the message, sent so far. began: time.monotonic.
     """
 
     __slots__ = ("address", "backend", "began", "keys", "number", "octets", "phase", "recipients", "rules", "sender",
@@ -46,7 +46,7 @@ class Flight:
         self.phase = Phase.ENVELOPE
         self.octets = 0
         self.began = time.monotonic()
-        self.keys: frozenset[str] = frozenset()
+        self.keys: Iterable[str] = ()
         self.rules: KeyRules | None = None
 
     def __repr__(self) -> str:
@@ -58,10 +58,10 @@ class Flight:
         """It may send its final dot without another look, or has sent it."""
         return self.phase in _COMMITTED
 
-    def concerns(self, keys: Collection[str], rules: KeyRules) -> bool:
+    def concerns(self, keys: frozenset[str], rules: KeyRules) -> bool:
         """Whether one of its recipients has one of `keys`, which `rules` made."""
         if self.rules == rules:
-            return not self.keys.isdisjoint(keys)
+            return not keys.isdisjoint(self.keys)
         forms = (form for recipient in self.recipients for form in rules.forms(recipient.local_part, recipient.domain))
         return any(form in keys for form in forms)
 
@@ -87,20 +87,17 @@ class InFlight:
     def __iter__(self) -> Iterator[Flight]:
         return iter(tuple(self._flights))
 
-    def begin(self, session: str, backend: str, address: str, sender: bytes) -> Flight:
+    def begin(self, flight: Flight) -> None:
         """A delivery begins. `leave` it whatever becomes of it."""
-        flight = Flight(session, backend, address, sender)
         self._flights[flight] = None
-        return flight
 
     def enter(self, flight: Flight, keys: Iterable[str], rules: KeyRules) -> None:
         """The delivery is about to look its routes up for the last time, and then to send its final dot.
 
-        keys: of all its recipients, made by `rules`.
+        keys: of all its recipients, made by `rules`; not changed any more.
         """
-        self.last += 1
-        flight.number = self.last
-        flight.keys = frozenset(keys)
+        flight.number = self.last = self.last + 1
+        flight.keys = keys
         flight.rules = rules
         flight.phase = Phase.COMMIT
 
@@ -121,12 +118,14 @@ class InFlight:
         keys: of the users whose route was changed, made by `rules`; None for all. until: `last` at the time of the
         first question, so that flights which entered later, under the new route, are not waited for.
         """
+        asked = None if keys is None else frozenset(keys)
         return tuple(
             flight
             for flight in self._flights
-            if flight.committed and flight.number <= until and (keys is None or flight.concerns(keys, rules))
+            if flight.committed and flight.number <= until and (asked is None or flight.concerns(asked, rules))
         )
 
     def _left(self) -> None:
-        for call in tuple(self.on_leave):
-            call()
+        if self.on_leave:
+            for call in tuple(self.on_leave):
+                call()

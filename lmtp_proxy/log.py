@@ -6,17 +6,15 @@ One format, to syslog or to stderr. What is logged, and when, is decided by thos
 
 import logging
 import os
-import re
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lmtp_proxy.config_values import Log
 from lmtp_proxy.log_batch import Later, LogBatch
 from lmtp_proxy.log_channel import DEFAULT_SYSLOG, StreamChannel, SyslogChannel
 
 _NAME = "lmtp_proxy"
-_PLAIN = re.compile(rb"[ -\[\]-~]*").fullmatch  # printable ASCII without a backslash
 _MAX_TEXT = 600  # of one piece of foreign text: a syslog line should stay below 1 KiB or two
 
 
@@ -25,8 +23,10 @@ def printable(octets: bytes) -> str:
 
     What is not valid UTF-8 or not printable becomes an escape, and so does a backslash, so that it can be told apart.
     """
-    if len(octets) <= _MAX_TEXT and _PLAIN(octets):
-        return octets.decode("ascii")
+    if len(octets) <= _MAX_TEXT and octets.isascii():
+        text = octets.decode("ascii")
+        if text.isprintable() and "\\" not in text:
+            return text
     text = octets[:_MAX_TEXT].replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -80,15 +80,16 @@ def set_up_log(
     logging.raiseExceptions = False  # stderr is not there in a daemon, and nobody reads it elsewhere
 
 
-def write_line(text: str) -> None:
-    """A line of level info that goes out with the next batch: for what is logged per recipient.
+def write_lines(texts: Sequence[str]) -> None:
+    """Lines of level info that go out with the next batch: for what is logged per recipient.
 
     The module logging needs 20 us for each line.
     """
     if _batch is not None:
-        _batch.add(logging.INFO, text)
+        _batch.add(logging.INFO, *texts)
     else:
-        logging.getLogger(_NAME).info("%s", text)
+        for text in texts:
+            logging.getLogger(_NAME).info("%s", text)
 
 
 def finish_log() -> None:

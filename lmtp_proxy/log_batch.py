@@ -39,16 +39,18 @@ class LogBatch:
     def __repr__(self) -> str:
         return f"<LogBatch to {self.channel.name}: {len(self._lines)} lines wait, {self._lost} lost>"
 
-    def add(self, level: int, text: str) -> None:
-        """One line. level: of the module logging."""
+    def add(self, level: int, *texts: str) -> None:
+        """Lines. level: of the module logging."""
         lines = self._lines
-        if len(lines) >= KEPT:
-            self._lost += 1
-            return
-        lines.append(self.channel.line(level, text))
-        if self._later is None or (len(lines) >= _FULL and len(lines) % _FULL == 0):
+        before = len(lines)
+        if before + len(texts) > KEPT:
+            taken = texts[: max(0, KEPT - before)]
+            self._lost += len(texts) - len(taken)
+            texts = taken
+        lines += self.channel.lines(level, texts)
+        if self._later is None or len(lines) // _FULL > before // _FULL:
             self.flush()
-        elif not self._asked:
+        elif not self._asked and lines:
             self._asked = True
             self._later(INTERVAL, self._flush_now)
 
@@ -77,6 +79,6 @@ class LogBatch:
         if self._lost and not self._lines:
             lost, self._lost = self._lost, 0
             text = f"{lost} log lines were lost: {self.channel.name} took none"
-            self._lines.append(self.channel.line(logging.WARNING, text))
+            self._lines += self.channel.lines(logging.WARNING, (text,))
             sent += 1
         return sent

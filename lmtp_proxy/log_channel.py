@@ -24,8 +24,8 @@ class Channel(Protocol):
 
     name: str
 
-    def line(self, level: int, text: str) -> bytes:
-        """`text` as it goes out. level: of the module logging."""
+    def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
+        """`texts` as they go out. level: of the module logging."""
 
     def send(self, lines: Sequence[bytes]) -> int:
         """Send lines in order; how many went out without waiting."""
@@ -50,10 +50,10 @@ class SyslogChannel:
         for level, severity in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
             self._prefixes[level] = f"<{facility_number << 3 | severity}>{ident}"
 
-    def line(self, level: int, text: str) -> bytes:
+    def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """See Channel."""
-        line = self._prefixes.get(level, self._prefixes[logging.ERROR]) + text
-        return line.encode("utf-8", "backslashreplace")[:_LONGEST]
+        prefix = self._prefixes.get(level) or self._prefixes[logging.ERROR]
+        return [f"{prefix}{text}".encode("utf-8", "backslashreplace")[:_LONGEST] for text in texts]
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""
@@ -64,8 +64,10 @@ class SyslogChannel:
                 if self._socket is None:
                     fresh = True
                     self._socket = self._connected()
-                self._socket.send(lines[sent])
-                sent += 1
+                send = self._socket.send
+                while sent < len(lines):
+                    send(lines[sent])
+                    sent += 1
             except BlockingIOError:
                 break
             except OSError:  # syslog was restarted, or is not there
@@ -108,14 +110,15 @@ class StreamChannel:
         self._second = 0
         self._time = ""  # of it
 
-    def line(self, level: int, text: str) -> bytes:
+    def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """See Channel. The time is as the logging module has it: local, with milliseconds."""
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)
             self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         name = logging.getLevelName(level) + self._pid
-        return f"{self._time},{int(now * 1000) % 1000:03d} {name} {text}\n".encode("utf-8", "backslashreplace")
+        beginning = f"{self._time},{int(now * 1000) % 1000:03d} {name} "
+        return [f"{beginning}{text}\n".encode("utf-8", "backslashreplace") for text in texts]
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""

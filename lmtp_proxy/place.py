@@ -9,57 +9,44 @@ from collections.abc import Callable
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError, BackendSession
 from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.stream import Stream
 
 
 class Place:
-    """before_wait: called before a wait.
+    """before_wait: called before a wait for the place.
 
     session: None before the place is open, and after it was given back. reserved: the place is taken, and `open` has to
     be called. unheard: the session was used before, and has not said anything in this transaction yet.
     """
 
-    __slots__ = ("_before_wait", "_pool", "reserved", "session", "unheard")
-
     def __init__(self, pool: BackendPool, before_wait: Callable[[], None]) -> None:
-        self._pool = pool
-        self._before_wait = before_wait
+        self.pool = pool
         self.session: BackendSession | None = None
         self.reserved = False
         self.unheard = False
+        self._before_wait = before_wait
 
-    def reserve(self) -> None:
+    @property
+    def stream(self) -> Stream | None:
+        """What to wait for until something can go on."""
+        session = self.session
+        return None if session is None else session.stream
+
+    def reserve_place(self) -> None:
         """Take a place, unless that was done. Raises BackendError."""
         if self.session is None and not self.reserved:
-            self.session = self._pool.reserve(self._before_wait)
-            if self.session is None:
+            session = self.session = self.pool.reserve(self._before_wait)
+            if session is None:
                 self.reserved = True
             else:
                 self.unheard = True
-                self.session.before_wait = self._before_wait
 
-    def open(self) -> None:
+    def open_session(self) -> None:
         """Open a session. Raises BackendError; the place stays reserved."""
-        self.session = self._pool.open()
-        self.session.before_wait = self._before_wait
+        self.session = self.pool.open()
         self.reserved = False
 
-    def quiet(self) -> BackendSession:
-        """The session, once it is certain that nothing has come that would answer what is asked now.
-
-        One that was used before is replaced if something has: the loop may not have looked at it yet. Raises
-        BackendError.
-        """
-        session = self.session
-        if session is None:
-            raise BackendError(say.INTERNAL_ERROR, "no session to ask")
-        if self.unheard:
-            if session.stream is not None and not session.stream.look():
-                return session
-            session = self._replaced(session)
-        session.check_quiet()
-        return session
-
-    def replaces(self, error: BackendError) -> bool:
+    def replaces_session(self, error: BackendError) -> bool:
         """Whether `error` came of a session that had died before it was used again; there is a new one then.
 
         Raises BackendError if there cannot be.
@@ -67,17 +54,17 @@ class Place:
         session = self.session
         if session is None or not self.unheard:
             return False
+        self.unheard = False  # once
         ended = session.stream is None or session.stream.ended
         if not (ended or error.reply is say.BACKEND_CLOSING or isinstance(error.__cause__, OSError)):
-            self.unheard = False
             return False
-        self._replaced(session)
+        self.replace_session(session)
         return True
 
-    def _replaced(self, session: BackendSession) -> BackendSession:
-        self.unheard = False  # once
-        self.session = self._pool.reopen(session)
-        self.session.before_wait = self._before_wait
+    def replace_session(self, session: BackendSession) -> BackendSession:
+        """A new one, for one that was used before and is not fit for use again. Raises BackendError."""
+        self.unheard = False
+        self.session = self.pool.reopen(session)
         return self.session
 
     def give_back(self, how: Callable[[BackendSession], None]) -> None:
@@ -85,6 +72,6 @@ class Place:
         session, self.session = self.session, None
         if self.reserved:
             self.reserved = False
-            self._pool.cancel()
+            self.pool.cancel()
         if session is not None:
             how(session)

@@ -71,7 +71,6 @@ class BackendPool:
         self.address = str(backend.address)
         self._taken = 0  # places, those of kept sessions included
         self._kept: list[BackendSession] = []  # the last one that was released at the end
-        self._kept_until: dict[BackendSession, float] = {}
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
         self._timer: Any = None  # for the first kept session to expire
         self._retired = False
@@ -106,7 +105,9 @@ class BackendPool:
         """
         if not self._queue:
             if self._kept:
-                return self._unkeep(self._kept[-1])
+                session = self._kept.pop()
+                session.kept_until = 0.0
+                return session
             if self._taken < self.backend.max_connections:
                 self._taken += 1
                 return None
@@ -134,7 +135,7 @@ class BackendPool:
         if self._queue:
             self._queue.popleft().set(session)
         elif session is not None:
-            self._keep(session)
+            self._keep(session, time.monotonic())
         else:
             self._taken -= 1
 
@@ -198,18 +199,18 @@ class BackendPool:
         The client is not kept waiting for that. A place is free once the backend has closed: until then its process
         counts against the limit it has itself.
         """
-        session.before_wait = None
-        self._heard = time.monotonic()
+        now = self._heard = time.monotonic()
         if session.unread:
             self.discard(session)
         elif self._retired or not self.backend.idle_timeout:
             self.leave(session)
-        else:
+        elif self._queue:
             self._give_place(session)
+        else:
+            self._keep(session, now)
 
     def reset(self, session: BackendSession) -> None:
         """A transaction is open on the backend, whose message was never begun: RSET, and then as `release`."""
-        session.before_wait = None
         if self._retired or not self.backend.idle_timeout:
             self.leave(session)
         else:
@@ -217,7 +218,6 @@ class BackendPool:
 
     def leave(self, session: BackendSession) -> "gevent.Greenlet[..., None]":
         """The session ended well, and is not wanted any more. Returns the greenlet that says QUIT."""
-        session.before_wait = None
         return gevent.spawn(self._take_leave, session)
 
     def discard(self, session: BackendSession) -> None:
@@ -231,9 +231,10 @@ class BackendPool:
     def _reset(self, session: BackendSession) -> None:
         deadline = time.monotonic() + self.backend.timeouts.command
         try:
-            session.check_quiet()
-            session.write(b"RSET\r\n", deadline)
-            well = session.read_reply(deadline).positive
+            well = not session.check_quiet()
+            if well:
+                session.write(b"RSET\r\n", deadline)
+                well = session.read_reply(deadline).positive
         except BackendError:
             well = False
         if well:
@@ -249,23 +250,20 @@ class BackendPool:
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 
-    def _keep(self, session: BackendSession) -> None:
+    def _keep(self, session: BackendSession, now: float) -> None:
         self._kept.append(session)
-        self._kept_until[session] = time.monotonic() + self.backend.idle_timeout
+        session.kept_until = now + self.backend.idle_timeout
         if self._timer is None:
             self._set_timer(self.backend.idle_timeout)
 
     def _unkeep(self, session: BackendSession) -> BackendSession:
-        del self._kept_until[session]
-        if session is self._kept[-1]:
-            self._kept.pop()
-        else:
-            self._kept.remove(session)
+        self._kept.remove(session)
+        session.kept_until = 0.0
         return session
 
     def _stirred(self, session: BackendSession) -> None:
         """Runs in the hub: something came while nobody waited for it; a kept session has nothing to say."""
-        if session in self._kept_until:
+        if session.kept_until:
             self._unkeep(session)
             self._close(session)
 
@@ -278,10 +276,10 @@ class BackendPool:
         self._timer.close()
         self._timer = None
         now = time.monotonic()
-        while self._kept and self._kept_until[self._kept[0]] <= now:
+        while self._kept and self._kept[0].kept_until <= now:
             self.leave(self._unkeep(self._kept[0]))
         if self._kept:
-            self._set_timer(self._kept_until[self._kept[0]] - now)
+            self._set_timer(self._kept[0].kept_until - now)
 
     def retire(self) -> "list[gevent.Greenlet[..., None]]":
         """Keep no session any more: those that are kept go now, busy ones when they are given back.

@@ -103,7 +103,8 @@ def _converse(session: BackendSession, commands: list[bytes], wanted: Callable[[
     """The replies to commands that go out in one write. Raises BackendError."""
     if not commands:
         return
-    session.check_quiet()
+    if session.check_quiet():
+        raise BackendError(say.BACKEND_ODD, "it said something out of turn")
     seconds = session.backend.timeouts.command
     session.write(b"".join(command + b"\r\n" for command in commands), time.monotonic() + seconds)
     for _ in commands:

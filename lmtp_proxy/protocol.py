@@ -35,6 +35,7 @@ AT_ONCE = 100
 """Commands of one client that are taken before the other clients have their turn."""
 
 _DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
+_NEED_DATA = Wait.NEED_DATA
 
 
 class LocalProtocolError(Exception):
@@ -45,6 +46,8 @@ class Protocol:
     """One client's session.
 
     hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
+    data_to_send: all replies that may go out now, each handed out once. owed: replies that `reply` has to bring before
+    the session can go on.
     """
 
     def __init__(self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool) -> None:
@@ -59,17 +62,16 @@ class Protocol:
         self._errors = 0
         self._turn = 0  # commands taken in this one
         self._replies = ReplyQueue()
+        self.data_to_send: Callable[[], bytes] = self._replies.take
         self._envelope: Envelope | None = None
         self._accepted = 0
-        self._owed = 0
+        self.owed = 0
         self._data_expected = False
         self._data: MessageData | None = None
         self._replying = False  # after the final dot
 
     def __repr__(self) -> str:
-        return (
-            f"<Protocol {self._phase()} accepted={self._accepted} owed={self._owed} buffered={len(self._lines)}>"
-        )
+        return f"<Protocol {self._phase()} accepted={self._accepted} owed={self.owed} buffered={len(self._lines)}>"
 
     def _phase(self) -> str:
         if self._closed or self._replying:
@@ -88,11 +90,6 @@ class Protocol:
         """Between 354 and the final dot."""
         return self._data is not None
 
-    @property
-    def owed(self) -> int:
-        """Replies that `reply` has to bring before the session can go on."""
-        return self._owed
-
     def completes(self, ahead: bytes) -> bool:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
         octets = self._lines.rest + ahead
@@ -105,10 +102,6 @@ class Protocol:
         """Whether the next command, which waits for replies that are owed, is DATA."""
         at = self._lines.position
         return self._lines.octets[at : at + 6].upper() == b"DATA\r\n"
-
-    def data_to_send(self) -> bytes:
-        """All replies that may go out now; each is handed out once."""
-        return self._replies.take()
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -124,19 +117,22 @@ class Protocol:
         else:
             self._eof = True
 
-    def reply(self, reply: Reply) -> None:
-        """The oldest reply that is owed: to a RCPT, or for a recipient after the final dot."""
-        if not self._owed:
-            raise LocalProtocolError(f"no reply is owed, but got {reply}")
-        self._owed -= 1
+    def reply(self, *replies: Reply) -> None:
+        """The oldest replies that are owed: to RCPTs, or for recipients after the final dot."""
+        owed = self.owed - len(replies)
+        if owed < 0:
+            raise LocalProtocolError(f"{self.owed} replies are owed, but got {[str(reply) for reply in replies]}")
+        self.owed = owed
         if self._replying:
-            self._replies.say(reply)
-            if not self._owed:
+            for reply in replies:
+                self._replies.say(reply)
+            if not owed:
                 self._end_transaction()
             return
-        if reply.positive:
-            self._accepted += 1
-        self._replies.settle(reply)
+        for reply in replies:
+            if reply.code < 300:
+                self._accepted += 1
+        self._replies.settle(replies)
 
     def start_data(self) -> None:
         """Ask for the message (354)."""
@@ -149,7 +145,7 @@ class Protocol:
     def close(self, reply: Reply) -> None:
         """Say `reply` as the last thing; what is owed is not answered any more."""
         self._replies.forget_owed()
-        self._owed = 0
+        self.owed = 0
         self._end_transaction()
         self._replies.say(reply)
         self._closed = True
@@ -158,23 +154,32 @@ class Protocol:
 
     def next_event(self) -> Event | Wait:
         """The next thing to do, or why there is none."""
+        lines = self._lines
         while True:
             if self._closed:
                 return _CLOSED
-            if self._data_expected:
-                raise LocalProtocolError("DATA was not followed by start_data")
             if self._data is not None:
                 return self._next_in_data(self._data)
+            if self._data_expected:
+                raise LocalProtocolError("DATA was not followed by start_data")
             if self._replying:
                 return Wait.PAUSED
+            if lines.position == len(lines.octets) and not self._eof:
+                return Wait.PAUSED if self.owed else _NEED_DATA
             if self._turn >= AT_ONCE:
                 self._turn = 0
                 return Wait.BUSY
-            if self._envelope is None and self._greeted and (command := self._plain_envelope()):
-                return command
-            line = self._lines.next(self._may_run_ahead if self._owed else None)
+            if self._envelope is None:
+                if self._greeted and (command := self._plain_envelope()):
+                    return command
+            elif self._accepted and not self.owed and lines.take(b"DATA\r\n"):
+                self._turn += 1  # as most envelopes end; without the detour by the table of verbs
+                self._errors = 0
+                self._data_expected = True
+                return _DATA
+            line = lines.next(self._may_run_ahead if self.owed else None)
             if line is None:
-                if self._owed:
+                if self.owed:
                     return Wait.PAUSED
                 return _CLOSED if self._eof else Wait.NEED_DATA
             event = self._command(line)
@@ -193,28 +198,29 @@ class Protocol:
         self._turn += len(recipients) + 1
         self._errors = 0
         self._envelope = envelope
-        self._owed = len(recipients)
+        self.owed = len(recipients)
         self._replies.say(say.SENDER_OK)
-        for _ in recipients:
-            self._replies.owe()
+        self._replies.owe(len(recipients))
         return EnvelopeCommand(envelope, recipients)
 
     def _next_in_data(self, data: MessageData) -> Event | Wait:
-        if not self._lines:
-            return _CLOSED if self._eof else Wait.NEED_DATA
-        octets, rest = data.feed(self._lines.rest)
-        self._lines.set(rest)
+        lines = self._lines
+        octets = lines.rest
+        if not octets:
+            return _CLOSED if self._eof else _NEED_DATA
+        octets, lines.octets = data.feed(octets)
+        lines.position = 0
         refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
         if refusal:
             octets = b""
         if data.ended:
             self._data = None
             self._replying = True
-            self._owed = self._accepted
+            self.owed = self._accepted
             return EndOfMessage(data.size, refusal, octets)
         if octets:
             return MessageOctets(octets)
-        return _CLOSED if self._eof else Wait.NEED_DATA
+        return _CLOSED if self._eof else _NEED_DATA
 
     def _size_refusal(self, size: int | None) -> Reply | None:
         return say.SIZE_TOO_BIG if size and 0 < self._max_message_size < size else None
@@ -227,7 +233,7 @@ class Protocol:
         return (
             line[:4].upper() == b"RCPT"
             and not self._lines.skipping
-            and self._accepted + self._owed < self._max_recipients
+            and self._accepted + self.owed < self._max_recipients
             and self._errors < MAX_ERRORS - 1
         )
 
@@ -273,7 +279,7 @@ class Protocol:
             return self._refuse(parsed)
         if self._accepted >= self._max_recipients:
             return self._answer(say.TOO_MANY_RECIPIENTS)
-        self._owed += 1
+        self.owed += 1
         self._replies.owe()
         return RcptCommand(parsed)
 

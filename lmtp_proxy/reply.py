@@ -21,7 +21,7 @@ class Reply:
     """One reply: a code and at least one line.
 
     code: 200 to 599. lines: the text of each line as octets, after "250-" or "250 ", the enhanced code included.
-    wire: the whole reply as it goes over the wire, where that is known already.
+    wire: the whole reply as it goes over the wire, each line ended with CRLF; made of the others if it is not given.
     Raises ValueError for a code or line that could not stand there as exactly one reply.
     """
 
@@ -39,6 +39,7 @@ class Reply:
                 raise ValueError("a reply line may hold no CR, LF or NUL")
             if len(line) + 6 > MAX_LINE:
                 raise ValueError(f"a reply line of {len(line) + 6} octets, {MAX_LINE} are allowed")
+        _set(self, "wire", self.wire or _joined(self.code, self.lines))
 
     @property
     def enhanced(self) -> str | None:
@@ -52,7 +53,7 @@ class Reply:
     @property
     def in_one_line(self) -> bytes:
         """Code and all lines, for the log."""
-        return self.wire[:-2] if self.wire else b"%d %s" % (self.code, self.text)
+        return self.wire[:-2] if len(self.lines) == 1 else b"%d %s" % (self.code, self.text)
 
     @property
     def positive(self) -> bool:
@@ -81,12 +82,8 @@ class Reply:
         return Reply(self.code, tuple(prefix + line[: MAX_LINE - 6 - len(prefix)] for line in self.lines))
 
     def to_bytes(self) -> bytes:
-        """The reply as it goes over the wire, each line ended with CRLF."""
-        if self.wire:
-            return self.wire
-        code = b"%d" % self.code
-        *first, last = self.lines
-        return b"".join(b"%s-%s\r\n" % (code, line) for line in first) + b"%s %s\r\n" % (code, last)
+        """The reply as it goes over the wire."""
+        return self.wire
 
     def __str__(self) -> str:
         return f"{self.code} {self.text.decode('utf-8', 'backslashreplace')}"
@@ -100,8 +97,14 @@ def reply_from_wire(code: int, lines: tuple[bytes, ...], wire: bytes = b"") -> R
     reply = _new(Reply)
     _set(reply, "code", code)
     _set(reply, "lines", lines)
-    _set(reply, "wire", wire)
+    _set(reply, "wire", wire or _joined(code, lines))
     return reply
+
+
+def _joined(number: int, lines: tuple[bytes, ...]) -> bytes:
+    code = b"%d" % number
+    *first, last = lines
+    return b"".join(b"%s-%s\r\n" % (code, line) for line in first) + b"%s %s\r\n" % (code, last)
 
 
 _new, _set = object.__new__, object.__setattr__

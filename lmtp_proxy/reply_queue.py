@@ -5,6 +5,7 @@ It knows order and nothing else: neither what a reply says nor what it answers.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 from lmtp_proxy.reply import Reply
 
@@ -21,18 +22,24 @@ class ReplyQueue:
         if self._waiting:
             self._waiting.append(reply)
         else:
-            self._ready.append(reply.to_bytes())
+            self._ready.append(reply.wire)
 
-    def owe(self) -> None:
-        """The next reply is not known yet."""
-        self._waiting.append(None)
+    def owe(self, replies: int = 1) -> None:
+        """The next replies are not known yet."""
+        self._waiting.extend([None] * replies)
 
-    def settle(self, reply: Reply) -> None:
-        """The oldest reply that is owed."""
-        self._waiting[0] = reply
-        while self._waiting and (known := self._waiting[0]) is not None:
-            self._ready.append(known.to_bytes())
-            self._waiting.popleft()
+    def settle(self, replies: Sequence[Reply]) -> None:
+        """The oldest replies that are owed; not more than are."""
+        waiting = self._waiting
+        if len(replies) == len(waiting):  # all that wait, so nothing else stands among them
+            waiting.clear()
+            self._ready += [reply.wire for reply in replies]
+            return
+        for reply in replies:
+            waiting[0] = reply
+            while waiting and (known := waiting[0]) is not None:
+                self._ready.append(known.wire)
+                waiting.popleft()
 
     def forget_owed(self) -> None:
         """What is owed is never said, nor what stands behind it."""
@@ -40,6 +47,9 @@ class ReplyQueue:
 
     def take(self) -> bytes:
         """All that may go out now; each octet is handed out once."""
-        octets = b"".join(self._ready)
-        self._ready.clear()
+        ready = self._ready
+        if not ready:
+            return b""
+        octets = b"".join(ready)
+        ready.clear()
         return octets

@@ -170,7 +170,10 @@ class Session:
                     raise _StopNow
                 event = protocol.next_event()
                 kind = type(event)
-                if isinstance(event, Wait):
+                if event is _NEED_DATA and (self._transaction is None or not self._transaction.waiting):
+                    self._flush()
+                    self._receive()
+                elif isinstance(event, Wait):
                     self._wait(event)
                 elif kind is ConnectionClosed:
                     return True
@@ -195,11 +198,8 @@ class Session:
             gevent.sleep(0)
         elif self._transaction is not None and self._transaction.waiting:
             self._answer_recipients(self._transaction, data_follows=self._protocol.data_follows)
-        elif wait is Wait.PAUSED:
-            raise LocalProtocolError("replies are owed, but nobody is there to give them")
         else:
-            self._flush()
-            self._receive()
+            raise LocalProtocolError("replies are owed, but nobody is there to give them")
 
     def _answer_recipients(self, transaction: Transaction, *, data_follows: bool) -> None:
         self._watch.begin()
@@ -218,12 +218,11 @@ class Session:
         self._may_begin_until = 0.0
         transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
         self._transaction = transaction
-        for recipient in event.recipients:
-            transaction.add(recipient)
+        transaction.add(event.recipients)
         self._answer_recipients(transaction, data_follows=True)
 
     def _rcpt(self, event: RcptCommand) -> None:
-        self._open_transaction.add(event.recipient)
+        self._open_transaction.add((event.recipient,))
 
     def _data(self, _: DataCommand) -> None:
         self._watch.begin()
@@ -232,7 +231,7 @@ class Session:
         finally:
             self._watch.end()
             self._protocol.start_data()
-            self._clock = DotClock(time.monotonic())
+            self._clock.restart(time.monotonic())
 
     def _octets(self, event: MessageOctets) -> None:
         self._watch.begin()
@@ -283,8 +282,10 @@ class Session:
         octets = stream.take()
         if not octets and stream.error is not None:
             raise stream.error
-        self._clock.received(len(octets), time.monotonic(), waited=waited)
-        self._protocol.receive_data(octets)
+        protocol = self._protocol
+        if protocol.in_data:
+            self._clock.received(len(octets), time.monotonic(), waited=waited)
+        protocol.receive_data(octets)
 
     def _wait_for_client(self) -> bool:
         """Until it says something or closes; False if it did neither in time."""
@@ -301,40 +302,38 @@ class Session:
 
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""
-        full = self._stream.full
-        if self._committing and (full or self._lost):
+        stream = self._stream
+        if self._committing and (stream.full or self._lost):
             return
         if self._lost:
             raise ConnectionError("it took no replies")
-        output = self._protocol.data_to_send()
-        if not output and not full:
-            return
         try:
-            self._send(output, self._idle())
+            if stream.full:
+                self._wait_for_room(self._idle())
+            if output := self._protocol.data_to_send():
+                self._send(output, None)
         except OSError:
             self._lost = True
             if not self._committing:
                 raise
 
-    def _send(self, octets: bytes, seconds: float) -> None:
-        stream = self._stream
-        deadline = time.monotonic() + seconds
-        if stream.full:
-            self._wait_for_room(deadline)
-        sent = stream.send(octets)
-        if sent == len(octets):
-            return
-        stream.keep(octets[sent:])
-        if not self._committing:
-            self._wait_for_room(deadline)
+    def _send(self, octets: bytes, seconds: float | None) -> None:
+        """seconds: for all of it to go out; None for as many as a client may be idle."""
+        sent = self._stream.send(octets)
+        if sent < len(octets):
+            self._stream.keep(octets[sent:])
+            if not self._committing:
+                self._wait_for_room(self._idle() if seconds is None else seconds)
 
-    def _wait_for_room(self, deadline: float) -> None:
-        if not self._stream.wait_for_room(deadline):
+    def _wait_for_room(self, seconds: float) -> None:
+        if not self._stream.wait_for_room(time.monotonic() + seconds):
             raise TimeoutError("timed out")
 
     def _say_last(self, reply: say.Reply) -> None:
         self._protocol.close(reply)
         try:
+            if self._stream.full:
+                self._wait_for_room(_LAST_WORDS)
             self._send(self._protocol.data_to_send(), _LAST_WORDS)
         except OSError:
             pass  # who does not listen misses nothing
@@ -343,6 +342,7 @@ class Session:
         return self._shared.cutover.current().config.timeouts.client_idle
 
 
+_NEED_DATA = Wait.NEED_DATA
 _BEGINS = frozenset({MailCommand, EnvelopeCommand})  # a transaction
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     MailCommand: Session._mail,

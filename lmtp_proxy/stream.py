@@ -136,12 +136,11 @@ class Stream:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
         if not self.received and not self.ended:
             try:
-                self._recv(1, MSG_PEEK)
+                self._take_in(self._recv(AHEAD))
             except BlockingIOError:
                 return False
-            except OSError:
-                pass  # comes again in a moment
-            self._receive()
+            except OSError as error:
+                self._end(error)
         return bool(self.received) or self.ended
 
     def peek(self, most: int) -> bytes:
@@ -153,25 +152,8 @@ class Stream:
 
         False at `deadline` (time.monotonic). Only one greenlet may wait for a stream.
         """
-        return self._told() or self._wait(deadline)
-
-    def wait_for_room(self, deadline: float) -> bool:
-        """Wait until the stream is not `full`; False at `deadline`. Raises OSError where nothing goes out any more."""
-        while self.full:
-            if not self._wait(deadline) and time.monotonic() >= deadline:
-                return False
-        if self.error is not None:
-            raise self.error
-        return True
-
-    def _told(self) -> bool:
-        """Whether a wait is over before it begins."""
-        if self._roomy:
-            self._roomy = False
+        if self._told():
             return True
-        return bool(self.received) or self.ended
-
-    def _wait(self, deadline: float) -> bool:
         # As _Deadlines.wait, whose call would cost more than what it does.
         deadlines = self._deadlines
         if deadline < deadlines.due:
@@ -184,8 +166,34 @@ class Stream:
             del deadlines.until[me]
             self._waiter = None
 
+    def wait_for_room(self, deadline: float) -> bool:
+        """Wait until the stream is not `full`; False at `deadline`. Raises OSError where nothing goes out any more."""
+        while self.full:
+            me = self._waiter = getcurrent()
+            try:
+                woken = self._deadlines.wait(me, deadline)
+            finally:
+                self._waiter = None
+            if not woken and time.monotonic() >= deadline:
+                return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def _told(self) -> bool:
+        """Whether a wait is over before it begins."""
+        if self._roomy:
+            self._roomy = False
+            return True
+        return bool(self.received) or self.ended
+
     def _readable(self) -> None:
-        self._receive()
+        try:
+            self._take_in(self._recv(AHEAD))
+        except BlockingIOError:
+            return  # `look` was faster
+        except OSError as error:
+            self._end(error)
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
@@ -197,14 +205,7 @@ class Stream:
         if waiter is None and self.on_event is not None:
             self.on_event()
 
-    def _receive(self) -> None:
-        try:
-            octets = self._recv(AHEAD)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(error)
-            return
+    def _take_in(self, octets: bytes) -> None:
         if octets:
             self.received = self.received + octets if self.received else octets
         else:

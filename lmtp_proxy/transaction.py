@@ -6,7 +6,7 @@ backend's failure means is settled in its Delivery; what the client's failure me
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import gevent
 from lmtp_proxy import reply as say
 from lmtp_proxy.commit import Cutover, Message, Position
 from lmtp_proxy.delivery import Delivery
-from lmtp_proxy.delivery_log import log_aborted, log_recipient
+from lmtp_proxy.delivery_log import log_aborted, log_recipients
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import HEAD
@@ -29,12 +29,12 @@ from lmtp_proxy.stream import wait_for_any
 class Client:
     """What a transaction may do to its client.
 
-    name: the session's id, for the log. answer: take the next reply that is owed, without I/O. flush: send what was
+    name: the session's id, for the log. answer: take the next replies that are owed, without I/O. flush: send what was
     taken; called before each wait, and never fails once the message is complete.
     """
 
     name: str
-    answer: Callable[[Reply], None]
+    answer: Callable[..., None]
     flush: Callable[[], None]
 
 
@@ -57,6 +57,7 @@ class Transaction:
         self._cutover = cutover
         self._parking = parking
         self._began = time.monotonic()
+        self._held = False  # the route of some new recipient is on hold
         self._parked = False
         self._in_data = self._finishing = False
         self._new: list[Position] = []
@@ -76,15 +77,16 @@ class Transaction:
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
-    def add(self, recipient: Recipient) -> None:
-        """A recipient; it waits for `answer_recipients`."""
-        self._new.append(self._routed(recipient))
-
-    def _routed(self, recipient: Recipient) -> Position:
+    def add(self, recipients: Iterable[Recipient]) -> None:
+        """These wait for `answer_recipients`."""
         generation = self._cutover.current()
-        route = generation.routing.route(recipient)
-        pool = None if route.backend is None else generation.pools[route.backend]
-        return Position(recipient, route, generation.number, pool)
+        route_of, pools = generation.routing.route, generation.pools
+        for recipient in recipients:
+            route = route_of(recipient)
+            pool = None if route.backend is None else pools[route.backend]
+            self._new.append(Position(recipient, route, generation.number, pool))
+            if route.held:
+                self._held = True
 
     @property
     def waiting(self) -> bool:
@@ -96,52 +98,53 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        self._park()
-        concerned: dict[Delivery, None] = {}
+        if self._held:
+            self._park()
+        deliveries: list[Delivery] = []
         for position in self._new:
-            if position.pool is not None:
-                delivery = self._delivery(position.pool)
-                delivery.add(position)
-                concerned[delivery] = None
+            if (pool := position.pool) is not None:
+                position.asked = True
+                delivery = self._deliveries.get(pool) or self._begun(pool)
+                if not delivery.new:
+                    deliveries.append(delivery)
+                delivery.new.append(position)
             else:
                 position.rcpt_reply = position.route.refusal
                 position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
-        deliveries = sorted(concerned, key=_name)
+        if len(deliveries) > 1:
+            deliveries.sort(key=_name)
+        unopened = False
         for delivery in deliveries:
             delivery.reserve()
-        self._open([delivery for delivery in deliveries if delivery.unopened])
+            unopened = unopened or delivery.reserved
+        if unopened:
+            self._open([delivery for delivery in deliveries if delivery.reserved])
         for delivery in deliveries:
             delivery.ask(data_follows=data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
         new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
+        refused: list[tuple[Position, Reply]] = []
+        replies: list[Reply] = []
         for position in new:
-            self._answer_rcpt(position)
+            reply = position.rcpt_reply or say.INTERNAL_ERROR
+            replies.append(reply)
+            if reply.code < 300:
+                self._accepted.append(position)
+            else:
+                refused.append((position, reply))
+        self._client.answer(*replies)
+        if refused:
+            self._log(refused)
 
-    def _delivery(self, pool: BackendPool) -> Delivery:
-        if pool not in self._deliveries:
-            self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
-        return self._deliveries[pool]
-
-    def _answer_rcpt(self, position: Position) -> None:
-        reply = position.rcpt_reply or say.INTERNAL_ERROR
-        self._client.answer(reply)
-        if reply.positive:
-            self._accepted.append(position)
-        else:
-            log_recipient(
-                self._client.name, self._envelope, position, reply, size=self._message.size, delay=self._delay()
-            )
+    def _begun(self, pool: BackendPool) -> Delivery:
+        delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
+        return delivery
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
-        for position in self._new:
-            if position.route.held:
-                break
-        else:
-            return
         config = self._cutover.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
@@ -150,8 +153,13 @@ class Transaction:
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
                     break
-                self._new = [self._routed(p.recipient) if p.route.held else p for p in self._new]
-        self._parked = False
+                before, self._new = self._new, []
+                for position in before:
+                    if position.route.held:
+                        self.add([position.recipient])
+                    else:
+                        self._new.append(position)
+        self._parked = self._held = False
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -160,11 +168,13 @@ class Transaction:
         self._in_data = True
         asked = []
         for delivery in self._deliveries.values():
-            if not delivery.wanted:
-                delivery.leave()
-            elif not delivery.in_data:
+            if delivery.in_data:
+                continue
+            if delivery.wanted:
                 delivery.start_data()
                 asked.append(delivery)
+            else:
+                delivery.leave()
         if asked:
             self._await(asked)
 
@@ -191,42 +201,50 @@ class Transaction:
         self._finishing = True
         try:
             if refusal is None:
-                deliveries = list({self._deliveries[p.pool]: None for p in self._accepted if p.pool is not None})
+                deliveries = [delivery for delivery in self._deliveries.values() if delivery.accepted]
                 for delivery in deliveries:
                     delivery.finish(last, dot)
                 self._await(deliveries)
         finally:
             # Also where an error of ours ended one delivery: what the other backends have said stands.
             self._close()
-            for position in self._accepted:
-                position.final_reply = position.final_reply or refusal or say.INTERNAL_ERROR
-            self._answer_known()
+            if self._answered < len(self._accepted):
+                for position in self._accepted:
+                    position.final_reply = position.final_reply or refusal or say.INTERNAL_ERROR
+                self._answer_known()
 
     def _count(self, octets: bytes) -> None:
         message = self._message
         message.size += len(octets)
-        if len(message.head) < HEAD:
+        if not message.head:
+            message.head = octets[:HEAD]
+        elif len(message.head) < HEAD:
             message.head += octets[: HEAD - len(message.head)]
 
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
-        for position in self._accepted[self._answered :] + self._new:
-            log_aborted(self._client.name, self._envelope, position, why, size=self._message.size, delay=self._delay())
+        given_up = self._accepted[self._answered :] + self._new
+        log_aborted(self._message, given_up, why, time.monotonic() - self._began)
         self._accepted, self._new, self._answered = [], [], 0
 
     def _answer_known(self) -> None:
         """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
-        while self._answered < len(self._accepted):
-            position = self._accepted[self._answered]
-            if position.final_reply is None:
-                return
-            self._answered += 1
-            self._client.answer(position.final_reply)
-            delay = self._delay()
-            log_recipient(
-                self._client.name, self._envelope, position, position.final_reply, size=self._message.size, delay=delay
-            )
+        known: list[tuple[Position, Reply]] = []
+        replies: list[Reply] = []
+        for position in self._accepted[self._answered :]:
+            reply = position.final_reply
+            if reply is None:
+                break
+            known.append((position, reply))
+            replies.append(reply)
+        if known:
+            self._answered += len(known)
+            self._client.answer(*replies)
+            self._log(known)
+
+    def _log(self, answered: Sequence[tuple[Position, Reply]]) -> None:
+        log_recipients(self._message, answered, time.monotonic() - self._began)
 
     # --- all backends at once ----------------------------------------------------------------------------------------
 
@@ -235,8 +253,6 @@ class Transaction:
 
     def _open(self, deliveries: list[Delivery]) -> None:
         """New connections, in a greenlet each if there are several."""
-        if not deliveries:
-            return
         self._client.flush()
         if len(deliveries) == 1:
             deliveries[0].open()
@@ -285,9 +301,6 @@ class Transaction:
         for delivery in self._deliveries.values():
             if not delivery.over:
                 delivery.abandon()
-
-    def _delay(self) -> float:
-        return time.monotonic() - self._began
 
 
 def _name(delivery: Delivery) -> str:

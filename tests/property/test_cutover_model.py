@@ -108,8 +108,9 @@ class ModelSession(BackendSession):
     def keep(self, octets: bytes) -> None:
         assert octets == b""
 
-    def check_quiet(self, *, in_data: bool = False) -> None:
+    def check_quiet(self, *, in_data: bool = False) -> bool:
         pause()
+        return False
 
     def next_replies(self, most: int) -> list[Reply]:
         pause()
@@ -143,9 +144,9 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover, lambda: None)
     session = ModelSession(world, pool.backend)
     session.user = user
-    delivery._place.session = session
+    delivery.session = session
     delivery.in_data = True
-    delivery._accepted.append(position)
+    delivery.accepted.append(position)
     delivery._commit.recipients_known()
     pause()
     delivery.finish(b"last\r\n", FOREVER)

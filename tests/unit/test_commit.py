@@ -37,10 +37,11 @@ class Proxy:
         cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
         self.commit = CommitPoint(pool, self.message, cutover)
         for recipient in (ALICE, BOB):
-            self.commit.add(recipient)
-            self.commit.accepted.append(
-                Position(recipient, self.generation.routing.route(recipient), self.generation.number, pool, True)
+            position = Position(
+                recipient, self.generation.routing.route(recipient), self.generation.number, pool, True
             )
+            self.commit.asked([position])
+            self.commit.accepted.append(position)
         self.commit.recipients_known()
         self.commit.data_begun()
 
@@ -136,6 +137,6 @@ def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, u
     route = proxy.generation.routing.route(recipient)
     proxy.commit.accepted[:] = [Position(recipient, route, 1, proxy.generation.pools["old"], True)]
     proxy.commit.enter()
-    proxy.commit._flight.phase = proxy.commit._flight.phase.FINAL_DOT
+    proxy.commit.phase = proxy.commit.phase.FINAL_DOT
     proxy.commit.given_up("gone")
     assert [record.user for record in proxy.uncertain.recent()] == [user]

@@ -16,7 +16,7 @@ from lmtp_proxy.config_values import Config, UnixAddress
 from lmtp_proxy.control import Application, ControlState
 from lmtp_proxy.control_request import GONE, MAX_USERS, UID
 from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.in_flight import Flight, InFlight
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.session import SessionState
 from lmtp_proxy.uncertain_log import UncertainLog
@@ -58,7 +58,9 @@ def test_answers_have_a_limit() -> None:
     in_flight = InFlight()
     recipient = Recipient(b"<u@x>", "u", "x")
     for number in range(1500):
-        in_flight.begin(f"s{number}", "old", "/old", b"<s@x>").recipients.extend([recipient] * 1000)
+        flight = Flight(f"s{number}", "old", "/old", b"<s@x>")
+        flight.recipients.extend([recipient] * 1000)
+        in_flight.begin(flight)
     state = SessionState("1", "unix", 1.0, "idle", None, 0, 0)
     app = application(lambda: [state] * 1500, in_flight)
     assert len(get(app, "/sessions")[1]["sessions"]) == 1000

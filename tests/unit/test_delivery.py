@@ -46,9 +46,9 @@ class Site:
         session = BackendSession(OLD, "proxy")
         session.stream = Stream(Socket(fileno=ours.detach()))
         self.stream = session.stream
-        self.delivery._place.session = session
+        self.delivery.session = session
         self.delivery.in_data = True
-        self.delivery._accepted.append(self.position)
+        self.delivery.accepted.append(self.position)
         pool._taken = 1
 
     def fill(self) -> None:

@@ -17,7 +17,8 @@ def recipient(address: str) -> Recipient:
 
 
 def begin(in_flight: InFlight, *addresses: str) -> Flight:
-    flight = in_flight.begin("8f3a", "old", "/run/old", b"<s@x>")
+    flight = Flight("8f3a", "old", "/run/old", b"<s@x>")
+    in_flight.begin(flight)
     flight.recipients = [recipient(address) for address in addresses]
     return flight
 

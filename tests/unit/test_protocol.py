@@ -793,18 +793,18 @@ def test_completes_amid_the_data_wants_the_true_end() -> None:
 
 def test_a_reply_that_is_not_owed_is_our_bug() -> None:
     protocol = new_protocol()
-    with pytest.raises(LocalProtocolError, match="no reply is owed"):
+    with pytest.raises(LocalProtocolError, match="0 replies are owed"):
         protocol.reply(accept(1))
     protocol, _ = started(ALICE)
     protocol.reply(accept(1))
-    with pytest.raises(LocalProtocolError, match="no reply is owed"):
+    with pytest.raises(LocalProtocolError, match="0 replies are owed"):
         protocol.reply(accept(2))
 
 
 def test_a_final_reply_too_many_is_our_bug() -> None:
     driver = Driver(new_protocol())
     driver.feed(LHLO + transaction(ALICE))
-    with pytest.raises(LocalProtocolError, match="no reply is owed"):
+    with pytest.raises(LocalProtocolError, match="0 replies are owed"):
         driver.protocol.reply(accept(2))
 
 

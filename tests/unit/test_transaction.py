@@ -35,8 +35,8 @@ class Session(BackendSession):
         self.dotted = self.dotted or octets.endswith(b".\r\n")
         return len(octets)
 
-    def check_quiet(self, *, in_data: bool = False) -> None:
-        pass
+    def check_quiet(self, *, in_data: bool = False) -> bool:
+        return False
 
     unread = False
 
@@ -64,10 +64,9 @@ def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
     in_flight = InFlight()
     uncertain = UncertainLog(lambda: generation, in_flight)
     answers: list[Reply] = []
-    client = Client("8f3a", answers.append, lambda: None)
+    client = Client("8f3a", lambda *replies: answers.extend(replies), lambda: None)
     transaction = Transaction(client, Envelope(b"<s@x>"), Cutover(lambda: generation, in_flight, uncertain), Parking())
-    for name in ("a", "b", "a"):
-        transaction.add(Recipient(f"<{name}@x>".encode(), name, "x"))
+    transaction.add([Recipient(f"<{name}@x>".encode(), name, "x") for name in ("a", "b", "a")])
     transaction.answer_recipients(data_follows=False)
     assert answers == [OK] * 3
     for pool in pools.values():
