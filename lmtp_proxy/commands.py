@@ -34,7 +34,8 @@ class Commands(Place):
     """deadline: for the next reply (time.monotonic).
 
     mail_sent, data_sent: the backend was told, or will be. expected: what the next replies answer, in order.
-    hears_until: half a reply has come out of turn, and has until then to become whole; else 0.
+    just_asked: something went out that is answered, and nobody has waited since; the caller unsets it. hears_until:
+    half a reply has come out of turn, and has until then to become whole; else 0.
     """
 
     def __init__(self, pool: BackendPool, before_wait: Callable[[], None]) -> None:
@@ -42,6 +43,7 @@ class Commands(Place):
         self.deadline = 0.0
         self.mail_sent = self.data_sent = False
         self.expected: deque[Command] = deque()
+        self.just_asked = False
         self.hears_until = 0.0
         self._latest = 0.0  # for all replies to what was asked
         self._unsent: list[Command] = []
@@ -104,6 +106,7 @@ class Commands(Place):
         octets = b"\r\n".join(lines[:number]) + b"\r\n"
         del self._unsent[:number], lines[:number]
         session.put(octets)
+        self.just_asked = True
         self.set_deadline()
 
     def quiet(self, session: BackendSession, *, in_data: bool = False) -> bool:

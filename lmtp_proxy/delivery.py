@@ -174,7 +174,7 @@ class Delivery(Commands):
         sent = session.send_now(octets)
         if sent == len(octets):
             self._commit.sent(len(last))
-            self._dot_begun = True
+            self._dot_begun = self.just_asked = True
             return
         self._commit.sent(min(sent, len(last)))
         if sent > len(last):
@@ -205,6 +205,7 @@ class Delivery(Commands):
 
     def _part(self, how: Callable[[BackendSession], None]) -> None:
         self.over = True
+        self.just_asked = False
         if self.outstanding:
             self.clear()
         self.mail_sent = self.data_sent = False

@@ -170,7 +170,7 @@ class Session:
                     raise _StopNow
                 event = protocol.next_event()
                 kind = type(event)
-                if event is _NEED_DATA and (self._transaction is None or not self._transaction.waiting):
+                if event is _NEED_DATA and (self._transaction is None or not self._transaction.new):
                     self._flush()
                     self._receive()
                 elif isinstance(event, Wait):
@@ -196,7 +196,7 @@ class Session:
     def _wait(self, wait: Wait) -> None:
         if wait is Wait.BUSY:
             gevent.sleep(0)
-        elif self._transaction is not None and self._transaction.waiting:
+        elif self._transaction is not None and self._transaction.new:
             self._answer_recipients(self._transaction, data_follows=self._protocol.data_follows)
         else:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
@@ -225,9 +225,11 @@ class Session:
         self._open_transaction.add((event.recipient,))
 
     def _data(self, _: DataCommand) -> None:
-        self._watch.begin()
+        transaction = self._open_transaction
         try:
-            self._open_transaction.start_data()
+            if asked := transaction.start_data():
+                self._watch.begin()
+                transaction.await_data(asked)
         finally:
             self._watch.end()
             self._protocol.start_data()
@@ -274,31 +276,25 @@ class Session:
 
     def _receive(self) -> None:
         stream = self._stream
+        protocol = self._protocol
         waited = not stream.received and not stream.ended
-        if waited and not self._wait_for_client():
-            self._end_transaction("the client was idle for too long")
-            self._protocol.close(say.IDLE_TOO_LONG)
-            return
+        if waited:
+            deadline = time.monotonic() + self._idle()
+            self._receiving = True
+            try:
+                while not stream.wait(deadline) or not (stream.received or stream.ended):
+                    if time.monotonic() >= deadline:
+                        self._end_transaction("the client was idle for too long")
+                        protocol.close(say.IDLE_TOO_LONG)
+                        return
+            finally:
+                self._receiving = False
         octets = stream.take()
         if not octets and stream.error is not None:
             raise stream.error
-        protocol = self._protocol
         if protocol.in_data:
             self._clock.received(len(octets), time.monotonic(), waited=waited)
         protocol.receive_data(octets)
-
-    def _wait_for_client(self) -> bool:
-        """Until it says something or closes; False if it did neither in time."""
-        stream = self._stream
-        deadline = time.monotonic() + self._idle()
-        self._receiving = True
-        try:
-            while not stream.received and not stream.ended:
-                if not stream.wait(deadline) and time.monotonic() >= deadline:
-                    return False
-        finally:
-            self._receiving = False
-        return True
 
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""
@@ -311,19 +307,15 @@ class Session:
             if stream.full:
                 self._wait_for_room(self._idle())
             if output := self._protocol.data_to_send():
-                self._send(output, None)
+                sent = stream.send(output)
+                if sent < len(output):
+                    stream.keep(output[sent:])
+                    if not self._committing:
+                        self._wait_for_room(self._idle())
         except OSError:
             self._lost = True
             if not self._committing:
                 raise
-
-    def _send(self, octets: bytes, seconds: float | None) -> None:
-        """seconds: for all of it to go out; None for as many as a client may be idle."""
-        sent = self._stream.send(octets)
-        if sent < len(octets):
-            self._stream.keep(octets[sent:])
-            if not self._committing:
-                self._wait_for_room(self._idle() if seconds is None else seconds)
 
     def _wait_for_room(self, seconds: float) -> None:
         if not self._stream.wait_for_room(time.monotonic() + seconds):
@@ -332,9 +324,11 @@ class Session:
     def _say_last(self, reply: say.Reply) -> None:
         self._protocol.close(reply)
         try:
-            if self._stream.full:
+            stream, output = self._stream, self._protocol.data_to_send()
+            if stream.full:
                 self._wait_for_room(_LAST_WORDS)
-            self._send(self._protocol.data_to_send(), _LAST_WORDS)
+            stream.keep(output[stream.send(output) :])
+            self._wait_for_room(_LAST_WORDS)
         except OSError:
             pass  # who does not listen misses nothing
 

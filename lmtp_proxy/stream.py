@@ -28,30 +28,22 @@ OnEvent: TypeAlias = Callable[[], None]
 
 
 class _Deadlines:
-    """The greenlets of one hub that wait, and until when: one timer for all, set to the earliest deadline known, `due`.
+    """The streams of one hub, and the greenlets that wait for them: one timer for all, set to `due`.
 
-    It is not put back when a wait ends in time, which nearly all do; when it fires it finds the next deadline. So a
-    wait costs two operations on a dictionary, and an idle process is not woken before somebody's deadline.
+    due: no wait has to end before. It is not put back when a wait ends in time, which nearly all do; when the timer
+    fires it looks at all streams for the next deadline. So a wait costs next to nothing, and an idle process is not
+    woken before somebody's deadline.
     """
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
-        self.until: dict[greenlet, float] = {}
+        self.switch: Callable[[], object] = hub.switch
+        self.streams: set[Stream] = set()
         self._timer: Any = None
         self.due = math.inf
 
-    def wait(self, me: greenlet, deadline: float) -> bool:
-        """Let others run until somebody switches to `me` with True; False if that was the timer."""
-        if deadline < self.due:
-            self.set(deadline)
-        self.until[me] = deadline
-        try:
-            return self.hub.switch() is True
-        finally:
-            del self.until[me]
-
     def set(self, due: float) -> None:
-        """The earliest deadline is `due`."""
+        """No wait has to end before `due`."""
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
@@ -60,15 +52,17 @@ class _Deadlines:
         self._timer.start(self._expire)
 
     def _expire(self) -> None:
-        # Runs in the hub. A greenlet that is woken may end the wait of another one.
+        # Runs in the hub. A greenlet that is woken may end the wait of another one, or begin its next one.
         now = time.monotonic() + _EARLY
-        late = [each for each, deadline in self.until.items() if deadline <= now]
+        waited_for = [stream for stream in self.streams if stream._waiter is not None]
         self.due = math.inf
-        if rest := [deadline for deadline in self.until.values() if deadline > now]:
+        if rest := [stream._deadline for stream in waited_for if stream._deadline > now]:
             self.set(min(rest))
-        for each in late:
-            if self.until.get(each, math.inf) <= now:
-                each.switch(False)
+        for stream in waited_for:
+            waiter = stream._waiter
+            if waiter is not None and stream._deadline <= now:
+                stream._waiter = None
+                waiter.switch(False)
 
 
 _deadlines: "WeakKeyDictionary[Any, _Deadlines]" = WeakKeyDictionary()
@@ -83,8 +77,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("_deadlines", "_loop", "_paused", "_reads", "_recv", "_roomy", "_send", "_sock", "_unsent", "_waiter"),
-        *("_writes", "ended", "error", "full", "on_event", "received"),
+        *("_deadline", "_deadlines", "_loop", "_paused", "_reads", "_recv", "_roomy", "_send", "_sock", "_unsent"),
+        *("_waiter", "_writes", "ended", "error", "full", "on_event", "received"),
     )
 
     def __init__(self, sock: Socket) -> None:
@@ -93,10 +87,12 @@ class Stream:
         if (deadlines := _deadlines.get(hub)) is None:
             deadlines = _deadlines[hub] = _Deadlines(hub)
         self._deadlines = deadlines
+        deadlines.streams.add(self)
         self._sock = sock
         self._recv, self._send = sock.recv, sock.send
         self._loop = hub.loop
         self._waiter: greenlet | None = None
+        self._deadline = 0.0  # of this one
         self._paused = False
         self._roomy = False  # there was room again while nobody waited
         self._unsent = b""
@@ -136,11 +132,15 @@ class Stream:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
         if not self.received and not self.ended:
             try:
-                self._take_in(self._recv(AHEAD))
+                octets = self._recv(AHEAD)
             except BlockingIOError:
                 return False
             except OSError as error:
                 self._end(error)
+            else:
+                self.received = octets
+                if not octets:
+                    self._end(None)
         return bool(self.received) or self.ended
 
     def peek(self, most: int) -> bytes:
@@ -152,64 +152,50 @@ class Stream:
 
         False at `deadline` (time.monotonic). Only one greenlet may wait for a stream.
         """
-        if self._told():
+        if self.received or self.ended or self._roomy:
+            self._roomy = False
             return True
-        # As _Deadlines.wait, whose call would cost more than what it does.
         deadlines = self._deadlines
         if deadline < deadlines.due:
             deadlines.set(deadline)
-        me = self._waiter = getcurrent()
-        deadlines.until[me] = deadline
+        self._deadline = deadline
+        self._waiter = getcurrent()
         try:
-            return deadlines.hub.switch() is True
+            return deadlines.switch() is True
         finally:
-            del deadlines.until[me]
             self._waiter = None
 
     def wait_for_room(self, deadline: float) -> bool:
         """Wait until the stream is not `full`; False at `deadline`. Raises OSError where nothing goes out any more."""
         while self.full:
-            me = self._waiter = getcurrent()
-            try:
-                woken = self._deadlines.wait(me, deadline)
-            finally:
-                self._waiter = None
-            if not woken and time.monotonic() >= deadline:
+            if not _wait((self,), deadline) and time.monotonic() >= deadline:
                 return False
         if self.error is not None:
             raise self.error
         return True
 
-    def _told(self) -> bool:
-        """Whether a wait is over before it begins."""
-        if self._roomy:
-            self._roomy = False
-            return True
-        return bool(self.received) or self.ended
-
     def _readable(self) -> None:
         try:
-            self._take_in(self._recv(AHEAD))
+            octets = self._recv(AHEAD)
         except BlockingIOError:
             return  # `look` was faster
         except OSError as error:
             self._end(error)
+        else:
+            if octets:
+                self.received = self.received + octets if self.received else octets
+            else:
+                self._end(None)
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             waiter.switch(True)
         # Who waits for room leaves it where it is.
-        if len(self.received) >= AHEAD and not self.ended:
+        if self.received and len(self.received) >= AHEAD and not self.ended:
             self._paused = True
             self._reads.stop()
         if waiter is None and self.on_event is not None:
             self.on_event()
-
-    def _take_in(self, octets: bytes) -> None:
-        if octets:
-            self.received = self.received + octets if self.received else octets
-        else:
-            self._end(None)
 
     def _end(self, error: OSError | None) -> None:
         self.ended = True
@@ -280,6 +266,7 @@ class Stream:
                 watcher.close()
         self._writes = None
         self._reads = _CLOSED
+        self._deadlines.streams.discard(self)
         self._sock.close()
 
 
@@ -298,13 +285,24 @@ _CLOSED = _ClosedWatcher()
 
 def wait_for_any(streams: Sequence[Stream], deadline: float) -> bool:
     """As Stream.wait, for the first of several in the same hub; at least one is needed."""
-    if any(stream._told() for stream in streams):
-        return True
+    for stream in streams:
+        if stream.received or stream.ended or stream._roomy:
+            stream._roomy = False
+            return True
+    return _wait(streams, deadline)
+
+
+def _wait(streams: Sequence[Stream], deadline: float) -> bool:
+    """Let others run until one of the streams has something to say (True), or until `deadline`."""
+    deadlines = streams[0]._deadlines
+    if deadline < deadlines.due:
+        deadlines.set(deadline)
     me = getcurrent()
     for stream in streams:
         stream._waiter = me
+        stream._deadline = deadline
     try:
-        return streams[0]._deadlines.wait(me, deadline)
+        return deadlines.switch() is True
     finally:
         for stream in streams:
             stream._waiter = None

@@ -48,7 +48,10 @@ class Summary(NamedTuple):
 
 
 class Transaction:
-    """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`."""
+    """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`.
+
+    new: recipients who wait for `answer_recipients`.
+    """
 
     def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
         self._client = client
@@ -60,7 +63,7 @@ class Transaction:
         self._held = False  # the route of some new recipient is on hold
         self._parked = False
         self._in_data = self._finishing = False
-        self._new: list[Position] = []
+        self.new: list[Position] = []
         self._accepted: list[Position] = []
         self._answered = 0  # of the accepted ones, after the final dot
         self._deliveries: dict[BackendPool, Delivery] = {}
@@ -72,7 +75,7 @@ class Transaction:
     def summary(self) -> Summary:
         """How far it is."""
         state = "held" if self._parked else "data" if self._in_data else "envelope"
-        recipients = len(self._accepted) + len(self._new)
+        recipients = len(self._accepted) + len(self.new)
         return Summary(state, self._envelope.path, recipients, self._message.size)
 
     # --- envelope ----------------------------------------------------------------------------------------------------
@@ -84,14 +87,9 @@ class Transaction:
         for recipient in recipients:
             route = route_of(recipient)
             pool = None if route.backend is None else pools[route.backend]
-            self._new.append(Position(recipient, route, generation.number, pool))
+            self.new.append(Position(recipient, route, generation.number, pool))
             if route.held:
                 self._held = True
-
-    @property
-    def waiting(self) -> bool:
-        """Some recipients wait for `answer_recipients`."""
-        return bool(self._new)
 
     def answer_recipients(self, *, data_follows: bool) -> None:
         """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
@@ -101,7 +99,7 @@ class Transaction:
         if self._held:
             self._park()
         deliveries: list[Delivery] = []
-        for position in self._new:
+        for position in self.new:
             if (pool := position.pool) is not None:
                 position.asked = True
                 delivery = self._deliveries.get(pool) or self._begun(pool)
@@ -125,7 +123,7 @@ class Transaction:
             delivery.ask(data_follows=data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
-        new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
+        new, self.new = self.new, []  # not before: a client that vanishes until here leaves a log line for each
         refused: list[tuple[Position, Reply]] = []
         replies: list[Reply] = []
         for position in new:
@@ -149,24 +147,24 @@ class Transaction:
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
             self._parked = granted
-            while granted and any(position.route.held for position in self._new):
+            while granted and any(position.route.held for position in self.new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
                     break
-                before, self._new = self._new, []
+                before, self.new = self.new, []
                 for position in before:
                     if position.route.held:
                         self.add([position.recipient])
                     else:
-                        self._new.append(position)
+                        self.new.append(position)
         self._parked = self._held = False
 
     # --- data --------------------------------------------------------------------------------------------------------
 
-    def start_data(self) -> None:
-        """DATA to every backend with an accepted recipient."""
+    def start_data(self) -> list[Delivery]:
+        """DATA to every backend with an accepted recipient; those that were not told before, for `await_data`."""
         self._in_data = True
-        asked = []
+        asked: list[Delivery] = []
         for delivery in self._deliveries.values():
             if delivery.in_data:
                 continue
@@ -175,8 +173,11 @@ class Transaction:
                 asked.append(delivery)
             else:
                 delivery.leave()
-        if asked:
-            self._await(asked)
+        return asked
+
+    def await_data(self, asked: list[Delivery]) -> None:
+        """Wait until each takes the message, or has failed."""
+        self._await(asked)
 
     def write(self, octets: bytes, dot: float) -> None:
         """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
@@ -224,23 +225,21 @@ class Transaction:
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
-        given_up = self._accepted[self._answered :] + self._new
+        given_up = self._accepted[self._answered :] + self.new
         log_aborted(self._message, given_up, why, time.monotonic() - self._began)
-        self._accepted, self._new, self._answered = [], [], 0
+        self._accepted, self.new, self._answered = [], [], 0
 
     def _answer_known(self) -> None:
         """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
         known: list[tuple[Position, Reply]] = []
-        replies: list[Reply] = []
-        for position in self._accepted[self._answered :]:
+        for position in self._accepted[self._answered :] if self._answered else self._accepted:
             reply = position.final_reply
             if reply is None:
                 break
             known.append((position, reply))
-            replies.append(reply)
         if known:
             self._answered += len(known)
-            self._client.answer(*replies)
+            self._client.answer(*[reply for _, reply in known])
             self._log(known)
 
     def _log(self, answered: Sequence[tuple[Position, Reply]]) -> None:
@@ -274,8 +273,12 @@ class Transaction:
         """
         failed: Exception | None = None
         while True:
-            pending = []
+            pending: list[Delivery] = []
             for delivery in deliveries:
+                if delivery.just_asked:
+                    delivery.just_asked = False
+                    pending.append(delivery)
+                    continue
                 try:
                     if not delivery.advance():
                         pending.append(delivery)
