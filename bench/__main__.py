@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import machine
+from bench.floor import Floor
 from bench.peers import Direct, Dovecot, HAProxy, Program
 from bench.plot import plot
 from bench.processes import BenchError
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=_positive, help="that count, besides the first one (default: 5; quick: 1)")
     add("--seconds", type=float, help="of one run (default: 3; quick: 0.5)")
     add("--python", default=sys.executable, help="the interpreter that runs the proxy")
+    add("--floor", action="store_true", help="measure the least that a proxy in Python costs, too")
     add("--keep", action="store_true", help="write the results to where git sees them")
     add("--write-docs", action="store_true", help="renew the results and the chart in docs/")
     add("--from", dest="results", type=Path, metavar="JSON", help="measure nothing, take these results")
@@ -96,6 +98,7 @@ def _measure(options: argparse.Namespace) -> Results:
         ours,
         replace(ours, name=TWO_WORKERS, workers=2),
         replace(ours, name=UNLOGGED, level="warning"),
+        *([Floor(python=options.python)] if options.floor else []),
     ]
     missing = {program.name: why for program in programs if (why := program.missing())}
     for name, why in missing.items():
