@@ -59,6 +59,7 @@ Ring 5, clients:
     client_watch       notices a client that goes away while a backend is waited for
     session            the loop between client socket, protocol and transaction
     patient_acceptor   waits where there is no file left for a client
+    acceptor           accepts clients up to a limit, each in a greenlet of its own
     server             listening sockets, client limit, drain on stop
 Ring 6, the process:
     reloads            one reload at a time, for however many ask

@@ -13,34 +13,17 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
 
-import gevent
 from gevent.event import Event
-from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from lmtp_proxy import reply as say
+from lmtp_proxy.acceptor import Acceptor
 from lmtp_proxy.log import printable
-from lmtp_proxy.patient_acceptor import PatientAcceptor
 from lmtp_proxy.session import Session, SessionState, Shared
 from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)
-
-
-class _PlainSockets(StreamServer):
-    """Hands out sockets of the C type, for Stream; gevent's own type costs 10 us more a client."""
-
-    def do_read(self) -> Any:
-        listener = self.socket
-        try:
-            handle, address = listener._accept()  # type: ignore[attr-defined]  # what socket.accept() itself calls
-        except BlockingIOError:
-            return None
-        return Socket(listener.family, listener.type, listener.proto, handle), address
-
-
-class _Acceptor(PatientAcceptor, _PlainSockets):
-    """Accepts clients for mail."""
+_AT_ONCE = 100
+"""Clients accepted before those that are there have their turn."""
 
 
 class Server:
@@ -65,9 +48,10 @@ class Server:
         self._sessions_changed = sessions_changed
         self._stopping = False
         self._tcp = listener.family != socket.AF_UNIX
-        self._stream_server = _Acceptor(listener, self._serve, spawn=Pool(max_clients))
-        if not alone:
-            self._stream_server.max_accept = 1  # who wakes up first would take all, and the others have nothing to do
+        if self._tcp:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
+        # Where several accept, who wakes up first would take all, and the others have nothing to do.
+        self._acceptor = Acceptor(listener, self._serve, max_clients, _AT_ONCE if alone else 1)
 
     def __repr__(self) -> str:
         return f"<Server {len(self._sessions)} sessions>"
@@ -78,7 +62,7 @@ class Server:
 
     def start(self) -> None:
         """Begin to accept."""
-        self._stream_server.start()
+        self._acceptor.start()
 
     def stop(self) -> None:
         """Accept nobody any more, let transactions finish, and return when the last session has ended.
@@ -86,9 +70,8 @@ class Server:
         Idle clients are told 421 at once. A transaction whose final dot was not read within `timeouts.shutdown` is
         given up; one whose final dot was read has until its own deadline (`timeouts.final_reply`).
         """
-        self._stream_server.close()
+        self._acceptor.close()
         self._stopping = True
-        gevent.sleep(0)  # a client that was accepted just now has its greenlet, but that has not run yet
         deadline = time.monotonic() + self._shared.cutover.current().config.timeouts.shutdown
         for session in tuple(self._sessions):
             session.stop()
@@ -107,22 +90,19 @@ class Server:
 
     def _serve(self, sock: Socket, address: Any) -> None:
         peer = f"{address[0]}:{address[1]}" if self._tcp else "unix"
-        if self._tcp:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if not self._may_connect(str(address[0])):
-                self._turn_away(sock, peer)
-                return
+        if self._tcp and not self._may_connect(str(address[0])):
+            self._turn_away(sock, peer)
+            return
         session = Session(sock, peer, self._shared)
         _log.debug("%s: connect from %s", session.name, peer)
         self._sessions.add(session)
         self._sessions_changed(len(self._sessions))
-        if self._stopping:
-            session.stop()
         try:
             session.run()
         finally:
             self._sessions.discard(session)
-            self._changed.set()
+            if self._stopping:
+                self._changed.set()
             self._sessions_changed(len(self._sessions))
             _log.debug("%s: disconnect from %s", session.name, peer)
 

@@ -24,6 +24,7 @@ import gevent
 import gevent.socket
 import setproctitle
 from gevent.event import Event
+from greenlet import greenlet
 
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
@@ -189,8 +190,14 @@ def cooperative(listener: socket.socket) -> socket.socket:
 def log_greenlets_left() -> None:
     """How many greenlets have not ended, which should be none when the last session has: to find leaks with."""
     if _log.isEnabledFor(logging.DEBUG):
-        left = sum(isinstance(thing, gevent.Greenlet) and not thing.ready() for thing in gc.get_objects())
+        left = sum(_is_alive(thing) for thing in gc.get_objects())
         _log.debug("greenlets left: %d", left)
+
+
+def _is_alive(thing: object) -> bool:
+    if isinstance(thing, gevent.Greenlet):
+        return not thing.ready()
+    return type(thing) is greenlet and bool(thing) and thing.parent is not None  # a client's; else the main one
 
 
 def _allow_open_files(config: Config) -> None:

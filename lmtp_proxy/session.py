@@ -6,7 +6,7 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 """
 
 import logging
-import secrets
+import random
 import time
 from _socket import socket as Socket
 from collections.abc import Callable
@@ -38,6 +38,7 @@ from lmtp_proxy.stream import Stream
 from lmtp_proxy.transaction import Client, Transaction
 
 _log = logging.getLogger(__name__)
+_names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each
 _LAST_WORDS = 1.0  # seconds
 _NEWCOMER = 1.0  # seconds: Postfix connects when it has mail, and takes a 421 before MAIL for a reason to defer it
 
@@ -77,7 +78,7 @@ class Session:
 
     def __init__(self, sock: Socket, peer: str, shared: Shared) -> None:
         config = shared.cutover.current().config
-        self.name = secrets.token_hex(4)
+        self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
         self._stream = Stream(sock)
         self._shared = shared
