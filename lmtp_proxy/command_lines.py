@@ -30,11 +30,6 @@ class CommandLines:
         """All that was not used."""
         return self.octets[self.position :] if self.position else self.octets
 
-    def add(self, octets: bytes) -> None:
-        """More has come."""
-        self.octets = octets if self.position == len(self.octets) else self.rest + octets
-        self.position = 0
-
     def set(self, octets: bytes) -> None:
         """This, and nothing else, was not used."""
         self.octets, self.position = octets, 0

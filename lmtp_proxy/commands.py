@@ -5,7 +5,6 @@ It knows the order of commands and replies, and when the next reply is due. What
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -16,6 +15,7 @@ from lmtp_proxy.envelope import RCPT, Envelope
 from lmtp_proxy.failure import Phase
 from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.reply import Reply
 
 # Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
 _ENVELOPE = 4
@@ -42,7 +42,7 @@ class Commands(Place):
         super().__init__(pool, before_wait)
         self.deadline = 0.0
         self.mail_sent = self.data_sent = False
-        self.expected: deque[Command] = deque()
+        self.expected: list[Command] = []
         self.just_asked = False
         self.hears_until = 0.0
         self._latest = 0.0  # for all replies to what was asked
@@ -108,6 +108,16 @@ class Commands(Place):
         session.put(octets)
         self.just_asked = True
         self.set_deadline()
+
+    def answers(self, session: BackendSession) -> Sequence[tuple[Command, Reply]]:
+        """The next replies that have come, each with what it answers. Raises BackendError."""
+        expected = self.expected
+        replies = session.next_replies(len(expected))
+        answers = list(zip(expected, replies, strict=False))
+        del expected[: len(answers)]
+        if answers and expected:
+            self.set_deadline()
+        return answers
 
     def quiet(self, session: BackendSession, *, in_data: bool = False) -> bool:
         """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.

@@ -149,6 +149,10 @@ class CommitPoint(Flight):
             self._ended = True
             self._cutover.in_flight.leave(self)
 
+    def count_final_replies(self) -> None:
+        """Each recipient has its final reply, or never gets one."""
+        self._counts.replies([position.final_reply or say.INTERNAL_ERROR for position in self.accepted])
+
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
         unknown = [position for position in self.accepted if position.final_reply is None]

@@ -41,7 +41,7 @@ class Delivery(Commands):
         commit = self._commit = CommitPoint(pool, message, cutover)
         self.accepted = commit.accepted
         self._asked: list[Position] = []  # RCPT sent with the last `ask`
-        self._some_accepted = False
+        self._some_accepted = self._some_refused = False
         self._final_replies = 0  # that have come
         self._finishing = False
         self._dot_waits = False  # there was no room for any of it
@@ -82,6 +82,7 @@ class Delivery(Commands):
         """
         asked, self.new = self.new, []
         self._asked = asked
+        self._some_refused = self._envelope.smtputf8  # some of them, perhaps, without a word from the backend
         session = self.session
         if session is None:
             self._answer_asked()
@@ -99,6 +100,9 @@ class Delivery(Commands):
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
         asked, self._asked = self._asked, []
         failure = self._failure
+        if failure is None and not self._some_refused:
+            self.accepted += asked
+            return
         for position in asked:
             if failure is not None:
                 position.rcpt_reply = failure.reply
@@ -107,10 +111,8 @@ class Delivery(Commands):
             if reply.code < 300:
                 self.accepted.append(position)
             else:
-                self.pool.counts.reply(reply)
+                self.pool.counts.replies((reply,))
         self._commit.recipients_known()
-
-    # --- data --------------------------------------------------------------------------------------------------------
 
     def start_data(self) -> None:
         """Send DATA, unless it went with the recipients.
@@ -140,8 +142,6 @@ class Delivery(Commands):
             if session.stream and session.stream.full:
                 timeouts = self.pool.backend.timeouts
                 self.deadline = min(time.monotonic() + timeouts.data_write, dot + timeouts.final_reply)
-
-    # --- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self, last: bytes, dot: float) -> None:
         """Pass the commit point, and send the last piece of the message with the final dot.
@@ -194,8 +194,11 @@ class Delivery(Commands):
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
         self._commit.passed_well()
-        # Without the dot: none of its recipients was accepted.
-        self._part(self.pool.release if self._dot_begun else self.pool.reset)
+        if self._dot_begun:
+            self._commit.count_final_replies()
+            self._part(self.pool.release)
+        else:  # none of its recipients was accepted
+            self._part(self.pool.reset)
 
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
@@ -245,24 +248,22 @@ class Delivery(Commands):
                 if not self.quiet(session):  # what came before these would answer them
                     return False
                 self.send_more(session)
-            replies = session.next_replies(len(expected))
-            if not replies:
+            answers = self.answers(session)
+            if not answers:
                 return self.in_time("no answer in time")
             self.unheard = False
-            for reply in replies:
-                command = expected.popleft()
+            for command, reply in answers:
                 if isinstance(command, Position):
                     if reply.code < 300:
                         self._some_accepted = True
                     else:
                         judge(_RCPT, reply)
+                        self._some_refused = True
                     command.rcpt_reply = reply
                 elif command is _DATA:
                     self._take_data_reply(reply)
                 elif reply.code >= 300:
                     judge(command, reply)
-            if expected:
-                self.set_deadline()
         if session.unread and not self.quiet(session, in_data=self.in_data):
             return False
         if self._asked:
@@ -276,11 +277,12 @@ class Delivery(Commands):
                 replies = session.next_replies(len(accepted) - self._final_replies)
                 if not replies:
                     return self.in_time("no answer in time")
-                for reply in replies:
-                    position = accepted[self._final_replies]
-                    self._final_replies += 1
-                    position.final_reply = reply if reply.code < 300 else judge(_FINAL_DOT, reply)
-                    self.pool.counts.reply(reply)
+                answered = accepted[self._final_replies : self._final_replies + len(replies)]
+                for position, reply in zip(answered, replies, strict=True):
+                    if reply.code >= 300:
+                        judge(_FINAL_DOT, reply)
+                    position.final_reply = reply
+                self._final_replies += len(replies)
             stream = session.stream
             if stream is not None and stream.full:
                 if session.unread and not self.quiet(session, in_data=True):
@@ -319,10 +321,10 @@ class Delivery(Commands):
     def _envelope_failed(self, error: BackendError) -> bool:
         """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
         try:
-            if self.replaces_session(error) and self.session is not None:
+            if (session := self.replaced_session(error)) is not None:
                 data_follows = self.data_sent
                 self.clear()
-                self.send_envelope(self.session, self._envelope, self._asked, data_follows=data_follows)
+                self.send_envelope(session, self._envelope, self._asked, data_follows=data_follows)
                 return False
         except BackendError as again:
             error = again
@@ -355,4 +357,4 @@ class Delivery(Commands):
             if position.final_reply is None:
                 position.final_reply = error.reply
                 position.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
-                self.pool.counts.reply(error.reply)
+        self._commit.count_final_replies()

@@ -8,6 +8,7 @@ Text from clients and backends is escaped. It decides nothing.
 
 import logging
 from collections.abc import Iterable
+from functools import lru_cache
 
 from lmtp_proxy.commit import Message, Position
 from lmtp_proxy.log import printable, write_lines
@@ -19,22 +20,23 @@ _STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
 _ends: dict[bytes, tuple[str, str]] = {}
 _MOST_ENDS = 256
 _LONGEST_END = 128  # octets
+_LONGEST_PATH = 256  # octets
 
 
 def log_recipients(message: Message, answered: Iterable[tuple[Position, Reply]], delay: float) -> None:
     """Recipients and their last replies: to RCPT if that refused it, else after the final dot. delay: since MAIL."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    beginning = f"{message.session}: from={printable(message.envelope.path)}, to="
+    beginning = f"{message.session}: from={_shown(message.envelope.path)}, to="
     middle = f", size={message.size}, delay={delay:.2f}, dsn="
     lines = []
     for position, reply in answered:
         dsn, text = _ends.get(reply.wire) or _end(reply)
         if position.trouble:
             text = f"{text}; {position.trouble}"
-        lines.append(
-            f"{beginning}{printable(position.recipient.path)}, backend={_backend(position)}{middle}{dsn} ({text})"
-        )
+        pool = position.pool
+        backend = pool.name if position.asked and pool else "-"
+        lines.append(f"{beginning}{_shown(position.recipient.path)}, backend={backend}{middle}{dsn} ({text})")
     write_lines(lines)
 
 
@@ -43,15 +45,22 @@ def log_aborted(message: Message, positions: Iterable[Position], why: str, delay
     if not _log.isEnabledFor(logging.INFO):
         return
     sender = printable(message.envelope.path)
-    write_lines([
-        f"{message.session}: from={sender}, to={printable(position.recipient.path)}, backend={_backend(position)}, "
-        f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
-        for position in positions
-    ])
+    lines = []
+    for position in positions:
+        backend = position.pool.name if position.asked and position.pool else "-"
+        lines.append(
+            f"{message.session}: from={sender}, to={printable(position.recipient.path)}, backend={backend}, "
+            f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
+        )
+    write_lines(lines)
 
 
-def _backend(position: Position) -> str:
-    return position.pool.name if position.asked and position.pool else "-"
+# Of paths: the same users get mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
+_shown_before = lru_cache(4096)(printable)
+
+
+def _shown(path: bytes) -> str:
+    return _shown_before(path) if len(path) <= _LONGEST_PATH else printable(path)
 
 
 def _end(reply: Reply) -> tuple[str, str]:

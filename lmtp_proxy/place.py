@@ -46,20 +46,19 @@ class Place:
         self.session = self.pool.open()
         self.reserved = False
 
-    def replaces_session(self, error: BackendError) -> bool:
-        """Whether `error` came of a session that had died before it was used again; there is a new one then.
+    def replaced_session(self, error: BackendError) -> BackendSession | None:
+        """A new session, if `error` came of one that had died before it was used again.
 
-        Raises BackendError if there cannot be.
+        Raises BackendError if there cannot be one.
         """
         session = self.session
         if session is None or not self.unheard:
-            return False
+            return None
         self.unheard = False  # once
         ended = session.stream is None or session.stream.ended
         if not (ended or error.reply is say.BACKEND_CLOSING or isinstance(error.__cause__, OSError)):
-            return False
-        self.replace_session(session)
-        return True
+            return None
+        return self.replace_session(session)
 
     def replace_session(self, session: BackendSession) -> BackendSession:
         """A new one, for one that was used before and is not fit for use again. Raises BackendError."""

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,14 +45,15 @@ class Counts:
     uncertain: int = 0
     octets: int = 0
 
-    def reply(self, reply: Reply) -> None:
-        """A recipient has got its last reply."""
-        if reply.positive:
-            self.sent += 1
-        elif reply.code < 500:
-            self.deferred += 1
-        else:
-            self.bounced += 1
+    def replies(self, replies: Sequence[Reply]) -> None:
+        """So many recipients have got their last reply."""
+        for reply in replies:
+            if reply.code < 300:
+                self.sent += 1
+            elif reply.code < 500:
+                self.deferred += 1
+            else:
+                self.bounced += 1
 
 
 class BackendPool:

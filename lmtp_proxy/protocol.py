@@ -7,6 +7,7 @@ no log and no routing. Events are taken until NEED_DATA; output is collected unt
 is to PIPELINING (RFC 2920).
 """
 
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -34,8 +35,8 @@ MAX_ERRORS = 20
 AT_ONCE = 100
 """Commands of one client that are taken before the other clients have their turn."""
 
-_DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
-_NEED_DATA = Wait.NEED_DATA
+_DATA, _RESET, _CLOSED, _NEED_DATA = DataCommand(), TransactionReset(), ConnectionClosed(), Wait.NEED_DATA
+_HOST = re.compile(rb"[!-~]+").fullmatch
 
 
 class LocalProtocolError(Exception):
@@ -112,8 +113,9 @@ class Protocol:
     def receive_data(self, octets: bytes) -> None:
         """Octets from the client; b"" is the end of file."""
         if octets:
-            self._lines.add(octets)
             self._turn = 0
+            lines = self._lines
+            lines.octets, lines.position = (lines.rest + octets if lines else octets), 0
         else:
             self._eof = True
 
@@ -124,8 +126,7 @@ class Protocol:
             raise LocalProtocolError(f"{self.owed} replies are owed, but got {[str(reply) for reply in replies]}")
         self.owed = owed
         if self._replying:
-            for reply in replies:
-                self._replies.say(reply)
+            self._replies.say(*replies)
             if not owed:
                 self._end_transaction()
             return
@@ -173,8 +174,7 @@ class Protocol:
                 if self._greeted and (command := self._plain_envelope()):
                     return command
             elif self._accepted and not self.owed and lines.take(b"DATA\r\n"):
-                self._turn += 1  # as most envelopes end; without the detour by the table of verbs
-                self._errors = 0
+                self._turn, self._errors = self._turn + 1, 0  # without the detour by the table of verbs
                 self._data_expected = True
                 return _DATA
             line = lines.next(self._may_run_ahead if self.owed else None)
@@ -251,7 +251,7 @@ class Protocol:
     # --- the verbs ---------------------------------------------------------------------------------------------------
 
     def _lhlo(self, arguments: bytes) -> Event | None:
-        if not arguments or not all(33 <= octet <= 126 for octet in arguments):
+        if not _HOST(arguments):
             return self._refuse(say.BAD_LHLO)
         self._greeted = True
         self._answer(say.lhlo(self._hostname, max_message_size=self._max_message_size, smtputf8=self._smtputf8))

@@ -7,6 +7,7 @@ sentence is said is decided elsewhere; nothing here looks at state.
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 MAX_LINE = 4096
 """Octets of one reply line, CRLF included, that are passed on. RFC 5321 promises 512; Cyrus and Dovecot stay below."""
@@ -162,11 +163,13 @@ NO_SMTPUTF8 = _own(553, "5.6.7 The backend of this user takes no internationaliz
 INTERNAL_ERROR = _own(451, "4.3.0 Internal error, try again later")
 
 
+@lru_cache(8)
 def greeting(hostname: str) -> Reply:
     """The first line of a session (RFC 5321 section 3.1)."""
     return _own(220, f"{hostname} LMTP lmtp-proxy ready")
 
 
+@lru_cache(8)
 def lhlo(hostname: str, *, max_message_size: int, smtputf8: bool) -> Reply:
     """The answer to LHLO. Always the same three extensions, so that what is offered never shrinks by accident.
 

@@ -17,12 +17,12 @@ class ReplyQueue:
         self._ready: list[bytes] = []
         self._waiting: deque[Reply | None] = deque()  # empty, or from the oldest that is owed (None) on
 
-    def say(self, reply: Reply) -> None:
-        """The next reply, known already; it goes out behind those that are owed."""
+    def say(self, *replies: Reply) -> None:
+        """The next replies, known already; they go out behind those that are owed."""
         if self._waiting:
-            self._waiting.append(reply)
+            self._waiting.extend(replies)
         else:
-            self._ready.append(reply.wire)
+            self._ready += [reply.wire for reply in replies]
 
     def owe(self, replies: int = 1) -> None:
         """The next replies are not known yet."""

@@ -170,16 +170,18 @@ class Session:
                     self._flush()  # a client that reads its final replies slowly is to get all of them
                     raise _StopNow
                 event = protocol.next_event()
-                kind = type(event)
-                if event is _NEED_DATA and (self._transaction is None or not self._transaction.new):
+                transaction = self._transaction
+                if event is _NEED_DATA and (transaction is None or not transaction.new):
                     self._flush()
                     self._receive()
+                elif transaction is not None and (handler := _HANDLERS.get(type(event))):
+                    handler(self, event)
+                elif beginning := _BEGINNINGS.get(type(event)):
+                    beginning(self, event)
                 elif isinstance(event, Wait):
                     self._wait(event)
-                elif kind is ConnectionClosed:
+                elif isinstance(event, ConnectionClosed):
                     return True
-                elif self._transaction is not None or kind in _BEGINS:
-                    _HANDLERS[kind](self, event)
                 else:
                     self._after_internal_error(event)
         except OSError:
@@ -293,7 +295,7 @@ class Session:
         octets = stream.take()
         if not octets and stream.error is not None:
             raise stream.error
-        if protocol.in_data:
+        if self._transaction is not None and protocol.in_data:
             self._clock.received(len(octets), time.monotonic(), waited=waited)
         protocol.receive_data(octets)
 
@@ -338,10 +340,11 @@ class Session:
 
 
 _NEED_DATA = Wait.NEED_DATA
-_BEGINS = frozenset({MailCommand, EnvelopeCommand})  # a transaction
-_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+_BEGINNINGS: dict[type, Callable[[Session, Any], None]] = {  # of a transaction
     MailCommand: Session._mail,
     EnvelopeCommand: Session._envelope,
+}
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {  # in a transaction
     RcptCommand: Session._rcpt,
     DataCommand: Session._data,
     MessageOctets: Session._octets,

@@ -124,18 +124,16 @@ class Transaction:
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
         new, self.new = self.new, []  # not before: a client that vanishes until here leaves a log line for each
-        refused: list[tuple[Position, Reply]] = []
-        replies: list[Reply] = []
-        for position in new:
-            reply = position.rcpt_reply or say.INTERNAL_ERROR
-            replies.append(reply)
-            if reply.code < 300:
-                self._accepted.append(position)
-            else:
-                refused.append((position, reply))
+        replies = [position.rcpt_reply or say.INTERNAL_ERROR for position in new]
         self._client.answer(*replies)
-        if refused:
-            self._log(refused)
+        for reply in replies:
+            if reply.code >= 300:
+                answered = list(zip(new, replies, strict=True))
+                self._accepted += [position for position, reply in answered if reply.code < 300]
+                self._log([(position, reply) for position, reply in answered if reply.code >= 300])
+                break
+        else:
+            self._accepted += new
 
     def _begun(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
@@ -274,18 +272,20 @@ class Transaction:
         failed: Exception | None = None
         while True:
             pending: list[Delivery] = []
+            looked = False
             for delivery in deliveries:
                 if delivery.just_asked:
                     delivery.just_asked = False
                     pending.append(delivery)
                     continue
+                looked = True
                 try:
                     if not delivery.advance():
                         pending.append(delivery)
                 except Exception as error:  # noqa: BLE001  (raised again below)
                     failed = error
                     delivery.abandon("internal error")
-            if self._finishing:
+            if self._finishing and looked:
                 self._answer_known()
             if not pending:
                 break
@@ -293,9 +293,8 @@ class Transaction:
                 self._client.flush()
             if len(pending) == 1 and (stream := pending[0].stream) is not None:
                 stream.wait(pending[0].deadline)
-            else:
-                streams = [delivery.stream for delivery in pending if delivery.stream is not None]
-                wait_for_any(streams, min(delivery.deadline for delivery in pending))
+            elif streams := [stream for delivery in pending if (stream := delivery.stream) is not None]:
+                wait_for_any(streams, min([delivery.deadline for delivery in pending]))
             deliveries = pending
         if failed is not None:
             raise failed
