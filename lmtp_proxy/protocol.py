@@ -210,7 +210,9 @@ class Protocol:
             return _CLOSED if self._eof else _NEED_DATA
         octets, lines.octets = data.feed(octets)
         lines.position = 0
-        refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
+        refusal = say.AMBIGUOUS_DATA if data.ambiguous else None
+        if self._max_message_size and not refusal:
+            refusal = self._size_refusal(data.size)
         if refusal:
             octets = b""
         if data.ended:
