@@ -8,6 +8,7 @@ backend's failure means is settled in its Delivery; what the client's failure me
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import gevent
@@ -270,39 +271,48 @@ class Transaction:
         are done.
         """
         failed: Exception | None = None
+        if deliveries and all(map(_just_asked, deliveries)):
+            self._wait(deliveries, flush=flush)  # no answer can have come yet
         while True:
             pending: list[Delivery] = []
-            looked = False
             for delivery in deliveries:
-                if delivery.just_asked:
-                    delivery.just_asked = False
-                    pending.append(delivery)
-                    continue
-                looked = True
                 try:
                     if not delivery.advance():
                         pending.append(delivery)
                 except Exception as error:  # noqa: BLE001  (raised again below)
                     failed = error
                     delivery.abandon("internal error")
-            if self._finishing and looked:
+            if self._finishing:
                 self._answer_known()
             if not pending:
                 break
-            if flush:
-                self._client.flush()
-            if len(pending) == 1 and (stream := pending[0].stream) is not None:
-                stream.wait(pending[0].deadline)
-            elif streams := [stream for delivery in pending if (stream := delivery.stream) is not None]:
-                wait_for_any(streams, min([delivery.deadline for delivery in pending]))
+            self._wait(pending, flush=flush)
             deliveries = pending
         if failed is not None:
             raise failed
+
+    def _wait(self, pending: list[Delivery], *, flush: bool) -> None:
+        """Until the first of them can go on, or is too late."""
+        if flush:
+            self._client.flush()
+        if len(pending) == 1:
+            delivery = pending[0]
+            delivery.just_asked = False
+            if (stream := delivery.stream) is not None:
+                stream.wait(delivery.deadline)
+            return
+        for delivery in pending:
+            delivery.just_asked = False
+        if streams := [stream for delivery in pending if (stream := delivery.stream) is not None]:
+            wait_for_any(streams, min([delivery.deadline for delivery in pending]))
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():
             if not delivery.over:
                 delivery.abandon()
+
+
+_just_asked = attrgetter("just_asked")
 
 
 def _name(delivery: Delivery) -> str:
