@@ -119,6 +119,15 @@ class Peer:
         self.by_handle.pop(self.handle, None)
 
 
+class Quiet:
+    """select.poll for peers who say nothing out of turn."""
+
+    def register(self, handle: int, events: int) -> None: ...
+
+    def poll(self, milliseconds: int) -> list[tuple[int, int]]:
+        return []
+
+
 class Store(Peer):
     """A backend."""
 
@@ -241,6 +250,7 @@ class Simulation:
         assert log._batch is not None
         log._batch.channel._socket = self.syslog  # type: ignore[attr-defined]
         stream.get_hub = lambda: self.hub  # type: ignore[attr-defined, assignment, return-value]
+        stream._poll = Quiet
         stream._deadlines.clear()
         backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
         self.number = 0
