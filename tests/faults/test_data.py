@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.faults.conftest import Pair
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 from tests.support.proxy import ProxyProcess, config_of
+from tests.support.script import HEALTHY, BodyTrigger, Hang, Pause, Send
 
 # What some store takes for the end of the data: a lone dot between any two line ends, the start of the data included.
 LOOSE_END = re.compile(rb"(?:\A|[\r\n])\.(?=[\r\n])")
@@ -233,3 +235,28 @@ def test_data_is_handed_on_as_it_comes(pair: Pair) -> None:
         client.send(b"\r\n.\r\n")
         assert client.reply().positive
         client.quit()
+
+
+@pytest.mark.parametrize("rest", [b"", b" 4.2.2 full\r\n"], ids=["never whole", "whole later"])
+def test_half_a_reply_amid_the_data_keeps_no_other_backend_waiting(pair: Pair, rest: bytes) -> None:
+    """The backend that began to speak gets nothing more; the rest of what it says is its recipient's reply."""
+    halves = (Send(b"452"), Pause(0.5), Send(rest)) if rest else (Send(b"452"), Hang())
+    pair.a.script = replace(HEALTHY, body=BodyTrigger(1000, halves))
+    with pair.proxy.client() as client:
+        begin(client, "half@x", ["u@a", "u@b"])
+        client.send(b"x" * 2000)
+        time.sleep(0.2)  # half of the reply has come
+        began = time.monotonic()
+        for _ in range(3):
+            client.send(b"x" * 30_000)
+            time.sleep(0.02)
+        (seen,) = pair.b.transactions("half@x")
+        assert pair.b.wait_for(lambda: seen.body is not None and seen.body.size > 80_000, 0.25), "it was kept waiting"
+        assert time.monotonic() - began < 0.4
+        client.send(b"\r\n.\r\n")
+        first = client.reply()
+        assert first.text.startswith("452 4.2.2 full" if rest else "451 4.4.2") and time.monotonic() - began < 3
+        assert client.reply().code == 250
+        client.quit()
+    (seen_by_a,) = pair.a.transactions("half@x")
+    assert seen_by_a.dot_at is None
