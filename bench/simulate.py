@@ -34,7 +34,8 @@ ROUND = 50  # messages: short enough that many rounds see no other process
 COUNTED = 20
 SHOWN = 60
 SENDER = b"sender@bench.example"
-_BODY = (b"Subject: simulated\r\n\r\n" + (b"x" * 70 + b"\r\n") * (OCTETS // 72))[:OCTETS] + b"\r\n.\r\n"
+_LINES = (b"x" * 72 + b"\r\n") * 17 + b".." + b"x" * 70 + b"\r\n" + (b"x" * 72 + b"\r\n") * 36  # as in load.c
+_BODY = b"Subject: simulated\r\n\r\n" + _LINES + b".\r\n"
 _CONFIG = """\
 config:
   socket: [127.0.0.1, 2424]

@@ -19,7 +19,6 @@ _DOT_AT_LINE_START = re.compile(rb"\.(?<=[\r\n]\.)")
 _LONG = 8189
 _DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
 _END = b"\r\n.\r\n"
-_DOT = ord(".")
 _LINE_END = (b"\r", b"\n", b"")
 
 
@@ -48,22 +47,6 @@ class MessageData:
         The final dot itself never comes out, and nothing from the first ambiguous dot on. Not to be called once
         `ended`.
         """
-        # Most messages come in one short piece, with no dot at the start of a line but the final one.
-        length = len(octets)
-        if (
-            self.size == 0
-            and not self.ambiguous
-            and length < _LONG - 2
-            and octets.endswith(_END)
-            and octets.find(b"\n.") == length - 4
-            and b"\r." not in octets
-            and not self._held
-            and octets[0] != _DOT
-        ):
-            self.size = length - 3
-            self.ended = True
-            return octets[:-3], b""
-
         # A chunk without a dot holds neither an end nor an attack, and base64 has none: memchr makes the check free.
         if not self._held and b"." not in octets:
             self.size += len(octets)
