@@ -14,8 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import daemon
-
 from lmtp_proxy import __version__
 from lmtp_proxy.config import ConfigError
 from lmtp_proxy.config_values import Config
@@ -128,6 +126,9 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[i
 
     The command itself ends only then, so that an init script finds the pid file written and the exit status true.
     """
+    # Here, because Debian's makes a set of all numbers that a descriptor may have: 2.8 MB for 20,000 of them.
+    import daemon
+
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)

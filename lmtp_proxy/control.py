@@ -6,7 +6,6 @@ nothing but by a reload, and never does so much at once that mail waits. It know
 """
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +67,7 @@ class ControlState:
     stopping: Callable[[], bool]
     address: str
     after_crash: bool = False
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
     started: float = field(default_factory=time.time)
 
 

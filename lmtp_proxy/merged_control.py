@@ -7,7 +7,6 @@ which is told as `after_crash`; one that does not answer makes the answer an err
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -37,7 +36,7 @@ class MergedApplication(JsonApplication):
         self._team = team
         self._stopping = stopping
         self._after_crash = after_crash
-        self._instance = secrets.token_hex(8)
+        self._instance = os.urandom(8).hex()
         self._started = time.time()
         self._began = time.monotonic()
         super().__init__(

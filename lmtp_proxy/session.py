@@ -6,7 +6,7 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 """
 
 import logging
-import secrets
+import os
 import time
 from _socket import socket as Socket
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.client_watch import ClientGone, ClientWatch, Poll
+from lmtp_proxy.client_watch import ClientGone, ClientWatch
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
@@ -52,7 +52,6 @@ class Shared:
 
     cutover: Cutover
     parking: Parking
-    poll: Poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Session:
 
     def __init__(self, sock: Socket, peer: str, shared: Shared) -> None:
         config = shared.cutover.current().config
-        self.name = secrets.token_hex(4)
+        self.name = os.urandom(4).hex()
         self.peer = peer
         self._stream = Stream(sock)
         self._shared = shared
@@ -87,7 +86,7 @@ class Session:
             max_recipients=config.max_recipients,
             smtputf8=config.smtputf8,
         )
-        self._watch = ClientWatch(self._stream, shared.poll, self._protocol.completes)
+        self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._connected = time.monotonic()
         self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)

@@ -8,7 +8,6 @@ is not patched here; what waits does so by gevent's own means.
 import logging
 import os
 import resource
-import select
 import socket
 from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
@@ -46,7 +45,7 @@ def serve(
     users: int,
 ) -> int:
     """As `service.serve`, by `config.workers` workers. users: how many keys the table has, which is not looked at."""
-    set_up_log(config.log, daemonised=daemonised, poll=select.poll, with_pid=True)
+    set_up_log(config.log, daemonised=daemonised, with_pid=True)
     setproctitle.setproctitle(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
     places = os.memfd_create("lmtp-proxy hold")
     settings = WorkerSettings(
