@@ -16,6 +16,7 @@ Ring 0, pure values and the protocol, no I/O:
     share              one process's part of a limit that is for all
     message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
+    config_error       that a configuration cannot be used
     yaml_text          a YAML file as text scalars with line numbers
     tables             where the backend of a key is written down
     tables.static      the `users:` section of the configuration
@@ -25,7 +26,7 @@ Ring 1, files, tables and the log:
     config_users       the `users:` section
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
-    loading            a large configuration is loaded by a process of its own
+    loading            a configuration is loaded by a process of its own
     loader             that process
     users_edit         the text of a configuration with some users changed
     users_excerpt      the same for a file of any size

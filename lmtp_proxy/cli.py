@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.loading import load
 from lmtp_proxy.notify import notify_ready
@@ -163,9 +163,9 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        for path in (__file__, sys.executable) if config.workers > 1 else ():
+        for path in (__file__, sys.executable):
             if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
+                what = f"{config.run_as} may not read {path}, so no reload would work; see chmod"
                 raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(

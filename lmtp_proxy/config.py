@@ -2,8 +2,7 @@
 """A YAML file -> a `Config`, or a ConfigError with everything that is wrong with it.
 
 Which keys there are, their defaults, and what they mean together. It reads the file and the password files that it
-names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent, so it may run in a
-thread beside the deliveries.
+names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
 """
 
 import os
@@ -17,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
 from lmtp_proxy import config_keys
+from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_keys import MAX_ERRORS, Section
 from lmtp_proxy.config_users import read_users, undefined
 from lmtp_proxy.config_values import (
@@ -34,7 +34,7 @@ from lmtp_proxy.config_values import (
 from lmtp_proxy.flat_users import Doubt, FlatUsers
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, Source, read_source, shown
+from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, Source, read_source
 
 __all__ = [
     "KEYS",
@@ -73,17 +73,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
-
-    def __init__(self, errors: tuple[str, ...]) -> None:
-        super().__init__(errors)
-        self.errors = errors
-
-    def __str__(self) -> str:
-        return "\n".join(self.errors)
 
 
 def load_config(path: str, store: int | None = None) -> Config:

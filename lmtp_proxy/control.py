@@ -17,7 +17,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.control_application import Json, JsonApplication, Resources
 from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, sessions_json

@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config import load_config
 from lmtp_proxy.config_difference import compare_users
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.loading import HEADER, MAGIC, Answer, Order
 from lmtp_proxy.tables.static import StaticTable
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Address, Config, TcpAddress, UnixAddress, is_own_listener
 from lmtp_proxy.passed_socket import PassedSocketError, address_of, take_passed_socket
 
