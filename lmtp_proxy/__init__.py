@@ -40,6 +40,7 @@ Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
+    backend_error      that a conversation with a backend failed
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
     place              one transaction's place in a pool
@@ -67,6 +68,7 @@ Ring 6, the process:
     control_application  a WSGI application: a table of resources, answers in JSON
     control_json       the parts of the process as JSON values
     control_server     HTTP on the control socket, proof against bad clients
+    control_on_demand  the control socket until its first client comes
     control            what the operator can ask one process for
     start_log          what the log says at a start
     service            building and joining the above, signals

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import InFlight, Phase

@@ -19,15 +19,13 @@ from typing import Any
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
-from lmtp_proxy.control_request import GONE, UID, Fairness
+from lmtp_proxy.control_request import GONE, MAX_CONNECTIONS, UID, Fairness
 from lmtp_proxy.patient_acceptor import PatientAcceptor
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 4 * 2**20
 """Octets of a request's body: 100,000 addresses."""
-MAX_CONNECTIONS = 64
-"""Clients at once; the next ones wait in the kernel's backlog."""
 
 _SECONDS = 10.0  # for each of: waiting for a request, the whole request, the whole answer
 _LINGER = 1.0  # seconds in which a refused client may go on sending, so that it comes to read why

@@ -19,6 +19,8 @@ _DOT_AT_LINE_START = re.compile(rb"\.(?<=[\r\n]\.)")
 _LONG = 8189
 _DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
 _END = b"\r\n.\r\n"
+FINAL_DOT = b".\r\n"
+"""The end of data; what stands before it ends with CRLF, or is nothing."""
 _LINE_END = (b"\r", b"\n", b"")
 
 

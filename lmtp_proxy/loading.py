@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
@@ -126,7 +125,7 @@ class LoadingProcess:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
             order = Order(self._path, self._store, previous, nice)
-            package = str(Path(__file__).resolve().parents[1])
+            package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
             paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,

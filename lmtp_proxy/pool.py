@@ -6,6 +6,8 @@ well), `reset` (a transaction is open, but its message was never begun) or `disc
 RSET and QUIT, and knows no recipients.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
@@ -13,15 +15,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import AsyncResult
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
@@ -148,8 +153,8 @@ class BackendPool:
         """
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             raise BackendError(self._failure.reply, f"{self._failure.reason} (it is down, and is tried again soon)")
+        session = _conversation()(self.backend, self.hostname)
         probing = self._probing = self._failure is not None
-        session = BackendSession(self.backend, self.hostname)
         began = time.monotonic()
         try:
             session.start()
@@ -215,7 +220,7 @@ class BackendPool:
         else:
             gevent.spawn(self._reset, session)
 
-    def leave(self, session: BackendSession) -> "gevent.Greenlet[..., None]":
+    def leave(self, session: BackendSession) -> gevent.Greenlet[..., None]:
         """The session ended well, and is not wanted any more. Returns the greenlet that says QUIT."""
         session.before_wait = None
         return gevent.spawn(self._take_leave, session)
@@ -283,10 +288,19 @@ class BackendPool:
         if self._kept:
             self._set_timer(self._kept_until[self._kept[0]] - now)
 
-    def retire(self) -> "list[gevent.Greenlet[..., None]]":
+    def retire(self) -> list[gevent.Greenlet[..., None]]:
         """Keep no session any more: those that are kept go now, busy ones when they are given back.
 
         Returns the greenlets that say QUIT.
         """
         self._retired = True
         return [self.leave(self._unkeep(session)) for session in tuple(self._kept)]
+
+
+def _conversation() -> type[BackendSession]:
+    """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
+    try:
+        from lmtp_proxy.backend import BackendSession
+    except OSError as error:
+        raise BackendError(say.CONNECT_FAILED, f"smtplib cannot be loaded: {error}") from error
+    return BackendSession

@@ -22,7 +22,8 @@ from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.control import Application, ControlState
-from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.control_on_demand import ControlOnDemand
+from lmtp_proxy.control_request import MAX_CONNECTIONS
 from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
@@ -140,7 +141,7 @@ def serve(
         (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
     control_server = None
     if control is not None:
-        control_server = ControlServer(cooperative(control), Application(service.state))
+        control_server = ControlOnDemand(cooperative(control), Application(service.state))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
     if control_server:

@@ -19,7 +19,8 @@ from gevent.event import Event
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.control_request import MAX_CONNECTIONS
+from lmtp_proxy.control_server import ControlServer
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.merged_control import MergedApplication
 from lmtp_proxy.start_log import log_ready
