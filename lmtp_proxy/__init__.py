@@ -33,6 +33,7 @@ Ring 1, files, tables and the log:
     log_channel        syslog's socket or standard error, never waited for
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
+    late_import        whether this is a good moment for an import
     stream             a connected socket on gevent's loop, and waiting for it
     worker_settings    what a worker is told when it is started
     uncertain          a delivery whose outcome is unknown, as a record

@@ -12,6 +12,8 @@ from typing import Any
 import gevent
 import gevent.socket
 
+from lmtp_proxy.late_import import check_files_left
+
 _log = logging.getLogger(__name__)
 _PAUSE = 1.0  # seconds
 
@@ -36,11 +38,13 @@ class ControlOnDemand:
         gevent.socket.wait_read(self._listener.fileno())
         while self._server is None:
             try:
-                from lmtp_proxy.control_server import ControlServer
+                check_files_left()
             except OSError as error:
-                _log.warning("control: cannot be loaded: %s; clients wait, next try in %g s", error, _PAUSE)
+                _log.warning("control: cannot accept a client: %s; clients wait, next try in %g s", error, _PAUSE)
                 gevent.sleep(_PAUSE)
             else:
+                from lmtp_proxy.control_server import ControlServer
+
                 self._server = ControlServer(self._listener, self._application)
         self._server.start()
 

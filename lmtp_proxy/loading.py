@@ -149,7 +149,10 @@ class LoadingProcess:
             raise ConfigError((self._failed(f"{end}{last}"),))
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
-        users = StaticTable.of_file(_high(os.dup(self._store)), answer.shape)
+        if os.fstat(self._store).st_size <= LARGE:  # a descriptor less
+            users = StaticTable.of_octets(os.pread(self._store, LARGE, 0), answer.shape)
+        else:
+            users = StaticTable.of_file(_high(os.dup(self._store)), answer.shape)
         return Loaded(replace(answer.config, users=users), answer.users)
 
     def too_long(self) -> ConfigError:

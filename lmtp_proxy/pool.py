@@ -23,6 +23,7 @@ from gevent.event import AsyncResult
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend
+from lmtp_proxy.late_import import check_files_left
 from lmtp_proxy.reply import Reply
 
 if TYPE_CHECKING:
@@ -299,8 +300,16 @@ class BackendPool:
 
 def _conversation() -> type[BackendSession]:
     """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
-    try:
+    global _session
+    if _session is None:
+        try:
+            check_files_left()
+        except OSError as error:
+            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
         from lmtp_proxy.backend import BackendSession
-    except OSError as error:
-        raise BackendError(say.CONNECT_FAILED, f"smtplib cannot be loaded: {error}") from error
-    return BackendSession
+
+        _session = BackendSession
+    return _session
+
+
+_session: type[BackendSession] | None = None
