@@ -173,9 +173,9 @@ class BackendSession(smtplib.LMTP):
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
         sent = self.send_now(octets)
         if sent < len(octets):
-            self.keep(octets[sent:])
+            self.keep(memoryview(octets)[sent:])
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send_now` left, or a part of it, while the stream is `full`."""
         self._open_stream().keep(octets)
 

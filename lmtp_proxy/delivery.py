@@ -187,7 +187,7 @@ class Delivery:
         self._dot_waits = sent <= len(last)
         if self._dot_waits:
             self._commit.step_back()
-            session.keep(last[sent:])
+            session.keep(memoryview(last)[sent:])
             return
         self._dot_begun = True
         self._unanswered.extend(self._accepted)

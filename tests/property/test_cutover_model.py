@@ -106,7 +106,7 @@ class ModelSession(BackendSession):
         self.world.events.append(("dot", self.user, self.backend.name))
         return len(octets)
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         assert octets == b""
 
     def check_quiet(self, *, in_data: bool = False) -> None:
