@@ -100,6 +100,29 @@ def test_only_a_large_file_has_to_wait_for_others(
     assert (tmp_path / "order").read_text().endswith(f", {nice}]\n")
 
 
+def test_a_sandbox_that_forbids_nice_does_not_forbid_a_large_file(
+    large: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sandboxed.py").write_text(
+        "import os, sys\n"
+        "def forbidden(_):\n    raise PermissionError(1, 'Operation not permitted')\n"
+        "os.nice = forbidden\n"
+        "from lmtp_proxy.loader import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/sandboxed.py "$4"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    process = LoadingProcess(large, None)
+    try:
+        octets = Path(f"/proc/self/fd/{process.pipe}").read_bytes()
+        config = process.result(octets, lambda seconds: loading._wait(process.pid, seconds)).config
+    finally:
+        process.close(lambda seconds: loading._wait(process.pid, seconds))
+    assert len(config.users) == 40_000
+
+
 HEADER = r"\0\0\0\0\0\0\0\020"
 
 
