@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
         epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
         allow_abbrev=False,
-        # Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
+        # While options are added. Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
         formatter_class=partial(argparse.HelpFormatter, width=78),
     )
     parser.add_argument(
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
+    parser.formatter_class = argparse.HelpFormatter
     return parser
 
 
