@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import gevent.socket
 
-from lmtp_proxy.late_import import check_files_left
+from lmtp_proxy.late_import import late_import
 
 _log = logging.getLogger(__name__)
 _PAUSE = 1.0  # seconds
@@ -38,13 +38,12 @@ class ControlOnDemand:
         gevent.socket.wait_read(self._listener.fileno())
         while self._server is None:
             try:
-                check_files_left()
+                with late_import():
+                    from lmtp_proxy.control_server import ControlServer
             except OSError as error:
                 _log.warning("control: cannot accept a client: %s; clients wait, next try in %g s", error, _PAUSE)
                 gevent.sleep(_PAUSE)
             else:
-                from lmtp_proxy.control_server import ControlServer
-
                 self._server = ControlServer(self._listener, self._application)
         self._server.start()
 

@@ -5,14 +5,19 @@ An import that fails half-way for that may go unnoticed, and what it brings stay
 without ssl, say. It does not know what is imported.
 """
 
+import gc
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 _SPARE = 4  # one for a module, the rest in case a thread opens some at the same time
 
 
-def check_files_left() -> None:
-    """Raises OSError unless some files can be opened."""
+@contextmanager
+def late_import() -> Iterator[None]:
+    """Around an import. Raises OSError, before it, unless some files can be opened."""
     with ExitStack() as opened:
         for _ in range(_SPARE):
             opened.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    yield
+    gc.freeze()  # what is imported stays: as after a start, no need to walk it again and again

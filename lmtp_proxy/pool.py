@@ -23,7 +23,7 @@ from gevent.event import AsyncResult
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend
-from lmtp_proxy.late_import import check_files_left
+from lmtp_proxy.late_import import late_import
 from lmtp_proxy.reply import Reply
 
 if TYPE_CHECKING:
@@ -303,11 +303,10 @@ def _conversation() -> type[BackendSession]:
     global _session
     if _session is None:
         try:
-            check_files_left()
+            with late_import():
+                from lmtp_proxy.backend import BackendSession
         except OSError as error:
             raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
-        from lmtp_proxy.backend import BackendSession
-
         _session = BackendSession
     return _session
 
