@@ -72,7 +72,7 @@ Ring 6, the process:
     control_on_demand  the control socket until its first client comes
     control            what the operator can ask one process for
     start_log          what the log says at a start
-    service            building and joining the above, signals
+    service            monkey patching, building and joining the above, signals
     control_channel    how the supervisor reaches the control application of a worker
     worker_service     one worker of several
     worker_process     a worker as its supervisor sees it

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import gevent
-import gevent.socket
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
@@ -42,13 +41,13 @@ class _Utf8(str):
         return super().encode("utf-8", errors)
 
 
-def _connected(address: TcpAddress) -> gevent.socket.socket:
+def _connected(address: TcpAddress) -> socket.socket:
     """A connection. No look-up for a number: gevent has few threads for that, and a dead DNS server takes them all."""
     try:
         family = socket.AF_INET6 if ip_address(address.host).version == 6 else socket.AF_INET
     except ValueError:
-        return gevent.socket.create_connection((address.host, address.port))
-    sock = gevent.socket.socket(family, socket.SOCK_STREAM)
+        return socket.create_connection((address.host, address.port))
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.connect((address.host, address.port))
     except BaseException:

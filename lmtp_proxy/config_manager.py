@@ -2,7 +2,8 @@
 """The greenlet that reloads the configuration: load, validate, build the next generation, swap once.
 
 A signal only asks for a reload. Any number of them become at least one load that began after the last one. The file is
-read and compared in a process of its own, so deliveries go on. A file with errors changes nothing.
+read and compared in a thread, a large one in a process, never in the hub, so deliveries go on. A file with errors
+changes nothing.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
-from lmtp_proxy.config_difference import difference
+from lmtp_proxy.config_difference import compare_users, difference
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
-from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess
+from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads
 from lmtp_proxy.share import WHOLE, Share
 from lmtp_proxy.tables.static import StaticTable
@@ -54,6 +55,7 @@ class ConfigManager(Reloads):
         self.loaded = time.time()
         # Of its own: the hub's threads are also those of DNS, which may keep them all for long.
         self._thread = ThreadPool(1)
+        self._aside = ThreadPool(1)
         self._comparing = BoundedSemaphore()  # one at a time, for the sake of memory
 
     def __repr__(self) -> str:
@@ -76,7 +78,10 @@ class ConfigManager(Reloads):
         """What the file at `path` would change, see config_difference. No reload waits for it."""
         with self._comparing:
             old = self._generation.config
-            loaded = _load(path, old.users)
+            loaded = self._aside.apply(_load, (path, old.users))
+            if loaded is None:
+                old = self._generation.config  # a reload meanwhile closed the table of the one before
+                loaded = _load_aside(path, old.users)
         return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
 
     def reload(self) -> Outcome:
@@ -84,7 +89,7 @@ class ConfigManager(Reloads):
         began = time.monotonic()
         previous = self._generation
         path, users = previous.config.path, previous.config.users
-        loaded = _load(path, users)
+        loaded = self._thread.apply(_load, (path, users)) or _load_aside(path, users)
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
@@ -116,8 +121,25 @@ def _differs(one: Config, other: Config, key: str) -> bool:
     return bool(getattr(one, key) != getattr(other, key))
 
 
-def _load(path: str, old: StaticTable) -> Loaded | ConfigError:
-    """The configuration at `path`, and its users compared with `old`. Whoever ends this greenlet ends the process."""
+def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
+    """The configuration at `path`, and its users compared with `old`. None if that is not for a thread.
+
+    Runs in a thread: no gevent, no log. Errors are returned, because gevent prints those that leave a thread.
+    """
+    if is_large(path, old):
+        return None
+    # Here, because a process that was never told to reload does without YAML, which takes 3 MB.
+    from lmtp_proxy.config import load_config
+
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        return error
+    return Loaded(config, compare_users(old, config.users))
+
+
+def _load_aside(path: str, old: StaticTable) -> Loaded | ConfigError:
+    """As `_load`, in a process. Whoever ends this greenlet ends the process."""
     try:
         process = LoadingProcess(path, old)
     except ConfigError as error:

@@ -78,8 +78,16 @@ class Loaded:
     users: UserChanges
 
 
+def is_large(path: str, old: StaticTable) -> bool:
+    """Whether a process of its own is to load the file at `path`, which is to take the place of `old`."""
+    try:
+        return bool(old.handles) or os.stat(path).st_size > LARGE
+    except (OSError, ValueError):
+        return False
+
+
 def load(path: str) -> Config:
-    """As config.load_config, for a process that has nothing else to do meanwhile."""
+    """As config.load_config, for a process that is about to serve, and is to be as small as can be."""
     process = LoadingProcess(path, None, 0)
     wait = partial(_wait, process.pid)
     try:

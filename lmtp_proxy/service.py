@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One process that serves: builds the parts and joins them, handles signals.
+"""One process that serves: patches the standard library for gevent, builds the parts and joins them, handles signals.
 
-The standard library is not patched for gevent, which would cost 7 MB with Debian's: what waits does so by gevent's own
-means. This module is imported last, after the process has become a daemon: a gevent hub from before that does not
-survive the fork. All that can fail for an operator's mistake has been done by then.
+Importing this module makes the process cooperative, so it is imported last, after the process has become a daemon: a
+gevent hub from before that does not survive the fork. All that can fail for an operator's mistake has been done by
+then.
 """
+
+# ruff: noqa: E402
+import socket
+
+import gevent.socket
+from gevent import monkey
+
+# What smtplib waits for, and nothing else does: monkey.patch_socket without its call of plug-ins, for which Debian's
+# gevent imports pkg_resources, 7 MB.
+for _name in ("socket", "create_connection", "getaddrinfo", "gethostbyname", "getfqdn"):
+    monkey.patch_item(socket, _name, getattr(gevent.socket, _name))  # type: ignore[attr-defined]
 
 import gc
 import logging
 import resource
 import signal
-import socket
 from collections.abc import Callable, Iterable
 
 import gevent
-import gevent.socket
 import setproctitle
 from gevent.event import Event
 

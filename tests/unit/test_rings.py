@@ -23,6 +23,7 @@ NAMES_WITHOUT_MEANING = {"util", "utils", "common", "helper", "helpers", "error"
 WITHOUT_GEVENT = {0, 1, 2, 7}
 ON_THE_LOOP = "stream"
 """Of ring 1, as it is used on both sides; all others of these rings run anywhere."""
+MONKEY = "service"
 # Ring 0 does no I/O, keeps no time and writes no log.
 NOT_IN_RING_0 = {
     "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal",
@@ -125,8 +126,8 @@ def violations(module: str, source: str, places: Mapping[str, Place], *, is_pack
         elif here is not None:
             if top in ("gevent", "greenlet") and here.ring in WITHOUT_GEVENT and module != ON_THE_LOOP:
                 wrong.append(f"{module} (ring {here.ring}) imports {name}")
-            if re.match(r"gevent\.monkey\b", name):
-                wrong.append(f"{module} imports {name}")
+            if re.match(r"gevent\.monkey\b", name) and module != MONKEY:
+                wrong.append(f"{module} imports {name}, which is for {MONKEY} alone")
             if here.ring == 0 and top in NOT_IN_RING_0:
                 wrong.append(f"{module} (ring 0) imports {name}")
     return wrong
@@ -173,8 +174,8 @@ def test_a_module_is_short_and_has_a_name_of_its_own(module: str) -> None:
     assert ast.get_docstring(ast.parse(source)), "a module opens with what it is for"
 
 
-def test_nobody_patches_the_standard_library() -> None:
-    """Written differently from the check of imports: the word itself, in code, stands nowhere."""
+def test_only_the_service_patches() -> None:
+    """Written differently from the check of imports: the word itself, in code, stands in one module."""
     using = {
         module
         for module, path in MODULES.items()
@@ -184,7 +185,7 @@ def test_nobody_patches_the_standard_library() -> None:
         or (isinstance(node, ast.Attribute) and node.attr in ("monkey", "patch_all"))
         or (isinstance(node, ast.alias) and node.name.split(".")[-1] == "monkey")
     }
-    assert using == set()
+    assert using == {MONKEY}
 
 
 # --- the checks themselves -------------------------------------------------------------------------------------------
@@ -241,6 +242,7 @@ def test_a_broken_map_is_refused(text: str, message: str) -> None:
         ("events", "import lmtp_proxy.reply\nfrom lmtp_proxy import __version__\n", None),
         ("tables.static", "from lmtp_proxy.tables import TableUnavailable\n", None),
         ("tables.static", "from . import TableUnavailable\nfrom ..reply import OK\n", None),
+        ("service", "from gevent import monkey\nmonkey.patch_all()\n", None),
         ("cli", "def main():\n    from lmtp_proxy import service\n", None),
         # Outer rings, in each way of writing it.
         ("reply", "from lmtp_proxy.tables import Table\n", "reply (ring 0) imports tables (ring 1)"),
@@ -277,9 +279,9 @@ def test_a_broken_map_is_refused(text: str, message: str) -> None:
         ("tables", "import gevent\n", "tables (ring 1) imports gevent"),
         ("cli", "from gevent.event import Event\n", "cli (ring 7) imports gevent.event"),
         ("cli", "import greenlet\n", "cli (ring 7) imports greenlet"),
-        ("server", "from gevent import monkey\n", "server imports gevent.monkey"),
-        ("server", "import gevent.monkey\n", "server imports gevent.monkey"),
-        ("server", "from gevent.monkey import patch_all\n", "server imports gevent.monkey"),
+        ("server", "from gevent import monkey\n", "server imports gevent.monkey, which is for service alone"),
+        ("server", "import gevent.monkey\n", "server imports gevent.monkey, which is for service alone"),
+        ("server", "from gevent.monkey import patch_all\n", "server imports gevent.monkey, which is for service alone"),
         # I/O in ring 0.
         ("reply", "import socket\n", "reply (ring 0) imports socket"),
         ("events", "from time import monotonic\n", "events (ring 0) imports time"),
