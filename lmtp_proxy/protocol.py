@@ -26,6 +26,7 @@ from lmtp_proxy.events import (
     TransactionReset,
     Wait,
 )
+from lmtp_proxy.fixed_answers import ANSWERS, REFUSALS
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.reply_queue import ReplyQueue
 
@@ -235,9 +236,16 @@ class Protocol:
         self._turn += 1
         if line == TOO_LONG:
             return self._refuse(say.LINE_TOO_LONG)
-        handler = _VERBS.get(line[:4].upper(), _UNKNOWN) if line[4:5] in (b" ", b"") else _UNKNOWN
+        word, _, arguments = line.partition(b" ")
+        verb = word.upper()
         errors = self._errors
-        event = handler(self, line[5:].strip(b" "))
+        handler = _VERBS.get(verb)
+        if handler is not None:
+            event = handler(self, arguments.strip(b" "))
+        elif (answer := ANSWERS.get(verb)) is not None:
+            event = self._answer(answer)
+        else:
+            event = self._refuse(REFUSALS.get(verb, say.BAD_COMMAND))
         if self._errors == errors:
             self._errors = 0
         return event
@@ -328,27 +336,12 @@ class Protocol:
         self._replying = False
 
 
-def _always(reply: Reply) -> "_Handler":
-    return lambda protocol, _arguments: protocol._answer(reply)
-
-
-def _never(reply: Reply) -> "_Handler":
-    return lambda protocol, _arguments: protocol._refuse(reply)
-
-
 _Handler: TypeAlias = Callable[[Protocol, bytes], Event | None]
-_UNKNOWN = _never(say.BAD_COMMAND)
-# Each has four letters.
 _VERBS: dict[bytes, _Handler] = {
     b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
-    b"HELO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
-    b"EHLO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
     b"MAIL": Protocol._mail,  # RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531
     b"RCPT": Protocol._rcpt,  # RFC 5321 section 4.1.1.3
     b"DATA": Protocol._data_verb,  # RFC 5321 section 4.1.1.4, RFC 2033 section 4.2
     b"RSET": Protocol._rset,  # RFC 5321 section 4.1.1.5
-    b"VRFY": _always(say.CANNOT_VRFY),  # RFC 5321 section 4.1.1.6 and 7.3
-    b"HELP": _always(say.HELP),  # RFC 5321 section 4.1.1.8
-    b"NOOP": _always(say.OK),  # RFC 5321 section 4.1.1.9
     b"QUIT": Protocol._quit,  # RFC 5321 section 4.1.1.10
 }
