@@ -6,6 +6,7 @@ above it in the same ring; ``tests/unit/test_rings.py`` reads this map and prove
 
 Ring 0, pure values and the protocol, no I/O:
     reply              a reply, and every sentence the proxy itself can say
+    xforward           what an MTA says of a message before MAIL
     envelope           path and ESMTP parameter syntax; Recipient, Envelope
     dot_stuffing       message data on the wire: end of data, the lone-dot rule, size
     reply_queue        replies in the order of their commands
