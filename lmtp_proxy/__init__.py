@@ -25,6 +25,7 @@ Ring 1, files, tables and the log:
     config_keys        the type of each key: text -> value
     flat_users         a `users:` section of plain lines, read without YAML
     config_users       the `users:` section
+    config_backends    the `backends:` section, and timeouts
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
     loading            a large configuration is loaded by a process of its own
