@@ -98,6 +98,7 @@ Ring 7, the command, without gevent:
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
     requeue            has Postfix try deferred mail again at once
+    ctl_receipts       the verbs of receipts
     ctl                the command lmtp-proxyctl
 """
 
