@@ -6,7 +6,7 @@ into records. It does not talk to the backend and does not know the other delive
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError
@@ -15,6 +15,7 @@ from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.routing import Route
@@ -53,11 +54,12 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Cutover:
-    """What makes sure that no mail reaches a backend any more after it was taken from the user."""
+    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
 
     current: CurrentGeneration
     in_flight: InFlight
     uncertain: UncertainLog
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 class CommitPoint:
@@ -73,6 +75,7 @@ class CommitPoint:
         self._message = message
         self._cutover = cutover
         self._ended = False
+        self._dot_at = 0.0  # time.monotonic
         self._flight = cutover.in_flight.begin(
             message.session, pool.backend.name, pool.address, message.envelope.path
         )
@@ -131,6 +134,7 @@ class CommitPoint:
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
         self._flight.phase = Phase.FINAL_DOT
+        self._dot_at = time.monotonic()
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
@@ -142,6 +146,8 @@ class CommitPoint:
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
+            if self._flight.phase is Phase.FINAL_DOT:
+                self._counts.replies.observe(time.monotonic() - self._dot_at)
             self._cutover.in_flight.leave(self._flight)
 
     def given_up(self, reason: str) -> None:

@@ -33,6 +33,8 @@ from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
 from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
+from lmtp_proxy.loop_watch import LoopWatch
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
@@ -95,15 +97,23 @@ class Service:
         self.manager = ConfigManager(config, parking.generation_changed, share)
         self.stopping = Event()
         self._uncertain = UncertainLog(self.manager.current, in_flight)
-        shared = Shared(Cutover(self.manager.current, in_flight, self._uncertain), parking, unpatched_poll)
+        tallies = Tallies()
+        shared = Shared(Cutover(self.manager.current, in_flight, self._uncertain, tallies), parking, unpatched_poll)
         title = _Title(name, config.path)
+        watch = LoopWatch(tallies, in_flight)
+
+        def sessions_changed(sessions: int) -> None:
+            title.sessions_changed(sessions)
+            watch.wake()
+
         self._server = Server(
-            self.listener, shared, share.part(max_clients), title.sessions_changed, alone=share.of == 1
+            self.listener, shared, share.part(max_clients), sessions_changed, alone=share.of == 1
         )
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),
             after_crash,
+            tallies=tallies,
         )
         gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
 
@@ -122,6 +132,7 @@ def serve(
     config: Config,
     listener: socket.socket,
     control: socket.socket | None,
+    metrics: socket.socket | None,
     *,
     daemonised: bool,
     received: Iterable[int],
@@ -130,7 +141,7 @@ def serve(
     remove_control: Callable[[], None],
     after_crash: bool,
 ) -> int:
-    """Serve on `listener` and `control`, bound and listening, until a stop signal; ends after the last session.
+    """Serve on `listener`, `control` and `metrics`, all listening, until a stop signal; ends after the last session.
 
     received: signals that came before this could handle them. ready: called once when clients are served.
     remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
@@ -145,13 +156,18 @@ def serve(
         gevent.signal_handler(number, service.stopping.set)
     for early in received:
         (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
-    control_server = None
+    servers: list[ControlServer] = []
+    application = Application(service.state)
     if control is not None:
-        control_server = ControlServer(cooperative(control), Application(service.state))
+        servers.append(ControlServer(cooperative(control), application))
+    if metrics is not None:
+        from lmtp_proxy.metrics_server import metrics_server  # the page takes memory, and few look at it
+
+        servers.append(metrics_server(cooperative(metrics), application, application.figures, config.hostname))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
-    if control_server:
-        control_server.start()
+    for server in servers:
+        server.start()
     log_ready(config, service.listener, len(config.users))
     ready()
     service.stopping.wait()
@@ -159,8 +175,8 @@ def serve(
     remove_socket()
     service.finish()
     remove_control()
-    if control_server:
-        control_server.stop()
+    for server in servers:
+        server.stop()
     reloads.kill()
     log_greenlets_left()
     _log.info("stopped")
