@@ -27,7 +27,7 @@ body{margin:0;background:var(--page);color:var(--text);font:14px/1.4 system-ui,-
 main{max-width:1500px;margin:0 auto;padding:14px 16px 24px;display:grid;gap:12px;grid-template-columns:minmax(0,1fr)}
 h1{font-size:18px;margin:0;overflow-wrap:anywhere}h1 span{font-weight:400;color:var(--soft)}
 h2{font-size:12px;margin:0 0 8px;text-transform:uppercase;letter-spacing:.05em;color:var(--soft);font-weight:600}
-h2 b{color:var(--text);font-weight:600}
+h2 b{color:var(--text);font-weight:600;text-transform:none;letter-spacing:0}
 header{display:flex;flex-wrap:wrap;gap:6px 14px;align-items:center}
 header .facts{margin-left:auto;color:var(--soft);font-size:13px;display:flex;flex-wrap:wrap;gap:2px 14px}
 .facts b{color:var(--text);font-weight:600}
@@ -42,9 +42,12 @@ overflow-wrap:anywhere}.note.bad{border-color:var(--bad);background:var(--badbg)
 .tile{padding:10px 14px 8px;display:flex;flex-direction:column}.tile h2{margin:0}
 .tile .big{font-size:24px;font-weight:600;line-height:1.3;white-space:nowrap}
 .tile .big small{font-size:13px;font-weight:400;color:var(--soft)}
-.tile p{margin:0;color:var(--soft);font-size:12px}.tile .curve{margin-top:auto;padding-top:4px}
+.tile p{margin:0;color:var(--soft);font-size:12px}
 .big.warn{color:var(--warn)}.big.bad{color:var(--bad)}
-.curve{display:block;width:100%;height:34px}.curve path{vector-effect:non-scaling-stroke;fill:none}
+figure{margin:0;position:relative}figcaption{position:absolute;top:-1px;left:0;font-size:11px;color:var(--soft);
+opacity:.85}.tile figure{margin-top:auto;padding-top:8px}.tile figcaption{top:4px}
+.curve{display:block;width:100%;height:34px}
+.curve path{vector-effect:non-scaling-stroke;fill:none}
 .curve .base{stroke:var(--rule)}.curve .line{stroke:var(--line);stroke-width:1.5;stroke-linejoin:round}
 .curve .area{fill:var(--line);opacity:.14}.curve .line.failed{stroke:var(--bad)}.curve .area.failed{fill:var(--bad)}
 .bar{display:block;width:100%;height:18px;border-radius:4px}.bar.thin{height:6px}.bar .empty,.k.empty{fill:var(--flat)}
@@ -57,10 +60,10 @@ table{border-collapse:collapse;width:100%}
 th{font-size:12px;font-weight:600;color:var(--soft);text-align:right;padding:0 8px 5px;white-space:nowrap}
 td{border-top:1px solid var(--rule);padding:6px 8px;text-align:right;white-space:nowrap;vertical-align:middle}
 th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:last-child{padding-right:0}
-.left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{min-width:120px}td.use{min-width:84px}
+.left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{width:26%;min-width:120px}
+td.use{min-width:150px}
 td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td .bar{margin-top:3px}
 .zero{color:var(--soft);opacity:.7}.num-warn{color:var(--warn)}.num-bad{color:var(--bad);font-weight:600}
-.why{margin:2px 0 0;color:var(--bad);font-size:12px;white-space:normal;overflow-wrap:anywhere;max-width:46ch}
 .where{display:block;color:var(--soft);font-size:12px;overflow-wrap:anywhere;white-space:normal}
 .columns{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));align-items:start}
 .none{color:var(--soft);margin:0}
@@ -79,7 +82,8 @@ border-top:1px solid var(--rule)}
 .backends td:first-child,.backends td.wide{grid-column:1/-1}.backends td:first-child::before{content:none}
 }
 @media(max-width:520px){main{padding:10px 10px 20px;gap:10px}.card{padding:10px 11px}
-.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}.tile .big{font-size:21px}.narrow-off{display:none}
+.tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}
+.tile:last-child:nth-child(odd){grid-column:1/-1}.tile .big{font-size:21px}.narrow-off{display:none}
 th,td{padding-left:5px;padding-right:5px}}
 """
 

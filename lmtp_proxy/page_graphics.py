@@ -4,7 +4,7 @@
 Everything that comes out is HTML, and everything that goes in is escaped here. It knows nothing of mail.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape as _escape
 from typing import NamedTuple
 
@@ -72,8 +72,11 @@ def share(count: int, whole: int) -> str:
     return f"{part:.0f}\u202f%" if part in (0, 100) or part >= 10 else f"{part:.1f}\u202f%"
 
 
-def curve(label: str, slots: int, *lines: tuple[str, Sequence[float]]) -> str:
-    """Curves on one scale, the newest value at the right. slots: how many values fill it. lines: kind and values."""
+def curve(label: str, slots: int, *lines: tuple[str, Sequence[float]], scale: Callable[[float], str] = rate) -> str:
+    """Curves on one scale, the newest value at the right. slots: how many values fill it. lines: kind and values.
+
+    scale: how the highest value is written.
+    """
     top = max((value for _, values in lines for value in values), default=0.0)
     paths = [f'<path class="base" d="M0 {_HEIGHT - 0.5:g}H{_WIDTH}"/>']
     for kind, values in lines:
@@ -89,8 +92,9 @@ def curve(label: str, slots: int, *lines: tuple[str, Sequence[float]]) -> str:
         paths.append(f'<path class="area {kind}" d="{line}L{_WIDTH} {_HEIGHT}L{first:.1f} {_HEIGHT}Z"/>')
         paths.append(f'<path class="line {kind}" d="{line}"/>')
     return (
-        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'<figure><svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(label)}"><title>{escape(label)}</title>{"".join(paths)}</svg>'
+        f"<figcaption>max {escape(scale(top))}</figcaption></figure>"
     )
 
 

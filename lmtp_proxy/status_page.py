@@ -123,7 +123,7 @@ def _tiles(shown: Shown) -> str:
                 "Received",
                 f"{octets(_now(received))} <small>/ s</small>",
                 f"{octets(counters['octets'])} since the start",
-                curve("Octets received per second, the last ten minutes", KEPT - 1, ("all", received)),
+                curve("Octets received per second, the last ten minutes", KEPT - 1, ("all", received), scale=octets),
             ),
             _tile(
                 "Sessions",
@@ -175,7 +175,7 @@ def _users(shown: Shown) -> str:
         for part in parts
     )
     fallback = shown.status["fallback_backend"]
-    rest = f" \u00b7 everybody else: {escape(fallback)}" if fallback else ""
+    rest = f" \u00b7 everybody else <b>{escape(fallback)}</b>" if fallback else ""
     label = "Users by backend: " + ", ".join(f"{part.name} {part.size}" for part in parts)
     return (
         f'<section class="card"><h2>Users <b>{number(whole)}</b>{rest}</h2>{bar(label, parts, whole)}'
@@ -224,17 +224,16 @@ def _backend(shown: Shown, backend: Json, kind: str) -> str:
     used = [Part("in use", gauges["busy"], kind), Part("kept", gauges["idle"], "k0")]
     waiting = f", {number(gauges['waiting'])} waiting" if gauges["waiting"] else ""
     uses = f"{name}: {gauges['busy']} connections in use, {gauges['idle']} kept, of {gauges['limit']}{waiting}"
-    why = f'<p class="why">{escape(backend["trouble"])}</p>' if backend["state"] == "down" else ""
     counts = counters["replies"]["counts"]
     failing = f' <span class="num-bad">{rate(_now(bad))}</span>' if _now(bad) >= 0.005 else ""
     cells = (
         f'<svg class="key" viewBox="0 0 1 1" aria-hidden="true"><rect class="{kind}" width="1" height="1"/></svg>'
         f'<b>{escape(name)}</b> <span class="pill {_PILLS[backend["state"]]}">{backend["state"]}</span>'
-        f'<span class="where">{escape(backend["address"])}</span>{why}',
+        f'<span class="where">{escape(backend["address"])}</span>',
         curve(label, KEPT - 1, ("sent", good), ("failed", bad)),
         f"{rate(_now(good))}{failing}",
-        f"{number(gauges['busy'])} + {number(gauges['idle'])} <small>of {number(gauges['limit'])}{waiting}</small>"
-        + bar(uses, used, gauges["limit"]).replace('class="bar"', 'class="bar thin"', 1),
+        f"{number(gauges['busy'])} <small>in use, {number(gauges['idle'])} kept, of {number(gauges['limit'])}"
+        f"{waiting}</small>" + bar(uses, used, gauges["limit"]).replace('class="bar"', 'class="bar thin"', 1),
         number(backend["users"]),
         number(counters["sent"]),
         _count(counters["deferred"], "warn"),
@@ -288,7 +287,7 @@ def _told(event: Json) -> str:
         for each in event["moved"]
     ]
     changes = escape(f"generation {event['generation']}: {event['changes']}")
-    return "; ".join([*(f"<b>{move}</b>" for move in moves), changes])
+    return "<br>".join([*(f"<b>{move}</b>" for move in moves), f"<small>{changes}</small>"])
 
 
 def _flights(shown: Shown) -> str:
