@@ -20,6 +20,7 @@ from lmtp_proxy.metrics import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+_OPENMETRICS = "application/openmetrics-text"
 _OUTCOMES = ("sent", "deferred", "bounced", "aborted")
 
 
@@ -30,7 +31,9 @@ def render(figures: Figures, accept: str) -> tuple[str, bytes]:
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(figures))
-    encode, content_type = choose_encoder(accept)
+    # Not what the client sent: prometheus_client stumbles over versions that are no numbers.
+    wanted = any(each.partition(";")[0].strip().lower() == _OPENMETRICS for each in accept.split(","))
+    encode, content_type = choose_encoder(f"{_OPENMETRICS}; version=1.0.0" if wanted else "")
     return content_type, encode(registry)
 
 

@@ -60,12 +60,15 @@ table{border-collapse:collapse;width:100%}
 th{font-size:12px;font-weight:600;color:var(--soft);text-align:right;padding:0 8px 5px;white-space:nowrap}
 td{border-top:1px solid var(--rule);padding:6px 8px;text-align:right;white-space:nowrap;vertical-align:middle}
 th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:last-child{padding-right:0}
+.list td{padding-top:3px;padding-bottom:3px}
 .left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{width:26%;min-width:120px}
 td.use{min-width:150px}
 td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td .bar{margin-top:3px}
 .zero{color:var(--soft);opacity:.7}.num-warn{color:var(--warn)}.num-bad{color:var(--bad);font-weight:600}
 .where{display:block;color:var(--soft);font-size:12px;overflow-wrap:anywhere;white-space:normal}
-.columns{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));align-items:start}
+.columns{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
+@media(min-width:1100px){.columns{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}
+.columns>:first-child{grid-row:span 2}}
 .none{color:var(--soft);margin:0}
 footer{color:var(--soft);font-size:12px;display:flex;flex-wrap:wrap;gap:2px 16px}a{color:var(--line)}
 #stale{display:none;position:sticky;top:0;z-index:1;background:var(--bad);color:#fff;padding:6px 16px;font-weight:600}

@@ -283,11 +283,12 @@ def _told(event: Json) -> str:
     if not event["ok"]:
         return escape("; ".join(event["errors"]))
     moves = [
-        f"{number(each['count'])} \u00d7 {escape(each['from'] or 'new')} \u2192 {escape(each['to'] or 'removed')}"
+        f"<b>{number(each['count'])}</b> {escape(each['from'] or 'new')} \u2192 {escape(each['to'] or 'removed')}"
         for each in event["moved"]
     ]
-    changes = escape(f"generation {event['generation']}: {event['changes']}")
-    return "<br>".join([*(f"<b>{move}</b>" for move in moves), f"<small>{changes}</small>"])
+    _, mark, keys = event["changes"].partition("changed: ")  # what stands before is how many users and backends
+    told = [*moves, *([escape(mark + keys)] if keys else [])] or ["nothing changed"]
+    return f"{', '.join(told)} <small>generation {number(event['generation'])}</small>"
 
 
 def _flights(shown: Shown) -> str:
@@ -320,7 +321,8 @@ def _list(title: str, more: str, rows: str, otherwise: str, head: tuple[str, ...
         f"<th{' class=left' if name in ('Backend', 'Phase', 'Session') else ''} scope=col>{name}</th>" for name in head
     )
     top = f"<thead><tr>{words}</tr></thead>" if head else ""
-    return f'<section class="card"><h2>{title} <b>{more}</b></h2><table>{top}<tbody>{rows}</tbody></table></section>'
+    table = f'<table class="list">{top}<tbody>{rows}</tbody></table>'
+    return f'<section class="card"><h2>{title} <b>{more}</b></h2>{table}</section>'
 
 
 def _when(iso: str, now: float) -> str:
