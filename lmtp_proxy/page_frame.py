@@ -14,8 +14,8 @@ EVERY = 5  # seconds
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--text:#1b1f24;--soft:#5c6570;--rule:#dfe3e8;
---good:#1a7f4b;--warn:#a15c00;--bad:#c62f2f;--goodbg:#e3f4ea;--warnbg:#fdf0dc;--badbg:#fde5e5;--flat:#e9ecf0;
---line:#2f6fde;--k0:#8a94a3;--k1:#2f6fde;--k2:#12948a;--k3:#8b5bd6;--k4:#c4622d;--k5:#3d8f3d;--k6:#b0428a;--k7:#7c7a2b;
+--good:#146c3e;--warn:#8f5100;--bad:#b92525;--goodbg:#e3f4ea;--warnbg:#fdf0dc;--badbg:#fde5e5;--flat:#e9ecf0;
+--line:#2563c9;--k0:#8a94a3;--k1:#2f6fde;--k2:#12948a;--k3:#8b5bd6;--k4:#c4622d;--k5:#3d8f3d;--k6:#b0428a;--k7:#7c7a2b;
 --reject:#d9a12b;--hold:#e2c178}
 @media(prefers-color-scheme:dark){:root{--page:#111418;--card:#1a1e24;--text:#e4e8ed;--soft:#98a2ae;--rule:#2d333b;
 --good:#5ccf92;--warn:#f0b45c;--bad:#ff7b7b;--goodbg:#143324;--warnbg:#3a2b12;--badbg:#431d1f;--flat:#262c34;
@@ -60,21 +60,22 @@ table{border-collapse:collapse;width:100%}
 th{font-size:12px;font-weight:600;color:var(--soft);text-align:right;padding:0 8px 5px;white-space:nowrap}
 td{border-top:1px solid var(--rule);padding:6px 8px;text-align:right;white-space:nowrap;vertical-align:middle}
 th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:last-child{padding-right:0}
-.list td{padding-top:3px;padding-bottom:3px}
+.list td{padding-top:3px;padding-bottom:3px}.list td.name,.backends td:first-child,.legend li,.facts,h2
+{white-space:normal;overflow-wrap:anywhere}.backends td:first-child{min-width:120px}
 .left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{width:26%;min-width:120px}
 td.use{min-width:150px}
 td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td .bar{margin-top:3px}
 .zero{color:var(--soft);opacity:.7}.num-warn{color:var(--warn)}.num-bad{color:var(--bad);font-weight:600}
 .where{display:block;color:var(--soft);font-size:12px;overflow-wrap:anywhere;white-space:normal}
 .columns{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
-@media(min-width:1100px){.columns{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}
-.columns>:first-child{grid-row:span 2}}
+@media(min-width:1000px){.columns{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}}
+.column{display:grid;gap:12px;grid-template-columns:minmax(0,1fr)}
 .none{color:var(--soft);margin:0}
 footer{color:var(--soft);font-size:12px;display:flex;flex-wrap:wrap;gap:2px 16px}a{color:var(--line)}
 #stale{display:none;position:sticky;top:0;z-index:1;background:var(--bad);color:#fff;padding:6px 16px;font-weight:600}
 .stale #stale{display:block}.stale main{opacity:.55}
 @media(prefers-color-scheme:dark){#stale{color:#111418}}
-@media(max-width:900px){
+@media(max-width:1100px){
 header .facts{margin-left:0}
 .backends thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .backends tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(96px,1fr));gap:6px 10px;padding:10px 0;

@@ -47,9 +47,10 @@ def page(shown: Shown) -> tuple[str, str, str]:
         _backends(shown),
         '<div class="columns">',
         _history(shown),
+        '<div class="column">',
         _flights(shown),
         _uncertain(shown),
-        "</div>",
+        "</div></div>",
         _foot(shown),
     ]
     mark = {"good": "", "warn": "(!) ", "bad": "(!!) "}[state]
@@ -294,7 +295,7 @@ def _told(event: Json) -> str:
 def _flights(shown: Shown) -> str:
     flights = sorted(shown.flights, key=lambda flight: -float(flight["seconds"]))
     rows = "".join(
-        f"<tr><td>{escape(flight['session'])}</td><td class=left>{escape(flight['backend'])}</td>"
+        f'<tr><td>{escape(flight["session"])}</td><td class="left name">{escape(flight["backend"])}</td>'
         f"<td class=left>{escape(flight['phase'])}</td><td>{number(flight['count'])}</td>"
         f"<td>{octets(flight['octets'])}</td><td>{duration(flight['seconds'])}</td></tr>"
         for flight in flights[:_FLIGHTS]
@@ -307,7 +308,7 @@ def _flights(shown: Shown) -> str:
 def _uncertain(shown: Shown) -> str:
     rows = "".join(
         f"<tr><td>{_when(record['time'], shown.figures['time'])}</td><td class=left>{escape(record['session'])}</td>"
-        f"<td class=left>{escape(record['backend'])}</td><td>{octets(record['size'])}</td></tr>"
+        f'<td class="left name">{escape(record["backend"])}</td><td>{octets(record["size"])}</td></tr>'
         for record in reversed(shown.uncertain[-_UNCERTAIN:])
     )
     more = f"{number(len(shown.uncertain))} known; lmtp-proxyctl uncertain names them" if rows else "0"
