@@ -44,9 +44,10 @@ overflow-wrap:anywhere}.note.bad{border-color:var(--bad);background:var(--badbg)
 .tile .big small{font-size:13px;font-weight:400;color:var(--soft)}
 .tile p{margin:0;color:var(--soft);font-size:12px}
 .big.warn{color:var(--warn)}.big.bad{color:var(--bad)}
-figure{margin:0;position:relative}figcaption{position:absolute;top:-1px;left:0;font-size:11px;color:var(--soft);
-opacity:.85}.tile figure{margin-top:auto;padding-top:8px}.tile figcaption{top:4px}
-.curve{display:block;width:100%;height:34px}
+figure{margin:0;position:relative;padding-top:13px}figcaption{position:absolute;top:0;left:0;line-height:13px;font-size:11px;color:var(--soft);
+opacity:.85}.tile figure{margin-top:auto;padding-top:16px}
+.tile figcaption{top:3px}
+.curve{display:block;width:100%;height:30px}
 .curve path{vector-effect:non-scaling-stroke;fill:none}
 .curve .base{stroke:var(--rule)}.curve .line{stroke:var(--line);stroke-width:1.5;stroke-linejoin:round}
 .curve .area{fill:var(--line);opacity:.14}.curve .line.failed{stroke:var(--bad)}.curve .area.failed{fill:var(--bad)}
@@ -61,7 +62,7 @@ th{font-size:12px;font-weight:600;color:var(--soft);text-align:right;padding:0 8
 td{border-top:1px solid var(--rule);padding:6px 8px;text-align:right;white-space:nowrap;vertical-align:middle}
 th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:last-child{padding-right:0}
 .list td{padding-top:3px;padding-bottom:3px}.list td.name,.backends td:first-child,.legend li,.facts,h2
-{white-space:normal;overflow-wrap:anywhere}.backends td:first-child{min-width:120px}
+{white-space:normal;overflow-wrap:anywhere}.backends td:first-child{min-width:210px}
 .left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{width:26%;min-width:120px}
 td.use{min-width:150px}
 td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td .bar{margin-top:3px}
@@ -83,7 +84,8 @@ border-top:1px solid var(--rule)}
 .backends tr:first-child{border-top:0;padding-top:0}
 .backends td{display:block;border:0;padding:0;text-align:left}
 .backends td::before{content:attr(data-label);display:block;font-size:11px;color:var(--soft)}
-.backends td:first-child,.backends td.wide{grid-column:1/-1}.backends td:first-child::before{content:none}
+.backends td:first-child,.backends td.wide{grid-column:1/-1;width:auto;min-width:0}
+.backends td.use{grid-column:span 2;min-width:0}.backends td:first-child::before{content:none}
 }
 @media(max-width:520px){main{padding:10px 10px 20px;gap:10px}.card{padding:10px 11px}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}

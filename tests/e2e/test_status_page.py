@@ -27,7 +27,8 @@ NOT_FITTING = """
     [...document.querySelectorAll("main *")].filter(function (each) {
       var box = each.getBoundingClientRect();
       return box.width > 0 && !each.closest("svg") && !each.closest("thead")
-        && (box.right > document.documentElement.clientWidth + 0.5 || box.left < -0.5);
+        && (box.right > document.documentElement.clientWidth + 0.5 || box.left < -0.5
+            || (each.matches("td, .card") && each.scrollWidth > each.clientWidth + 1));
     }).map(function (each) { return each.tagName + "." + each.className + ": " + each.textContent.slice(0, 60); })
 """
 
