@@ -335,6 +335,14 @@ def test_a_port_in_use_is_one_line_and_leaves_nothing(tmp_path: Any, workers: in
     assert sorted(os.listdir(tmp_path)) == ["c.yml"]
 
 
+def test_check_says_where(tmp_path: Any) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text(f"config:\n  socket: {tmp_path}/s\n  metrics: [127.0.0.1, 9424]\nbackends: {{}}\n")
+    done = subprocess.run([sys.executable, str(PROGRAM), "--check", "-c", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == f"{path}: OK: 0 users, 0 backends, on {tmp_path}/s, metrics on http://127.0.0.1:9424/\n"
+
+
 def test_an_address_that_is_not_loopback_is_warned_of() -> None:
     port = free_tcp_address()[1]
     with FakeBackend() as store:
