@@ -25,6 +25,7 @@ class Text:
     content_type: str
     octets: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    status: HTTPStatus = HTTPStatus.OK
 
 
 Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json | Text]]]
@@ -74,8 +75,8 @@ class JsonApplication:
             _log.exception("control: %s failed by an internal error", what)
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"internal error: {shown(repr(error))}"}
         if not isinstance(answer, Text):
-            answer = Text("application/json", json.dumps(answer).encode("ascii") + b"\n")
-        octets = answer.octets
+            answer = Text("application/json", json.dumps(answer).encode("ascii") + b"\n", status=status)
+        status, octets = answer.status, answer.octets
         headers += [("Content-Type", answer.content_type), *answer.headers]
         start_response(f"{status.value} {status.phrase}", [*headers, ("Content-Length", str(len(octets)))])
         return [] if method == "HEAD" else [octets]

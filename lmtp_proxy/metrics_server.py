@@ -7,17 +7,18 @@ came with mail. Those are for the control socket. Whatever a client does here co
 
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import gevent
 
 from lmtp_proxy.control_application import Json, JsonApplication, Text
-from lmtp_proxy.control_request import Request
+from lmtp_proxy.control_request import Problem, Request
 from lmtp_proxy.control_server import Acceptor, ControlServer, Handler
 from lmtp_proxy.figures import Figures
 from lmtp_proxy.page_frame import HEADERS, framed
 from lmtp_proxy.samples import Samples
-from lmtp_proxy.status_page import Shown, page
+from lmtp_proxy.status_page import Shown, page, page_of_problem
 
 CONNECTIONS = 16
 """Clients at once; a scraper needs one, and a browser two."""
@@ -47,8 +48,15 @@ class MetricsApplication(JsonApplication):
         return {**status, "reload": _without_names(status["reload"])}
 
     def _page(self, request: Request) -> Text:
+        try:
+            content, status = page(self._shown(request)), HTTPStatus.OK
+        except Problem as problem:
+            content, status = page_of_problem(self._hostname, str(problem)), problem.status
+        return Text("text/html; charset=utf-8", framed(*content).encode("utf-8"), HEADERS, status)
+
+    def _shown(self, request: Request) -> Shown:
         control = self._control
-        shown = Shown(
+        return Shown(
             hostname=self._hostname,
             status=self._status(request),
             figures=control.get("/figures", request),
@@ -57,7 +65,6 @@ class MetricsApplication(JsonApplication):
             history=[_without_names(event) or {} for event in control.get("/history", request)["history"]],
             samples=self._samples,
         )
-        return Text("text/html; charset=utf-8", framed(*page(shown)).encode("utf-8"), HEADERS)
 
 
 class _Handler(Handler):

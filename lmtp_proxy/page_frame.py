@@ -100,7 +100,10 @@ _SCRIPT = f"""
   function refresh() {{
     if (document.hidden) return;
     fetch(location.pathname, {{cache: "no-store", signal: AbortSignal.timeout({EVERY * 1000})}})
-      .then(function (answer) {{ if (!answer.ok) throw answer; return answer.text(); }})
+      .then(function (answer) {{
+        if (!/^text\\/html/.test(answer.headers.get("Content-Type"))) throw answer;
+        return answer.text();
+      }})
       .then(function (text) {{
         var other = new DOMParser().parseFromString(text, "text/html");
         document.querySelector("main").replaceWith(document.adoptNode(other.querySelector("main")));

@@ -57,6 +57,12 @@ def page(shown: Shown) -> tuple[str, str, str]:
     return f"{mark}{shown.hostname}: lmtp-proxy", state, "\n".join(parts)
 
 
+def page_of_problem(hostname: str, problem: str) -> tuple[str, str, str]:
+    """As `page`, where there is nothing else to show."""
+    head = f"<header><h1>lmtp-proxy <span>{escape(hostname)}</span></h1></header>"
+    return f"(!!) {hostname}: lmtp-proxy", "bad", f'{head}<p class="note bad">{escape(problem)}</p>'
+
+
 # --- the head --------------------------------------------------------------------------------------------------------
 
 

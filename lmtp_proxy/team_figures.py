@@ -8,6 +8,7 @@ knows. One that does not answer counts with what it said last.
 from typing import Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.figures import Figures, merged_figures, with_reloads
 from lmtp_proxy.team import Team
@@ -24,12 +25,17 @@ class TeamFigures:
         self._started = started
         self._last: dict[WorkerProcess, Figures] = {}
         self._ended: Figures | None = None
+        self._collecting = BoundedSemaphore(1)  # else a worker that dies between two of them would be counted twice
 
     def __repr__(self) -> str:
         return f"<TeamFigures of {len(self._last)} workers>"
 
     def collect(self) -> Figures | None:
         """What they say now; None as long as none ever said anything."""
+        with self._collecting:
+            return self._collected()
+
+    def _collected(self) -> Figures | None:
         serving = self._team.serving()
         for worker, job in [(worker, gevent.spawn(_ask, worker)) for worker in serving]:
             if (figures := job.get()) is not None:

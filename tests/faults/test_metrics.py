@@ -213,6 +213,9 @@ def test_counters_never_go_back_when_a_worker_dies() -> None:
             assert value(before, "recipients_total", backend="old", outcome="sent") == 20
             for worker in control.get("/status")["workers"]:
                 os.kill(worker["pid"], signal.SIGKILL)
+            seen = [fetch(address, path) for path in ("/", "/", "/metrics", "/metrics") for _ in range(3)]
+            assert {answer.code for answer in seen} <= {200, 503}
+            assert {answer.header["content-type"] for answer in seen[:6]} == {"text/html; charset=utf-8"}
             eventually(lambda: sum(w["restarts"] for w in control_status(control)["workers"]) == 2)
 
             def answered() -> bool:
@@ -301,7 +304,18 @@ def test_it_is_read_only(watched: Watched) -> None:
     assert "unsafe" not in head.header["content-security-policy"]
 
 
-def test_without_the_key_nobody_listens_and_prometheus_client_is_not_loaded() -> None:
+def test_what_nobody_asks_for_is_not_loaded() -> None:
+    code = (
+        "import sys, lmtp_proxy.service, lmtp_proxy.supervisor, lmtp_proxy.worker_service;"
+        "print([name for name in ('prometheus_client', 'lmtp_proxy.status_page', 'lmtp_proxy.metrics_server')"
+        " if name in sys.modules])"
+    )
+    root = PROGRAM.parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_without_the_key_nobody_listens() -> None:
     with FakeBackend() as store, ProxyProcess(config_of({"old": store}, {"a": "old"}), workers=1) as proxy:
         assert "metrics" not in proxy.log()
         with open(f"/proc/{proxy.pid}/net/tcp") as file:
