@@ -20,7 +20,7 @@ from lmtp_proxy.config_values import Config
 from lmtp_proxy.loading import load
 from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
-from lmtp_proxy.sockets import Listener, listen, listen_for_control
+from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -69,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _summary(config: Config) -> str:
     fallback = f", fallback {config.fallback_backend}" if config.fallback_backend else ""
-    return (
-        f"{config.path}: OK: {len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}"
-    )
+    metrics = f", metrics on http://{config.metrics}/" if config.metrics else ""
+    what = f"{len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}{metrics}"
+    return f"{config.path}: OK: {what}"
 
 
 def _run(config: Config, *, daemonise: bool) -> int:
@@ -86,12 +86,13 @@ def _run(config: Config, *, daemonise: bool) -> int:
         pid_file.acquire()
     control = listen_for_control(config)
     try:
+        metrics = listen_for_metrics(config)
         listener = listen(config)
     except ConfigError:
         if control:
             control.remove()
         raise
-    listeners = [listener, control] if control else [listener]
+    listeners = [each for each in (listener, control, metrics) if each]
     if listener.notice:
         print(listener.notice, file=sys.stderr, flush=True)
 
@@ -114,6 +115,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         config,
         listener.socket,
         control.socket if control else None,
+        metrics.socket if metrics else None,
         daemonised=daemonise,
         received=received,
         ready=lambda: _tell(started),

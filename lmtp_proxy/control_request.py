@@ -55,12 +55,16 @@ class Problem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """body: None if none was announced. gone: whether the client has closed the connection; does not wait."""
+    """body: None if none was announced. gone: whether the client has closed the connection; does not wait.
+
+    accept: which formats it takes, as HTTP has it.
+    """
 
     query: str
     body: bytes | None
     uid: int
     gone: Callable[[], bool]
+    accept: str = ""
 
     def argument(self, name: str) -> bytes:
         """The one argument of the query. A `+` is a plus, as it is in addresses, not a space as in forms."""

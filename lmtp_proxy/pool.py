@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend
 from lmtp_proxy.late_import import late_import
+from lmtp_proxy.metrics import CONNECT_BOUNDS, REPLY_BOUNDS, Histogram
 from lmtp_proxy.reply import Reply
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ BACK_OFF = 1.0
 class Counts:
     """What became of the recipients of one backend since the start of the process, by their last replies.
 
-    connections, failures: sessions that were opened, and that could not be. uncertain: recipients that are among the
-    deferred, whose mail may be stored nevertheless. octets: of messages, sent to the backend.
+    connections, failures: sessions that were opened, and that could not be. waits: for a place. aborted: the client
+    went without a final dot. uncertain: recipients that are among the deferred, whose mail may be stored nevertheless.
+    octets: of messages, sent to the backend. connect: seconds until a session is ready; replies: from the final dot to
+    the last reply.
     """
 
     connections: int = 0
@@ -50,6 +53,10 @@ class Counts:
     bounced: int = 0
     uncertain: int = 0
     octets: int = 0
+    waits: int = 0
+    aborted: int = 0
+    connect: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS))
+    replies: Histogram = field(default_factory=lambda: Histogram(REPLY_BOUNDS))
 
     def reply(self, reply: Reply) -> None:
         """A recipient has got its last reply."""
@@ -103,6 +110,11 @@ class BackendPool:
         """Sessions that are kept for the next transaction."""
         return len(self._kept)
 
+    @property
+    def waiting(self) -> int:
+        """Transactions that wait for a place."""
+        return len(self._queue)
+
     # --- places ------------------------------------------------------------------------------------------------------
 
     def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
@@ -116,6 +128,7 @@ class BackendPool:
             if self._taken < self.backend.max_connections:
                 self._taken += 1
                 return None
+        self.counts.waits += 1
         before_wait()
         turn: AsyncResult[BackendSession | None] = AsyncResult()
         self._queue.append(turn)
@@ -167,6 +180,7 @@ class BackendPool:
                 self._probing = False
         self.counts.connections += 1
         self._heard = time.monotonic()
+        self.counts.connect.observe(self._heard - began)
         if self.down:
             self.down = False
             self.trouble = ""

@@ -244,6 +244,7 @@ class Session:
     def _end(self, event: EndOfMessage) -> None:
         self._committing = True
         self._open_transaction.finish(event.octets, event.size, event.refusal, self._clock.earliest)
+        self._shared.cutover.tallies.finished(event.size, refused=event.refusal is not None)
         self._transaction = None
         self._committing = False
 
@@ -269,6 +270,7 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
+            self._shared.cutover.tallies.aborted += 1
             transaction.abort(why)
 
     # --- octets ------------------------------------------------------------------------------------------------------

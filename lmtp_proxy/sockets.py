@@ -92,6 +92,13 @@ def listen_for_control(config: Config) -> Listener | None:
     return _listen(control.socket, _Access(control.owner, control.group, control.permissions, place))
 
 
+def listen_for_metrics(config: Config) -> Listener | None:
+    """Bind and listen where /metrics and the status page are; None if nowhere. Raises ConfigError."""
+    if config.metrics is None:
+        return None
+    return _listen(config.metrics, _Access(None, None, None, f"{config.path}: config.metrics"))
+
+
 def _listen(address: Address, access: _Access) -> Listener:
     try:
         return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)
