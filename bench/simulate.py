@@ -121,7 +121,16 @@ class Peer:
 
 
 class Quiet:
-    """select.poll for peers who say nothing out of turn."""
+    """The module select, for peers who say nothing out of turn."""
+
+    POLLIN = select.POLLIN
+
+    def poll(self) -> "QuietPoll":
+        return QuietPoll()
+
+
+class QuietPoll:
+    """select.poll of these."""
 
     def register(self, handle: int, events: int) -> None: ...
 
@@ -244,14 +253,14 @@ class Simulation:
         self.generation: Generation = first_generation(config)
         in_flight = InFlight()
         self.shared = session.Shared(
-            Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking(), select.poll
+            Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking()
         )
-        log.set_up_log(config.log, daemonised=False, poll=select.poll, later=lambda seconds, call: None)
+        log.set_up_log(config.log, daemonised=False, later=lambda seconds, call: None)
         self.syslog = _Syslog()
         assert log._batch is not None
         log._batch.channel._socket = self.syslog  # type: ignore[attr-defined]
         stream.get_hub = lambda: self.hub  # type: ignore[attr-defined, assignment, return-value]
-        stream._poll = Quiet
+        stream.select = Quiet()  # type: ignore[attr-defined, assignment]
         stream._deadlines.clear()
         backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
         self.number = 0

@@ -7,39 +7,49 @@ above it in the same ring; ``tests/unit/test_rings.py`` reads this map and prove
 Ring 0, pure values and the protocol, no I/O:
     reply              a reply, and every sentence the proxy itself can say
     plain_replies      replies of the form that nearly all have, many at once
+    xforward           what an MTA says of a message before MAIL
     envelope           path and ESMTP parameter syntax; Recipient, Envelope
     dot_stuffing       message data on the wire: end of data, the lone-dot rule, size
     reply_queue        replies in the order of their commands
     events             what the protocol tells the session
+    fixed_answers      the verbs that always get the same answer
     command_lines      a client's octets as command lines
     protocol           LMTP server side, sans-I/O
     keys               the form in which a mailbox is looked up
     share              one process's part of a limit that is for all
+    receipts_batch     what is to be remembered of mailboxes, added up
     message_id         the Message-ID in the beginning of a message
+    metrics            what a process counts: integers and histograms
 Ring 1, files, tables and the log:
+    config_error       that a configuration cannot be used
     yaml_text          a YAML file as text scalars with line numbers
     tables             where the backend of a key is written down
     tables.static      the `users:` section of the configuration
     config_values      what a configuration is: frozen values
     config_keys        the type of each key: text -> value
+    config_listeners   where clients of all kinds connect
     flat_users         a `users:` section of plain lines, read without YAML
     config_users       the `users:` section
+    config_backends    the `backends:` section, and timeouts
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
-    loading            a large configuration is loaded by a process of its own
+    loading            a configuration is loaded by a process of its own
     loader             that process
     users_edit         the text of a configuration with some users changed
     users_excerpt      the same for a file of any size
     log_channel        syslog's socket or standard error, never waited for
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
+    late_import        whether this is a good moment for an import
     stream             a connected socket on gevent's loop, and waiting for it
+    receipts_file      the file of receipts, which several processes write
     worker_settings    what a worker is told when it is started
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
+    backend_error      that a conversation with a backend failed
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
     place              one transaction's place in a pool
@@ -47,6 +57,7 @@ Ring 3, the backends:
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
     failure            what a backend's failure or odd reply means for its recipients
+    receipts           remembers what each mailbox got, and what waits for it
     uncertain_log      remembers uncertain deliveries, and appends them to a file
     commit             the commit point of a delivery
     commands           commands to a backend, and the replies that they wait for
@@ -64,17 +75,29 @@ Ring 5, clients:
 Ring 6, the process:
     reloads            one reload at a time, for however many ask
     config_manager     the greenlet that reloads on SIGUSR1
+    figures            what the processes have counted, as plain values
+    exposition         the figures in the words of Prometheus
     control_request    one request on the control socket, looked at strictly
     control_application  a WSGI application: a table of resources, answers in JSON
+    exposition_thread  the exposition as an answer, made in a thread
     control_json       the parts of the process as JSON values
+    receipts_json      what is known of some mailboxes
     control_server     HTTP on the control socket, proof against bad clients
+    control_on_demand  the control socket until its first client comes
     control            what the operator can ask one process for
+    loop_watch         notices when the event loop is kept from its work
+    samples            the counters of the last minutes
+    page_graphics      numbers as text, curves and bars as inline SVG
+    page_frame         the status page without its content
+    status_page        its content
+    metrics_server     what `metrics` serves, to read only
     start_log          what the log says at a start
     service            monkey patching, building and joining the above, signals
     control_channel    how the supervisor reaches the control application of a worker
     worker_service     one worker of several
     worker_process     a worker as its supervisor sees it
     team               all workers: started, restarted, kept to one configuration
+    team_figures       the figures of all workers
     merged_json        the answers of several workers as one
     merged_control     what the operator can ask a proxy of several workers
     supervisor         the process that serves no mail, but has workers do so
@@ -88,9 +111,12 @@ Ring 7, the command, without gevent:
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside
     ctl_output         what lmtp-proxyctl shows
+    ctl_arguments      the arguments that all verbs of lmtp-proxyctl have in common
     ctl_files          the files that lmtp-proxyctl reads
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
+    requeue            has Postfix try deferred mail again at once
+    ctl_receipts       the verbs of receipts
     ctl                the command lmtp-proxyctl
 """
 

@@ -4,18 +4,23 @@
 It knows the order of commands and replies, and when the next reply is due. What a reply means is decided elsewhere.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.commit import Position
 from lmtp_proxy.envelope import RCPT, Envelope
 from lmtp_proxy.failure import Phase
 from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 # Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
 _ENVELOPE = 4

@@ -7,16 +7,18 @@ into records. It does not talk to the backend and does not know the other delive
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import Flight, InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.routing import Route
 from lmtp_proxy.uncertain import Uncertain
@@ -56,11 +58,13 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Cutover:
-    """What makes sure that no mail reaches a backend any more after it was taken from the user."""
+    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
 
     current: CurrentGeneration
     in_flight: InFlight
     uncertain: UncertainLog
+    receipts: Receipts = field(default_factory=Receipts)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 class CommitPoint(Flight):
@@ -69,7 +73,7 @@ class CommitPoint(Flight):
     accepted: the recipients that the delivery is for; the caller adds to them.
     """
 
-    __slots__ = ("_backend", "_counts", "_cutover", "_ended", "_message", "accepted")
+    __slots__ = ("_backend", "_counts", "_cutover", "_dot_at", "_ended", "_message", "accepted")
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
         super().__init__(message.session, pool.backend.name, pool.address, message.envelope.path)
@@ -79,6 +83,7 @@ class CommitPoint(Flight):
         self._message = message
         self._cutover = cutover
         self._ended = False
+        self._dot_at = 0.0  # time.monotonic
         cutover.in_flight.begin(self)
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
@@ -136,6 +141,7 @@ class CommitPoint(Flight):
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
         self.phase = _FINAL_DOT
+        self._dot_at = time.monotonic()
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
@@ -147,11 +153,16 @@ class CommitPoint(Flight):
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
+            if self.phase is _FINAL_DOT:
+                self._counts.replies.observe(time.monotonic() - self._dot_at)
+                # Before it leaves: who drains and then asks finds it there.
+                queue_id = self._message.envelope.queue_id
+                self._cutover.receipts.delivered(self.accepted, self._backend.name, queue_id)
             self._cutover.in_flight.leave(self)
 
     def count_final_replies(self) -> None:
         """Each recipient has its final reply, or never gets one."""
-        self._counts.replies([position.final_reply or say.INTERNAL_ERROR for position in self.accepted])
+        self._counts.count([position.final_reply or say.INTERNAL_ERROR for position in self.accepted])
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
@@ -161,6 +172,10 @@ class CommitPoint(Flight):
             return
         self._ended = True
         self._counts.uncertain += len(unknown)
+        receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
+        known = [position for position in self.accepted if position.final_reply is not None]
+        receipts.delivered(known, self._backend.name, queue_id)
+        receipts.uncertain(unknown, self._backend.name, queue_id)
         self._cutover.uncertain.record(self, [self._record(position, reason) for position in unknown])
 
     def _record(self, position: Position, reason: str) -> Uncertain:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, shown
+from lmtp_proxy.config_error import shown
+from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -270,6 +271,15 @@ class Section:
         except ValueError as error:
             self.fail(key, str(error), node.line)
             return default
+
+    def values(self, key: str, convert: Callable[[str], T]) -> tuple[T, ...] | None:
+        """Those of a list under `key`, or the one in its place, but for wrong ones; None if it is not here."""
+        node = self.node(key)
+        if node is None:
+            return None
+        nodes = node.items if isinstance(node, Sequence) else [node]
+        values = [self.item(key, each, convert, None) for each in nodes]
+        return tuple(value for value in values if value is not None)
 
     def section(self, key: str, known: tuple[str, ...] | None) -> "Section | None":
         """The mapping below `key`, empty if there is none; None if something else stands there."""

@@ -17,7 +17,7 @@ from lmtp_proxy.tables.static import StaticTable
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
 
-_LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
 _LOOPBACK: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
@@ -97,9 +97,10 @@ class Config:
 
     path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
     (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
-    leaves. allow: None means everybody. max_message_size: octets, 0 for no limit. workers: how many processes serve;
-    each limit of connections is at least as much. users: keys as KeyRules.table_key makes them; users_per_backend: how
-    many of them are on each name, reserved names too.
+    leaves. allow: None means everybody. trusted: whose clients may say XFORWARD, None for nobody's.
+    max_message_size: octets, 0 for no limit. workers: how many processes serve; each limit of connections is at least
+    as much. users: keys as KeyRules.table_key makes them; users_per_backend: how many of them are on each name,
+    reserved names too.
     """
 
     path: str
@@ -124,7 +125,10 @@ class Config:
     hold_limit: int = 2
     log: Log = Log()
     control: Control | None = None
+    metrics: TcpAddress | None = None
     uncertain_log: str | None = None
+    receipts: str | None = None
+    trusted: tuple[IPv4Network | IPv6Network, ...] | None = None
     workers: int = 1
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
@@ -168,7 +172,7 @@ def _same_file(one: str, other: str) -> bool:
 def _addresses(host: str) -> frozenset[IPv4Address | IPv6Address | str]:
     """What `host` stands for: IP addresses, or its own name in one spelling."""
     name = host.lower().rstrip(".")
-    if name in _LOCALHOST:
+    if name in LOCALHOST:
         return frozenset(_LOOPBACK.values())
     try:
         address = ipaddress.ip_address(name)

@@ -7,17 +7,24 @@ these recipients: it is kept, and answers each of them when its turn comes. A De
 does not know the other backends.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import FINAL_DOT, BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.commands import Commands
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
+from lmtp_proxy.dot_stuffing import FINAL_DOT
 from lmtp_proxy.failure import Phase, judge
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 _log = logging.getLogger(__name__)
 
@@ -35,17 +42,14 @@ class Delivery(Commands):
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
         super().__init__(pool, before_wait)
         self.new: list[Position] = []
-        self.in_data = False
-        self.over = False
+        self.in_data = self.over = self._some_accepted = self._some_refused = False
         self._envelope = message.envelope
         commit = self._commit = CommitPoint(pool, message, cutover)
         self.accepted = commit.accepted
         self._asked: list[Position] = []  # RCPT sent with the last `ask`
-        self._some_accepted = self._some_refused = False
         self._final_replies = 0  # that have come
-        self._finishing = False
+        self._finishing = self._dot_begun = False
         self._dot_waits = False  # there was no room for any of it
-        self._dot_begun = False
         self._failure: BackendError | None = None
 
     def __repr__(self) -> str:
@@ -111,7 +115,7 @@ class Delivery(Commands):
             if reply.code < 300:
                 self.accepted.append(position)
             else:
-                self.pool.counts.replies((reply,))
+                self.pool.counts.count((reply,))
         self._commit.recipients_known()
 
     def start_data(self) -> None:
@@ -140,8 +144,8 @@ class Delivery(Commands):
             self._fail_in_data(error)
         else:
             if session.stream and session.stream.full:
-                timeouts = self.pool.backend.timeouts
-                self.deadline = min(time.monotonic() + timeouts.data_write, dot + timeouts.final_reply)
+                times = self.pool.backend.timeouts
+                self.deadline = min(time.monotonic() + times.data_write, dot + times.final_reply)
 
     def finish(self, last: bytes, dot: float) -> None:
         """Pass the commit point, and send the last piece of the message with the final dot.
@@ -183,7 +187,7 @@ class Delivery(Commands):
         else:
             self._dot_waits = True
             self._commit.step_back()
-            session.keep(last[sent:])
+            session.keep(memoryview(last)[sent:])
 
     def _pass_commit_point(self, session: BackendSession) -> None:
         """The last look before the final dot; it waits for nothing."""
@@ -233,12 +237,8 @@ class Delivery(Commands):
         except BackendError as error:
             if self._asked:
                 return self._envelope_failed(error)
-            if self._finishing:
-                self._fail_at_the_end(error)
-            elif self.in_data:
-                self._fail_in_data(error)
-            else:
-                self._fail(error)
+            fail = self._fail_at_the_end if self._finishing else self._fail_in_data if self.in_data else self._fail
+            fail(error)
         return True
 
     def _advance_commands(self, session: BackendSession) -> bool:

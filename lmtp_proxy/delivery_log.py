@@ -3,7 +3,8 @@
 
     8f3a0c: from=<a@b>, to=<u@x>, backend=old[/run/sock], size=123, delay=0.02, dsn=2.1.5, status=sent (250 2.1.5 ok)
 
-Text from clients and backends is escaped. It decides nothing.
+`orig_queue_id=ID, ` stands before `backend` if the client said so. Text from clients and backends is escaped. It
+decides nothing.
 """
 
 import logging
@@ -28,6 +29,7 @@ def log_recipients(message: Message, answered: Iterable[tuple[Position, Reply]],
     if not _log.isEnabledFor(logging.INFO):
         return
     beginning = f"{message.session}: from={_shown(message.envelope.path)}, to="
+    origin = _origin(message)
     middle = f", size={message.size}, delay={delay:.2f}, dsn="
     lines = []
     for position, reply in answered:
@@ -36,7 +38,7 @@ def log_recipients(message: Message, answered: Iterable[tuple[Position, Reply]],
             text = f"{text}; {position.trouble}"
         pool = position.pool
         backend = pool.name if position.asked and pool else "-"
-        lines.append(f"{beginning}{_shown(position.recipient.path)}, backend={backend}{middle}{dsn} ({text})")
+        lines.append(f"{beginning}{_shown(position.recipient.path)}, {origin}backend={backend}{middle}{dsn} ({text})")
     write_lines(lines)
 
 
@@ -44,15 +46,19 @@ def log_aborted(message: Message, positions: Iterable[Position], why: str, delay
     """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered."""
     if not _log.isEnabledFor(logging.INFO):
         return
-    sender = printable(message.envelope.path)
+    sender, origin = printable(message.envelope.path), _origin(message)
     lines = []
     for position in positions:
         backend = position.pool.name if position.asked and position.pool else "-"
         lines.append(
-            f"{message.session}: from={sender}, to={printable(position.recipient.path)}, backend={backend}, "
-            f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
+            f"{message.session}: from={sender}, to={printable(position.recipient.path)}, {origin}"
+            f"backend={backend}, size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
         )
     write_lines(lines)
+
+
+def _origin(message: Message) -> str:
+    return f"orig_queue_id={message.envelope.queue_id}, " if message.envelope.queue_id else ""  # as Postfix calls it
 
 
 # Of paths: the same users get mail again. About 1 MB when it is full; the longest that come may be 2 KB each.

@@ -17,7 +17,7 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.client_watch import ClientGone, ClientWatch, Poll
+from lmtp_proxy.client_watch import ClientGone, ClientWatch
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
@@ -53,7 +53,6 @@ class Shared:
 
     cutover: Cutover
     parking: Parking
-    poll: Poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,9 @@ class SessionState:
 
 
 class Session:
-    """One client's connection. peer: how the log calls the client. `run` it in a greenlet of its own."""
+    """One client's connection; `run` it in a greenlet of its own. peer: its name in the log. trusted: see Protocol."""
 
-    def __init__(self, sock: Socket, peer: str, shared: Shared) -> None:
+    def __init__(self, sock: Socket, peer: str, shared: Shared, *, trusted: bool = False) -> None:
         config = shared.cutover.current().config
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
@@ -87,8 +86,9 @@ class Session:
             max_message_size=config.max_message_size,
             max_recipients=config.max_recipients,
             smtputf8=config.smtputf8,
+            trusted=trusted,
         )
-        self._watch = ClientWatch(self._stream, shared.poll, self._protocol.completes)
+        self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._connected = time.monotonic()
         self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)
@@ -248,6 +248,7 @@ class Session:
     def _end(self, event: EndOfMessage) -> None:
         self._committing = True
         self._open_transaction.finish(event.octets, event.size, event.refusal, self._clock.earliest)
+        self._shared.cutover.tallies.finished(event.size, refused=event.refusal is not None)
         self._transaction = None
         self._committing = False
 
@@ -273,6 +274,7 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
+            self._shared.cutover.tallies.aborted += 1
             transaction.abort(why)
 
     # --- octets ------------------------------------------------------------------------------------------------------

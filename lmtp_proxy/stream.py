@@ -8,6 +8,7 @@ who waits looks at the clock.
 """
 
 import math
+import select
 import time
 from _socket import MSG_PEEK
 from _socket import socket as Socket
@@ -16,15 +17,15 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from gevent import get_hub
-from gevent.monkey import get_original
 from greenlet import getcurrent, greenlet
 
 AHEAD = 65536
 """Octets that are taken in while nobody wants them; what is more waits in the kernel, and so does its sender."""
 
+BULK = 131072
+"""Octets that are taken in at once where somebody waits for them and so many come that the last ones filled AHEAD."""
+
 _READ, _WRITE = 1, 2  # libev's events
-_POLLIN = 1
-_poll = get_original("select", "poll")  # gevent's own would let others run
 _EARLY = 0.001  # seconds: the loop's clock lags behind the other one
 
 OnEvent: TypeAlias = Callable[[], None]
@@ -80,8 +81,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("_deadline", "_deadlines", "_loop", "_paused", "_poll", "_reads", "_recv", "_roomy", "_send", "_sock"),
-        *("_unsent", "_waiter", "_writes", "ended", "error", "full", "on_event", "received"),
+        *("_deadline", "_deadlines", "_loop", "_most", "_paused", "_poll", "_reads", "_recv", "_roomy", "_send"),
+        *("_sock", "_unsent", "_waiter", "_writes", "ended", "error", "full", "on_event", "received"),
     )
 
     def __init__(self, sock: Socket) -> None:
@@ -96,9 +97,10 @@ class Stream:
         self._loop = hub.loop
         self._waiter: greenlet | None = None
         self._deadline = 0.0  # of this one
+        self._most = AHEAD
         self._paused = False
         self._roomy = False  # there was room again while nobody waited
-        self._unsent = b""
+        self._unsent: bytes | memoryview = b""
         self._writes: Any = None
         self._poll: Any = None
         self.received = b""
@@ -136,8 +138,8 @@ class Stream:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
         if not self.received and not self.ended:
             if self._poll is None:
-                poll = _poll()
-                poll.register(self._sock.fileno(), _POLLIN)
+                poll = select.poll()
+                poll.register(self._sock.fileno(), select.POLLIN)
                 self._poll = poll.poll
             if not self._poll(0):  # 0.5 us; to receive in vain takes 1.4
                 return False
@@ -186,7 +188,7 @@ class Stream:
 
     def _readable(self) -> None:
         try:
-            octets = self._recv(AHEAD)
+            octets = self._recv(self._most if self._waiter is not None and not self.full else AHEAD)
         except BlockingIOError:
             return  # `look` was faster
         except OSError as error:
@@ -194,6 +196,7 @@ class Stream:
         else:
             if octets:
                 self.received = self.received + octets if self.received else octets
+                self._most = BULK if len(octets) >= AHEAD else AHEAD
             else:
                 self._end(None)
         waiter = self._waiter
@@ -230,7 +233,7 @@ class Stream:
             self._writes.start(self._writable)
         return sent
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send` left, or a part of it, as soon as there is room; `full` until it is out.
 
         An error ends the stream.
@@ -248,6 +251,7 @@ class Stream:
             self._end(error)
         if self._unsent:
             return
+        self._unsent = b""  # a view of nothing still holds all that was viewed
         self.full = False
         self._writes.stop()
         waiter, self._waiter = self._waiter, None

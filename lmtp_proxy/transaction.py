@@ -108,6 +108,7 @@ class Transaction:
                     deliveries.append(delivery)
                 delivery.new.append(position)
             else:
+                self._count_refused(position)
                 position.rcpt_reply = position.route.refusal
                 position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
         # One after the other in an order that all transactions share: two that wait for each other's place would both
@@ -135,6 +136,15 @@ class Transaction:
                 break
         else:
             self._accepted += new
+
+    def _count_refused(self, position: Position) -> None:
+        tallies = self._cutover.tallies
+        if position.route.trouble is not None:
+            tallies.lookup += 1
+        elif position.route.refusal is say.UNKNOWN_USER:
+            tallies.unknown += 1
+        else:
+            tallies.parked += 1
 
     def _begun(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
@@ -225,6 +235,10 @@ class Transaction:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
         given_up = self._accepted[self._answered :] + self.new
+        for position in given_up:
+            self._cutover.receipts.refused(position, None, self._envelope.queue_id, why)
+            if position.asked and position.pool is not None:
+                position.pool.counts.aborted += 1
         log_aborted(self._message, given_up, why, time.monotonic() - self._began)
         self._accepted, self.new, self._answered = [], [], 0
 
@@ -242,6 +256,9 @@ class Transaction:
             self._log(known)
 
     def _log(self, answered: Sequence[tuple[Position, Reply]]) -> None:
+        for position, reply in answered:
+            if reply.code >= 300:
+                self._cutover.receipts.refused(position, reply, self._envelope.queue_id)
         log_recipients(self._message, answered, time.monotonic() - self._began)
 
     # --- all backends at once ----------------------------------------------------------------------------------------
