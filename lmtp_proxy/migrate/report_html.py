@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A report as one HTML page that needs nothing but itself: no script, no font, no picture from anywhere.
+
+Everything that comes from the journal is foreign text (user names, the output of hooks): it goes through `_text` or
+`_lines`, always. Values in, text out.
+"""
+
+from html import escape
+
+from lmtp_proxy import __version__
+from lmtp_proxy.ctl_output import count, safe, span
+from lmtp_proxy.migrate.journal import Step
+from lmtp_proxy.migrate.report import ATTENTION, DONE, FAILED, Distribution, Offline, Report, UserReport
+from lmtp_proxy.migrate.report_style import STYLE
+from lmtp_proxy.migrate.report_svg import histogram
+from lmtp_proxy.migrate.report_words import (
+    clock,
+    mail_words,
+    moment,
+    percent,
+    receipt_words,
+    route,
+    run_words,
+    seconds_of,
+    state_word,
+    step_word,
+    verdict,
+)
+
+_SLOWEST = 20
+_BADGES = {DONE: "good", FAILED: "warn", ATTENTION: "bad"}
+
+
+def report_page(report: Report, now: float) -> str:
+    """The whole page. now: when it is made."""
+    numbers = {user.user: number for number, user in enumerate(report.users)}
+    parts = [_head(report, now)]
+    if left := _left_to_do(report):
+        parts.append(_attention(left, numbers))
+    parts.append(_downtime(report))
+    if report.slowest:
+        parts.append(_slowest(report, numbers))
+    if troubled := _troubled(report):
+        parts.append(_failures(troubled, numbers))
+    if report.users:
+        parts.append(_receipts(report))
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Migration {_text(route(report))}: {_text(verdict(report))}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n<footer>Made {_text(moment(now))} by lmtp-proxyctl migrate report, lmtp-proxy {__version__},"
+        " from the journal of the migration.</footer>\n</body>\n</html>\n"
+    )
+
+
+def _text(text: object) -> str:
+    """One line of foreign text."""
+    return escape(safe(str(text)))
+
+
+def _lines(text: str) -> str:
+    """Foreign text of several lines."""
+    return "\n".join(_text(line.expandtabs()) for line in text.splitlines())
+
+
+def _link(user: UserReport, numbers: dict[str, int]) -> str:
+    return f'<a class="user" href="#u{numbers[user.user]}">{_text(user.user)}</a>'
+
+
+def _badge(user: UserReport) -> str:
+    return f'<span class="badge {_BADGES.get(user.state, "warn")}">{_text(state_word(user.state))}</span>'
+
+
+# --- the sections ----------------------------------------------------------------------------------------------------
+
+
+def _head(report: Report, now: float) -> str:
+    stuck = report.in_state(ATTENTION) or (report.under_way and not report.running)
+    look = " bad" if stuck else " warn" if report.in_state(FAILED) else ""
+    facts = []
+    if report.runs:
+        last = report.runs[-1]
+        facts += [("plan", f"<code>{_text(last.plan_path)}</code>"), ("parked on", _text(last.park))]
+    for number, (when, how) in enumerate(run_words(report)):
+        facts.append(("runs" if not number else "", f"{_text(when)}{f' <span class=muted>{_text(how)}</span>' if how else ''}"))
+    facts.append(("mail while parked", _text(mail_words(report))))
+    rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
+    links = [("left", "Left to do")] if _left_to_do(report) else []
+    links += [("downtime", "Downtime")]
+    links += [("slowest", "Slowest users")] if report.slowest else []
+    links += [("failures", "Failures")] if _troubled(report) else []
+    links += [("receipts", "Receipts")] if report.users else []
+    nav = "".join(f'<a href="#{name}">{title}</a>' for name, title in links)
+    title = f"Migration from {_text(report.runs[-1].old)} to {_text(report.runs[-1].new)}" if report.runs else "Migration"
+    return (
+        f'<header>\n<h1>{title}</h1>\n<div class="verdict{look}">{_text(verdict(report))}</div>\n'
+        f'<dl class="facts">{rows}</dl>\n<nav>{nav}</nav>\n</header>'
+    )
+
+
+_DIED = "A run died at this point: run the same command again."
+_UNCERTAIN = (
+    "Uncertain deliveries: the old store was given the whole message and did not answer. Postfix delivered it again, so"
+    " it may be there twice:"
+)
+
+
+def _left_to_do(report: Report) -> list[tuple[UserReport, str]]:
+    """Who waits for a human, and what for."""
+    left = [(user, user.error or "") for user in report.in_state(ATTENTION)]
+    if not report.running:
+        left += [(user, user.error or _DIED) for user in report.under_way]
+    left += [(user, f"{_UNCERTAIN} {'; '.join(user.uncertain)}") for user in report.users if user.uncertain]
+    return left
+
+
+def _attention(left: list[tuple[UserReport, str]], numbers: dict[str, int]) -> str:
+    items = "".join(
+        f'<div class="trouble{"" if user.state == DONE else " bad"}"><p>{_link(user, numbers)} {_badge(user)}{_offline_now(user)}</p>'
+        f"<p>{_text(what)}</p></div>\n"
+        for user, what in left
+    )
+    return f'<section>\n<h2 id="left">Left to do <small>{count(len(left), "case")}</small></h2>\n{items}</section>'
+
+
+def _offline_now(user: UserReport) -> str:
+    if not user.is_offline or user.offline is None:
+        return ""
+    return f' <span class="badge bad">offline since {_text(moment(user.offline.began))}</span>'
+
+
+def _downtime(report: Report) -> str:
+    opening = '<section>\n<h2 id="downtime">Downtime <small>from the begin of block to the end of unblock</small></h2>\n'
+    downtime = report.downtime
+    if downtime is None:
+        return f"{opening}<p>Nobody has been moved yet.</p>\n</section>"
+    values = (
+        ("users", f"{downtime.count:,}"),
+        ("median", span(downtime.median)),
+        ("90 % within", span(downtime.p90)),
+        ("99 % within", span(downtime.p99)),
+        ("longest", span(downtime.most)),
+    )
+    figures = "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in values)
+    return f'{opening}<dl class="figures">{figures}</dl>\n{histogram(downtime)}\n{_shares(report, downtime)}</section>'
+
+
+def _shares(report: Report, downtime: Distribution) -> str:
+    total = downtime.total
+    taken = (
+        ("sync", "final sync", report.final_sync, ""),
+        ("hooks", "block, verify, redirect, unblock", report.hooks, ""),
+        ("ours", "lmtp-proxy and the runner", report.ours, f", median {span(report.ours_median or 0.0)} a user"),
+    )
+    bar = "".join(f'<i class="{name}" style="width:{100 * part / (total or 1):.2f}%"></i>' for name, _, part, _ in taken)
+    keys = "".join(
+        f'<li><i class="key {name}"></i>{title}: {percent(part, total)}{_text(more)}</li>' for name, title, part, more in taken
+    )
+    return f'<p>Who took that time, all users together:</p>\n<div class="share">{bar}</div>\n<ul class="keys">{keys}</ul>\n'
+
+
+def _slowest(report: Report, numbers: dict[str, int]) -> str:
+    users = report.slowest[:_SLOWEST]
+    most = users[0].downtime or 1.0
+    rows = "".join(_slow_row(user, user.offline, most, numbers) for user in users if user.offline)
+    heads = "".join(f'<th class="number">{name}</th>' for name in ("offline", "final sync", "hooks", "the rest"))
+    return (
+        f'<section>\n<h2 id="slowest">Slowest users <small>{len(users)} of {report.downtime.count if report.downtime else 0:,}'
+        f'</small></h2>\n<div class="scroll"><table class="narrow"><thead><tr><th>user</th><th></th>{heads}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody></table></div>\n</section>"
+    )
+
+
+def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str, int]) -> str:
+    parts = (("sync", offline.final_sync), ("hooks", offline.hooks), ("ours", offline.ours or 0.0))
+    bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
+    named = zip(("", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts)), strict=True)
+    cells = "".join(
+        f'<td class="number"{f" data-name={name}" if name else ""}>{_text(seconds_of(value))}</td>' for name, value in named
+    )
+    return f'<tr><td class="wide">{_link(user, numbers)}</td><td class="bars wide"><div class="share">{bar}</div></td>{cells}</tr>\n'
+
+
+def _troubled(report: Report) -> list[UserReport]:
+    """Who needs attention first, then who failed, then those who failed once and got there in the end."""
+    later = [user for user in report.in_state(DONE) if any(_is_failure(step) for step in user.steps)]
+    return report.in_state(ATTENTION) + report.in_state(FAILED) + later
+
+
+def _is_failure(step: Step) -> bool:
+    """Not what a run was killed at, nor what was only tried again at once."""
+    return step.outcome not in (None, "ok", "killed") and not (step.outcome == "exit 2" and step.step in ("sync", "final_sync"))
+
+
+def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
+    items = []
+    for user in users:
+        outputs = "".join(_output(step) for step in user.steps if _is_failure(step))
+        error = f"<p>{_text(user.error)}</p>" if user.error else ""
+        look = " bad" if user.state == ATTENTION else ""
+        items.append(
+            f'<article class="trouble{look}"><p>{_link(user, numbers)} {_badge(user)}{_offline_now(user)}</p>{error}'
+            f"{outputs}</article>\n"
+        )
+    return f'<section>\n<h2 id="failures">Failures <small>{count(len(users), "user")}</small></h2>\n{"".join(items)}</section>'
+
+
+def _output(step: Step) -> str:
+    taken = f" after {span(step.ended - step.began)}" if step.ended is not None else ""
+    again = f", attempt {step.attempt}" if step.attempt > 1 else ""
+    head = f"{step_word(step.step)}{again}: {step.outcome}{taken}, {moment(step.began)}"
+    text = _lines(step.output or "")
+    return f'<p class="step">{_text(head)}</p>' + (f"<pre>{text}</pre>" if text else "<p class=muted>It said nothing.</p>")
+
+
+# --- receipts --------------------------------------------------------------------------------------------------------
+
+
+def _receipts(report: Report) -> str:
+    users = "".join(_receipt(number, user) for number, user in enumerate(report.users))
+    return (
+        f'<section>\n<h2 id="receipts">Receipts <small>{count(len(report.users), "user")}; each opens to its steps</small></h2>\n'
+        f'<div class="users">\n{users}</div>\n</section>'
+    )
+
+
+def _receipt(number: int, user: UserReport) -> str:
+    receipt = "".join(f"<span>{_text(words)}</span>" for words in receipt_words(user))
+    time = "offline" if user.is_offline else seconds_of(user.downtime)
+    return (
+        f'<details id="u{number}"><summary><span class="user">{_text(user.user)}</span>{_badge(user)}'
+        f'<span class="time">{_text(time)}</span><span class="receipt">{receipt}</span></summary>\n'
+        f'<div class="body">{_body(user)}</div></details>\n'
+    )
+
+
+def _body(user: UserReport) -> str:
+    parts = [f"<p>{_text(user.error)}</p>"] if user.error else []
+    for name in ("deferred", "requeued", "uncertain"):
+        if ids := getattr(user, name):
+            parts.append(f'<p class="ids"><span class="muted">{name}:</span> <code>{_text(" ".join(ids))}</code></p>')
+    rows = "".join(
+        f"<tr><td>{_text(step_word(step.step))}{f' ({step.attempt})' if step.attempt > 1 else ''}</td>"
+        f'<td class="number">{_text(clock(step.began, user.since))}</td>'
+        f'<td class="number">{_text(seconds_of(None if step.ended is None else step.ended - step.began))}</td>'
+        f"<td>{_text(step.outcome or 'no end on record')}</td></tr>"
+        for step in user.steps
+    )
+    head = '<tr><th>step</th><th class="number">at</th><th class="number">took</th><th>outcome</th></tr>'
+    return "".join(parts) + f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
