@@ -89,6 +89,11 @@ Ring 7, the command, without gevent:
     ctl_files          the files that lmtp-proxyctl reads
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
+    migrate            many users moved with one command
+    migrate.states     the states of one user's migration, and what a crash leaves to do
+    migrate.events     what a run tells whoever watches it
+    migrate.journal_file  the lock of a journal, and room for a full disk
+    migrate.journal    where each user is, and how that came about: an SQLite file
     ctl                the command lmtp-proxyctl
 """
 
