@@ -94,6 +94,12 @@ Ring 7, the command, without gevent:
     migrate.events     what a run tells whoever watches it
     migrate.journal_file  the lock of a journal, and room for a full disk
     migrate.journal    where each user is, and how that came about: an SQLite file
+    migrate.report     what became of each user, and for how long he was offline: the journal as values
+    migrate.report_words  the words of a report
+    migrate.report_text  a report as lines, and as JSON
+    migrate.report_style  how the page looks
+    migrate.report_svg  the distribution of downtimes as a picture
+    migrate.report_html  a report as one page
     ctl                the command lmtp-proxyctl
 """
 

@@ -1,36 +1,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What became of each user of a migration, and for how long he was offline: the journal as values.
 
-Rows of the journal in, a `Report` out. It opens no file, asks no proxy and decides nothing; how a report looks is the
-business of report_text, report_html and report_json.
+A journal in, a `Report` out. It asks no proxy and decides nothing; how a report looks is for report_text and
+report_html.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from lmtp_proxy.migrate.journal import Run, Step, Transition, UserRow
+from lmtp_proxy.migrate.journal import Journal, Run, Step, UserRow
 
 DONE, FAILED, ATTENTION = "done", "failed", "needs_attention"
 FINAL_SYNC = "final_sync"
 HOOKS = ("block", "verify", "redirect", "unblock")
 """The site's own commands while a user is offline, but for the final sync."""
 OK = "ok"
-
-
-class Source(Protocol):
-    """What a report needs of a journal."""
-
-    def runs(self) -> Sequence[Run]: ...
-
-    def users(self) -> Sequence[UserRow]: ...
-
-    def transitions(self, user: str) -> Sequence[Transition]: ...
-
-    def steps(self, user: str) -> Sequence[Step]: ...
-
-    def receipt(self, user: str) -> Mapping[str, Any] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +138,12 @@ class Report:
         return self.runs[-1].ended if self.runs else None
 
 
-def read_report(journal: Source) -> Report:
-    """Everything that the journal knows."""
-    users = [
-        _user(row, journal.steps(row.user), journal.receipt(row.user) or {})
-        for row in sorted(journal.users(), key=lambda row: row.user)
-    ]
+def read_report(journal: Journal) -> Report:
+    """Everything that the journal knows. Raises JournalError."""
+    steps: dict[str, list[Step]] = {}
+    for step in journal.steps():
+        steps.setdefault(step.user, []).append(step)
+    users = [_user(row, steps.get(row.user, []), journal.receipt(row.user) or {}) for row in journal.users()]
     return report_of(journal.runs(), users)
 
 
@@ -274,8 +260,8 @@ def _seconds(steps: Sequence[Step], names: Sequence[str]) -> float:
 
 def _as_written(receipt: Mapping[str, Any]) -> list[Offline]:
     """Of a plan without `block`: what the runner took for it."""
-    offline = receipt.get("offline")
-    began = _time(offline.get("from")) if isinstance(offline, dict) else None
+    offline = receipt.get("offline") or {}
+    began = _time(offline.get("from"))
     return [] if began is None else [Offline(began, _time(offline.get("until")))]
 
 

@@ -34,7 +34,7 @@ _BADGES = {DONE: "good", FAILED: "warn", ATTENTION: "bad"}
 def report_page(report: Report, now: float) -> str:
     """The whole page. now: when it is made."""
     numbers = {user.user: number for number, user in enumerate(report.users)}
-    parts = [_head(report, now)]
+    parts = [_head(report)]
     if left := _left_to_do(report):
         parts.append(_attention(left, numbers))
     parts.append(_downtime(report))
@@ -64,8 +64,16 @@ def _lines(text: str) -> str:
     return "\n".join(_text(line.expandtabs()) for line in text.splitlines())
 
 
+def _title(name: str, title: str, more: str) -> str:
+    return f'<h2 id="{name}">{title} <small>{_text(more)}</small></h2>\n'
+
+
 def _link(user: UserReport, numbers: dict[str, int]) -> str:
     return f'<a class="user" href="#u{numbers[user.user]}">{_text(user.user)}</a>'
+
+
+def _who(user: UserReport, numbers: dict[str, int]) -> str:
+    return f"{_link(user, numbers)} {_badge(user)}{_offline_now(user)}"
 
 
 def _badge(user: UserReport) -> str:
@@ -75,7 +83,7 @@ def _badge(user: UserReport) -> str:
 # --- the sections ----------------------------------------------------------------------------------------------------
 
 
-def _head(report: Report, now: float) -> str:
+def _head(report: Report) -> str:
     stuck = report.in_state(ATTENTION) or (report.under_way and not report.running)
     look = " bad" if stuck else " warn" if report.in_state(FAILED) else ""
     facts = []
@@ -83,7 +91,9 @@ def _head(report: Report, now: float) -> str:
         last = report.runs[-1]
         facts += [("plan", f"<code>{_text(last.plan_path)}</code>"), ("parked on", _text(last.park))]
     for number, (when, how) in enumerate(run_words(report)):
-        facts.append(("runs" if not number else "", f"{_text(when)}{f' <span class=muted>{_text(how)}</span>' if how else ''}"))
+        facts.append(
+            ("runs" if not number else "", f"{_text(when)}{f' <span class=muted>{_text(how)}</span>' if how else ''}")
+        )
     facts.append(("mail while parked", _text(mail_words(report))))
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
     links = [("left", "Left to do")] if _left_to_do(report) else []
@@ -92,7 +102,9 @@ def _head(report: Report, now: float) -> str:
     links += [("failures", "Failures")] if _troubled(report) else []
     links += [("receipts", "Receipts")] if report.users else []
     nav = "".join(f'<a href="#{name}">{title}</a>' for name, title in links)
-    title = f"Migration from {_text(report.runs[-1].old)} to {_text(report.runs[-1].new)}" if report.runs else "Migration"
+    title = (
+        f"Migration from {_text(report.runs[-1].old)} to {_text(report.runs[-1].new)}" if report.runs else "Migration"
+    )
     return (
         f'<header>\n<h1>{title}</h1>\n<div class="verdict{look}">{_text(verdict(report))}</div>\n'
         f'<dl class="facts">{rows}</dl>\n<nav>{nav}</nav>\n</header>'
@@ -117,11 +129,11 @@ def _left_to_do(report: Report) -> list[tuple[UserReport, str]]:
 
 def _attention(left: list[tuple[UserReport, str]], numbers: dict[str, int]) -> str:
     items = "".join(
-        f'<div class="trouble{"" if user.state == DONE else " bad"}"><p>{_link(user, numbers)} {_badge(user)}{_offline_now(user)}</p>'
+        f'<div class="trouble{"" if user.state == DONE else " bad"}"><p>{_who(user, numbers)}</p>'
         f"<p>{_text(what)}</p></div>\n"
         for user, what in left
     )
-    return f'<section>\n<h2 id="left">Left to do <small>{count(len(left), "case")}</small></h2>\n{items}</section>'
+    return f"<section>\n{_title('left', 'Left to do', count(len(left), 'case'))}{items}</section>"
 
 
 def _offline_now(user: UserReport) -> str:
@@ -131,7 +143,9 @@ def _offline_now(user: UserReport) -> str:
 
 
 def _downtime(report: Report) -> str:
-    opening = '<section>\n<h2 id="downtime">Downtime <small>from the begin of block to the end of unblock</small></h2>\n'
+    opening = (
+        '<section>\n<h2 id="downtime">Downtime <small>from the begin of block to the end of unblock</small></h2>\n'
+    )
     downtime = report.downtime
     if downtime is None:
         return f"{opening}<p>Nobody has been moved yet.</p>\n</section>"
@@ -153,11 +167,17 @@ def _shares(report: Report, downtime: Distribution) -> str:
         ("hooks", "block, verify, redirect, unblock", report.hooks, ""),
         ("ours", "lmtp-proxy and the runner", report.ours, f", median {span(report.ours_median or 0.0)} a user"),
     )
-    bar = "".join(f'<i class="{name}" style="width:{100 * part / (total or 1):.2f}%"></i>' for name, _, part, _ in taken)
-    keys = "".join(
-        f'<li><i class="key {name}"></i>{title}: {percent(part, total)}{_text(more)}</li>' for name, title, part, more in taken
+    bar = "".join(
+        f'<i class="{name}" style="width:{100 * part / (total or 1):.2f}%"></i>' for name, _, part, _ in taken
     )
-    return f'<p>Who took that time, all users together:</p>\n<div class="share">{bar}</div>\n<ul class="keys">{keys}</ul>\n'
+    keys = "".join(
+        f'<li><i class="key {name}"></i>{title}: {percent(part, total)}{_text(more)}</li>'
+        for name, title, part, more in taken
+    )
+    return (
+        "<p>Who took that time, of all users together:</p>\n"
+        f'<div class="share">{bar}</div>\n<ul class="keys">{keys}</ul>\n'
+    )
 
 
 def _slowest(report: Report, numbers: dict[str, int]) -> str:
@@ -165,10 +185,10 @@ def _slowest(report: Report, numbers: dict[str, int]) -> str:
     most = users[0].downtime or 1.0
     rows = "".join(_slow_row(user, user.offline, most, numbers) for user in users if user.offline)
     heads = "".join(f'<th class="number">{name}</th>' for name in ("offline", "final sync", "hooks", "the rest"))
+    title = _title("slowest", "Slowest users", f"{len(users)} of {len(report.slowest):,}")
     return (
-        f'<section>\n<h2 id="slowest">Slowest users <small>{len(users)} of {report.downtime.count if report.downtime else 0:,}'
-        f'</small></h2>\n<div class="scroll"><table class="narrow"><thead><tr><th>user</th><th></th>{heads}</tr></thead>\n'
-        f"<tbody>\n{rows}</tbody></table></div>\n</section>"
+        f'<section>\n{title}<div class="scroll"><table class="narrow">'
+        f"<thead><tr><th>user</th><th></th>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n</section>"
     )
 
 
@@ -177,9 +197,13 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
     bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
     named = zip(("", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts)), strict=True)
     cells = "".join(
-        f'<td class="number"{f" data-name={name}" if name else ""}>{_text(seconds_of(value))}</td>' for name, value in named
+        f'<td class="number"{f" data-name={name}" if name else ""}>{_text(seconds_of(value))}</td>'
+        for name, value in named
     )
-    return f'<tr><td class="wide">{_link(user, numbers)}</td><td class="bars wide"><div class="share">{bar}</div></td>{cells}</tr>\n'
+    return (
+        f'<tr><td class="wide">{_link(user, numbers)}</td>'
+        f'<td class="bars wide"><div class="share">{bar}</div></td>{cells}</tr>\n'
+    )
 
 
 def _troubled(report: Report) -> list[UserReport]:
@@ -190,7 +214,9 @@ def _troubled(report: Report) -> list[UserReport]:
 
 def _is_failure(step: Step) -> bool:
     """Not what a run was killed at, nor what was only tried again at once."""
-    return step.outcome not in (None, "ok", "killed") and not (step.outcome == "exit 2" and step.step in ("sync", "final_sync"))
+    return step.outcome not in (None, "ok", "killed") and not (
+        step.outcome == "exit 2" and step.step in ("sync", "final_sync")
+    )
 
 
 def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
@@ -200,10 +226,10 @@ def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
         error = f"<p>{_text(user.error)}</p>" if user.error else ""
         look = " bad" if user.state == ATTENTION else ""
         items.append(
-            f'<article class="trouble{look}"><p>{_link(user, numbers)} {_badge(user)}{_offline_now(user)}</p>{error}'
+            f'<article class="trouble{look}"><p>{_who(user, numbers)}</p>{error}'
             f"{outputs}</article>\n"
         )
-    return f'<section>\n<h2 id="failures">Failures <small>{count(len(users), "user")}</small></h2>\n{"".join(items)}</section>'
+    return f"<section>\n{_title('failures', 'Failures', count(len(users), 'user'))}{''.join(items)}</section>"
 
 
 def _output(step: Step) -> str:
@@ -211,16 +237,19 @@ def _output(step: Step) -> str:
     again = f", attempt {step.attempt}" if step.attempt > 1 else ""
     head = f"{step_word(step.step)}{again}: {step.outcome}{taken}, {moment(step.began)}"
     text = _lines(step.output or "")
-    return f'<p class="step">{_text(head)}</p>' + (f"<pre>{text}</pre>" if text else "<p class=muted>It said nothing.</p>")
+    return f'<p class="step">{_text(head)}</p>' + (
+        f"<pre>{text}</pre>" if text else "<p class=muted>It said nothing.</p>"
+    )
 
 
 # --- receipts --------------------------------------------------------------------------------------------------------
 
 
 def _receipts(report: Report) -> str:
+    said = f"{count(len(report.users), 'user')}; each opens to its steps"
     users = "".join(_receipt(number, user) for number, user in enumerate(report.users))
     return (
-        f'<section>\n<h2 id="receipts">Receipts <small>{count(len(report.users), "user")}; each opens to its steps</small></h2>\n'
+        f"<section>\n{_title('receipts', 'Receipts', said)}"
         f'<div class="users">\n{users}</div>\n</section>'
     )
 
@@ -237,9 +266,12 @@ def _receipt(number: int, user: UserReport) -> str:
 
 def _body(user: UserReport) -> str:
     parts = [f"<p>{_text(user.error)}</p>"] if user.error else []
-    for name in ("deferred", "requeued", "uncertain"):
-        if ids := getattr(user, name):
-            parts.append(f'<p class="ids"><span class="muted">{name}:</span> <code>{_text(" ".join(ids))}</code></p>')
+    named = (("deferred", user.deferred), ("requeued", user.requeued), ("uncertain", user.uncertain))
+    parts += [
+        f'<p class="ids"><span class="muted">{name}:</span> <code>{_text(" ".join(ids))}</code></p>'
+        for name, ids in named
+        if ids
+    ]
     rows = "".join(
         f"<tr><td>{_text(step_word(step.step))}{f' ({step.attempt})' if step.attempt > 1 else ''}</td>"
         f'<td class="number">{_text(clock(step.began, user.since))}</td>'

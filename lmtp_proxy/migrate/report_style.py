@@ -30,7 +30,8 @@ code, pre { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", "Noto Sans Mono"
 .muted, .receipt { color: var(--muted); }
 .user { font-weight: 600; overflow-wrap: anywhere; }
 nav { margin: 1rem 0 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .95rem; }
-.verdict { border-left: .3rem solid var(--good); background: var(--good-page); padding: .8rem 1rem; margin: 1.25rem 0; font-size: 1.1rem; }
+.verdict { border-left: .3rem solid var(--good); background: var(--good-page); padding: .8rem 1rem;
+  margin: 1.25rem 0; font-size: 1.1rem; }
 .verdict.warn { border-color: var(--warn); background: var(--warn-page); }
 .verdict.bad { border-color: var(--bad); background: var(--bad-page); }
 
@@ -55,7 +56,8 @@ svg.chart .name { fill: var(--text); }
 .share .sync, .key.sync { background: var(--sync); }
 .share .hooks, .key.hooks { background: var(--hooks); }
 .share .ours, .key.ours { background: var(--ours); }
-.keys { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .5rem 0; padding: 0; list-style: none; font-size: .92rem; }
+.keys { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .5rem 0; padding: 0; list-style: none;
+  font-size: .92rem; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .45em; }
 
 .scroll { overflow-x: auto; }
@@ -66,25 +68,31 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 td.bars { width: 34%; min-width: 7rem; padding-top: .6rem; }
 td.bars .share { height: .7rem; background: none; }
 
-.badge { display: inline-block; border-radius: 1em; padding: 0 .6em; font-size: .82rem; white-space: nowrap; border: 1px solid; }
+.badge { display: inline-block; border-radius: 1em; padding: 0 .6em; font-size: .82rem; white-space: nowrap;
+  border: 1px solid; }
 .badge.good { color: var(--good); } .badge.warn { color: var(--warn); } .badge.bad { color: var(--bad); }
-.trouble { border: 1px solid var(--line); border-left: .3rem solid var(--warn); border-radius: .35rem; padding: .7rem 1rem; margin: .75rem 0; }
+.trouble { border: 1px solid var(--line); border-left: .3rem solid var(--warn); border-radius: .35rem;
+  padding: .7rem 1rem; margin: .75rem 0; }
 .trouble.bad { border-left-color: var(--bad); }
 .trouble p { overflow-wrap: anywhere; max-width: none; }
 .trouble .step { margin: .75rem 0 .25rem; font-size: .92rem; color: var(--muted); }
-pre { background: var(--raised); border-radius: .35rem; padding: .6rem .8rem; margin: .25rem 0 0; white-space: pre-wrap;
+pre { background: var(--raised); border-radius: .35rem; padding: .6rem .8rem; margin: .25rem 0 0;
+  white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto; }
 
 .users { border-top: 1px solid var(--line); }
 .users details { border-bottom: 1px solid var(--line); content-visibility: auto; contain-intrinsic-size: auto 4rem; }
-.users summary { padding: .5rem 0; cursor: pointer; display: grid; grid-template-columns: 1fr auto 6rem; gap: 0 1rem; align-items: baseline; }
+.users summary { padding: .5rem 0; cursor: pointer; display: grid; grid-template-columns: 1fr auto 6rem;
+  gap: 0 1rem; align-items: baseline; }
 .users summary::-webkit-details-marker { display: none; }
-.users summary:hover .user { text-decoration: underline; text-decoration-color: var(--muted); text-underline-offset: .2em; }
+.users summary:hover .user { text-decoration: underline; text-decoration-color: var(--muted);
+  text-underline-offset: .2em; }
 .users summary .time { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .users .receipt { grid-column: 1 / -1; font-size: .88rem; font-variant-numeric: tabular-nums; }
 .users .receipt span { white-space: nowrap; }
 .users .receipt span + span::before { content: " \\00b7  "; }
 .users .body { padding: .25rem 0 1rem 1rem; }
+.users .body table { max-width: 40rem; }
 .users .ids { overflow-wrap: anywhere; }
 :target { outline: 2px solid var(--sync); outline-offset: .3rem; border-radius: .2rem; }
 :focus-visible { outline: 2px solid var(--sync); outline-offset: .1rem; }
@@ -100,9 +108,11 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   svg.chart .count { display: none; }
   .users summary { grid-template-columns: 1fr auto; }
   .users summary .user { grid-column: 1 / -1; }
+  .users summary .badge { justify-self: start; }
   .users .receipt span { white-space: normal; }
   table.narrow thead { display: none; }
-  table.narrow tr { display: grid; grid-template-columns: 1fr 1fr 1fr; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  table.narrow tr { display: grid; grid-template-columns: 1fr 1fr 1fr; padding: .4rem 0;
+    border-bottom: 1px solid var(--line); }
   table.narrow td { border: 0; padding: 0; text-align: left; }
   table.narrow td.wide { grid-column: 1 / -1; width: auto; }
   table.narrow td.bars { padding: .2rem 0 .3rem; }

@@ -43,17 +43,21 @@ def histogram(downtime: Distribution) -> str:
         anchor = "start" if x < 4 else "end" if x > 96 else "middle"
         parts.append(f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{base}" y2="{base + 5}"/>')
         parts.append(f'<text x="{x:.2f}%" y="{base + 19}" text-anchor="{anchor}">{escape(edges(tick))}</text>')
-    parts.append(f'<text x="0" y="{base + 37}">users by how long they were offline; from bar to bar it is 26 % longer</text>')
+    parts.append(
+        f'<text x="0" y="{base + 37}">users by how long they were offline; from bar to bar it is 26 % longer</text>'
+    )
     for row, (name, value) in enumerate((("99 %", downtime.p99), ("90 %", downtime.p90), ("median", downtime.median))):
         x, y = across(value), 14 + 18 * row
         side, shift = ("end", -6) if x > 60 else ("start", 6)
         parts.append(f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" y1="{y - 10}" y2="{base}"/>')
         parts.append(
-            f'<text class="name" x="{x:.2f}%" dx="{shift}" y="{y}" text-anchor="{side}">{name} {escape(span(value))}</text>'
+            f'<text class="name" x="{x:.2f}%" dx="{shift}" y="{y}" text-anchor="{side}">{name}'
+            f" {escape(span(value))}</text>"
         )
     said = f"{count(downtime.count, 'user')}: median {span(downtime.median)}, longest {span(downtime.most)}"
     return (
-        f'<svg class="chart" height="{base + _BOTTOM}" role="img" aria-label="Histogram of downtimes of {escape(said)}">'
+        f'<svg class="chart" height="{base + _BOTTOM}" role="img"'
+        f' aria-label="Histogram of downtimes of {escape(said)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -61,8 +65,7 @@ def histogram(downtime: Distribution) -> str:
 def _ticks(first: float, last: float) -> list[float]:
     """Round numbers from `first` to `last`: 1, 2 and 5 of each power of ten, or less of them if they were many."""
     powers = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
-    digits = (1, 2, 5) if math.log10(last / first) <= 2.4 else (1,)
-    if math.log10(last / first) < 0.5:
-        digits = (1, 2, 3, 4, 5, 6, 8)
+    decades = math.log10(last / first)
+    digits = [1, 2, 3, 4, 5, 6, 8] if decades < 0.5 else [1, 2, 5] if decades <= 2.4 else [1]
     ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
     return [tick for tick in ticks if first <= tick <= last] or [first, last]

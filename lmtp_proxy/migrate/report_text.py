@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A report as lines for a terminal, and as a document for programs. Values in, text out."""
 
+from collections.abc import Sequence
+
 from lmtp_proxy.ctl_output import count, labelled, safe, span, table, wrapped
 from lmtp_proxy.migrate.journal import Step
 from lmtp_proxy.migrate.report import ATTENTION, FAILED, Distribution, Offline, Report, UserReport
@@ -19,8 +21,10 @@ from lmtp_proxy.migrate.report_words import (
 )
 
 _BAR = 40  # columns
+_RUNS = 3
 _SLOWEST = 10
 _FAILURES = 20
+_NO_END = "no end on record"
 
 
 def report_lines(report: Report) -> list[str]:
@@ -29,7 +33,8 @@ def report_lines(report: Report) -> list[str]:
     if report.runs:
         last = report.runs[-1]
         rows[0] = ("migration", f"{route(report)}, parked on {last.park}, by {last.plan_path}")
-    rows += [("runs" if not number else "", " ".join(filter(None, (when, f"({how})" if how else "")))) for number, (when, how) in enumerate(_last(run_words(report), 3))]
+    for number, (when, how) in enumerate(_last(run_words(report))):
+        rows.append(("" if number else "runs", f"{when} ({how})" if how else when))
     states = ", ".join(f"{number:,} {state_word(state)}" for state, number in report.counts.items())
     rows.append(("users", f"{len(report.users):,}{f': {states}' if states else ''}"))
     if report.downtime:
@@ -46,9 +51,8 @@ def report_lines(report: Report) -> list[str]:
     return lines
 
 
-def _last(rows: object, most: int) -> list[tuple[str, str]]:
-    rows = list(rows)  # type: ignore[call-overload]
-    return rows if len(rows) <= most else [(f"{len(rows) - most:,} earlier", ""), *rows[-most:]]
+def _last(runs: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    return runs if len(runs) <= _RUNS else [(f"{len(runs) - _RUNS:,} before", ""), *runs[-_RUNS:]]
 
 
 def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str]]:
@@ -110,14 +114,15 @@ def receipt_lines(user: UserReport) -> list[str]:
         lines.append(f"  offline {seconds_of(user.downtime)}" if user.downtime is not None else "  offline NOW")
     lines += ["", *table(["step", ">run", "at", ">seconds", "outcome"], [_step_row(step) for step in user.steps])]
     for step in user.failures:
-        lines += ["", safe(f"{step_word(step.step)}: {step.outcome or 'no end: the run died'}"), *map(safe, (step.output or "").splitlines())]
+        lines += ["", safe(f"{step_word(step.step)}: {step.outcome or _NO_END}")]
+        lines += map(safe, (step.output or "").splitlines())
     return lines
 
 
 def _step_row(step: Step) -> list[str]:
     taken = "-" if step.ended is None else f"{step.ended - step.began:.2f}"
     name = step_word(step.step) + (f" ({step.attempt})" if step.attempt > 1 else "")
-    return [name, str(step.run), moment(step.began), taken, step.outcome or "the run died, or is at it"]
+    return [name, str(step.run), moment(step.began), taken, step.outcome or _NO_END]
 
 
 # --- for programs ----------------------------------------------------------------------------------------------------
@@ -129,7 +134,10 @@ def report_document(report: Report) -> dict[str, object]:
         "verdict": verdict(report),
         "running": report.running,
         "runs": [
-            {name: getattr(run, name) for name in ("id", "began", "ended", "pid", "plan_path", "old", "new", "park", "result")}
+            {
+                name: getattr(run, name)
+                for name in ("id", "began", "ended", "pid", "plan_path", "old", "new", "park", "result")
+            }
             for run in report.runs
         ],
         "counts": dict(report.counts),

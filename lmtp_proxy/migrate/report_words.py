@@ -65,7 +65,9 @@ def verdict(report: Report) -> str:
     if attention:
         parts.append(f"{attention:,} {'needs' if attention == 1 else 'need'} attention.")
     if rest := len(report.under_way):
-        parts.append(f"{rest:,} under way{'' if report.running else ', with no run at work: run the same command again'}.")
+        parts.append(
+            f"{rest:,} under way{'' if report.running else ', with no run at work: run the same command again'}."
+        )
     if rest := len(report.in_state(ON_OLD)):
         parts.append(f"{rest:,} not begun.")
     return " ".join(parts)
@@ -83,7 +85,9 @@ def mail_words(report: Report) -> str:
 
 def receipt_words(user: UserReport) -> list[str]:
     """The receipt of one user, in the order in which it happened."""
-    words = [f"last on old {clock(user.last_on_old, user.since)}" if user.last_on_old else "no delivery to old on record"]
+    words = [
+        f"last on old {clock(user.last_on_old, user.since)}" if user.last_on_old else "no delivery to old on record"
+    ]
     if user.parked_from is not None:
         until = clock(user.parked_until, user.parked_from) if user.parked_until else "now"
         words.append(f"parked {clock(user.parked_from, user.since)} to {until}")
@@ -113,5 +117,7 @@ def run_words(report: Report) -> Sequence[tuple[str, str]]:
     rows = []
     for run in report.runs:
         end = "not ended" if run.ended is None else f"to {clock(run.ended, run.began)}, {span(run.ended - run.began)}"
-        rows.append((f"{moment(run.began)} {end}", run.result or ("was killed, or is at work" if run.ended is None else "")))
+        rows.append(
+            (f"{moment(run.began)} {end}", run.result or ("was killed, or is at work" if run.ended is None else ""))
+        )
     return rows

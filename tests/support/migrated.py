@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A journal as a migration leaves it, made from a seed: as many users as wanted, some of them with every trouble there is.
+"""A journal as a migration leaves it, made from a seed: many users, some of them with every trouble there is.
 
-The rows are written by the schema alone, so that a reader of the journal is tested against the file and not against
-its writer. `by_hand` makes small ones.
+The rows are written by hand into an empty journal, so that all that a reader may find can be in it.
 """
 
 import json
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmtp_proxy.migrate.journal import open_journal
+
 EVENING = 1795467600.0
 """2026-11-23 21:00 UTC."""
 PLAN = """from: old
@@ -20,7 +21,7 @@ to: new
 park: reject
 sync: [doveadm, -c, /etc/dovecot/migration.conf, backup, -R, -u, '{address}', 'imapc:']
 """
-EVIL = '<script>alert(1)</script>&"\'`\x1b[31m'
+EVIL = "<script>alert(1)</script>&\"'`\x1b[31m"
 """In names and in the output of hooks: nothing of it may work anywhere."""
 HOOK_TROUBLE = (
     (
@@ -39,10 +40,10 @@ HOOK_TROUBLE = (
 class JournalFile:
     """Writes rows; `close` before it is read."""
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path) -> None:
+        open_journal(str(path)).close()
         self.path = path
         self._database = sqlite3.connect(path)
-        self._database.executescript(schema)
 
     def close(self) -> None:
         self._database.commit()
@@ -50,10 +51,12 @@ class JournalFile:
 
     def run(self, began: float, ended: float | None, result: str | None = None, **changed: object) -> int:
         row = {"pid": 4711, "plan_path": "/etc/lmtp-proxy/migrate.yml", "plan": PLAN, "old": "old", "new": "new"}
-        return self._insert("runs", **(row | {"park": "reject", "began": began, "ended": ended, "result": result} | changed))
+        return self._insert(
+            "runs", **(row | {"park": "reject", "began": began, "ended": ended, "result": result} | changed)
+        )
 
     def user(self, user: str, state: str, since: float, *, run: int = 1, error: str | None = None) -> None:
-        self._insert("users", user=user, state=state, since=since, run=run, error=error, guard_since=None)
+        self._insert("users", user=user, state=state, since=since, run=run, error=error, guard_since=0.0)
 
     def step(
         self, user: str, step: str, began: float, ended: float | None, outcome: str | None = "ok", output: str = "",
@@ -75,10 +78,10 @@ class JournalFile:
         return cursor.lastrowid
 
 
-def made_journal(path: Path, schema: str, users: int, seed: int = 1, evil: bool = True) -> None:
+def made_journal(path: Path, users: int, seed: int = 1, evil: bool = True) -> None:
     """A night's migration of so many users, with four jobs."""
     rng = random.Random(seed)
-    journal = JournalFile(path, schema)
+    journal = JournalFile(path)
     if users:
         ends = [EVENING] * 4
         journal.run(EVENING, None, None)
@@ -89,8 +92,8 @@ def made_journal(path: Path, schema: str, users: int, seed: int = 1, evil: bool 
     journal.close()
 
 
-FIRST = "anna bela carl dora emil frida georg hanna ines jakob karin lars mona nils olga paul quentin rosa sven tina".split()
-LAST = "abel brandt conrad dietz ebert falk graf hansen illner jahn kraft lorenz maurer noll otto pohl reuter sommer".split()
+FIRST = ("anna", "bela", "carl", "dora", "emil", "frida", "georg", "hanna", "ines", "jakob", "karin", "lars", "mona")
+LAST = ("abel", "brandt", "conrad", "dietz", "ebert", "falk", "graf", "hansen", "illner", "jahn", "kraft", "lorenz")
 
 
 def _names(rng: random.Random, users: int, evil: bool) -> Sequence[str]:
@@ -132,10 +135,16 @@ def _moved(journal: JournalFile, rng: random.Random, user: str, now: float, numb
     if not step("sync", 6.0 * size, info) or not step("preflight", rng.uniform(0.01, 0.03)):
         return failed()
     parked = now
-    step("park", rng.uniform(0.02, 0.06) + (rng.uniform(1, 5) if number % 20 == 3 else 0), f"{user}: old -> reject, nothing in flight")
+    step(
+        "park",
+        rng.uniform(0.02, 0.06) + (rng.uniform(1, 5) if number % 20 == 3 else 0),
+        f"{user}: old -> reject, nothing in flight",
+    )
     blocked = now
     step("block", rng.uniform(0.02, 0.08))
-    if not step("final_sync", 0.4 + 0.9 * size * rng.uniform(0.7, 1.4), info) or not step("verify", rng.uniform(0.05, 0.2)):
+    if not step("final_sync", 0.4 + 0.9 * size * rng.uniform(0.7, 1.4), info) or not step(
+        "verify", rng.uniform(0.05, 0.2)
+    ):
         now = journal.step(user, "restore", now, now + 0.05, "ok", f"{user}: reject -> old")
         now = journal.step(user, "unblock", now, now + 0.06)
         journal.receipt(
@@ -146,10 +155,17 @@ def _moved(journal: JournalFile, rng: random.Random, user: str, now: float, numb
     step("move", rng.uniform(0.02, 0.07), f"{user}: reject -> new, nothing in flight")
     until = now
     if attention:
-        now = journal.step(user, "redirect", now, now + 0.4, "exit 1", "makegdbm: /etc/perdition/popmap.gdbm.new: No space left on device")
+        now = journal.step(
+            user,
+            "redirect",
+            now,
+            now + 0.4,
+            "exit 1",
+            "makegdbm: /etc/perdition/popmap.gdbm.new: No space left on device",
+        )
         error = (
-            "redirect: exit 1: makegdbm: /etc/perdition/popmap.gdbm.new: No space left on device; mail goes to new already, IMAP is"
-            " blocked: mend the cause, then run the same command again"
+            "redirect: exit 1: makegdbm: /etc/perdition/popmap.gdbm.new: No space left on device; mail goes"
+            " to new already, IMAP is blocked: mend the cause, then run the same command again"
         )
         journal.user(user, "needs_attention", now, error=error)
     else:
@@ -161,7 +177,8 @@ def _moved(journal: JournalFile, rng: random.Random, user: str, now: float, numb
             step("requeue", rng.uniform(0.1, 0.5), "\n".join(f"postqueue -i {ident}: 0" for ident in deferred))
     journal.receipt(
         user, last_on_old=parked - rng.expovariate(1 / 600), parked_from=parked, parked_until=until, deferred=deferred,
-        requeued=[] if attention else deferred, uncertain=["<4f1c@example.com>, 246 octets"] if number % 300 == 17 else [],
+        requeued=[] if attention else deferred,
+        uncertain=["<4f1c@example.com>, 246 octets"] if number % 300 == 17 else [],
         first_on_new=until + rng.expovariate(1 / 60) if rng.random() < 0.8 else None,
         offline={"from": blocked, "until": None if attention else until},
     )  # fmt: skip
