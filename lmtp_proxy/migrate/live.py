@@ -5,6 +5,7 @@ Whoever calls a watcher only changes a few values here; a thread of its own draw
 nothing (Ctrl-S, a dead connection) holds up nobody. User names and errors are data: no markup, no control characters.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 _EVERY = 0.25  # seconds between two pictures
 _FAREWELL = 2.0  # seconds for the last one
-_LINES = 3  # of the screen that are neither users nor errors: the bar, what follows it, the cursor
-_ERRORS = 3  # of the last ones, as far as the screen has room
+_LINES = 4  # of the screen that are no users: the bar, the lines below it, the cursor
+_WIDEST = 110  # columns: in a wider line the eye does not find from a name to its step
 _OFFLINE_FROM = "block"
 
 
@@ -66,9 +67,11 @@ class LiveWatcher:
         self._in_hand: dict[str, _InHand] = {}
         self._lines: list[tuple[str, str]] = []
         """To be written above the picture, for good: style and text."""
-        self._errors: list[str] = []
         self._summary: Summary | None = None
-        self._console = Console(file=cast(TextIO, _Forgiving(stream)), highlight=False, emoji=False, markup=False)
+        # the size that the terminal had when somebody exported it is not that of now
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        forgiving = cast(TextIO, _Forgiving(stream))
+        self._console = Console(file=forgiving, highlight=False, emoji=False, markup=False, _environ=environment)
         self._live = Live(
             console=self._console, auto_refresh=False, get_renderable=self._picture, redirect_stdout=False,
             redirect_stderr=False, vertical_overflow="crop",
@@ -99,7 +102,6 @@ class LiveWatcher:
             self._ended[state] = self._ended.get(state, 0) + 1
             if state != DONE:
                 text = f"{user}: {state.replace('_', ' ')}{f': {error}' if error else ''}"
-                self._errors.append(text)
                 self._lines.append(("bold red" if state == NEEDS_ATTENTION else "yellow", text))
 
     def note(self, text: str) -> None:
@@ -142,37 +144,44 @@ class LiveWatcher:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
-        columns, rows = self._console.size
+        columns, rows = min(_WIDEST, self._console.size.width), self._console.size.height
         with self._lock:
             summary, ended = self._summary, sum(self._ended.values())
             ready = min(self._total, self._before + ended)
-            bar = Table.grid(padding=(0, 1), expand=True)
-            bar.add_column(ratio=1)
+            bar = Table.grid(padding=(0, 1))
+            bar.add_column()
             bar.add_column(no_wrap=True)
             share = f" {100 * ready // self._total} %" if self._total else ""
-            bar.add_row(ProgressBar(total=max(1, self._total), completed=ready), f"{ready:,}/{self._total:,}{share}")
+            numbers = f"{ready:,}/{self._total:,}{share}"
+            picture = ProgressBar(max(1, self._total), ready, max(8, columns - len(numbers) - 2))
+            bar.add_row(picture, numbers)
             parts: list[RenderableType] = [bar]
             if summary is not None:
-                return Group(*parts, _line(summary_text(summary), columns, "bold"))
-            parts.append(_line(self._so_far(ended), columns, "bold"))
-            room = max(1, rows - _LINES)
-            errors = self._errors[-min(_ERRORS, max(0, room - len(self._in_hand))) :] if room > len(self._in_hand) else []
-            parts += self._users(columns, room - len(errors))
-            parts += [_line(error, columns, "red") for error in errors]
+                return Group(*parts, Text(safe(summary_text(summary)), style="bold"))
+            parts += [_line(self._so_far(), columns, "bold"), _line(self._to_come(ended), columns)]
+            parts += self._users(columns, max(1, rows - _LINES))
         return Group(*parts)
 
-    def _so_far(self, ended: int) -> str:
-        words = [f"{self._ended[DONE]:,} done"]
-        words += [f"{self._before:,} done before"] if self._before else []
-        words += [f"{self._ended[FAILED]:,} failed"] if self._ended[FAILED] else []
-        words += [f"{self._ended[NEEDS_ATTENTION]:,} need attention"] if self._ended[NEEDS_ATTENTION] else []
+    def _so_far(self) -> str:
+        numbers = (
+            (self._ended[DONE], "done"),
+            (self._before, "done before"),
+            (self._ended[FAILED], "failed"),
+            (self._ended[NEEDS_ATTENTION], "need attention"),
+        )
+        return ", ".join(f"{number:,} {what}" for number, what in numbers if number or what == "done")
+
+    def _to_come(self, ended: int) -> str:
+        """By what it took so far: the only thing that is known of the users who are left."""
         taken = self._clock() - self._began
         left = self._total - self._before - ended
-        if left > 0 and ended:
-            rest = left * taken / ended
-            words.append(f"about {span(max(1.0, rest))} left, until {time.strftime('%H:%M', time.localtime(time.time() + rest))}")
-        return f"{', '.join(words)}; {span(taken)} so far"
+        if left <= 0 or not ended:
+            return f"{span(taken)} so far"
+        rest = left * taken / ended
+        until = time.strftime("%H:%M", time.localtime(time.time() + rest))
+        return f"{span(taken)} so far, about {span(max(1.0, rest))} left, until {until}"
 
     def _users(self, columns: int, room: int) -> "list[Text]":
         now = self._clock()
