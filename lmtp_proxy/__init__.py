@@ -89,6 +89,7 @@ Ring 7, the command, without gevent:
     ctl_files          the files that lmtp-proxyctl reads
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
+    requeue            has Postfix try deferred mail again at once
     migrate            many users moved with one command
     migrate.states     the states of one user's migration, and what a crash leaves to do
     migrate.events     what a run tells whoever watches it
