@@ -86,6 +86,7 @@ Ring 7, the command, without gevent:
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside
     ctl_output         what lmtp-proxyctl shows
+    ctl_arguments      the arguments that all verbs of lmtp-proxyctl have in common
     ctl_files          the files that lmtp-proxyctl reads
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
