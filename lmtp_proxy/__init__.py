@@ -86,9 +86,11 @@ Ring 7, the command, without gevent:
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside
     ctl_output         what lmtp-proxyctl shows
+    ctl_arguments      the arguments that all verbs of lmtp-proxyctl have in common
     ctl_files          the files that lmtp-proxyctl reads
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
+    requeue            has Postfix try deferred mail again at once
     migrate            many users moved with one command
     migrate.states     the states of one user's migration, and what a crash leaves to do
     migrate.events     what a run tells whoever watches it

@@ -11,15 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from lmtp_proxy import __version__, ctl_files
 from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import Answer, ControlClient, ControlError, Refusal, Unreachable
+from lmtp_proxy.ctl_arguments import Parser, common_options, print_lines, seconds, text
 from lmtp_proxy.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 
-DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
-WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
 INTERRUPTED = 130  # as shells have it
 _Verb: TypeAlias = Callable[[argparse.Namespace, Progress], Outcome]
 _LOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
@@ -53,30 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         waiting = f" while waiting for {deliveries(progress.pending)}" if progress.pending else ""
         return _fail(options, Failed(INTERRUPTED, f"{progress.state}; interrupted{waiting}"))
     document = {**outcome.document, "status": outcome.status}
-    _print(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
+    print_lines(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
     errors = [f"lmtp-proxyctl: warning: {warning}" for warning in outcome.warnings]
-    _print(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
+    print_lines(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
     return outcome.status
 
 
 def _fail(options: argparse.Namespace, failed: Failed) -> int:
     if options.json:
         document = {**failed.document, "error": failed.text, "errors": failed.details, "status": failed.status}
-        _print(sys.stdout, [json.dumps(document)])
-    _print(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
+        print_lines(sys.stdout, [json.dumps(document)])
+    print_lines(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
     return failed.status
 
 
-def _print(stream: Any, lines: Sequence[str]) -> None:
-    """To a stream that may be closed, or a pipe that nobody reads: what was done is done all the same."""
-    if stream is None or not lines:
-        return
-    try:
-        stream.reconfigure(errors="backslashreplace")
-        print(*lines, sep="\n", file=stream, flush=True)
-    except OSError as error:
-        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-            _print(sys.stderr, [f"lmtp-proxyctl: the output could not be written: {error.strerror}"])
 
 
 def _client(options: argparse.Namespace) -> ControlClient:
@@ -200,73 +189,23 @@ def _distinct(users: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(users))
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if "--json" in sys.argv:
-            _print(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
-        _print(sys.stderr, [f"{self.prog}: {show.safe(message)}; see {self.prog} --help"])
-        sys.exit(WRONG_ARGUMENTS)
-
-
-def _text(argument: str) -> str:
-    if not argument or not argument.isprintable():
-        raise argparse.ArgumentTypeError("must be printable UTF-8 text, and not empty")
-    return argument
-
-
-def _seconds(argument: str) -> float:
-    try:
-        seconds = float(argument)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"must be seconds, 0 to 86400, not {argument!r}")
-    return seconds
-
-
-def _options(*, unset: bool = False) -> "_Parser":
-    """The options that may stand before the verb and after it. unset: leave no default for those that are not given."""
-
-    def default(value: object) -> object:
-        return argparse.SUPPRESS if unset else value
-
-    parser = _Parser(add_help=False)
-    parser.add_argument(
-        *("-c", "--config"),
-        type=_text,
-        metavar="CONFIG",
-        default=default(DEFAULT_CONFIG),
-        help=f"the proxy's configuration file (default: {DEFAULT_CONFIG})",
-    )
-    parser.add_argument(
-        "--socket",
-        type=_text,
-        metavar="PATH",
-        default=default(None),
-        help="its control socket (default: config.control.socket of the configuration file)",
-    )
-    parser.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")
-    return parser
-
+# --- arguments ------------------------------------------------------------------------------------------------------
 
 _TIMEOUT = "how long to wait for deliveries, in seconds (default: 600); what is done stays done"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="lmtp-proxyctl",
         description="Operates a running lmtp-proxy over its control socket.",
         epilog=_STATUSES,
-        parents=[_options()],
+        parents=[common_options()],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lmtp-proxyctl {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    common = _options(unset=True)
+    common = common_options(unset=True)
 
     def add(name: str, run: _Verb, summary: str, waits: str, **settings: Any) -> argparse.ArgumentParser:
         verb = verbs.add_parser(
@@ -283,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         "Shows the keys that are tried, the one that is found, its line in the file, and what the client would be "
         "told now. Waits for nothing; no backend is asked.",
     )
-    verb.add_argument("address", type=_text, metavar="ADDRESS", help="as in RCPT TO, with or without < >")
+    verb.add_argument("address", type=text, metavar="ADDRESS", help="as in RCPT TO, with or without < >")
     add(
         "reload",
         _reload,
@@ -300,9 +239,9 @@ def _parser() -> argparse.ArgumentParser:
         "edit, SIGUSR1 or reload, drain. Exit status 1 if that reload was refused.",
         usage="lmtp-proxyctl drain [options] USER... | --all",
     )
-    verb.add_argument("users", type=_text, nargs="*", metavar="USER", help="as in the users: section")
+    verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
     verb.add_argument("--all", action="store_true", help="all users")
-    verb.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help=_TIMEOUT)
+    verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
     verb = add(
         "move",
         _move,
@@ -313,11 +252,11 @@ def _parser() -> argparse.ArgumentParser:
         "error, nothing is changed.",
         usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND",
     )
-    verb.add_argument("names", type=_text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
-    verb.add_argument("--file", type=_text, metavar="LIST", help="one user a line, # for comments; - is stdin")
-    verb.add_argument("--timeout", type=_seconds, default=600.0, metavar="S", help=_TIMEOUT)
+    verb.add_argument("names", type=text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
+    verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
+    verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
     verb.add_argument("--no-preflight", action="store_true", help="do not ask the backend first")
-    verb.add_argument("--domain", type=_text, help="ask it for NAME@DOMAIN where a user is a bare NAME")
+    verb.add_argument("--domain", type=text, help="ask it for NAME@DOMAIN where a user is a bare NAME")
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")
@@ -327,7 +266,7 @@ def _parser() -> argparse.ArgumentParser:
         "What a configuration file would change",
         "Compares it with what runs, and changes nothing. Waits until it is read. Exit status 1 if it has errors.",
     )
-    verb.add_argument("file", type=_text, nargs="?", metavar="FILE", help="default: the running proxy's own")
+    verb.add_argument("file", type=text, nargs="?", metavar="FILE", help="default: the running proxy's own")
     verb = add(
         "uncertain",
         _uncertain,
@@ -335,5 +274,5 @@ def _parser() -> argparse.ArgumentParser:
         "Reads config.uncertain_log, which outlives the process; without one, shows what the process remembers. "
         "Waits for nothing.",
     )
-    verb.add_argument("users", type=_text, nargs="*", metavar="USER", help="only theirs")
+    verb.add_argument("users", type=text, nargs="*", metavar="USER", help="only theirs")
     return parser
