@@ -109,6 +109,7 @@ Ring 7, the command, without gevent:
     migrate.report_style  how the page looks
     migrate.report_svg  the distribution of downtimes as a picture
     migrate.report_html  a report as one page
+    migrate.report_command  the report that is asked for on the command line
     migrate.live       a run on a terminal
     ctl                the command lmtp-proxyctl
 """

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmtp_proxy.migrate.journal import Journal, Run, Step, UserRow
+from lmtp_proxy.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
 
-DONE, FAILED, ATTENTION = "done", "failed", "needs_attention"
 FINAL_SYNC = "final_sync"
 HOOKS = ("block", "verify", "redirect", "unblock")
 """The site's own commands while a user is offline, but for the final sync."""
@@ -103,6 +103,8 @@ class Report:
     ours: float = 0.0
     """Seconds of those users' downtimes, all together, by who took them."""
     ours_median: float | None = None
+    running: bool = False
+    """Whether a run is at work."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Users by state, the states in the order in which they come up first."""
 
@@ -112,21 +114,13 @@ class Report:
     @property
     def under_way(self) -> list[UserReport]:
         """Whom nothing has brought to an end: a run works on them, or one died."""
-        return [user for user in self.users if user.state not in (DONE, FAILED, ATTENTION, "on_old")]
+        return [user for user in self.users if user.state not in (DONE, FAILED, NEEDS_ATTENTION, ON_OLD)]
 
     @property
     def slowest(self) -> list[UserReport]:
         """Those who are done, the longest downtime first."""
         timed = [user for user in self.in_state(DONE) if user.downtime is not None]
         return sorted(timed, key=lambda user: -(user.downtime or 0.0))
-
-    @property
-    def total_runs(self) -> int:
-        return len(self.runs)
-
-    @property
-    def running(self) -> bool:
-        return any(run.ended is None for run in self.runs[-1:])
 
     @property
     def began(self) -> float | None:
@@ -138,16 +132,16 @@ class Report:
         return self.runs[-1].ended if self.runs else None
 
 
-def read_report(journal: Journal) -> Report:
-    """Everything that the journal knows. Raises JournalError."""
+def read_report(journal: Journal, running: bool = False) -> Report:
+    """Everything that the journal knows. running: whether a run is at work on it. Raises JournalError."""
     steps: dict[str, list[Step]] = {}
     for step in journal.steps():
         steps.setdefault(step.user, []).append(step)
     users = [_user(row, steps.get(row.user, []), journal.receipt(row.user) or {}) for row in journal.users()]
-    return report_of(journal.runs(), users)
+    return report_of(journal.runs(), users, running)
 
 
-def report_of(runs: Sequence[Run], users: Sequence[UserReport]) -> Report:
+def report_of(runs: Sequence[Run], users: Sequence[UserReport], running: bool = False) -> Report:
     counts: dict[str, int] = {}
     for user in users:
         counts[user.state] = counts.get(user.state, 0) + 1
@@ -161,6 +155,7 @@ def report_of(runs: Sequence[Run], users: Sequence[UserReport]) -> Report:
         sum(offline.hooks for offline in moved),
         sum(ours),
         _rank(ours, 0.5) if ours else None,
+        running,
         counts,
     )
 

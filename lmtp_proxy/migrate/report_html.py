@@ -10,7 +10,7 @@ from html import escape
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl_output import count, safe, span
 from lmtp_proxy.migrate.journal import Step
-from lmtp_proxy.migrate.report import ATTENTION, DONE, FAILED, Distribution, Offline, Report, UserReport
+from lmtp_proxy.migrate.report import Distribution, Offline, Report, UserReport
 from lmtp_proxy.migrate.report_style import STYLE
 from lmtp_proxy.migrate.report_svg import histogram
 from lmtp_proxy.migrate.report_words import (
@@ -26,9 +26,11 @@ from lmtp_proxy.migrate.report_words import (
     step_word,
     verdict,
 )
+from lmtp_proxy.migrate.states import DONE, FAILED, NEEDS_ATTENTION
 
 _SLOWEST = 20
-_BADGES = {DONE: "good", FAILED: "warn", ATTENTION: "bad"}
+_AXIS = '<p class="axis">Users by how long they were offline; from bar to bar it is 26 % longer.</p>\n'
+_BADGES = {DONE: "good", FAILED: "warn", NEEDS_ATTENTION: "bad"}
 
 
 def report_page(report: Report, now: float) -> str:
@@ -84,7 +86,7 @@ def _badge(user: UserReport) -> str:
 
 
 def _head(report: Report) -> str:
-    stuck = report.in_state(ATTENTION) or (report.under_way and not report.running)
+    stuck = report.in_state(NEEDS_ATTENTION) or (report.under_way and not report.running)
     look = " bad" if stuck else " warn" if report.in_state(FAILED) else ""
     facts = []
     if report.runs:
@@ -120,7 +122,7 @@ _UNCERTAIN = (
 
 def _left_to_do(report: Report) -> list[tuple[UserReport, str]]:
     """Who waits for a human, and what for."""
-    left = [(user, user.error or "") for user in report.in_state(ATTENTION)]
+    left = [(user, user.error or "") for user in report.in_state(NEEDS_ATTENTION)]
     if not report.running:
         left += [(user, user.error or _DIED) for user in report.under_way]
     left += [(user, f"{_UNCERTAIN} {'; '.join(user.uncertain)}") for user in report.users if user.uncertain]
@@ -157,7 +159,8 @@ def _downtime(report: Report) -> str:
         ("longest", span(downtime.most)),
     )
     figures = "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in values)
-    return f'{opening}<dl class="figures">{figures}</dl>\n{histogram(downtime)}\n{_shares(report, downtime)}</section>'
+    chart = f"{histogram(downtime)}\n{_AXIS}"
+    return f'{opening}<dl class="figures">{figures}</dl>\n{chart}{_shares(report, downtime)}</section>'
 
 
 def _shares(report: Report, downtime: Distribution) -> str:
@@ -209,7 +212,7 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
 def _troubled(report: Report) -> list[UserReport]:
     """Who needs attention first, then who failed, then those who failed once and got there in the end."""
     later = [user for user in report.in_state(DONE) if any(_is_failure(step) for step in user.steps)]
-    return report.in_state(ATTENTION) + report.in_state(FAILED) + later
+    return report.in_state(NEEDS_ATTENTION) + report.in_state(FAILED) + later
 
 
 def _is_failure(step: Step) -> bool:
@@ -224,7 +227,7 @@ def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
     for user in users:
         outputs = "".join(_output(step) for step in user.steps if _is_failure(step))
         error = f"<p>{_text(user.error)}</p>" if user.error else ""
-        look = " bad" if user.state == ATTENTION else ""
+        look = " bad" if user.state == NEEDS_ATTENTION else ""
         items.append(
             f'<article class="trouble{look}"><p>{_who(user, numbers)}</p>{error}'
             f"{outputs}</article>\n"

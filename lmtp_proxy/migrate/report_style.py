@@ -27,7 +27,7 @@ h2 small { font-size: .9rem; font-weight: normal; color: var(--muted); margin-le
 p { margin: .5rem 0; max-width: 48rem; }
 a { color: inherit; text-decoration-color: var(--muted); text-underline-offset: .15em; }
 code, pre { font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", "Noto Sans Mono", Menlo, Consolas, monospace; }
-.muted, .receipt { color: var(--muted); }
+.muted, .receipt, p.axis { color: var(--muted); }
 .user { font-weight: 600; overflow-wrap: anywhere; }
 nav { margin: 1rem 0 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .95rem; }
 .verdict { border-left: .3rem solid var(--good); background: var(--good-page); padding: .8rem 1rem;
@@ -49,6 +49,7 @@ svg.chart text { fill: var(--muted); font-size: 12px; font-variant-numeric: tabu
 svg.chart .bar { fill: var(--sync); }
 svg.chart .axis { stroke: var(--line); }
 svg.chart .mark { stroke: var(--text); stroke-dasharray: 3 3; opacity: .7; }
+p.axis { font-size: .85rem; margin: 0 0 1.25rem; }
 svg.chart .name { fill: var(--text); }
 
 .share { display: flex; height: 1.1rem; border-radius: .25rem; overflow: hidden; background: var(--line); }

@@ -13,7 +13,7 @@ from lmtp_proxy.migrate.report_words import edges
 
 _HEIGHT = 170  # of the highest bar
 _TOP = 74  # three rows of names above the bars, and the number of the highest bar
-_BOTTOM = 40
+_BOTTOM = 24
 
 
 def histogram(downtime: Distribution) -> str:
@@ -43,9 +43,6 @@ def histogram(downtime: Distribution) -> str:
         anchor = "start" if x < 4 else "end" if x > 96 else "middle"
         parts.append(f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{base}" y2="{base + 5}"/>')
         parts.append(f'<text x="{x:.2f}%" y="{base + 19}" text-anchor="{anchor}">{escape(edges(tick))}</text>')
-    parts.append(
-        f'<text x="0" y="{base + 37}">users by how long they were offline; from bar to bar it is 26 % longer</text>'
-    )
     for row, (name, value) in enumerate((("99 %", downtime.p99), ("90 %", downtime.p90), ("median", downtime.median))):
         x, y = across(value), 14 + 18 * row
         side, shift = ("end", -6) if x > 60 else ("start", 6)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lmtp_proxy.ctl_output import count, labelled, safe, span, table, wrapped
 from lmtp_proxy.migrate.journal import Step
-from lmtp_proxy.migrate.report import ATTENTION, FAILED, Distribution, Offline, Report, UserReport
+from lmtp_proxy.migrate.report import Distribution, Offline, Report, UserReport
 from lmtp_proxy.migrate.report_words import (
     edges,
     mail_words,
@@ -19,6 +19,7 @@ from lmtp_proxy.migrate.report_words import (
     step_word,
     verdict,
 )
+from lmtp_proxy.migrate.states import FAILED, NEEDS_ATTENTION
 
 _BAR = 40  # columns
 _RUNS = 3
@@ -44,7 +45,7 @@ def report_lines(report: Report) -> list[str]:
     if report.downtime:
         lines += ["", "offline, of those who are done:", *_histogram(report.downtime)]
         lines += ["", "the longest:", *_table_of(report.slowest[:_SLOWEST])]
-    for state, title in ((ATTENTION, "need attention"), (FAILED, "failed, and are where they were")):
+    for state, title in ((NEEDS_ATTENTION, "need attention"), (FAILED, "failed, and are where they were")):
         lines += _trouble(report.in_state(state), title)
     if report.under_way and not report.running:
         lines += _trouble(report.under_way, "under way with no run at work; run the same command again")
@@ -128,8 +129,8 @@ def _step_row(step: Step) -> list[str]:
 # --- for programs ----------------------------------------------------------------------------------------------------
 
 
-def report_document(report: Report) -> dict[str, object]:
-    """Times in seconds since the epoch, durations in seconds."""
+def report_document(report: Report, users: Sequence[str] = ()) -> dict[str, object]:
+    """Times in seconds since the epoch, durations in seconds. users: who are in it, by default all."""
     return {
         "verdict": verdict(report),
         "running": report.running,
@@ -142,7 +143,7 @@ def report_document(report: Report) -> dict[str, object]:
         ],
         "counts": dict(report.counts),
         "offline": None if report.downtime is None else _distribution(report, report.downtime),
-        "users": {user.user: _user_document(user) for user in report.users},
+        "users": {user.user: _user_document(user) for user in report.users if not users or user.user in users},
     }
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 
 from lmtp_proxy.ctl_output import count, span
-from lmtp_proxy.migrate.report import ATTENTION, DONE, FAILED, Report, UserReport
-from lmtp_proxy.migrate.states import ON_OLD
+from lmtp_proxy.migrate.report import Report, UserReport
+from lmtp_proxy.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
 
-STATE_WORDS = {DONE: "done", FAILED: "failed", ATTENTION: "needs attention", ON_OLD: "not begun"}
+STATE_WORDS = {DONE: "done", FAILED: "failed", NEEDS_ATTENTION: "needs attention", ON_OLD: "not begun"}
 STEP_WORDS = {"final_sync": "final sync", "restore": "back to the old store"}
 
 
@@ -55,7 +55,7 @@ def verdict(report: Report) -> str:
     if not report.users:
         return "No user has been taken up yet."
     new, old = (report.runs[-1].new, report.runs[-1].old) if report.runs else ("new", "old")
-    done, failed, attention = (len(report.in_state(state)) for state in (DONE, FAILED, ATTENTION))
+    done, failed, attention = (len(report.in_state(state)) for state in (DONE, FAILED, NEEDS_ATTENTION))
     total = len(report.users)
     if done == total:
         return f"{'All ' if total > 1 else ''}{count(total, 'user')} moved to {new}."

@@ -124,7 +124,7 @@ def test_fifty_users_move_with_one_command(patient_stack: Stack, perdition: Perd
         assert len(flow.messages) / flow.seconds >= 15 / NOISE
         assert sum(len(item.content) >= LARGE for item in flow.messages) >= 5
         page = stand.directory / "report.html"
-        stand.tell("report", str(stand.plan), "--html", str(page))
+        stand.tell("--journal", str(stand.journal), "--html", str(page), "report")
         assert page.read_text("utf-8").count("<details ") == 50
 
 
