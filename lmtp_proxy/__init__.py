@@ -96,6 +96,17 @@ Ring 7, the command, without gevent:
     migrate.events     what a run tells whoever watches it
     migrate.journal_file  the lock of a journal, and room for a full disk
     migrate.journal    where each user is, and how that came about: an SQLite file
+    migrate.plan       a YAML file -> a Plan, all errors at once
+    migrate.hooks      runs one command of the site's, and ends it
+    migrate.proxy      what a run asks lmtp-proxy for
+    migrate.steps      what is done for one user, written down
+    migrate.way_back   the way back before `moved`
+    migrate.user_run   takes one user from the old backend to the new one
+    migrate.window     the hours in which users may be begun
+    migrate.runner     N users at once, and when no more are begun
+    migrate.checks     what is looked at before a run begins
+    migrate.status     where everyone is
+    ctl_migrate        the verb `migrate`
     ctl                the command lmtp-proxyctl
 """
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from lmtp_proxy import __version__, ctl_files
+from lmtp_proxy import __version__, ctl_files, ctl_migrate
 from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl_arguments import Parser, common_options, print_lines, seconds, text
@@ -185,6 +185,10 @@ def _uncertain(options: argparse.Namespace, _progress: Progress) -> Outcome:
     return Outcome(document, lines, warnings=[*warnings, *more])
 
 
+def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
+    return ctl_migrate.migrate(options, lambda: _client(options), progress)
+
+
 def _distinct(users: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(users))
 
@@ -275,4 +279,14 @@ def _parser() -> argparse.ArgumentParser:
         "Waits for nothing.",
     )
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="only theirs")
+    verb = add(
+        "migrate",
+        _migrate,
+        ctl_migrate.SUMMARY,
+        ctl_migrate.DESCRIPTION,
+        epilog=ctl_migrate.STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=ctl_migrate.USAGE,
+    )
+    ctl_migrate.add_arguments(verb)
     return parser
