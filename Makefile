@@ -17,7 +17,7 @@ PARALLEL := -n auto --dist loadfile
 PY := .venv/bin/python
 STAMP := .venv/made-for
 # Each of these is covered to the last branch by its own unit tests alone, tests/unit/test_<module>.py.
-COVERED := reply envelope dot_stuffing protocol keys routing
+COVERED := reply envelope dot_stuffing protocol keys routing xforward
 
 .PHONY: help demo run test bench lint coverage clean
 .DEFAULT_GOAL := help

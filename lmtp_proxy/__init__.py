@@ -6,14 +6,17 @@ above it in the same ring; ``tests/unit/test_rings.py`` reads this map and prove
 
 Ring 0, pure values and the protocol, no I/O:
     reply              a reply, and every sentence the proxy itself can say
+    xforward           what an MTA says of a message before MAIL
     envelope           path and ESMTP parameter syntax; Recipient, Envelope
     dot_stuffing       message data on the wire: end of data, the lone-dot rule, size
     reply_queue        replies in the order of their commands
     events             what the protocol tells the session
+    fixed_answers      the verbs that always get the same answer
     command_lines      a client's octets as command lines
     protocol           LMTP server side, sans-I/O
     keys               the form in which a mailbox is looked up
     share              one process's part of a limit that is for all
+    receipts_batch     what is to be remembered of mailboxes, added up
     message_id         the Message-ID in the beginning of a message
 Ring 1, files, tables and the log:
     yaml_text          a YAML file as text scalars with line numbers
@@ -23,6 +26,7 @@ Ring 1, files, tables and the log:
     config_keys        the type of each key: text -> value
     flat_users         a `users:` section of plain lines, read without YAML
     config_users       the `users:` section
+    config_backends    the `backends:` section, and timeouts
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
     loading            a large configuration is loaded by a process of its own
@@ -33,6 +37,7 @@ Ring 1, files, tables and the log:
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
     stream             a connected socket on gevent's loop, and waiting for it
+    receipts_file      the file of receipts, which several processes write
     worker_settings    what a worker is told when it is started
     uncertain          a delivery whose outcome is unknown, as a record
 Ring 2, decisions:
@@ -46,6 +51,7 @@ Ring 3, the backends:
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
     failure            what a backend's failure or odd reply means for its recipients
+    receipts           remembers what each mailbox got, and what waits for it
     uncertain_log      remembers uncertain deliveries, and appends them to a file
     commit             the commit point of a delivery
     commands           commands to a backend, and the replies that they wait for
@@ -65,6 +71,7 @@ Ring 6, the process:
     control_request    one request on the control socket, looked at strictly
     control_application  a WSGI application: a table of resources, answers in JSON
     control_json       the parts of the process as JSON values
+    receipts_json      what is known of some mailboxes
     control_server     HTTP on the control socket, proof against bad clients
     control            what the operator can ask one process for
     start_log          what the log says at a start
@@ -91,6 +98,7 @@ Ring 7, the command, without gevent:
     drain              waits until nothing is in flight for some users
     move               preflight, edit, reload, drain
     requeue            has Postfix try deferred mail again at once
+    ctl_receipts       the verbs of receipts
     migrate            many users moved with one command
     migrate.states     the states of one user's migration, and what a crash leaves to do
     migrate.events     what a run tells whoever watches it

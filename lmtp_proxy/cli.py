@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         if options.check:
+            if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
+                _check_files(config)
             print(_summary(config))
             return 0
         return _run(config, daemonise=options.daemonize)
@@ -77,7 +79,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
     for number in _SIGNALS:
         signal.signal(number, lambda number, _frame: received.append(number))
     _check_run_as(config)
-    _check_uncertain_log(config)
+    _check_files(config)
     pid_file = PidFile(config.pid, config.path) if daemonise else None
     if pid_file:
         pid_file.acquire()
@@ -172,18 +174,43 @@ def _check_run_as(config: Config) -> None:
     )
 
 
-def _check_uncertain_log(config: Config) -> None:
+def _check_files(config: Config) -> None:
+    """That the process which serves can write its files. Raises ConfigError."""
+    errors = [f"{config.path}: {error}" for error in (_uncertain_log_error(config), _receipts_error(config)) if error]
+    if errors:
+        raise ConfigError(tuple(errors))
+
+
+def _uncertain_log_error(config: Config) -> str | None:
     path = config.uncertain_log
     if path is None:
-        return
+        return None
     # What is not there yet is made in its directory.
     target, mode = (path, os.W_OK) if os.path.lexists(path) else (os.path.dirname(path), os.W_OK | os.X_OK)
+    allowed, who = _may_serve(config, target, mode)
+    if allowed and not os.path.isdir(path):
+        return None
+    return f"config.uncertain_log: {who} cannot write {path}; see chown and chmod"
+
+
+def _receipts_error(config: Config) -> str | None:
+    path = config.receipts
+    if path is None:
+        return None
+    directory = os.path.dirname(path)
+    allowed, who = _may_serve(config, directory, os.W_OK | os.X_OK)
+    if not allowed:  # SQLite makes files beside the one
+        return f"config.receipts: {who} cannot write in {directory}; see mkdir, chown and chmod"
+    if os.path.lexists(path) and (not _may_serve(config, path, os.R_OK | os.W_OK)[0] or os.path.isdir(path)):
+        return f"config.receipts: {who} cannot write {path}; see chown and chmod"
+    return None
+
+
+def _may_serve(config: Config, path: str, mode: int) -> tuple[bool, str]:
+    """Whether the user who is to serve may; and who that is."""
     if config.run_as is not None and os.geteuid() == 0:
-        allowed, who = _may(_account(config.run_as), target, mode), config.run_as
-    else:
-        allowed, who = os.access(target, mode, effective_ids=True), "this user"
-    if not allowed or os.path.isdir(path):
-        raise ConfigError((f"{config.path}: config.uncertain_log: {who} cannot write {path}; see chown and chmod",))
+        return _may(_account(config.run_as), path, mode), config.run_as
+    return os.access(path, mode, effective_ids=True), "this user"
 
 
 def _may(account: pwd.struct_passwd, path: str, mode: int) -> bool:

@@ -6,7 +6,7 @@ into records. It does not talk to the backend and does not know the other delive
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendError
@@ -16,6 +16,7 @@ from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
 from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.routing import Route
 from lmtp_proxy.uncertain import Uncertain
@@ -58,6 +59,7 @@ class Cutover:
     current: CurrentGeneration
     in_flight: InFlight
     uncertain: UncertainLog
+    receipts: Receipts = field(default_factory=Receipts)
 
 
 class CommitPoint:
@@ -142,6 +144,9 @@ class CommitPoint:
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
+            if self._flight.phase is Phase.FINAL_DOT:  # before it leaves: who drains and then asks finds it there
+                queue_id = self._message.envelope.queue_id
+                self._cutover.receipts.delivered(self.accepted, self._backend.name, queue_id)
             self._cutover.in_flight.leave(self._flight)
 
     def given_up(self, reason: str) -> None:
@@ -152,6 +157,10 @@ class CommitPoint:
             return
         self._ended = True
         self._counts.uncertain += len(unknown)
+        receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
+        known = [position for position in self.accepted if position.final_reply is not None]
+        receipts.delivered(known, self._backend.name, queue_id)
+        receipts.uncertain(unknown, self._backend.name, queue_id)
         self._cutover.uncertain.record(self._flight, [self._record(position, reason) for position in unknown])
 
     def _record(self, position: Position, reason: str) -> Uncertain:

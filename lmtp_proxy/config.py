@@ -8,15 +8,13 @@ thread beside the deliveries.
 
 import os
 import socket
-import stat
 from collections import Counter
 from collections.abc import Callable, Set
-from dataclasses import fields, replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
-from lmtp_proxy import config_keys
+from lmtp_proxy import config_backends, config_keys
 from lmtp_proxy.config_keys import MAX_ERRORS, Section
 from lmtp_proxy.config_users import read_users, undefined
 from lmtp_proxy.config_values import (
@@ -51,9 +49,6 @@ __all__ = [
     "load_config",
 ]
 
-_TIMEOUTS = tuple(field.name for field in fields(Timeouts))
-_PROXY_TIMEOUTS = ("client_idle", "shutdown")  # not a matter of any one backend
-
 # Section -> its keys. Anything else is refused, so that no key is believed to work that does not.
 KEYS: dict[str, tuple[str, ...]] = {
     "": ("config", "backends", "users"),
@@ -61,18 +56,14 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "uncertain_log", "workers"),
+        *("receipts", "trusted"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
-    "config.timeouts": _TIMEOUTS,
+    "config.timeouts": config_backends.TIMEOUTS,
     "config.log": ("syslog", "facility", "level"),
-    "backends.*": (
-        *("socket", "host", "port", "user", "password", "password_file"),
-        *("max_connections", "idle_timeout", "timeouts"),
-    ),
-    "backends.*.timeouts": tuple(name for name in _TIMEOUTS if name not in _PROXY_TIMEOUTS),
+    "backends.*": config_backends.KEYS,
+    "backends.*.timeouts": config_backends.TIMEOUTS_OF_ONE,
 }
-
-_PASSWORD_MAX = 4096  # octets; a larger file is not a password
 
 
 class ConfigError(Exception):
@@ -134,8 +125,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
     listener = _listener(section)
-    timeouts = _timeouts(section, "config.timeouts", Timeouts())
-    backends = _backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
+    timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
+    backends = config_backends.backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
     names = None if backends is None else backends.keys() | RESERVED
     rules = KeyRules(
         case_sensitive=section.value("case_sensitive", config_keys.boolean, False),
@@ -172,6 +163,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         log=_log(section),
         control=_control(section, listener),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
+        receipts=section.value("receipts", config_keys.absolute_path, None),
+        trusted=tuple(section.values("trusted", config_keys.network)),
         workers=_workers(section, limits),
         backends=backends or {},
         users=users,
@@ -225,16 +218,6 @@ def _allow(section: Section) -> tuple[IPv4Network | IPv6Network, ...] | None:
     return tuple(network for network in networks if network is not None)
 
 
-def _timeouts(parent: Section, keys: str, defaults: Timeouts) -> Timeouts:
-    section = parent.section("timeouts", KEYS[keys])
-    if section is None:
-        return defaults
-    given = [name for name in KEYS[keys] if name in section]
-    return replace(
-        defaults, **{name: section.value(name, config_keys.seconds(name), getattr(defaults, name)) for name in given}
-    )
-
-
 def _log(parent: Section) -> Log:
     section = parent.section("log", KEYS["config.log"])
     if section is None:
@@ -263,98 +246,3 @@ def _control(parent: Section, listener: Address | None) -> Control | None:
         group=section.value("group", config_keys.group, None),
         permissions=section.value("permissions", config_keys.permissions, 0o600),
     )
-
-
-def _backends(
-    section: Section | None, listener: Address | None, timeouts: Timeouts, directory: str
-) -> dict[str, Backend] | None:
-    """Name -> Backend, with all names, also of backends that have problems. None if there is no telling the names."""
-    if section is None:
-        return None
-    backends = {}
-    for name in section.entries:
-        if name in RESERVED:
-            section.fail(name, "is reserved: a user on it is refused or held, no backend can be called so")
-            continue
-        try:
-            config_keys.backend_name(name)
-        except ValueError as error:
-            section.fail(name, str(error))
-        backends[name] = _backend(section, name, listener, timeouts, directory)
-    return backends
-
-
-def _backend(parent: Section, name: str, listener: Address | None, timeouts: Timeouts, directory: str) -> Backend:
-    section = parent.section(name, KEYS["backends.*"])
-    if section is None:
-        return Backend(name, UnixAddress(""))
-    address = _backend_address(parent, name, section)
-    if address is not None and listener is not None and is_own_listener(listener, address):
-        key = "socket" if "socket" in section else "host"
-        section.fail(key, f"{address} is the socket of this proxy: mail would go round in circles")
-    user, password = _credentials(section, directory)
-    return Backend(
-        name=name,
-        address=address or UnixAddress(""),
-        user=user,
-        password=password,
-        max_connections=section.value("max_connections", config_keys.whole(1, 10_000), 20),
-        idle_timeout=section.value("idle_timeout", config_keys.seconds_or_none("idle_timeout"), 30.0),
-        timeouts=_timeouts(section, "backends.*.timeouts", timeouts),
-    )
-
-
-def _backend_address(parent: Section, name: str, section: Section) -> Address | None:
-    """`socket`, or `host` and `port`. None after a problem."""
-    path = section.value("socket", config_keys.socket_path, None)
-    host = section.value("host", config_keys.host, None)
-    port = section.value("port", config_keys.port, None)
-    if "socket" in section:
-        for key in ("host", "port"):
-            if key in section:
-                section.fail(key, "cannot stand beside socket: a backend has one address")
-        return None if path is None else UnixAddress(path)
-    if "host" in section and "port" not in section:
-        section.fail("host", "needs a port beside it")
-    elif "port" in section and "host" not in section:
-        section.fail("port", "needs a host beside it")
-    elif "host" not in section:
-        parent.fail(name, "has no address: give it a socket, or host and port")
-    return None if host is None or port is None else TcpAddress(host, port)
-
-
-def _credentials(section: Section, directory: str) -> tuple[str | None, str | None]:
-    """`user` with `password` or `password_file`: both are here or neither is."""
-    user = section.value("user", config_keys.credential, None)
-    password = section.value("password", config_keys.credential, None)
-    file = section.value("password_file", str, None)
-    if "password" in section and "password_file" in section:
-        section.fail("password_file", "cannot stand beside password: take one of the two out")
-    for key in ("password", "password_file"):
-        if key in section and "user" not in section:
-            section.fail(key, "needs a user beside it")
-    if "user" in section and "password" not in section and "password_file" not in section:
-        section.fail("user", "needs a password or password_file beside it")
-    if file is not None:  # its name stays out of the messages: it may be the password, on the wrong line
-        try:
-            password = _read_password(os.path.join(directory, file))
-        except OSError as error:
-            section.fail("password_file", f"cannot be read: {error.strerror}")
-        except ValueError as error:
-            section.fail("password_file", str(error))
-    return user, password
-
-
-def _read_password(path: str) -> str:
-    """The file's octets as UTF-8, less one line end. Raises OSError, or ValueError with no part of the content."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would wait for its writer
-        raise ValueError("is not a regular file")
-    with open(path, "rb") as file:
-        data = file.read(_PASSWORD_MAX + 1)
-    if len(data) > _PASSWORD_MAX:
-        raise ValueError(f"is larger than {_PASSWORD_MAX} octets")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
-    return config_keys.credential(text.removesuffix("\n").removesuffix("\r"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, shown
+from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence, shown
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -270,6 +270,13 @@ class Section:
         except ValueError as error:
             self.fail(key, str(error), node.line)
             return default
+
+    def values(self, key: str, convert: Callable[[str], T]) -> list[T]:
+        """The values of a list under `key`, or the one that stands there in its place, but for wrong ones."""
+        node = self.node(key)
+        nodes = [] if node is None else node.items if isinstance(node, Sequence) else [node]
+        values = [self.item(key, each, convert, None) for each in nodes]
+        return [value for value in values if value is not None]
 
     def section(self, key: str, known: tuple[str, ...] | None) -> "Section | None":
         """The mapping below `key`, empty if there is none; None if something else stands there."""

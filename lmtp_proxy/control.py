@@ -40,6 +40,8 @@ from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.preflight import preflight
+from lmtp_proxy.receipts import Receipts
+from lmtp_proxy.receipts_json import receipts_json
 from lmtp_proxy.reloads import Refused, reload_json
 from lmtp_proxy.routing import HOLD
 from lmtp_proxy.session import SessionState
@@ -70,6 +72,7 @@ class ControlState:
     after_crash: bool = False
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     started: float = field(default_factory=time.time)
+    receipts: Receipts = field(default_factory=Receipts)
 
 
 class Application(JsonApplication):
@@ -90,6 +93,7 @@ class Application(JsonApplication):
             "/drain": {"POST": self._drain},
             "/preflight": {"POST": self._preflight},
             "/check": {"POST": self._check},
+            "/receipts": {"POST": self._receipts},
         }
         super().__init__({**own, **(more or {})})
 
@@ -292,6 +296,10 @@ class Application(JsonApplication):
                 for recipient, reply in result.replies
             ],
         }
+
+    def _receipts(self, request: Request) -> Json:
+        answer = receipts_json(request, self._state.receipts, self._generation)
+        return {**answer, "instance": self._state.instance, "after_crash": self._crash_json()}
 
     def _check(self, request: Request) -> Json:
         path = request.document("path").text("path")

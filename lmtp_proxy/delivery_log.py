@@ -3,7 +3,8 @@
 
     8f3a0c: from=<a@b>, to=<u@x>, backend=old[/run/sock], size=123, delay=0.02, dsn=2.1.5, status=sent (250 2.1.5 ok)
 
-Text from clients and backends is escaped. It decides nothing.
+`orig_queue_id=ID, ` stands before `backend` if the client said so. Text from clients and backends is escaped. It
+decides nothing.
 """
 
 import logging
@@ -41,7 +42,9 @@ def _write(
     session: str, envelope: Envelope, position: Position, size: int, delay: float, dsn: str, status: str, text: str
 ) -> None:
     backend = position.pool.name if position.asked and position.pool else "-"
+    origin = f"orig_queue_id={envelope.queue_id}, " if envelope.queue_id else ""  # as Postfix calls it
     write_line(
-        f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, backend={backend}, "
+        f"{session}: from={printable(envelope.path)}, to={printable(position.recipient.path)}, {origin}"
+        f"backend={backend}, "
         f"size={size}, delay={delay:.2f}, dsn={dsn}, status={status} ({text})"
     )

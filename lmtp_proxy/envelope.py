@@ -40,12 +40,14 @@ class Envelope(NamedTuple):
     """What MAIL said: `path` with its angle brackets (`<>` is the null sender) and the parameters we know.
 
     size: octets that the client announces, None if it does not. body: b"7BIT" or b"8BITMIME", None if not given.
+    queue_id: the message's id in the client's queue, which XFORWARD said before MAIL; "" if it did not.
     """
 
     path: bytes
     size: int | None = None
     body: bytes | None = None
     smtputf8: bool = False
+    queue_id: str = ""
 
     def mail_command(self, offered: Container[str]) -> bytes:
         """The MAIL line for a backend that offered these extensions (names in lower case), without CRLF.
@@ -77,10 +79,12 @@ class Recipient(NamedTuple):
         return b"RCPT TO:" + self.path
 
 
-def parse_envelope(octets: bytes, start: int, longest: int) -> tuple[Envelope, list[Recipient], int] | None:
+def parse_envelope(
+    octets: bytes, start: int, longest: int, queue_id: str = ""
+) -> tuple[Envelope, list[Recipient], int] | None:
     """MAIL, its RCPTs and where they end in `octets`, which have DATA behind; None unless each of these is a plain one.
 
-    start: of MAIL. longest: octets of a line, CRLF included.
+    start: of MAIL. longest: octets of a line, CRLF included. queue_id: for the envelope.
     """
     found = _PLAIN_ENVELOPE.match(octets, start)
     if found is None:
@@ -93,7 +97,7 @@ def parse_envelope(octets: bytes, start: int, longest: int) -> tuple[Envelope, l
         Recipient(path, local.decode("ascii"), domain.decode("ascii"))
         for path, local, domain in _PLAIN_RCPTS.findall(rcpts)
     ]
-    return Envelope(path, None if size is None else int(size), body), recipients, end
+    return Envelope(path, None if size is None else int(size), body, False, queue_id), recipients, end
 
 
 def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:

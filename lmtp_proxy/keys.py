@@ -46,6 +46,10 @@ class KeyRules:
             forms.append(suffix)
         return tuple(forms)
 
+    def mailboxes(self, forms: tuple[str, ...], domain: str) -> tuple[str, ...]:
+        """Those of `forms`, which are of a recipient in `domain`, that name a mailbox: one or two."""
+        return forms if self.ignore_domain or not domain else forms[:-1]
+
     def _fold(self, text: str) -> str:
         return text if self.case_sensitive else text.lower()
 

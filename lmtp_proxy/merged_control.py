@@ -52,6 +52,7 @@ class MergedApplication(JsonApplication):
                 "/drain": {"POST": self._drain},
                 "/preflight": {"POST": self._preflight},
                 "/check": {"POST": self._check},
+                "/receipts": {"POST": self._receipts},
             }
         )
 
@@ -217,6 +218,11 @@ class MergedApplication(JsonApplication):
         document = request.document("backend", "recipients", long=True)
         request.log(f"preflight {document.text('backend')}", document.texts("recipients", least=0))
         return self._by_one(request, "POST", "/preflight")
+
+    def _receipts(self, request: Request) -> Json:
+        self._by_all(request, "/receipts", "POST", lambda _: b'{"users": []}', 1.0)  # each writes what it has
+        answer = self._by_one(request, "POST", "/receipts")
+        return {**answer, "instance": self._instance, "after_crash": self._crash_json(self._longest(request))}
 
     def _check(self, request: Request) -> Json:
         request.log(f"check {request.document('path').text('path')}")

@@ -26,8 +26,10 @@ from lmtp_proxy.events import (
     TransactionReset,
     Wait,
 )
+from lmtp_proxy.fixed_answers import ANSWERS, REFUSALS
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.reply_queue import ReplyQueue
+from lmtp_proxy.xforward import Forwarded
 
 MAX_ERRORS = 20
 """Refused commands in a row after which the session is closed."""
@@ -45,13 +47,17 @@ class Protocol:
     """One client's session.
 
     hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
+    trusted: the client may say XFORWARD.
     """
 
-    def __init__(self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool) -> None:
+    def __init__(
+        self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool, trusted: bool = False
+    ) -> None:
         self._hostname = hostname
         self._max_message_size = max_message_size
         self._max_recipients = max_recipients
         self._smtputf8 = smtputf8
+        self._forwarded = Forwarded(trusted)
         self._lines = CommandLines()
         self._eof = False
         self._closed = False
@@ -184,7 +190,8 @@ class Protocol:
     def _plain_envelope(self) -> EnvelopeCommand | None:
         """What Postfix sends in one write, taken as a whole. One by one the commands come to the same, but slower."""
         lines = self._lines
-        if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, MAX_COMMAND)):
+        queue_id = self._forwarded.queue_id
+        if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, MAX_COMMAND, queue_id)):
             return None
         envelope, recipients, end = parsed
         if self._size_refusal(envelope.size) or len(recipients) > min(self._max_recipients, AT_ONCE):
@@ -235,9 +242,15 @@ class Protocol:
         self._turn += 1
         if line == TOO_LONG:
             return self._refuse(say.LINE_TOO_LONG)
-        handler = _VERBS.get(line[:4].upper(), _UNKNOWN) if line[4:5] in (b" ", b"") else _UNKNOWN
+        word, _, arguments = line.partition(b" ")
+        verb = word.upper()
         errors = self._errors
-        event = handler(self, line[5:].strip(b" "))
+        if (handler := _VERBS.get(verb)) is not None:
+            event = handler(self, arguments.strip(b" "))
+        elif (answer := ANSWERS.get(verb)) is not None:
+            event = self._answer(answer)
+        else:
+            event = self._refuse(REFUSALS.get(verb, say.BAD_COMMAND))
         if self._errors == errors:
             self._errors = 0
         return event
@@ -248,7 +261,8 @@ class Protocol:
         if not arguments or not all(33 <= octet <= 126 for octet in arguments):
             return self._refuse(say.BAD_LHLO)
         self._greeted = True
-        self._answer(say.lhlo(self._hostname, max_message_size=self._max_message_size, smtputf8=self._smtputf8))
+        size, offered = self._max_message_size, self._forwarded.offered
+        self._answer(say.lhlo(self._hostname, max_message_size=size, smtputf8=self._smtputf8, xforward=offered))
         return self._reset()
 
     def _mail(self, arguments: bytes) -> Event | None:
@@ -261,9 +275,14 @@ class Protocol:
             return self._refuse(parsed)
         if refusal := self._size_refusal(parsed.size):
             return self._refuse(refusal)
-        self._envelope = parsed
+        self._envelope = parsed._replace(queue_id=self._forwarded.queue_id)
         self._answer(say.SENDER_OK)
-        return MailCommand(parsed)
+        return MailCommand(self._envelope)
+
+    def _xforward(self, arguments: bytes) -> Event | None:
+        early = None if self._greeted else say.LHLO_FIRST
+        reply = self._forwarded.take(arguments, early if self._envelope is None else say.LATE_XFORWARD)
+        return self._answer(reply) if reply.positive else self._refuse(reply)
 
     def _rcpt(self, arguments: bytes) -> Event | None:
         if self._envelope is None:
@@ -315,40 +334,26 @@ class Protocol:
         return None
 
     def _reset(self) -> Event | None:
-        if self._envelope is None:
-            return None
+        event = None if self._envelope is None else _RESET
         self._end_transaction()
-        return _RESET
+        return event
 
     def _end_transaction(self) -> None:
         self._envelope = None
+        self._forwarded.queue_id = ""
         self._accepted = 0
         self._data_expected = False
         self._data = None
         self._replying = False
 
 
-def _always(reply: Reply) -> "_Handler":
-    return lambda protocol, _arguments: protocol._answer(reply)
-
-
-def _never(reply: Reply) -> "_Handler":
-    return lambda protocol, _arguments: protocol._refuse(reply)
-
-
 _Handler: TypeAlias = Callable[[Protocol, bytes], Event | None]
-_UNKNOWN = _never(say.BAD_COMMAND)
-# Each has four letters.
 _VERBS: dict[bytes, _Handler] = {
     b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
-    b"HELO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
-    b"EHLO": _never(say.NOT_LMTP),  # RFC 2033 section 4.1: must not be accepted
+    b"XFORWARD": Protocol._xforward,  # Postfix' XFORWARD_README
     b"MAIL": Protocol._mail,  # RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531
     b"RCPT": Protocol._rcpt,  # RFC 5321 section 4.1.1.3
     b"DATA": Protocol._data_verb,  # RFC 5321 section 4.1.1.4, RFC 2033 section 4.2
     b"RSET": Protocol._rset,  # RFC 5321 section 4.1.1.5
-    b"VRFY": _always(say.CANNOT_VRFY),  # RFC 5321 section 4.1.1.6 and 7.3
-    b"HELP": _always(say.HELP),  # RFC 5321 section 4.1.1.8
-    b"NOOP": _always(say.OK),  # RFC 5321 section 4.1.1.9
     b"QUIT": Protocol._quit,  # RFC 5321 section 4.1.1.10
 }

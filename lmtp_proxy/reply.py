@@ -6,6 +6,7 @@ sentence is said is decided elsewhere; nothing here looks at state.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MAX_LINE = 4096
@@ -125,11 +126,13 @@ BAD_SYNTAX = _own(501, "5.5.4 Syntax error in the arguments")
 BAD_LHLO = _own(501, "5.5.4 Syntax: LHLO hostname")
 BAD_SENDER = _own(501, "5.5.4 Syntax: MAIL FROM:<address>")
 BAD_RECIPIENT = _own(501, "5.5.4 Syntax: RCPT TO:<address>")
+BAD_XFORWARD = _own(501, "5.5.4 Syntax: XFORWARD attribute=value...")
 NO_ARGUMENTS = _own(501, "5.5.4 This command takes no arguments")
 UNKNOWN_PARAMETER = _own(555, "5.5.4 Unsupported parameter")
 LHLO_FIRST = _own(503, "5.5.1 Send LHLO first")
 MAIL_FIRST = _own(503, "5.5.1 Send MAIL first")
 NESTED_MAIL = _own(503, "5.5.1 Nested MAIL command")
+LATE_XFORWARD = _own(503, "5.5.1 XFORWARD comes before MAIL")
 NO_RECIPIENTS = _own(503, "5.5.1 No valid recipients")
 TOO_MANY_RECIPIENTS = _own(452, "4.5.3 Too many recipients")
 TOO_MANY_ERRORS = _own(421, "4.7.0 Too many errors in a row, closing connection")
@@ -164,14 +167,16 @@ def greeting(hostname: str) -> Reply:
     return _own(220, f"{hostname} LMTP lmtp-proxy ready")
 
 
-def lhlo(hostname: str, *, max_message_size: int, smtputf8: bool) -> Reply:
+def lhlo(hostname: str, *, max_message_size: int, smtputf8: bool, xforward: Sequence[str] = ()) -> Reply:
     """The answer to LHLO. Always the same three extensions, so that what is offered never shrinks by accident.
 
     Without 8BITMIME Postfix re-encodes the body, which breaks DKIM signatures. A `SIZE` without a number says that
-    there is no fixed limit (RFC 1870 section 4).
+    there is no fixed limit (RFC 1870 section 4). xforward: the attributes that this client may send.
     """
     lines = [hostname, "PIPELINING", "ENHANCEDSTATUSCODES", "8BITMIME"]
     lines.append(f"SIZE {max_message_size}" if max_message_size else "SIZE")
     if smtputf8:
         lines.append("SMTPUTF8")
+    if xforward:
+        lines.append(f"XFORWARD {' '.join(xforward)}")
     return Reply(250, tuple(line.encode("ascii") for line in lines))

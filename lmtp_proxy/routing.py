@@ -27,7 +27,9 @@ class Route:
     """Where a recipient's mail goes, or why it goes nowhere now.
 
     keys: every form under which the table was or could be asked, the most specific first; a delivery is in flight for
-    all of them. backend: its name, None where `refusal` answers the recipient. held: `refusal` stands only if the route
+    all of them. mailboxes: those of them that name a mailbox which the mail may end in: the one under which the table
+    was hit, if it is one, and the address without detail, the last one. backend: its name, None where `refusal` answers
+    the recipient. held: `refusal` stands only if the route
     does not change while the recipient is parked. trouble: why the table could not answer, for the log.
     """
 
@@ -36,6 +38,7 @@ class Route:
     refusal: Reply | None = None
     held: bool = False
     trouble: str | None = None
+    mailboxes: tuple[str, ...] = ()
 
 
 class Routing:
@@ -70,17 +73,30 @@ class Routing:
 
     def _looked_up(self, recipient: Recipient) -> Route:
         keys = self.rules.forms(recipient.local_part, recipient.domain)
+        mailboxes = self.rules.mailboxes(keys, recipient.domain)
         try:
-            name = self.find(keys)[1]
+            hit, name = self.find(keys)
         except TableUnavailable as error:
-            return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error))
+            return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=mailboxes[-1:])
+        mailboxes = mailboxes if hit == mailboxes[0] else mailboxes[-1:]
         if name is None:
-            return Route(keys, refusal=reply.UNKNOWN_USER)
+            return Route(keys, refusal=reply.UNKNOWN_USER, mailboxes=mailboxes)
         if name == REJECT:
-            return Route(keys, refusal=reply.MAILBOX_PARKED)
+            return Route(keys, refusal=reply.MAILBOX_PARKED, mailboxes=mailboxes)
         if name == HOLD:
-            return Route(keys, refusal=reply.MAILBOX_PARKED, held=True)
-        return Route(keys, backend=name)
+            return Route(keys, refusal=reply.MAILBOX_PARKED, held=True, mailboxes=mailboxes)
+        return Route(keys, backend=name, mailboxes=mailboxes)
+
+    def mailbox(self, user: str) -> str:
+        """The name under which the mail of `user`, written as in a table, is remembered: one of Route.mailboxes.
+
+        Raises TableUnavailable.
+        """
+        local_part, _, domain = user.rpartition("@") if "@" in user else (user, "", "")
+        key = self.rules.table_key(user)
+        if not local_part or self._table.lookup(key) is not None:
+            return key
+        return self.rules.mailboxes(self.rules.forms(local_part, domain), domain)[-1]
 
     def find(self, keys: Sequence[str]) -> tuple[str | None, str | None]:
         """The first of `keys` that the table holds, and what it holds: a backend's name, `reject` or `hold`.

@@ -9,8 +9,8 @@ import logging
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 import gevent
@@ -112,7 +112,7 @@ class Server:
             if not self._may_connect(str(address[0])):
                 self._turn_away(sock, peer)
                 return
-        session = Session(sock, peer, self._shared)
+        session = Session(sock, peer, self._shared, trusted=not self._tcp or self._is_trusted(str(address[0])))
         _log.debug("%s: connect from %s", session.name, peer)
         self._sessions.add(session)
         self._sessions_changed(len(self._sessions))
@@ -128,11 +128,11 @@ class Server:
 
     def _may_connect(self, host: str) -> bool:
         allow = self._shared.cutover.current().config.allow
-        if allow is None:
-            return True
-        address = ip_address(host.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in network or address in network for network in allow)
+        return allow is None or _is_within(host, allow)
+
+    def _is_trusted(self, host: str) -> bool:
+        trusted = self._shared.cutover.current().config.trusted
+        return bool(trusted) and _is_within(host, trusted)
 
     def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
@@ -149,3 +149,9 @@ class Server:
             pass
         finally:
             stream.close()
+
+
+def _is_within(host: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+    address = ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any((mapped or address) in network or address in network for network in networks)

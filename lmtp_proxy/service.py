@@ -34,6 +34,7 @@ from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.parking import Parking
+from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
 from lmtp_proxy.share import WHOLE, Share
@@ -92,10 +93,18 @@ class Service:
         parking = Parking() if parking is None else parking
         in_flight = InFlight()
         self.listener = cooperative(listener)
-        self.manager = ConfigManager(config, parking.generation_changed, share)
+        receipts = Receipts(config.receipts)
+
+        def generation_changed() -> None:
+            parking.generation_changed()
+            receipts.generation_changed(self.manager.current().config.receipts)
+
+        self.manager = ConfigManager(config, generation_changed, share)
         self.stopping = Event()
         self._uncertain = UncertainLog(self.manager.current, in_flight)
-        shared = Shared(Cutover(self.manager.current, in_flight, self._uncertain), parking, unpatched_poll)
+        self._receipts = receipts
+        cutover = Cutover(self.manager.current, in_flight, self._uncertain, receipts)
+        shared = Shared(cutover, parking, unpatched_poll)
         title = _Title(name, config.path)
         self._server = Server(
             self.listener, shared, share.part(max_clients), title.sessions_changed, alone=share.of == 1
@@ -104,6 +113,7 @@ class Service:
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),
             after_crash,
+            receipts=receipts,
         )
         gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
 
@@ -116,6 +126,7 @@ class Service:
         self._server.stop()
         gevent.joinall(retire(self.manager.current()), timeout=_LEAVE_TAKING)
         self._uncertain.stop()
+        self._receipts.stop()
 
 
 def serve(

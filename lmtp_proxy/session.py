@@ -73,9 +73,9 @@ class SessionState:
 
 
 class Session:
-    """One client's connection. peer: how the log calls the client. `run` it in a greenlet of its own."""
+    """One client's connection; `run` it in a greenlet of its own. peer: its name in the log. trusted: see Protocol."""
 
-    def __init__(self, sock: Socket, peer: str, shared: Shared) -> None:
+    def __init__(self, sock: Socket, peer: str, shared: Shared, *, trusted: bool = False) -> None:
         config = shared.cutover.current().config
         self.name = secrets.token_hex(4)
         self.peer = peer
@@ -86,6 +86,7 @@ class Session:
             max_message_size=config.max_message_size,
             max_recipients=config.max_recipients,
             smtputf8=config.smtputf8,
+            trusted=trusted,
         )
         self._watch = ClientWatch(self._stream, shared.poll, self._protocol.completes)
         self._connected = time.monotonic()

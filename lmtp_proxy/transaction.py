@@ -131,6 +131,7 @@ class Transaction:
         if reply.positive:
             self._accepted.append(position)
         else:
+            self._cutover.receipts.refused(position, reply, self._envelope.queue_id)
             log_recipient(
                 self._client.name, self._envelope, position, reply, size=self._message.size, delay=self._delay()
             )
@@ -212,6 +213,7 @@ class Transaction:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
         for position in self._accepted[self._answered :] + self._new:
+            self._cutover.receipts.refused(position, None, self._envelope.queue_id, why)
             log_aborted(self._client.name, self._envelope, position, why, size=self._message.size, delay=self._delay())
         self._accepted, self._new, self._answered = [], [], 0
 
@@ -223,6 +225,8 @@ class Transaction:
                 return
             self._answered += 1
             self._client.answer(position.final_reply)
+            if not position.final_reply.positive:
+                self._cutover.receipts.refused(position, position.final_reply, self._envelope.queue_id)
             delay = self._delay()
             log_recipient(
                 self._client.name, self._envelope, position, position.final_reply, size=self._message.size, delay=delay

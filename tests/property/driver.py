@@ -27,10 +27,21 @@ from lmtp_proxy.reply import Reply
 
 
 def new_protocol(
-    *, max_message_size: int = 0, max_recipients: int = 1000, smtputf8: bool = False, hostname: str = "mx.test"
+    *,
+    max_message_size: int = 0,
+    max_recipients: int = 1000,
+    smtputf8: bool = False,
+    hostname: str = "mx.test",
+    trusted: bool = False,
 ) -> Protocol:
     """A Protocol with the settings that a test does not care about."""
-    return Protocol(hostname, max_message_size=max_message_size, max_recipients=max_recipients, smtputf8=smtputf8)
+    return Protocol(
+        hostname,
+        max_message_size=max_message_size,
+        max_recipients=max_recipients,
+        smtputf8=smtputf8,
+        trusted=trusted,
+    )
 
 
 def rcpt_reply(recipient: Recipient) -> Reply:

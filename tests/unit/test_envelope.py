@@ -325,8 +325,8 @@ def test_an_envelope_as_a_whole_is_what_its_commands_are(before: bytes) -> None:
 
 
 def test_an_envelope_of_a_bounce() -> None:
-    parsed = parse_envelope(b"MAIL FROM:<>\r\nRCPT TO:<a@x>\r\nDATA\r\n", 0, 2048)
-    assert parsed is not None and parsed[0] == Envelope(b"<>")
+    parsed = parse_envelope(b"MAIL FROM:<>\r\nRCPT TO:<a@x>\r\nDATA\r\n", 0, 2048, "4fX")
+    assert parsed is not None and parsed[0] == Envelope(b"<>", queue_id="4fX")
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,20 @@ def test_the_letters_of_a_domain_never_matter() -> None:
     assert rules.forms("Alice+x", "EXAMPLE.test") == ("Alice+x@example.test", "Alice@example.test", "@example.test")
     assert rules.table_key("Alice@Example.TEST") == "Alice@example.test"
     assert rules.table_key("@Example.TEST") == "@example.test"
+
+
+@pytest.mark.parametrize(
+    ("rules", "address", "mailboxes"),
+    [
+        (KeyRules(), "alice+x@example.test", ("alice+x@example.test", "alice@example.test")),
+        (KeyRules(), "alice@example.test", ("alice@example.test",)),
+        (KeyRules(), "@x@example.test", ("@x@example.test",)),
+        (KeyRules(), "@x+y", ("@x+y", "@x")),
+        (KeyRules(ignore_domain=True), "alice+x@example.test", ("alice+x", "alice")),
+    ],
+)
+def test_mailboxes_are_the_forms_without_that_of_the_domain(
+    rules: KeyRules, address: str, mailboxes: tuple[str, ...]
+) -> None:
+    local_part, _, domain = address.rpartition("@") if "@" in address[1:] else (address, "", "")
+    assert rules.mailboxes(rules.forms(local_part, domain), domain) == mailboxes

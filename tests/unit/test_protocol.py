@@ -19,6 +19,7 @@ from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
+    EnvelopeCommand,
     Event,
     MailCommand,
     MessageOctets,
@@ -38,6 +39,10 @@ LATER = b"RCPT TO:<later@x>\r\n"
 DATA = b"DATA\r\n"
 BODY = b"Subject: x\r\n\r\n..\r\nhello\r\n"
 DOT = b".\r\n"
+XFORWARD = (
+    b"XFORWARD NAME=[UNAVAILABLE] ADDR=127.0.0.1 PORT=4711\r\n"
+    b"XFORWARD PROTO=ESMTP HELO=c IDENT=4fX1z0 SOURCE=LOCAL\r\n"
+)
 
 M = MailCommand(Envelope(b"<s@x>"))
 A = RcptCommand(Recipient(b"<alice@x>", "alice", "x"))
@@ -290,6 +295,38 @@ CASES: dict[str, Case] = {
         [MailCommand(Envelope(b"<s@x>", size=1)), A, D, OCTETS, E],
         [LHLO_OK, MAIL_OK, ALICE_OK, GO, saved(1, 0)],
     ),
+    "XFORWARD before each MAIL, as Postfix does": Case(
+        LHLO + XFORWARD + transaction(ALICE) + b"RSET\r\n" + XFORWARD.replace(b"4fX", b"5gY") + transaction(ALICE),
+        [MailCommand(Envelope(b"<s@x>", queue_id="4fX1z0")), A, D, OCTETS, E,
+         MailCommand(Envelope(b"<s@x>", queue_id="5gY1z0")), A, D, OCTETS, E],
+        [f"{LHLO_OK} PIPELINING ENHANCEDSTATUSCODES 8BITMIME SIZE XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE",
+         "250 2.0.0", "250 2.0.0", MAIL_OK, ALICE_OK, GO, saved(1, 0), "250 2.0.0",
+         "250 2.0.0", "250 2.0.0", MAIL_OK, ALICE_OK, GO, saved(2, 0)],
+        {"trusted": True},
+    ),
+    "XFORWARD lasts for one transaction": Case(
+        LHLO + XFORWARD + transaction(ALICE) + transaction(ALICE) + XFORWARD + b"RSET\r\n" + MAIL + b"RSET\r\n"
+        + XFORWARD + LHLO + MAIL + b"RSET\r\n" + XFORWARD + MAIL + b"RSET\r\n" + MAIL,
+        [MailCommand(Envelope(b"<s@x>", queue_id="4fX1z0")), A, D, OCTETS, E, M, A, D, OCTETS, E,
+         M, TransactionReset(), M, TransactionReset(),
+         MailCommand(Envelope(b"<s@x>", queue_id="4fX1z0")), TransactionReset(), M],
+        [LHLO_OK, "250 2.0.0", "250 2.0.0", MAIL_OK, ALICE_OK, GO, saved(1, 0), MAIL_OK, ALICE_OK, GO, saved(2, 0),
+         "250 2.0.0", "250 2.0.0", "250 2.0.0", MAIL_OK, "250 2.0.0", "250 2.0.0", "250 2.0.0", LHLO_OK, MAIL_OK,
+         "250 2.0.0", "250 2.0.0", "250 2.0.0", MAIL_OK, "250 2.0.0", MAIL_OK],
+        {"trusted": True},
+    ),
+    "XFORWARD in its place only, a bad one changes nothing": Case(
+        XFORWARD + LHLO + XFORWARD + b"XFORWARD IDENT=x=y\r\nXFORWARD\r\n" + MAIL + XFORWARD + ALICE,
+        [MailCommand(Envelope(b"<s@x>", queue_id="4fX1z0")), A],
+        ["503 5.5.1", "503 5.5.1", LHLO_OK, "250 2.0.0", "250 2.0.0", "501 5.5.4", "501 5.5.4", MAIL_OK,
+         "503 5.5.1", "503 5.5.1", ALICE_OK],
+        {"trusted": True},
+    ),
+    "XFORWARD of a client that is not trusted": Case(
+        LHLO + XFORWARD + b"xforward\r\n" + MAIL,
+        [M],
+        [LHLO_OK, "500 5.5.2", "500 5.5.2", "500 5.5.2", MAIL_OK],
+    ),
     "end of data with CRLF alone": Case(
         LHLO + MAIL + ALICE + DATA + b"a\r\n .\r\n. \r\nb.\r\n" + DOT + b"NOOP\r\n",
         [M, A, D, MessageOctets(b"a\r\n .\r\n. \r\nb.\r\n"), EndOfMessage(14, None)],
@@ -409,6 +446,16 @@ def test_the_next_message_is_judged_by_itself() -> None:
     assert [event.refusal for event in driver.events if isinstance(event, EndOfMessage)] == [
         say.AMBIGUOUS_DATA, say.SIZE_TOO_BIG, None,
     ]  # fmt: skip
+
+
+# --- XFORWARD --------------------------------------------------------------------------------------------------------
+
+
+def test_an_envelope_behind_xforward_is_still_taken_as_a_whole() -> None:
+    protocol = new_protocol(trusted=True)
+    protocol.receive_data(LHLO + XFORWARD + MAIL + ALICE + DATA)
+    event = protocol.next_event()
+    assert event == EnvelopeCommand(Envelope(b"<s@x>", queue_id="4fX1z0"), [A.recipient])
 
 
 # --- PIPELINING: what waits for what ---------------------------------------------------------------------------------

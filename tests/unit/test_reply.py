@@ -24,6 +24,7 @@ PROMISED = {
     "NOT_LMTP": (500, None),
     "BAD_SYNTAX": (501, "5.5.4"),
     "BAD_LHLO": (501, "5.5.4"),
+    "BAD_XFORWARD": (501, "5.5.4"),
     "BAD_SENDER": (501, "5.5.4"),
     "BAD_RECIPIENT": (501, "5.5.4"),
     "NO_ARGUMENTS": (501, "5.5.4"),
@@ -31,6 +32,7 @@ PROMISED = {
     "LHLO_FIRST": (503, "5.5.1"),
     "MAIL_FIRST": (503, "5.5.1"),
     "NESTED_MAIL": (503, "5.5.1"),
+    "LATE_XFORWARD": (503, "5.5.1"),
     "NO_RECIPIENTS": (503, "5.5.1"),
     "TOO_MANY_RECIPIENTS": (452, "4.5.3"),
     "TOO_MANY_ERRORS": (421, None),
@@ -219,9 +221,9 @@ def test_only_the_promised_refusals_are_permanent() -> None:
     permanent = {name for name, value in OWN.items() if value.code >= 500}
     syntax = {
         "LINE_TOO_LONG", "BAD_COMMAND", "NOT_LMTP", "BAD_SYNTAX", "BAD_LHLO", "BAD_SENDER", "BAD_RECIPIENT",
-        "NO_ARGUMENTS", "UNKNOWN_PARAMETER",
+        "NO_ARGUMENTS", "UNKNOWN_PARAMETER", "BAD_XFORWARD",
     }  # fmt: skip
-    sequence = {"LHLO_FIRST", "MAIL_FIRST", "NESTED_MAIL", "NO_RECIPIENTS"}
+    sequence = {"LHLO_FIRST", "MAIL_FIRST", "NESTED_MAIL", "NO_RECIPIENTS", "LATE_XFORWARD"}
     assert permanent == syntax | sequence | {"SIZE_TOO_BIG", "AMBIGUOUS_DATA", "NOT_ALLOWED", "NO_SMTPUTF8"}
 
 
@@ -245,6 +247,11 @@ def test_lhlo_offer(max_message_size: int, smtputf8: bool, extensions: set[bytes
     assert value.lines[0].split()[0] == b"mx.example.test"  # RFC 5321 section 4.1.1.1: the first word
     assert len(value.lines) == len(extensions) + 1
     assert set(value.lines[1:]) == extensions
+
+
+def test_lhlo_offers_xforward_to_those_who_may() -> None:
+    value = reply.lhlo("mx", max_message_size=0, smtputf8=False, xforward=("IDENT", "NAME"))
+    assert value.lines[-1] == b"XFORWARD IDENT NAME"
 
 
 @pytest.mark.parametrize("hostname", ["mx\r\n250 evil", "mx\n", "mx\0"])

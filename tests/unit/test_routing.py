@@ -213,3 +213,53 @@ def test_an_address_as_long_as_a_command_line_is_not_remembered() -> None:
     long = "u" * 2000
     assert routing.route(Recipient(b"<%s@x>" % long.encode(), long, "x")).backend == "new"
     assert routing._remembered == {}
+
+
+# --- the names under which mail is remembered ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "mailboxes"),
+    [
+        ("<Alice@Example.Test>", ("alice@example.test",)),
+        ("<alice+lists@example.test>", ("alice@example.test",)),
+        # a store that drops the detail puts it in alice's mailbox all the same
+        ("<alice+special@example.test>", ("alice+special@example.test", "alice@example.test")),
+        ("<bob+x@example.test>", ("bob@example.test",)),
+        ("<carol@example.test>", ("carol@example.test",)),
+        ("<zoe+x@other.test>", ("zoe@other.test",)),
+        ("<zoe+x@unknown.test>", ("zoe@unknown.test",)),
+        ("<u001+x>", ("u001",)),
+    ],
+)
+def test_mailboxes_of_a_route(path: str, mailboxes: tuple[str, ...]) -> None:
+    assert routing("old").route(recipient(path)).mailboxes == mailboxes
+    assert routing(None).route(recipient(path)).mailboxes == mailboxes
+
+
+def test_mailboxes_while_the_table_cannot_answer() -> None:
+    route = Routing(BrokenTable("alice@example.test"), KeyRules(), None).route(recipient("<alice+x@example.test>"))
+    assert route.trouble is not None and route.mailboxes == ("alice@example.test",)
+
+
+@pytest.mark.parametrize(
+    ("user", "mailbox"),
+    [
+        ("Alice@Example.Test", "alice@example.test"),
+        ("alice+special@example.test", "alice+special@example.test"),
+        ("alice+lists@example.test", "alice@example.test"),
+        ("zoe+x@other.test", "zoe@other.test"),
+        ("zoe+x@unknown.test", "zoe@unknown.test"),
+        ("U001", "u001"),
+        ("u002+x", "u002"),
+        ("@other.test", "@other.test"),
+    ],
+)
+def test_the_mailbox_of_a_user_who_is_asked_for(user: str, mailbox: str) -> None:
+    assert routing("old").mailbox(user) == mailbox
+
+
+def test_the_mailbox_of_a_user_while_the_domain_is_ignored() -> None:
+    ignoring = Routing(StaticTable({"alice": "new"}), KeyRules(ignore_domain=True), None)
+    assert ignoring.mailbox("alice") == ignoring.mailbox("alice+x@anywhere") == "alice"
+    assert ignoring.route(recipient("<Alice+x@anywhere>")).mailboxes == ("alice",)

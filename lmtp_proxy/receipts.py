@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Remembers what each mailbox got from which backend, and what waits for it in the client's queue: `config.receipts`.
+
+A delivery only leaves a note here. Each second the notes are added up and written in a thread, so that no disk delays
+mail; who asks has them written first. What cannot be written is kept, up to a bound, and mail goes on. Nothing is done
+while nothing happens.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+import gevent
+from gevent.lock import BoundedSemaphore
+from gevent.threadpool import ThreadPool
+
+from lmtp_proxy.log import printable
+from lmtp_proxy.receipts_batch import Batch, Json, ReceiptsError
+from lmtp_proxy.reply import Reply
+from lmtp_proxy.routing import Route
+
+if TYPE_CHECKING:
+    from lmtp_proxy.receipts_file import ReceiptsFile
+
+_log = logging.getLogger(__name__)
+
+_INTERVAL = 1.0  # seconds
+_AGAIN = 5.0  # seconds after a failure
+_MAX_NOTES = 50_000  # while the thread hangs in a dead disk: about 50 MB
+_WHY = 300  # characters
+_LAST_WORDS = 10.0  # seconds that a stop waits for the disk
+
+
+class _Position(Protocol):
+    """What a note needs of a recipient."""
+
+    @property
+    def route(self) -> Route: ...
+    @property
+    def final_reply(self) -> Reply | None: ...
+    @property
+    def trouble(self) -> str: ...
+
+
+class _Ended(NamedTuple):
+    """A delivery with its final replies. uncertain: it has none, and they may still be set to what the client gets."""
+
+    positions: Sequence[_Position]
+    backend: str
+    when: float
+    queue_id: str
+    uncertain: bool
+
+
+class _Refused(NamedTuple):
+    """A recipient that was told something else than 2xx. reply: None where nobody was there to be told."""
+
+    position: _Position
+    reply: Reply | None
+    why: str
+    when: float
+    queue_id: str
+
+
+_Note: TypeAlias = _Ended | _Refused
+
+
+class Receipts:
+    """All receipts of the process. path: of the file, None while none are kept."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self._notes: list[_Note] = []
+        self._lost: float | None = None  # since when notes were thrown away
+        self._armed = False
+        self._failing = False
+        self._thread: ThreadPool | None = None
+        self._one = BoundedSemaphore()
+        self._writer = _Writer()
+        self._over = False
+        if path is not None:
+            self._arm(0.0)  # what the process before has left undone is to be noticed now
+
+    def __repr__(self) -> str:
+        return f"<Receipts in {self.path}, {len(self._notes)} notes>"
+
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    def delivered(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
+        """All final replies of these are known; those that are no 2xx are told by `refused`, too."""
+        if self.path is not None:
+            self._notes.append(_Ended(positions, backend, time.time(), queue_id, False))
+            if not self._armed or len(self._notes) > _MAX_NOTES:
+                self._arm(_INTERVAL)
+
+    def uncertain(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
+        """The final dot went out for these, and no reply came."""
+        if self.path is not None:
+            self._notes.append(_Ended(positions, backend, time.time(), queue_id, True))
+            self._arm(_INTERVAL)
+
+    def refused(self, position: _Position, reply: Reply | None, queue_id: str, why: str = "") -> None:
+        """The client was told something else than 2xx, so the message waits in its queue, or has bounced.
+
+        reply: None if the client went away; `why` then.
+        """
+        if self.path is not None and queue_id:
+            self._notes.append(_Refused(position, reply, why, time.time(), queue_id))
+            self._arm(_INTERVAL)
+
+    # --- what an operator asks ---------------------------------------------------------------------------------------
+
+    def read(self, mailboxes: Mapping[str, str]) -> Json:
+        """See ReceiptsFile.read. Everything until the call is in it. Raises ReceiptsError."""
+        answer = self._in_thread(mailboxes)
+        if isinstance(answer, ReceiptsError):
+            raise answer
+        return answer or {}
+
+    def generation_changed(self, path: str | None) -> None:
+        """From now on they are kept there. What came before goes to where it was kept."""
+        if path != self.path:
+            self.path = path
+            self._arm(0.0)
+
+    def stop(self) -> None:
+        """Writes what is left, for some seconds at most. Nothing comes any more."""
+        self._over = True
+        if self._thread is None and self.path is None:
+            return
+        gevent.with_timeout(_LAST_WORDS, self._in_thread, None, timeout_value=None)
+
+    # --- the file ----------------------------------------------------------------------------------------------------
+
+    def _arm(self, seconds: float) -> None:
+        if len(self._notes) > _MAX_NOTES:
+            self._lost = self._lost or self._notes[0].when
+            self._notes.clear()
+        if not self._armed or not seconds:
+            self._armed = True
+            gevent.spawn_later(seconds, self._write)
+
+    def _write(self) -> None:
+        self._in_thread(None)
+
+    def _in_thread(self, mailboxes: Mapping[str, str] | None) -> Json | ReceiptsError | None:
+        """Writes all notes there are, and then reads."""
+        with self._one:
+            self._armed = False
+            notes, self._notes = self._notes, []
+            lost, self._lost = self._lost, None
+            if self._thread is None:
+                self._thread = ThreadPool(1)
+            work = (self.path, notes, lost, mailboxes, self._over)
+            answer = self._thread.apply(self._writer.work, work)
+            self._tell(answer if isinstance(answer, ReceiptsError) else None)
+            return answer
+
+    def _tell(self, error: ReceiptsError | None) -> None:
+        """Once, when it begins and when it ends."""
+        if error is not None:
+            if not self._failing:
+                _log.error("receipts: %s; mail goes on, and what is to be written is kept for now", error)
+            self._failing = True
+            if not self._over:
+                self._arm_again()
+        elif self._failing:
+            self._failing = False
+            _log.info("receipts: %s can be written again", self.path)
+
+    def _arm_again(self) -> None:
+        if not self._armed:
+            self._armed = True
+            gevent.spawn_later(_AGAIN, self._write)
+
+
+class _Writer:
+    """What runs in the thread: no gevent, no log."""
+
+    def __init__(self) -> None:
+        self._file: ReceiptsFile | None = None  # whose import takes a megabyte, which few need
+        self._batch = Batch()
+
+    def work(
+        self,
+        path: str | None,
+        notes: Sequence[_Note],
+        lost: float | None,
+        mailboxes: Mapping[str, str] | None,
+        over: bool,
+    ) -> Json | ReceiptsError | None:
+        """An error is returned, because gevent prints those that leave a thread."""
+        now = time.time()
+        try:
+            if lost is not None:
+                self._batch.drop(lost)
+            for note in notes:
+                self._add(note)
+            self._batch.limit(now)
+            self._write(path, now, over)
+            return None if mailboxes is None or self._file is None else self._file.read(mailboxes, now)
+        except ReceiptsError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  (an error of ours may cost receipts, never mail)
+            return ReceiptsError(f"internal error: {error!r}")
+
+    def _add(self, note: _Note) -> None:
+        batch = self._batch
+        if isinstance(note, _Refused):
+            mailboxes, reply = note.position.route.mailboxes, note.reply
+            if reply is not None and reply.code >= 500:
+                batch.settle(mailboxes, note.queue_id)
+                return
+            said = note.why if reply is None else printable(reply.in_one_line)
+            why = f"{said}; {note.position.trouble}" if note.position.trouble else said
+            batch.defer(mailboxes, note.queue_id, note.when, why[:_WHY])
+            return
+        for position in note.positions:
+            final = position.final_reply
+            if note.uncertain or (final is not None and final.positive):
+                mailboxes = position.route.mailboxes
+                batch.deliver(mailboxes, note.backend, note.when, note.queue_id, uncertain=note.uncertain)
+
+    def _write(self, path: str | None, now: float, over: bool) -> None:
+        """All there is to the file at `path`; over: nothing comes any more."""
+        file, self._file = self._file, None
+        if file is not None and file.replaced:
+            file.abandon()
+            file = None
+        if file is not None and file.path != path:
+            try:
+                self._flush(file, now)
+                file.close(now, mail_goes_on=True)
+            except ReceiptsError:  # perhaps that is why there is another one now, which gets it all
+                file.abandon()
+            file = None
+        if path is None:
+            self._batch = Batch()
+            return
+        if file is None:
+            from lmtp_proxy.receipts_file import ReceiptsFile
+
+            file = ReceiptsFile(path, now)
+        self._file = file
+        self._flush(file, now)
+        if over:
+            self._file = None
+            file.close(now, mail_goes_on=False)
+
+    def _flush(self, file: "ReceiptsFile", now: float) -> None:
+        if self._batch:
+            file.write(self._batch, now)
+            self._batch = Batch()

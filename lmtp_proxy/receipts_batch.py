@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is to be remembered of mailboxes, added up until it is written: who got mail from which backend, what waits.
+
+Values only: no file, no clock. Times are in seconds since the epoch. A mailbox that gets ten messages is one row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+MAX_ROWS = 100_000
+"""Rows of each kind that are kept for a file which cannot be written: about 40 MB."""
+
+Json: TypeAlias = dict[str, Any]
+
+
+class ReceiptsError(Exception):
+    """What is wrong with the file of receipts, in one line."""
+
+
+@dataclass(slots=True)
+class Delivered:
+    """Of one mailbox to one backend. count: with a final 2xx. uncertain: without a reply after the final dot."""
+
+    first: float
+    last: float
+    count: int = 0
+    uncertain: int = 0
+
+
+@dataclass(slots=True)
+class Deferred:
+    """One message of the client's queue for one mailbox. why: the last time."""
+
+    first: float
+    last: float
+    count: int
+    why: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """delivered: by mailbox and backend. deferred: by mailbox and queue id; None for what waits no more.
+
+    lost: since when rows were dropped, because there were too many; None if none was.
+    """
+
+    delivered: dict[tuple[str, str], Delivered] = field(default_factory=dict)
+    deferred: dict[tuple[str, str], Deferred | None] = field(default_factory=dict)
+    lost: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.delivered or self.deferred or self.lost is not None)
+
+    def deliver(
+        self, mailboxes: Sequence[str], backend: str, when: float, queue_id: str, *, uncertain: bool = False
+    ) -> None:
+        """A message came to its end at the backend. uncertain: that is not known, so it still waits in the queue."""
+        for mailbox in mailboxes:
+            row = self.delivered.get((mailbox, backend))
+            if row is None:
+                row = self.delivered[mailbox, backend] = Delivered(when, when)
+            row.last = max(row.last, when)
+            if uncertain:
+                row.uncertain += 1
+            else:
+                row.count += 1
+        if queue_id and not uncertain:
+            self.settle(mailboxes, queue_id)
+
+    def defer(self, mailboxes: Sequence[str], queue_id: str, when: float, why: str) -> None:
+        """A message stays in the client's queue."""
+        for mailbox in mailboxes:
+            row = self.deferred.get((mailbox, queue_id))
+            if row is None:
+                self.deferred[mailbox, queue_id] = Deferred(when, when, 1, why)
+            else:
+                row.last, row.why = when, why
+                row.count += 1
+
+    def settle(self, mailboxes: Sequence[str], queue_id: str) -> None:
+        """A message is in the client's queue no more, as far as these are concerned."""
+        for mailbox in mailboxes:
+            self.deferred[mailbox, queue_id] = None
+
+    def limit(self, now: float) -> None:
+        """Drops everything if it is too much, and keeps in mind since when."""
+        if len(self.delivered) <= MAX_ROWS and len(self.deferred) <= MAX_ROWS:
+            return
+        oldest = min((row.first for row in self.delivered.values()), default=now)
+        self.drop(min([oldest, *(row.first for row in self.deferred.values() if row is not None)]))
+
+    def drop(self, since: float) -> None:
+        """Nothing is known from `since` on."""
+        self.lost = since if self.lost is None else min(self.lost, since)
+        self.delivered.clear()
+        self.deferred.clear()

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is known of some mailboxes, for an operator: the answer to `POST /receipts`.
+
+It knows neither the file nor what becomes of the answer.
+"""
+
+from http import HTTPStatus
+
+from lmtp_proxy.control_application import Json
+from lmtp_proxy.control_request import Problem, Request, bad
+from lmtp_proxy.generation import Generation
+from lmtp_proxy.receipts import Receipts
+from lmtp_proxy.receipts_batch import ReceiptsError
+from lmtp_proxy.tables import TableUnavailable
+
+MAX_USERS = 1000
+"""In one request: what is known of each may be 200 rows."""
+
+
+def receipts_json(request: Request, receipts: Receipts, generation: Generation) -> Json:
+    """Of the users that the request names, as in `users:`. All that happened before is in it. Raises Problem."""
+    users = request.document("users", long=True).texts("users", least=0)
+    if len(users) > MAX_USERS:
+        raise bad(f"at most {MAX_USERS} users at once")
+    if receipts.path is None:
+        raise Problem(HTTPStatus.CONFLICT, "config.receipts is not set: nothing is remembered; set it, and reload")
+    try:
+        mailboxes = {user: generation.routing.mailbox(user) for user in users}
+        found = receipts.read(mailboxes)
+    except ReceiptsError as error:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"receipts: {error}") from None
+    except TableUnavailable as error:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the table of users cannot answer: {error}") from None
+    return {"receipts": receipts.path, **found}

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""XFORWARD: of all attributes the queue id is kept, if it is one; the syntax of all is looked at."""
+
+import pytest
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.xforward import NAMES, Forwarded
+
+
+def test_whom_it_is_offered() -> None:
+    assert Forwarded(True).offered == NAMES
+    assert Forwarded(False).offered == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "queue_id"),
+    [
+        (b"IDENT=4fX1z0", "4fX1z0"),
+        (b"ident=3C1DB2040B", "3C1DB2040B"),
+        (b"NAME=a.b ADDR=IPV6:::1 PORT=25 PROTO=ESMTP HELO=+20+3D+2B IDENT=A+42C SOURCE=REMOTE", "ABC"),
+        (b"  IDENT=A   PORT=[UNAVAILABLE]  ", "A"),
+        (b"IDENT=A IDENT=B", "B"),
+        (b"IDENT=" + b"z" * 64, "z" * 64),
+        # none of the usual kind: it could not be put on a command line, or is not Postfix' at all
+        (b"IDENT=[UNAVAILABLE]", ""),
+        (b"IDENT=" + b"z" * 65, ""),
+        *((b"IDENT=" + odd, "") for odd in (b"-f", b"1sXyz-0001", b"a+0Ab", b"a+20b", b"+C3+A4", b"a;b", b"$(x)")),
+        # said before, and not said now
+        (b"PROTO=ESMTP", "before"),
+    ],
+)
+def test_queue_id(arguments: bytes, queue_id: str) -> None:
+    forwarded = Forwarded(True)
+    assert forwarded.take(b"IDENT=before", None) == say.OK
+    assert forwarded.take(arguments, None) == say.OK
+    assert forwarded.queue_id == queue_id
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(b"", b" ", b"IDENT", b"IDENT=", b"=A", b"TTL=5", b"IDENT A", b"IDENT=A\tPORT=1", b"IDENT=A XYZ=1"),
+        *(b"IDENT=A PORT=", b"IDENT=a=b", b"IDENT=a+2", b"IDENT=a+zz", b"IDENT=a+2b", b"IDENT=\xc3\xa4", b"IDENT=a\0"),
+        b"HELO=" + b"x" * 256,
+    ],
+)
+def test_bad_syntax_changes_nothing(arguments: bytes) -> None:
+    forwarded = Forwarded(True)
+    forwarded.take(b"IDENT=before", None)
+    assert forwarded.take(arguments, None) == say.BAD_XFORWARD
+    assert forwarded.queue_id == "before"
+
+
+def test_out_of_turn() -> None:
+    forwarded = Forwarded(True)
+    assert forwarded.take(b"IDENT=A", say.LATE_XFORWARD) == say.LATE_XFORWARD
+    assert Forwarded(False).take(b"IDENT=A", say.LATE_XFORWARD) == say.BAD_COMMAND
+    assert forwarded.queue_id == ""
