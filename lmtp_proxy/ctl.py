@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from lmtp_proxy import __version__, ctl_files
+from lmtp_proxy import __version__, ctl_files, ctl_migrate
 from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import Answer, ControlClient, ControlError, Refusal, Unreachable
-from lmtp_proxy.ctl_arguments import Parser, common_options, print_lines, seconds, text
+from lmtp_proxy.ctl_arguments import Parser, command, common_options, print_lines, seconds, text
 from lmtp_proxy.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 
 INTERRUPTED = 130  # as shells have it
@@ -29,7 +29,8 @@ _STATUSES = """exit status:
   2    done, but the outcome of some deliveries is uncertain; they are listed,
        unless a process that died before this one took them with it
   3    the change is in force, but it is not known that all is quiet: the time
-       was up, or the proxy ended or was restarted meanwhile
+       was up, or the proxy ended or was restarted meanwhile; or, by requeue:
+       not all mail has come through
   64   wrong arguments
   130  interrupted; the last line says what is so now
 
@@ -185,6 +186,23 @@ def _uncertain(options: argparse.Namespace, _progress: Progress) -> Outcome:
     return Outcome(document, lines, warnings=[*warnings, *more])
 
 
+def _receipts(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl_receipts import show_receipts
+
+    return show_receipts(_client(options), _distinct(options.users))
+
+
+def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl_receipts import requeue_mail
+
+    client, users = _client(options), _distinct(options.users)
+    return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
+
+
+def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
+    return ctl_migrate.migrate(options, lambda: _client(options), progress)
+
+
 def _distinct(users: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(users))
 
@@ -275,4 +293,39 @@ def _parser() -> argparse.ArgumentParser:
         "Waits for nothing.",
     )
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="only theirs")
+    verb = add(
+        "receipts",
+        _receipts,
+        "What users got from which backend, and which mail waits for them",
+        "From config.receipts; also when something may be missing there. Waits until all that has happened is written.",
+    )
+    verb.add_argument("users", type=text, nargs="+", metavar="USER", help="as in the users: section")
+    verb = add(
+        "requeue",
+        _requeue,
+        "Have Postfix try again, at once, the mail that was deferred for users",
+        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts, and waits until each has come "
+        "again; one that was refused a moment ago needs more than one run. Exit status 0 if none waits any more, 3 if "
+        "one was deferred again or did not come in time, 1 if postqueue failed.",
+    )
+    verb.add_argument("users", type=text, nargs="+", metavar="USER", help="as in the users: section")
+    verb.add_argument("--print", action="store_true", help="print the commands and run none")
+    verb.add_argument(
+        "--postqueue",
+        type=command,
+        default=("postqueue",),
+        metavar="COMMAND",
+        help='how it is called, e.g. "postqueue -c /etc/postfix-in"; no shell',
+    )
+    verb.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds to wait (default: 10)")
+    verb = add(
+        "migrate",
+        _migrate,
+        ctl_migrate.SUMMARY,
+        ctl_migrate.DESCRIPTION,
+        epilog=ctl_migrate.STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=ctl_migrate.USAGE,
+    )
+    ctl_migrate.add_arguments(verb)
     return parser

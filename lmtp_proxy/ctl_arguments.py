@@ -6,6 +6,7 @@ A mistake in them is one line and exit status 64. It knows no verb.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -28,6 +29,17 @@ def text(argument: str) -> str:
     if not argument or not argument.isprintable():
         raise argparse.ArgumentTypeError("must be printable UTF-8 text, and not empty")
     return argument
+
+
+def command(argument: str) -> tuple[str, ...]:
+    """Words as a shell takes them apart, without one."""
+    try:
+        words = tuple(shlex.split(argument))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no command: {error}") from None
+    if not words or not argument.isprintable():
+        raise argparse.ArgumentTypeError("must be a command and its options")
+    return words
 
 
 def seconds(argument: str) -> float:

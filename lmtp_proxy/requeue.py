@@ -9,10 +9,10 @@ run again, until it has seen each mail once more or the time is up. It changes n
 import json
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lmtp_proxy.control_client import ControlClient
+from lmtp_proxy.control_client import Answer, ControlClient
 
 POSTQUEUE = ("postqueue",)
 WAIT = 10.0
@@ -25,6 +25,7 @@ ON_HOLD = "on hold in the queue"
 WAITING = "not tried yet"
 FAILED = "postqueue failed"
 
+_AT_ONCE = 1000  # users in one question, as many as are taken
 _ASK = 60.0  # seconds for the proxy's answer
 _RUN = 30.0  # seconds for one run of postqueue
 _OUTPUT = 2000  # characters of what it says
@@ -59,6 +60,11 @@ class Mail:
     last: float
     fate: str = WAITING
 
+    @property
+    def settled(self) -> bool:
+        """It waits for nothing any more, as far as Postfix and the proxy know."""
+        return self.fate in (ARRIVED, GONE)
+
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
@@ -74,8 +80,8 @@ class Requeued:
 
     @property
     def done(self) -> bool:
-        """Nothing is left that would come later than it has to, as far as Postfix and the proxy know."""
-        return all(mail.fate in (ARRIVED, GONE) for mail in self.mails)
+        """Nothing waits any more."""
+        return all(mail.settled for mail in self.mails)
 
     @property
     def failed(self) -> list[Run]:
@@ -84,13 +90,20 @@ class Requeued:
 
 
 def deferred(client: ControlClient, users: Sequence[str]) -> list[Mail]:
-    """What is deferred for `users`, written as in `users:`. Raises ControlError; Refusal 409 without `receipts`."""
-    answer = client.post("/receipts", {"users": list(users)}, timeout=_ASK).object("users")
+    """What is deferred for `users`, written as in `users:`. Raises ControlError."""
     return [
         Mail(user, row.text("queue_id"), row.text("why"), row.number("last"))
-        for user in dict.fromkeys(users)
-        for row in answer.object(user).objects("deferred")
+        for answer in ask(client, users)
+        for user, known in answer.object("users").document.items()
+        for row in Answer(known, client.path).objects("deferred")
     ]
+
+
+def ask(client: ControlClient, users: Sequence[str]) -> Iterator[Answer]:
+    """What is known of `users`, in one or more answers. Raises ControlError; Refusal 409 without `config.receipts`."""
+    names = list(dict.fromkeys(users))
+    for start in range(0, max(len(names), 1), _AT_ONCE):
+        yield client.post("/receipts", {"users": names[start : start + _AT_ONCE]}, timeout=_ASK)
 
 
 def command_for(queue_id: str, command: Sequence[str] = POSTQUEUE) -> tuple[str, ...]:

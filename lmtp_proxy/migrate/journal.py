@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from lmtp_proxy.migrate.journal_file import NO_ROOM, JournalError, advice, create, keep_room, lock, use_room
 from lmtp_proxy.migrate.states import NEEDS_ATTENTION, ON_OLD, next_states
 
-DEFAULT_JOURNAL = "/var/lib/lmtp-proxy/migrate.db"
 VERSION = 1
 _BUSY = 30.0  # seconds: readers of a WAL stop no writer; a backup tool may for a moment
 

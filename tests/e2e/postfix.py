@@ -6,6 +6,7 @@ Its limits and times are Debian's, but for the ones that change a message (long 
 a patient one, the ones that would make a test wait (retries after seconds, not minutes).
 """
 
+import json
 import os
 import pwd
 import re
@@ -21,6 +22,8 @@ from .requirements import POSTFIX_DAEMONS, program, run
 DOMAIN = "example.test"
 QUEUES = ("maildrop", "incoming", "active", "deferred", "hold", "corrupt")
 
+# Debian's times; but it tells the proxy the ids of its queue.
+_PATIENT = "lmtp_send_xforward_command = yes\n"
 _IMPATIENT = "queue_run_delay = 1s\nminimal_backoff_time = 2s\nmaximal_backoff_time = 4s\n"
 
 _DELIVERY = re.compile(
@@ -58,7 +61,7 @@ class Postfix:
         self.smtp_port = free_port()
         self._master: Pid | None = None
         self._log_start = 0
-        self._configure(nexthop, further, "" if patient else _IMPATIENT)
+        self._configure(nexthop, further, _PATIENT if patient else _IMPATIENT)
 
     def _configure(self, nexthop: Path | str, further: Mapping[str, Path], times: str) -> None:
         base = self.directory
@@ -146,6 +149,19 @@ postlog unix-dgram n - n - 1 postlogd
         command = program("postqueue")
         assert command is not None
         return len(run(command, "-c", f"{self.directory}/etc", "-j").splitlines())
+
+    def queues(self) -> dict[str, str]:
+        """Queue id -> incoming, active, deferred or hold."""
+        command = program("postqueue")
+        assert command is not None
+        lines = run(command, "-c", f"{self.directory}/etc", "-j").splitlines()
+        return {each["queue_id"]: each["queue_name"] for each in map(json.loads, lines)}
+
+    def remove(self, queue_id: str) -> None:
+        """`postsuper -d`: an operator throws it away."""
+        command = program("postsuper")
+        assert command is not None
+        run(command, "-c", f"{self.directory}/etc", "-d", queue_id)
 
     def flush(self) -> None:
         """`postqueue -f`: tries everything that is deferred, now."""

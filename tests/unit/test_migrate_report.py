@@ -141,7 +141,8 @@ def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
     journal.step("u", "block", EVENING, EVENING + 1)
     journal.close()
     died, running = read(tmp_path / "j"), read(tmp_path / "j", running=True)
-    assert "1 under way, with no run at work: run the same command again." in " ".join(" ".join(report_lines(died)).split())
+    said = " ".join(" ".join(report_lines(died)).split())
+    assert "1 under way, with no run at work: run the same command again." in said
     assert "offline since" in report_page(died, EVENING) and 'id="left"' in report_page(died, EVENING)
     assert report_lines(running)[0] == "0 of 1 user moved to new. 1 under way."
     assert 'id="left"' not in report_page(running, EVENING)
