@@ -6,6 +6,7 @@ known here.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from lmtp_proxy.ctl_arguments import text
 from lmtp_proxy.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.migrate import DEFAULT_JOURNAL
 
-VERBS = ("status", "release", "reset")
+VERBS = ("status", "report", "release", "reset")
 
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
 DESCRIPTION = """Per user: initial sync, preflight, park (reject or hold, which drains), block, final sync,
@@ -27,6 +28,7 @@ forward, or needs attention. A journal has each step: killed at any moment, the 
 
   migrate PLAN.yml [USER... | --users LIST | --all-on BACKEND]   run the plan
   migrate status [USER...]      where everyone is, or all that was done for these
+  migrate report [USER...] [--html FILE]   what became of all, the downtimes, failures; or users' receipts
   migrate release USER...       undo a park (and block) that a dead run left
   migrate reset USER...         a human has put it right: the user begins anew
 
@@ -34,6 +36,7 @@ The first Ctrl-C or SIGTERM begins no more users and finishes those in hand; the
 that have not been moved yet. A closed terminal (SIGHUP) stops nothing."""
 USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER... | --users LIST | --all-on BACKEND]
        lmtp-proxyctl migrate [--journal PATH] status [USER...]
+       lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [USER...]
        lmtp-proxyctl migrate [--journal PATH] release | reset USER..."""
 STATUSES = """exit status of a run:
   0    all users are done
@@ -41,11 +44,11 @@ STATUSES = """exit status of a run:
   2    ended; some failed, need attention, or were skipped
   3    stopped before all were begun: Ctrl-C, --stop-after, a full disk
   64   wrong arguments
-of status, release and reset: 0 done, 1 refused"""
+of status, report, release and reset: 0 done, 1 refused"""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("what", type=text, metavar="PLAN | VERB", help="a plan, or status, release, reset")
+    verb.add_argument("what", type=text, metavar="PLAN | VERB", help="a plan, or status, report, release, reset")
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
     verb.add_argument("--users", dest="list", type=text, metavar="LIST", help="one user a line; - is stdin")
     verb.add_argument("--all-on", type=text, metavar="BACKEND", help="all of the users: section who are there")
@@ -54,8 +57,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--stop-after", type=_whole(10**9), metavar="K", help="begin no more users after K failures")
     verb.add_argument("--window", type=_window, metavar="22:00-05:00", help="begin users in these hours only; wait")
     verb.add_argument(
-        "--journal", type=text, metavar="PATH", help=f"for status, release, reset (default: {DEFAULT_JOURNAL})"
+        "--journal", type=text, metavar="PATH", help=f"for status, report, release, reset (default: {DEFAULT_JOURNAL})"
     )
+    verb.add_argument("--html", type=text, metavar="FILE", help="of report: also as one HTML page, with everything")
 
 
 def _whole(most: int) -> Callable[[str], int]:
@@ -87,6 +91,10 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
     try:
         if options.what == "status":
             return _status(options)
+        if options.what == "report":
+            from lmtp_proxy.migrate.report_command import report
+
+            return report(_journal_path(options), options.users, options.html)
         if options.what == "release":
             return _release(options, client)
         if options.what == "reset":
@@ -115,6 +123,8 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
         options.parser.error("name the users here, or in one list, or by --all-on")
     if options.journal is not None:
         options.parser.error("the journal of a run is named in its plan")
+    if options.html is not None:
+        options.parser.error("--html is for `migrate report`")
     plan = load_plan(options.what)
     if options.all_on is not None and options.all_on != plan.old:
         options.parser.error(f"--all-on {options.all_on}: the plan takes users from {plan.old}")
@@ -141,9 +151,9 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
 
 
 def _watcher(options: argparse.Namespace) -> Any:
-    from lmtp_proxy.migrate.events import LogWatcher
+    from lmtp_proxy.migrate.live import watcher_for
 
-    return LogWatcher(sys.stderr if options.json else sys.stdout)
+    return watcher_for(sys.stderr if options.json else sys.stdout, dict(os.environ))
 
 
 def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:
@@ -158,8 +168,6 @@ def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:
 
 
 def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome:
-    import os
-
     from lmtp_proxy.migrate import checks
     from lmtp_proxy.migrate.journal import open_journal
 
