@@ -8,12 +8,14 @@ import grp
 import os
 import pwd
 import random
+import re
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,8 @@ LARGE = 8 * 2**20
 RATE = 18
 OURS = 0.150
 """Seconds of a user's downtime, in the middle, that are neither the final sync nor another hook of the plan."""
+_TUID = re.compile(rb"X-TUID: .{12}\r\n")
+"""What mbsync adds to the header of each message that it copies."""
 NOISE = 5
 """How many times slower than promised a busy machine may be."""
 
@@ -79,7 +83,10 @@ def check(stand: MigrateStand, flow: Flow, moved: Sequence[str], stayed: Sequenc
     assert {user: stand.server_of(user) for user in moved} == dict.fromkeys(moved, "new")
     stand.check_folders(moved)
     # all mail is there once, unchanged, where its user is now; old mail has no place among it
-    found = read_back([stand.new], moved) | read_back([stand.old], stayed)
+    found = {
+        key: [replace(copy, content=_TUID.sub(b"", copy.content, 1)) for copy in copies]
+        for key, copies in (read_back([stand.new], moved) | read_back([stand.old], stayed)).items()
+    }
     check_copies(flow.messages, found)
     assert {user for (_, user), copies in found.items() if len(copies) > 1} == set()
     # a moved user's old mailbox has nothing that the final sync had not brought, and stayers have nothing elsewhere
@@ -112,7 +119,8 @@ def test_fifty_users_move_with_one_command(patient_stack: Stack, perdition: Perd
             time.sleep(1)
         show(stand, flow)
         assert status == 0, stand.log()[-6000:]
-        deliver_the_rest(stack)
+        # nobody flushes the queue, and Postfix tries what was deferred again after 300 s: it was requeued
+        wait_until(lambda: stack.postfix.queue_length() == 0, 30, stack.postfix.log)
         report = stand.report()
         assert report.counts == {"done": 50}
         check(stand, flow, users, [])
@@ -146,7 +154,7 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         with flow.running():
             for number in range(10):
                 process = stand.begin()
-                until = time.monotonic() + rng.uniform(1.0, 3.5)
+                until = time.monotonic() + rng.uniform(1.5, 5.0)
                 if number == 5:  # the runner waits for it, or asks it in vain
                     time.sleep(0.5)
                     assert stand.proxy.stop(30) == 0
@@ -201,4 +209,4 @@ def test_from_cyrus_to_cyrus_with_mbsync(patient_stack: Stack, perdition: Perdit
             with new.imap(users[0]) as imap:
                 imap.append("INBOX.Sent", "", "", b"Message-ID: <extra@x>\r\nSubject: x\r\n\r\nx\r\n")
             same = [str(stand.directory / "same-mail.conf"), users[0]]
-            assert "1 messages only in the new store: <extra@x>" in stand.script("same-mail", *same, status=1)
+            assert "INBOX.Sent: 1 only in the new store: <extra@x>" in stand.script("same-mail", *same, status=1)
