@@ -8,6 +8,7 @@ known here.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -129,12 +130,15 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if options.all_on is not None and options.all_on != plan.old:
         options.parser.error(f"--all-on {options.all_on}: the plan takes users from {plan.old}")
     cancel = Cancel()
-    watcher = _watcher(options)
+    watcher = _watcher()
     proxy = Proxy(client(), cancel=cancel, told=watcher.note)
     facts = proxy.facts()
     if found := checks.problems(plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     users = _users(options, plan.old, facts)
+    if facts.complete_since is not None:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.complete_since))
+        watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
     if options.dry_run:
         return _dry_run(plan, proxy, users, facts)
     import lmtp_proxy.config_file
@@ -150,10 +154,10 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     return Outcome(asdict(summary), [], summary.status)
 
 
-def _watcher(options: argparse.Namespace) -> Any:
+def _watcher() -> Any:
     from lmtp_proxy.migrate.live import watcher_for
 
-    return watcher_for(sys.stderr if options.json else sys.stdout, dict(os.environ))
+    return watcher_for(sys.stderr, dict(os.environ))
 
 
 def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:

@@ -82,11 +82,13 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is so when a run begins. config: the file. receipts: whether the proxy keeps any."""
+    """What is so when a run begins. config: the file. receipts: whether the proxy keeps any. complete_since: mail that
+    was delivered before that may be missing in them, None if none is."""
 
     path: str
     config: "Config" = field(repr=False)
     receipts: bool
+    complete_since: float | None = None
 
 
 class Proxy:
@@ -111,14 +113,14 @@ class Proxy:
 
         path = self._client.get("/status").object("config").text("path")
         config = load_config(path)
-        receipts = True
         try:
-            self._client.post("/receipts", {"users": ["postmaster"]}, timeout=_ANSWER)
+            answer = self._client.post("/receipts", {"users": ["postmaster"]}, timeout=_ANSWER)
         except Refusal as refusal:
             if refusal.code not in (404, 409):
                 raise
-            receipts = False
-        return Facts(path, config, receipts)
+            return Facts(path, config, False)
+        ends = [gap.number("until") for gap in answer.objects("gaps") if not gap.has_null("until")]
+        return Facts(path, config, True, max(ends, default=None))
 
     def route(self, user: str) -> str | None:
         """Where the running proxy sends mail for `user` now."""

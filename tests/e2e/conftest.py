@@ -19,7 +19,7 @@ from .postfix import Postfix
 from .requirements import missing_for_migration, missing_for_servers
 from .stores import Cyrus, Dovecot
 
-PEOPLE = ("alice", "bob", "carol", "dave", "erin")
+PEOPLE = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
 """Users with an account in Dovecot and nothing else, for the one test that names them."""
 
 
