@@ -67,7 +67,7 @@ def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str
         (
             "",
             f"final sync {percent(report.final_sync, total)}, other hooks {percent(report.hooks, total)}, the rest"
-            f" {percent(report.ours, total)} (median {seconds_of(report.ours_median)} a user)",
+            f" {percent(report.ours, total)} (median {seconds_of(report.ours_median)})",
         ),
     ]
 

@@ -85,6 +85,7 @@ class MigrationStand:
         environment = {
             "PATH": f"{self.directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
             # what the scripts of plans find in places that the page does not name
             "PERDITION_MAP": str(self._perdition.map_text),
             "PERDITION_PID": str(self._perdition.pid_file),
