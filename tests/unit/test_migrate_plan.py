@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.plan import Plan, PlanError, environment, load_plan, parse_plan
+from lmtp_proxy.migrate.plan import HOOK_KEYS, HOOKS, KEYS, Plan, PlanError, environment, load_plan, parse_plan
 
+PAGE = (Path(__file__).parents[2] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
 LEAST = "from: old\nto: new\npark: reject\nsync: [copy, '{user}']\n"
 
 
@@ -136,3 +138,28 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_plan(str(path))
     path.write_text("\ufeff" + LEAST)
     assert isinstance(load_plan(str(path)), Plan)
+
+
+# --- the man page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_man_page_has_each_key_with_its_default() -> None:
+    shown = dict(re.findall(r"(?m)^\.It Cm (\w+) Pq (.*)$", PAGE))
+    assert set(shown) == set(KEYS)
+    plan = parse_plan(LEAST, "p.yml")
+    for key in ("max_syncs", "sync_again_above", "drain_timeout", "journal"):
+        value = getattr(plan, key)
+        assert shown[key] == (value if isinstance(value, str) else f"{value:g}"), key
+    assert {key for key, default in shown.items() if default == "required"} == {"from", "to", "park", "sync"}
+    commands = PAGE.partition(".Sh COMMANDS")[2].partition(".Pp\nPlaceholders")[0]
+    assert re.findall(r"(?m)^\.It Cm (\w+)$", commands) == list(HOOK_KEYS)
+    timeouts = {str(int(seconds)) for seconds in HOOKS.values()}
+    assert timeouts == set(re.findall(r"(?m)^(?:Seconds, by default )?(\d+) for", commands))
+
+
+def test_the_example_of_the_man_page_and_of_the_readme_can_be_used() -> None:
+    [example] = re.findall(r"(?s)\.Sh EXAMPLES\n\.Bd .*?\n(.*?)\.Ed", PAGE)
+    assert parse_plan(example, "p.yml").hooks["block"].arguments[1] == "--"
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    [block] = re.findall(r"(?s)## Migrate with one command\n.*?```yaml\n(.*?)```", readme)
+    assert parse_plan(block, "p.yml").hooks["sync"].again == {2}
