@@ -16,7 +16,7 @@ from typing import Any
 from lmtp_proxy import ctl_files
 from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import ControlClient, ControlError
-from lmtp_proxy.ctl_arguments import text
+from lmtp_proxy.ctl_arguments import Parser, text
 from lmtp_proxy.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.migrate import DEFAULT_JOURNAL
 
@@ -49,6 +49,8 @@ of status, report, release and reset: 0 done, 1 refused"""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
+    assert isinstance(verb, Parser)
+    verb.names_anywhere = True
     verb.add_argument("what", type=text, metavar="PLAN | VERB", help="a plan, or status, report, release, reset")
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
     verb.add_argument("--users", dest="list", type=text, metavar="LIST", help="one user a line; - is stdin")

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -125,13 +126,14 @@ class Proxy:
     def route(self, user: str) -> str | None:
         """Where the running proxy sends mail for `user` now."""
         answer = self._asked("/drain", {"users": [user], "timeout": 0})
-        return answer.object("routes").optional_texts().get(user)
+        with _told_of_odd_answers():
+            return answer.object("routes").optional_texts().get(user)
 
     def route_in_file(self, user: str) -> str | None:
         """What the file says, which the proxy may not have loaded; None if it says nothing. Raises ProxyError."""
         from lmtp_proxy.config import ConfigError, load_config
 
-        path = self._patiently(lambda: self._client.get("/status")).object("config").text("path")
+        path = self._patiently(lambda: self._client.get("/status").object("config").text("path"))
         try:
             config = load_config(path)
         except ConfigError as error:
@@ -142,12 +144,15 @@ class Proxy:
         """What the backend says to `RCPT TO:<address>`. Raises ProxyError if that is no."""
         recipient = quoted(address)
         answer = self._asked("/preflight", {"backend": backend, "recipients": [recipient]})
-        if (refused := answer.optional_text("refused")) is not None:
-            raise ProxyError(f"{show.place(answer)} does not take mail: {refused}")
-        [reply] = answer.objects("replies")
-        said = f"{backend} said {reply.text('reply')}"
-        if reply.integer("code") // 100 != 2:
-            raise ProxyError(f"{said}: is the account missing there?" if reply.integer("code") // 100 == 5 else said)
+        with _told_of_odd_answers():
+            if (refused := answer.optional_text("refused")) is not None:
+                raise ProxyError(f"{show.place(answer)} does not take mail: {refused}")
+            [reply] = answer.objects("replies")
+            code, said = reply.integer("code"), f"{backend} said {reply.text('reply')}"
+        if code in (452, 552):  # it is full, perhaps: no reason for `move` either
+            return f"{said}: is there room?"
+        if code // 100 != 2:
+            raise ProxyError(f"{said}: is the account missing there?" if code // 100 == 5 else said)
         return said
 
     def move(self, user: str, backend: str, timeout: float, *, interruptible: bool) -> Moved:
@@ -173,7 +178,7 @@ class Proxy:
 
     def _instance(self) -> int:
         """The process that answers now."""
-        return self._patiently(lambda: self._client.get("/status")).integer("pid")
+        return self._patiently(lambda: self._client.get("/status").integer("pid"))
 
     def _wait_for_end(self, pid: int, latest: float, progress: "_Quiet") -> None:
         """A process that stops finishes what it has under way, by the routes it had: until then nothing is quiet."""
@@ -185,18 +190,13 @@ class Proxy:
             time.sleep(_PAUSE)
 
     def receipts(self, user: str) -> Receipts:
-        answer = self._asked("/receipts", {"users": [user]}).object("users").object(user)
-        delivered = tuple(
-            Delivered(
-                each.text("backend"),
-                each.number("first"),
-                each.number("last"),
-                each.integer("count"),
-                each.integer("uncertain"),
-            )
-            for each in answer.objects("delivered")
-        )
-        return Receipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
+        def ask() -> Receipts:
+            answer = self._client.post("/receipts", {"users": [user]}, timeout=_ANSWER)
+            if "users" not in answer.document:  # a process that has written its last, and is about to end
+                raise Unreachable(f"{self._client.path}: lmtp-proxy is stopping", sent=True)
+            return _receipts(answer.object("users").object(user))
+
+        return self._patiently(ask)
 
     def requeue(self, user: str, command: Sequence[str]) -> Requeued:
         """Has Postfix try again what was deferred for `user`. Never raises for what Postfix says."""
@@ -234,6 +234,14 @@ class Proxy:
             time.sleep(_PAUSE)
 
 
+@contextmanager
+def _told_of_odd_answers() -> Iterator[None]:
+    try:
+        yield
+    except (ControlError, ValueError) as error:
+        raise ProxyError(str(error)) from error
+
+
 class _Quiet(Progress):
     """Shows nothing, and ends a wait when the run is to be rolled back."""
 
@@ -261,6 +269,17 @@ def quoted(address: str) -> str:
         return address
     escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"{at}{domain}'
+
+
+def _receipts(answer: Answer) -> Receipts:
+    delivered = tuple(
+        Delivered(
+            each.text("backend"), each.number("first"), each.number("last"), each.integer("count"),
+            each.integer("uncertain"),
+        )
+        for each in answer.objects("delivered")
+    )  # fmt: skip
+    return Receipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
 
 
 def _moved(status: int, document: Mapping[str, Any]) -> Moved:

@@ -5,6 +5,7 @@ A journal in, a `Report` out. It asks no proxy and decides nothing; how a report
 report_html.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from lmtp_proxy.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
 FINAL_SYNC = "final_sync"
 HOOKS = ("block", "verify", "redirect", "unblock")
 """The site's own commands while a user is offline, but for the final sync."""
-OK = "ok"
+OK, KILLED = "ok", "killed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Offline:
     until: float | None
     final_sync: float = 0.0
     hooks: float = 0.0
+    alone: float = 0.0
+    """While no run was at work: one had died, and the next had not been begun."""
 
     @property
     def seconds(self) -> float | None:
@@ -34,8 +37,8 @@ class Offline:
 
     @property
     def ours(self) -> float | None:
-        """What neither the final sync nor another hook took: the proxy's moves, the journal, the runner."""
-        return None if self.seconds is None else max(0.0, self.seconds - self.final_sync - self.hooks)
+        """What nothing else took: the proxy's moves, the journal, the runner."""
+        return None if self.seconds is None else max(0.0, self.seconds - self.final_sync - self.hooks - self.alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,13 @@ class UserReport:
 
     @property
     def failures(self) -> list[Step]:
-        """The steps that did not end well, in their order. A step that nothing ended is one of a run that died."""
-        return [step for step in self.steps if step.outcome != OK]
+        """The steps that ended badly, in their order; not those that were tried again at once, nor what was killed."""
+        again = {(step.run, step.step, step.attempt - 1) for step in self.steps}
+        return [
+            step
+            for step in self.steps
+            if step.outcome not in (OK, KILLED, None) and (step.run, step.step, step.attempt) not in again
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,7 @@ class Report:
     final_sync: float = 0.0
     hooks: float = 0.0
     ours: float = 0.0
+    alone: float = 0.0
     """Seconds of those users' downtimes, all together, by who took them."""
     ours_median: float | None = None
     running: bool = False
@@ -154,6 +163,7 @@ def report_of(runs: Sequence[Run], users: Sequence[UserReport], running: bool = 
         sum(offline.final_sync for offline in moved),
         sum(offline.hooks for offline in moved),
         sum(ours),
+        sum(offline.alone for offline in moved),
         _rank(ours, 0.5) if ours else None,
         running,
         counts,
@@ -246,7 +256,12 @@ def outages(steps: Sequence[Step]) -> list[Offline]:
 
 
 def _outage(began: float, until: float | None, steps: Sequence[Step]) -> Offline:
-    return Offline(began, until, _seconds(steps, (FINAL_SYNC,)), _seconds(steps, HOOKS))
+    alone = sum(
+        max(0.0, step.began - (before.began if before.ended is None else before.ended))
+        for before, step in itertools.pairwise(steps)
+        if before.run != step.run
+    )
+    return Offline(began, until, _seconds(steps, (FINAL_SYNC,)), _seconds(steps, HOOKS), alone)
 
 
 def _seconds(steps: Sequence[Step], names: Sequence[str]) -> float:

@@ -165,11 +165,13 @@ def _downtime(report: Report) -> str:
 
 def _shares(report: Report, downtime: Distribution) -> str:
     total = downtime.total
-    taken = (
+    taken: tuple[tuple[str, str, float, str], ...] = (
         ("sync", "final sync", report.final_sync, ""),
         ("hooks", "block, verify, redirect, unblock", report.hooks, ""),
         ("ours", "lmtp-proxy and the runner", report.ours, f", median {span(report.ours_median or 0.0)} a user"),
     )
+    if report.alone:
+        taken = (*taken, ("alone", "no run at work, as one had died", report.alone, ""))
     bar = "".join(
         f'<i class="{name}" style="width:{100 * part / (total or 1):.2f}%"></i>' for name, _, part, _ in taken
     )
@@ -196,9 +198,10 @@ def _slowest(report: Report, numbers: dict[str, int]) -> str:
 
 
 def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str, int]) -> str:
-    parts = (("sync", offline.final_sync), ("hooks", offline.hooks), ("ours", offline.ours or 0.0))
+    parts = [("sync", offline.final_sync), ("hooks", offline.hooks), ("ours", offline.ours or 0.0)]
+    parts.append(("alone", offline.alone))
     bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
-    named = zip(("", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts)), strict=True)
+    named = zip(("", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts[:3])), strict=True)
     cells = "".join(
         f'<td class="number"{f" data-name={name}" if name else ""}>{_text(seconds_of(value))}</td>'
         for name, value in named
@@ -211,21 +214,14 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
 
 def _troubled(report: Report) -> list[UserReport]:
     """Who needs attention first, then who failed, then those who failed once and got there in the end."""
-    later = [user for user in report.in_state(DONE) if any(_is_failure(step) for step in user.steps)]
+    later = [user for user in report.in_state(DONE) if user.failures]
     return report.in_state(NEEDS_ATTENTION) + report.in_state(FAILED) + later
-
-
-def _is_failure(step: Step) -> bool:
-    """Not what a run was killed at, nor what was only tried again at once."""
-    return step.outcome not in (None, "ok", "killed") and not (
-        step.outcome == "exit 2" and step.step in ("sync", "final_sync")
-    )
 
 
 def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
     items = []
     for user in users:
-        outputs = "".join(_output(step) for step in user.steps if _is_failure(step))
+        outputs = "".join(map(_output, user.failures))
         error = f"<p>{_text(user.error)}</p>" if user.error else ""
         look = " bad" if user.state == NEEDS_ATTENTION else ""
         items.append(

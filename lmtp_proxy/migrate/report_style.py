@@ -57,6 +57,7 @@ svg.chart .name { fill: var(--text); }
 .share .sync, .key.sync { background: var(--sync); }
 .share .hooks, .key.hooks { background: var(--hooks); }
 .share .ours, .key.ours { background: var(--ours); }
+.share .alone, .key.alone { background: var(--bad); }
 .keys { display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; margin: .5rem 0; padding: 0; list-style: none;
   font-size: .92rem; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: .15em; margin-right: .45em; }

@@ -66,8 +66,9 @@ def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str
         ),
         (
             "",
-            f"final sync {percent(report.final_sync, total)}, other hooks {percent(report.hooks, total)}, the rest"
-            f" {percent(report.ours, total)} (median {seconds_of(report.ours_median)})",
+            f"final sync {percent(report.final_sync, total)}, other hooks {percent(report.hooks, total)},"
+            + (f" no run at work {percent(report.alone, total)}," if report.alone else "")
+            + f" the rest {percent(report.ours, total)} (median {seconds_of(report.ours_median)})",
         ),
     ]
 
@@ -155,6 +156,7 @@ def _distribution(report: Report, downtime: Distribution) -> dict[str, object]:
         "final_sync": round(report.final_sync, 3),
         "hooks": round(report.hooks, 3),
         "ours": round(report.ours, 3),
+        "no_run": round(report.alone, 3),
         "ours_median": None if report.ours_median is None else round(report.ours_median, 3),
         "bins": [{"from": begin, "below": end, "users": users} for begin, end, users in downtime.bins],
     }
@@ -181,5 +183,6 @@ def _outage(offline: Offline) -> dict[str, object]:
         "seconds": None if seconds is None else round(seconds, 3),
         "final_sync": round(offline.final_sync, 3),
         "hooks": round(offline.hooks, 3),
+        "no_run": round(offline.alone, 3),
         "ours": None if ours is None else round(ours, 3),
     }

@@ -116,8 +116,9 @@ def run_words(report: Report) -> Sequence[tuple[str, str]]:
     """Each run as (from when to when, how it ended)."""
     rows = []
     for run in report.runs:
-        end = "not ended" if run.ended is None else f"to {clock(run.ended, run.began)}, {span(run.ended - run.began)}"
+        died = "is at work" if report.running and run is report.runs[-1] else "died"
+        end = "on" if run.ended is None else f"to {clock(run.ended, run.began)}"
         rows.append(
-            (f"{moment(run.began)} {end}", run.result or ("was killed, or is at work" if run.ended is None else ""))
+            (f"{moment(run.began)} {end}", run.result or died)
         )
     return rows

@@ -28,6 +28,8 @@ def write(**more):
     os.write(calls, json.dumps(line).encode() + b"\\n")
 write(event="began", environment={k: v for k, v in os.environ.items() if k.startswith("MIGRATE_")})
 time.sleep(order.get("sleep", 0))
+while order.get("hold") and not os.path.exists(site + "/go"):
+    time.sleep(0.01)
 if order.get("output"):
     print(order["output"], flush=True)
 times = order.get("times")
@@ -72,7 +74,7 @@ class Site:
         """The argument list of a hook; by default it is given the user alone."""
         return [sys.executable, "-IS", self.script, self.directory, name, *(arguments or ("{user}",))]
 
-    def plan(self, name: str = "plan.yml", **values: object) -> str:
+    def plan(self, *, name: str = "plan.yml", **values: object) -> str:
         """Writes a plan; a hook that is None is left out. Returns its path."""
         given: dict[str, object] = {
             "from": "old", "to": "new", "park": "reject", "requeue": "no", "journal": self.journal, "drain_timeout": 20,
@@ -92,9 +94,12 @@ class Site:
         return path
 
     def order(self, hook: str, user: str | None = None, **values: Any) -> None:
-        """What the hook does from now on: `exit`, `sleep`, `output`; `times`: how often."""
+        """What the hook does from now on: `exit`, `sleep`, `output`; `times`: how often; `hold`: until `let_go`."""
         self._orders.insert(0, {"hook": hook, "user": user, **values})
         self._write_orders()
+
+    def let_go(self) -> None:
+        Path(self.directory, "go").touch()
 
     def no_orders(self) -> None:
         self._orders = []

@@ -35,7 +35,12 @@ def read(path: Path, running: bool = False) -> Report:
 
 
 def steps(*rows: tuple[str, float, float | None, str | None]) -> list[Step]:
-    return [Step(n, 1, "u", name, 1, began, ended, outcome, "") for n, (name, began, ended, outcome) in enumerate(rows)]
+    """Each of the run before it, but for one that comes after a step that did not end."""
+    found: list[Step] = []
+    for name, began, ended, outcome in rows:
+        run = found[-1].run + (found[-1].ended is None) if found else 1
+        found.append(Step(len(found), run, "u", name, 1, began, ended, outcome, ""))
+    return found
 
 
 # --- time offline ----------------------------------------------------------------------------------------------------
@@ -55,7 +60,7 @@ def steps(*rows: tuple[str, float, float | None, str | None]) -> list[Step]:
         (  # killed in the final sync; the next run blocks again: one outage, from the first block on
             [("block", 10.0, 11.0, "ok"), ("final_sync", 11.0, None, None), ("block", 60.0, 61.0, "ok"),
              ("final_sync", 61.0, 63.0, "ok"), ("unblock", 70.0, 71.0, "ok")],
-            [(10.0, 71.0, 2.0, 3.0, 56.0)],
+            [(10.0, 71.0, 2.0, 3.0, 7.0)],
         ),
         (  # put back, and moved by another run: two
             [("block", 1.0, 2.0, "ok"), ("final_sync", 2.0, 4.0, "exit 1"), ("unblock", 4.0, 5.0, "ok"),
