@@ -29,6 +29,7 @@ from lmtp_proxy.migrate.report_words import (
 from lmtp_proxy.migrate.states import DONE, FAILED, NEEDS_ATTENTION
 
 _SLOWEST = 20
+_RUNS = 3
 _AXIS = '<p class="axis">Users by how long they were offline; from bar to bar it is 26 % longer.</p>\n'
 _BADGES = {DONE: "good", FAILED: "warn", NEEDS_ATTENTION: "bad"}
 
@@ -92,10 +93,7 @@ def _head(report: Report) -> str:
     if report.runs:
         last = report.runs[-1]
         facts += [("plan", f"<code>{_text(last.plan_path)}</code>"), ("parked on", _text(last.park))]
-    for number, (when, how) in enumerate(run_words(report)):
-        facts.append(
-            ("runs" if not number else "", f"{_text(when)}{f' <span class=muted>{_text(how)}</span>' if how else ''}")
-        )
+    facts.append(("runs", _runs(report)))
     facts.append(("mail while parked", _text(mail_words(report))))
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
     links = [("left", "Left to do")] if _left_to_do(report) else []
@@ -118,6 +116,14 @@ _UNCERTAIN = (
     "Uncertain deliveries: the old store was given the whole message and did not answer. Postfix delivered it again, so"
     " it may be there twice:"
 )
+
+
+def _runs(report: Report) -> str:
+    lines = [f'{_text(when)} <span class="muted">{_text(how)}</span>' for when, how in run_words(report)]
+    if len(lines) > _RUNS + 1:
+        before = "<br>".join(lines[:-_RUNS])
+        lines[:-_RUNS] = [f"<details><summary>{len(lines) - _RUNS:,} before</summary>{before}</details>"]
+    return "<br>".join(lines).replace("</details><br>", "</details>") or "none yet"
 
 
 def _left_to_do(report: Report) -> list[tuple[UserReport, str]]:

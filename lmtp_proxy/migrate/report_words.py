@@ -116,9 +116,7 @@ def run_words(report: Report) -> Sequence[tuple[str, str]]:
     """Each run as (from when to when, how it ended)."""
     rows = []
     for run in report.runs:
+        end = "" if run.ended is None else f" to {clock(run.ended, run.began)}"
         died = "is at work" if report.running and run is report.runs[-1] else "died"
-        end = "on" if run.ended is None else f"to {clock(run.ended, run.began)}"
-        rows.append(
-            (f"{moment(run.began)} {end}", run.result or died)
-        )
+        rows.append((f"{moment(run.began)}{end}", run.result or died))
     return rows

@@ -25,7 +25,7 @@ from lmtp_proxy.migrate.report_html import report_page
 from lmtp_proxy.migrate.report_text import receipt_lines, report_document, report_lines
 from tests.support.migrated import EVENING, EVIL, JournalFile, made_journal
 
-VOID = {"meta", "rect", "line"}
+VOID = {"meta", "rect", "line", "br"}
 """Elements that the page writes without an end."""
 
 
@@ -151,6 +151,21 @@ def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
     assert "offline since" in report_page(died, EVENING) and 'id="left"' in report_page(died, EVENING)
     assert report_lines(running)[0] == "0 of 1 user moved to new. 1 under way."
     assert 'id="left"' not in report_page(running, EVENING)
+
+
+def test_many_runs_are_few_lines(tmp_path: Path) -> None:
+    journal = JournalFile(tmp_path / "j")
+    for number in range(12):
+        journal.run(EVENING + number, None if number < 11 else EVENING + 99, None if number < 11 else "1 done")
+    journal.user("u", "done", EVENING + 99, run=12)
+    journal.close()
+    found = read(tmp_path / "j")
+    lines = report_lines(found)
+    assert "runs       9 before" in lines
+    assert sum("(died)" in line for line in lines) == 2
+    assert "(1 done)" in " ".join(lines)
+    page = Page(report_page(found, EVENING))
+    assert "9 before" in page.text and page.text.count("died") == 11
 
 
 def test_no_user_at_all(tmp_path: Path) -> None:
