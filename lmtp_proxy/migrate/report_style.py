@@ -129,7 +129,8 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   nav { display: none; }
   h2 { break-after: avoid; margin-top: 1.5rem; }
   pre { max-height: none; overflow: visible; border: 1px solid var(--line); }
-  tr, .users details, .figures, svg.chart { break-inside: avoid; }
+  tr, .trouble, .users details, .figures, svg.chart { break-inside: avoid; }
+  td.bars { width: 20%; }
   .users details { content-visibility: visible; }
   .users summary { padding: .2rem 0; }
 }
