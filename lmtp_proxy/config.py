@@ -164,7 +164,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         control=_control(section, listener),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         receipts=section.value("receipts", config_keys.absolute_path, None),
-        trusted=tuple(section.values("trusted", config_keys.network)),
+        trusted=section.values("trusted", config_keys.network),
         workers=_workers(section, limits),
         backends=backends or {},
         users=users,

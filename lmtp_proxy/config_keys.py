@@ -271,12 +271,14 @@ class Section:
             self.fail(key, str(error), node.line)
             return default
 
-    def values(self, key: str, convert: Callable[[str], T]) -> list[T]:
-        """The values of a list under `key`, or the one that stands there in its place, but for wrong ones."""
+    def values(self, key: str, convert: Callable[[str], T]) -> tuple[T, ...] | None:
+        """Those of a list under `key`, or the one in its place, but for wrong ones; None if it is not here."""
         node = self.node(key)
-        nodes = [] if node is None else node.items if isinstance(node, Sequence) else [node]
+        if node is None:
+            return None
+        nodes = node.items if isinstance(node, Sequence) else [node]
         values = [self.item(key, each, convert, None) for each in nodes]
-        return [value for value in values if value is not None]
+        return tuple(value for value in values if value is not None)
 
     def section(self, key: str, known: tuple[str, ...] | None) -> "Section | None":
         """The mapping below `key`, empty if there is none; None if something else stands there."""

@@ -97,9 +97,10 @@ class Config:
 
     path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
     (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
-    leaves. allow: None means everybody. trusted: networks whose clients may say XFORWARD. max_message_size: octets, 0
-    for no limit. workers: how many processes serve; each limit of connections is at least as much. users: keys as
-    KeyRules.table_key makes them; users_per_backend: how many of them are on each name, reserved names too.
+    leaves. allow: None means everybody. trusted: whose clients may say XFORWARD, None for nobody's.
+    max_message_size: octets, 0 for no limit. workers: how many processes serve; each limit of connections is at least
+    as much. users: keys as KeyRules.table_key makes them; users_per_backend: how many of them are on each name,
+    reserved names too.
     """
 
     path: str
@@ -126,7 +127,7 @@ class Config:
     control: Control | None = None
     uncertain_log: str | None = None
     receipts: str | None = None
-    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    trusted: tuple[IPv4Network | IPv6Network, ...] | None = None
     workers: int = 1
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmtp_proxy.receipts_file import ReceiptsFile
 
 _log = logging.getLogger(__name__)
+_now = time.time
 
 _INTERVAL = 1.0  # seconds
 _AGAIN = 5.0  # seconds after a failure
@@ -43,26 +44,19 @@ class _Position(Protocol):
     def trouble(self) -> str: ...
 
 
-class _Ended(NamedTuple):
-    """A delivery with its final replies. uncertain: it has none, and they may still be set to what the client gets."""
-
-    positions: Sequence[_Position]
-    backend: str
-    when: float
-    queue_id: str
-    uncertain: bool
-
-
 class _Refused(NamedTuple):
     """A recipient that was told something else than 2xx. reply: None where nobody was there to be told."""
 
     position: _Position
     reply: Reply | None
-    why: str
     when: float
     queue_id: str
+    why: str
 
 
+# A delivery: its recipients, the backend, when it ended, the queue id, whether it is uncertain, so that their replies
+# are those that the client gets, not the backend's. There are many, and a named tuple takes thrice the time.
+_Ended: TypeAlias = tuple[Sequence[_Position], str, float, str, bool]
 _Note: TypeAlias = _Ended | _Refused
 
 
@@ -90,14 +84,14 @@ class Receipts:
     def delivered(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
         """All final replies of these are known; those that are no 2xx are told by `refused`, too."""
         if self.path is not None:
-            self._notes.append(_Ended(positions, backend, time.time(), queue_id, False))
+            self._notes.append((positions, backend, _now(), queue_id, False))
             if not self._armed or len(self._notes) > _MAX_NOTES:
                 self._arm(_INTERVAL)
 
     def uncertain(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
         """The final dot went out for these, and no reply came."""
         if self.path is not None:
-            self._notes.append(_Ended(positions, backend, time.time(), queue_id, True))
+            self._notes.append((positions, backend, _now(), queue_id, True))
             self._arm(_INTERVAL)
 
     def refused(self, position: _Position, reply: Reply | None, queue_id: str, why: str = "") -> None:
@@ -106,7 +100,7 @@ class Receipts:
         reply: None if the client went away; `why` then.
         """
         if self.path is not None and queue_id:
-            self._notes.append(_Refused(position, reply, why, time.time(), queue_id))
+            self._notes.append(_Refused(position, reply, _now(), queue_id, why))
             self._arm(_INTERVAL)
 
     # --- what an operator asks ---------------------------------------------------------------------------------------
@@ -135,7 +129,7 @@ class Receipts:
 
     def _arm(self, seconds: float) -> None:
         if len(self._notes) > _MAX_NOTES:
-            self._lost = self._lost or self._notes[0].when
+            self._lost = self._lost or _when(self._notes[0])
             self._notes.clear()
         if not self._armed or not seconds:
             self._armed = True
@@ -216,11 +210,11 @@ class _Writer:
             why = f"{said}; {note.position.trouble}" if note.position.trouble else said
             batch.defer(mailboxes, note.queue_id, note.when, why[:_WHY])
             return
-        for position in note.positions:
+        positions, backend, when, queue_id, uncertain = note
+        for position in positions:
             final = position.final_reply
-            if note.uncertain or (final is not None and final.positive):
-                mailboxes = position.route.mailboxes
-                batch.deliver(mailboxes, note.backend, note.when, note.queue_id, uncertain=note.uncertain)
+            if uncertain or (final is not None and final.positive):
+                batch.deliver(position.route.mailboxes, backend, when, queue_id, uncertain=uncertain)
 
     def _write(self, path: str | None, now: float, over: bool) -> None:
         """All there is to the file at `path`; over: nothing comes any more."""
@@ -252,3 +246,7 @@ class _Writer:
         if self._batch:
             file.write(self._batch, now)
             self._batch = Batch()
+
+
+def _when(note: _Note) -> float:
+    return note.when if isinstance(note, _Refused) else note[2]

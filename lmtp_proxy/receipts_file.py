@@ -10,7 +10,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lmtp_proxy.receipts_batch import Batch, Json, ReceiptsError
@@ -35,26 +35,20 @@ CREATE TABLE gaps(id INTEGER PRIMARY KEY, began REAL, ended REAL, why TEXT NOT N
 CREATE TABLE writers(id INTEGER PRIMARY KEY, process TEXT NOT NULL, written REAL NOT NULL);
 """
 
-# One statement for all rows: it runs without the interpreter's lock, which a busy event loop hands over row by row, and
-# after 5 ms each time.
-_DELIVER = """
-INSERT INTO delivered SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
-    FROM json_each(?) WHERE true ON CONFLICT(mailbox, backend) DO UPDATE SET
-    first = min(first, excluded.first), last = max(last, excluded.last),
-    count = count + excluded.count, uncertain = uncertain + excluded.uncertain
-"""
-_DEFER = """
-INSERT INTO deferred SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]')
-    FROM json_each(?) WHERE true ON CONFLICT(mailbox, queue_id) DO UPDATE SET
-    first = min(first, excluded.first), last = max(last, excluded.last),
-    count = count + excluded.count, why = excluded.why
-"""
-_SETTLE = """
-DELETE FROM deferred WHERE (mailbox, queue_id) IN
-    (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?))
-"""
+# Many rows in one statement, which runs without the interpreter's lock: row by row a busy event loop hands that over
+# after 5 ms each time. SQLite takes 999 values in a statement, newer ones more.
+_AT_ONCE = 100
+_DELIVER = (
+    "INSERT INTO delivered VALUES {} ON CONFLICT(mailbox, backend) DO UPDATE SET"
+    " first = min(first, excluded.first), last = max(last, excluded.last),"
+    " count = count + excluded.count, uncertain = uncertain + excluded.uncertain"
+)
+_DEFER = (
+    "INSERT INTO deferred VALUES {} ON CONFLICT(mailbox, queue_id) DO UPDATE SET"
+    " first = min(first, excluded.first), last = max(last, excluded.last),"
+    " count = count + excluded.count, why = excluded.why"
+)
+_SETTLE = "DELETE FROM deferred WHERE (mailbox, queue_id) IN (VALUES {})"
 _BOUND_EACH = """
 DELETE FROM deferred WHERE (mailbox, queue_id) IN (SELECT mailbox, queue_id FROM
     (SELECT mailbox, queue_id, row_number() OVER (PARTITION BY mailbox ORDER BY last DESC) AS place
@@ -142,22 +136,32 @@ class ReceiptsFile:
             if batch.lost is not None:
                 why = "the file could not be written, and too much came meanwhile"
                 base.execute("INSERT INTO gaps(began, ended, why) VALUES (?, ?, ?)", (batch.lost, until, why))
-            rows = batch.delivered.items()
-            delivered = [(*name, row.first, row.last, row.count, row.uncertain) for name, row in rows]
-            base.execute(_DELIVER, (json.dumps(delivered),))
+            delivered = batch.delivered.items()
+            self._rows(_DELIVER, [(*name, row.first, row.last, row.count, row.uncertain) for name, row in delivered])
             if batch.deferred:
-                settled = [name for name, row in batch.deferred.items() if row is None]
-                base.execute(_SETTLE, (json.dumps(settled),))
-                waiting = [
-                    (*name, row.first, row.last, row.count, row.why) for name, row in batch.deferred.items() if row
-                ]
-                base.execute(_DEFER, (json.dumps(waiting),))
-                base.execute(_BOUND_EACH, (json.dumps([row[0] for row in waiting]), PER_MAILBOX))
-                base.execute(_BOUND_ALL, (MAX_DEFERRED,))
+                self._write_deferred(batch)
             if not 0 <= until - self._tidied < _TIDY:
                 self._tidied = until
                 self._tidy(until)
             base.execute("UPDATE writers SET written = ? WHERE id = ?", (until, self._writer))
+
+    def _write_deferred(self, batch: Batch) -> None:
+        base = self._base
+        if base.execute("SELECT 1 FROM deferred LIMIT 1").fetchone():  # nearly always nothing waits
+            self._rows(_SETTLE, [name for name, row in batch.deferred.items() if row is None])
+        waiting = [(*name, row.first, row.last, row.count, row.why) for name, row in batch.deferred.items() if row]
+        if waiting:
+            self._rows(_DEFER, waiting)
+            base.execute(_BOUND_EACH, (json.dumps([row[0] for row in waiting]), PER_MAILBOX))
+            base.execute(_BOUND_ALL, (MAX_DEFERRED,))
+
+    def _rows(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
+        """statement: with {} for the rows."""
+        for start in range(0, len(rows), _AT_ONCE):
+            piece = rows[start : start + _AT_ONCE]
+            marks = f"({', '.join('?' * len(piece[0]))})"
+            values = [value for row in piece for value in row]
+            self._base.execute(statement.format(", ".join([marks] * len(piece))), values)
 
     def _tidy(self, now: float) -> None:
         base = self._base

@@ -22,6 +22,8 @@ def receipts_json(request: Request, receipts: Receipts, generation: Generation) 
     users = request.document("users", long=True).texts("users", least=0)
     if len(users) > MAX_USERS:
         raise bad(f"at most {MAX_USERS} users at once")
+    if any(not _is_text(user) for user in users):
+        raise bad('"users" holds half of a character')
     if receipts.path is None:
         raise Problem(HTTPStatus.CONFLICT, "config.receipts is not set: nothing is remembered; set it, and reload")
     try:
@@ -32,3 +34,12 @@ def receipts_json(request: Request, receipts: Receipts, generation: Generation) 
     except TableUnavailable as error:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the table of users cannot answer: {error}") from None
     return {"receipts": receipts.path, **found}
+
+
+def _is_text(user: str) -> bool:
+    """JSON can say half of a surrogate pair, which no address and no file can."""
+    try:
+        user.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -132,7 +132,7 @@ class Server:
 
     def _is_trusted(self, host: str) -> bool:
         trusted = self._shared.cutover.current().config.trusted
-        return bool(trusted) and _is_within(host, trusted)
+        return trusted is not None and _is_within(host, trusted)
 
     def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))

@@ -366,6 +366,17 @@ def test_workers_share_it() -> None:
             assert len(of(proxy, "bob@x")[1]) == 40
             answer = asked(proxy)
             assert answer["after_crash"] is None and len(answer["gaps"]) == 1
+            assert proxy.process is not None
+            os.kill(victim := children(proxy.process.pid)[0], signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while os.path.exists(f"/proc/{victim}") or len(asked(proxy)["gaps"]) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            answer = asked(proxy, "alice@x")
+            [gap] = answer["gaps"][1:]
+            assert gap["why"].startswith(f"lmtp-proxy process {victim} did not end well, ")
+            assert answer["after_crash"]["worker"] == victim
+            assert [row["count"] for row in answer["users"]["alice@x"]["delivered"]] == [40]
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
@@ -381,7 +392,8 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_odd_requests(own: Move) -> None:
     client = ControlClient(str(own.proxy.config["config"]["control"]["socket"]))  # type: ignore[index]
-    for body in ({}, {"users": "alice"}, {"users": [""]}, {"users": ["a"] * 1001}, {"users": [], "more": 1}):
+    odd: list[dict[str, object]] = [{"users": users} for users in ("alice", [""], ["a"] * 1001, ["\ud800"], None)]
+    for body in ({}, {"users": [], "more": 1}, *odd):
         with pytest.raises(Refusal) as refused:
             client.post("/receipts", body, timeout=10)
         assert refused.value.code == 400

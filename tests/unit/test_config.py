@@ -136,6 +136,8 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
         log=Log(None, "mail", "info"),
         control=None,
         uncertain_log=None,
+        receipts=None,
+        trusted=None,
         backends={},
         users=StaticTable(),
     )
@@ -169,6 +171,8 @@ config:
   log: {syslog: /run/log, facility: LOCAL3, level: Debug}
   control: {socket: /run/ctl, owner: root}
   uncertain_log: /var/lib/uncertain
+  receipts: /var/lib/receipts
+  trusted: [192.0.2.0/24, "::1"]
 backends:
   old: {socket: /run/old, idle_timeout: 12}
   new:
@@ -213,6 +217,8 @@ users:
         log=Log("/run/log", "local3", "debug"),
         control=Control(UnixAddress("/run/ctl"), "root", None, 0o600),
         uncertain_log="/var/lib/uncertain",
+        receipts="/var/lib/receipts",
+        trusted=(ip_network("192.0.2.0/24"), ip_network("::1/128")),
         backends={
             "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts),
             "new": Backend(
@@ -225,7 +231,7 @@ users:
     )
     assert config.key_rules == KeyRules(True, "+-", True)
     lines = {user: config.users.line(user) for user in config.users}
-    assert lines == {"Alice": 37, "no": 38, "0123": 39, "1:30": 40, "on": 41}
+    assert lines == {"Alice": 39, "no": 40, "0123": 41, "1:30": 42, "on": 43}
     assert config.users_per_backend == {"old": 1, "new": 1, "third": 1, "reject": 1, "hold": 1}
     file = tmp_path / "file.yml"
     assert config.digest == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -345,6 +351,8 @@ def test_permissions(load: Load, value: str) -> None:
         ("group: 12345", "group", "12345"),
         ("run_as: 0", "run_as", "0"),
         ("allow: 127.0.0.1", "allow", (ip_network("127.0.0.1/32"),)),
+        ("trusted: 127.0.0.1", "trusted", (ip_network("127.0.0.1/32"),)),
+        ("trusted: []", "trusted", ()),
         ("allow: ['::/0']", "allow", (ip_network("::/0"),)),
         ("allow: [10.0.0.0/255.0.0.0]", "allow", (ip_network("10.0.0.0/8"),)),
         ('recipient_delimiter: ""', "recipient_delimiter", ""),
@@ -396,7 +404,9 @@ def test_config_values(load: Load, line: str, field: str, value: object) -> None
         ("uncertain_log: x", 'uncertain_log: must be the absolute path of a file, not "x"'),
         ("workers: 0", 'workers: must be auto or a whole number from 1 to 64, not "0"'),
         ("workers: all", 'workers: must be auto or a whole number from 1 to 64, not "all"'),
-        ("trusted: 127.0.0.1", "trusted: unknown key"),
+        ("trusted: all", 'trusted: must be a network such as 192.0.2.0/24 or 2001:db8::/32, not "all"'),
+        ("trusted:", f"trusted: {EMPTY}"),
+        ("receipts: x", 'receipts: must be the absolute path of a file, not "x"'),
         ("<<: x", "<<: unknown key"),
         ('"a\\nb": x', "a\\nb: unknown key"),
         ("timeout: {}", "timeout: unknown key, did you mean timeouts?"),

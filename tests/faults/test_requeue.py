@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`requeue` against a scripted proxy and a scripted postqueue: what is run, and what becomes of each mail."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmtp_proxy.control_client import ControlClient, ControlError
+from lmtp_proxy.requeue import Requeued, command_for, requeue
+from tests.support.ctl import FakeControl, Run, ctl, http
+
+
+def waits(**users: dict[str, float]) -> bytes:
+    """What the proxy says: of each user the queue ids, and when they were deferred last."""
+
+    def rows(ids: dict[str, float]) -> list[dict[str, Any]]:
+        return [{"queue_id": each, "first": 1, "last": last, "count": 1, "why": "450 x"} for each, last in ids.items()]
+
+    document = {user: {"delivered": [], "deferred": rows(ids)} for user, ids in users.items()}
+    return http(200, {"receipts": "/r", "instance": "i", "after_crash": None, "gaps": [], "users": document})
+
+
+class Postqueue:
+    """A command that writes down how it was called. queue: what -j lists. code: of -i, a line of sh."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "post queue"
+        self._calls = directory / "calls"
+        self._calls.touch()
+        self.queue(None)
+        self.code("exit 0")
+
+    def queue(self, queues: dict[str, str] | None) -> None:
+        lines = "".join(
+            json.dumps({"queue_id": queue_id, "queue_name": queue}) + "\n" for queue_id, queue in (queues or {}).items()
+        )
+        self.path.with_name("queue").write_text("no JSON" if queues is None else lines)
+
+    def code(self, code: str) -> None:
+        text = f"""#!/bin/sh
+if [ "$1" = -j ]; then cat "{self.path.with_name("queue")}"; exit; fi
+printf '%s\\n' "$*" >> "{self._calls}"
+{code}
+"""
+        new = self.path.with_name("new")
+        new.write_text(text)
+        new.chmod(new.stat().st_mode | stat.S_IXUSR)
+        os.rename(new, self.path)
+
+    @property
+    def calls(self) -> list[str]:
+        return self._calls.read_text().splitlines()
+
+
+@pytest.fixture
+def postqueue(tmp_path: Path) -> Postqueue:
+    return Postqueue(tmp_path)
+
+
+@pytest.fixture
+def run(postqueue: Postqueue) -> Callable[..., Requeued]:
+    def call(*answers: bytes, wait: float = 5.0, users: tuple[str, ...] = ("alice",)) -> Requeued:
+        with FakeControl({"POST /receipts": list(answers)}) as control:
+            return requeue(ControlClient(control.path), users, (str(postqueue.path),), wait=wait)
+
+    return call
+
+
+def fates(done: Requeued) -> list[tuple[str, str, str]]:
+    return [(mail.user, mail.queue_id, mail.fate) for mail in done.mails]
+
+
+def test_the_command() -> None:
+    assert command_for("4fX") == ("postqueue", "-i", "4fX")
+    assert command_for("4fX", ["ssh", "mx", "postqueue"]) == ("ssh", "mx", "postqueue", "-i", "4fX")
+
+
+def test_nothing_waits(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    done = run(waits(alice={}))
+    assert (fates(done), done.done, postqueue.calls) == ([], True, [])
+
+
+def test_each_mail_once_although_two_users_wait_for_it(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    both = waits(alice={"A": 1, "B": 2}, bob={"B": 2})
+    done = run(both, waits(alice={}, bob={}), users=("alice", "bob"))
+    assert postqueue.calls == ["-i A", "-i B"]
+    assert fates(done) == [("alice", "A", "arrived"), ("alice", "B", "arrived"), ("bob", "B", "arrived")]
+    assert done.done and not done.failed and done.ids("alice") == ["A", "B"]
+
+
+def test_again_until_it_has_come(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    still = waits(alice={"A": 1.0})
+    done = run(still, still, still, waits(alice={}))
+    assert postqueue.calls == ["-i A"] * 3
+    assert fates(done) == [("alice", "A", "arrived")]
+
+
+def test_deferred_again_is_not_tried_for_ever(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    done = run(waits(alice={"A": 1.0, "B": 1.0}), waits(alice={"A": 2.0}))
+    assert postqueue.calls == ["-i A", "-i B"]
+    assert fates(done) == [("alice", "A", "deferred again"), ("alice", "B", "arrived")]
+    assert not done.done
+
+
+def test_what_is_deferred_meanwhile_is_tried_as_well(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    done = run(waits(alice={"A": 1.0}), waits(alice={"A": 1.0, "B": 2.0}), waits(alice={}))
+    assert postqueue.calls == ["-i A", "-i A", "-i B"]
+    assert done.ids("alice") == ["A", "B"] and done.done
+
+
+def test_the_time_is_up(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    done = run(waits(alice={"A": 1.0}), wait=0.3)
+    assert fates(done) == [("alice", "A", "not tried yet")] and not done.done
+    assert 0.3 <= done.seconds < 2
+
+
+def test_what_has_left_the_queue_or_is_on_hold_is_not_waited_for(
+    run: Callable[..., Requeued], postqueue: Postqueue
+) -> None:
+    postqueue.queue({"H": "hold", "X": "deferred"})
+    done = run(waits(alice={"G": 1.0, "H": 1.0}), wait=30)
+    assert fates(done) == [("alice", "G", "not in the queue"), ("alice", "H", "on hold in the queue")]
+    assert done.seconds < 6 and not done.done
+
+
+def test_an_old_postfix_cannot_list_its_queue(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    done = run(waits(alice={"A": 1.0}), wait=1.5)
+    assert fates(done) == [("alice", "A", "not tried yet")]
+
+
+def test_a_command_that_fails(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    postqueue.code('[ "$2" = A ] || exit 0; echo "postqueue: fatal: no" >&2; exit 69')
+    done = run(waits(alice={"A": 1.0, "B": 1.0}), waits(alice={"A": 1.0}))
+    assert fates(done) == [("alice", "A", "postqueue failed"), ("alice", "B", "arrived")]
+    [failed] = done.failed
+    assert (failed.status, failed.output) == (69, "postqueue: fatal: no")
+
+
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+    with FakeControl({"POST /receipts": [waits(alice={"A": 1.0, "B": 1.0})]}) as control:
+        done = requeue(ControlClient(control.path), ["alice"], [str(tmp_path / "none")])
+    assert [mail.fate for mail in done.mails] == ["postqueue failed"] * 2
+    [failed] = done.failed
+    assert failed.status is None and failed.output == "cannot be run: No such file or directory"
+
+
+def test_a_thousand_users_a_question() -> None:
+    answers = [waits(**{f"u{number}": {} for number in range(start, start + 1000)}) for start in (0, 1000)]
+    with FakeControl({"POST /receipts": answers}) as control:
+        requeue(ControlClient(control.path), [f"u{number}" for number in range(1500)])
+        assert [len(body["users"]) for body in control.bodies("POST /receipts")] == [1000, 500]
+
+
+def test_no_receipts() -> None:
+    refusal = http(409, {"error": "config.receipts is not set"})
+    with (
+        FakeControl({"POST /receipts": [refusal]}) as control,
+        pytest.raises(ControlError, match=r"config\.receipts is not set"),
+    ):
+        requeue(ControlClient(control.path), ["alice"])
+
+
+# --- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def verb(*arguments: str, answers: list[bytes]) -> Run:
+    with FakeControl({"POST /receipts": answers}) as control:
+        return ctl("--socket", control.path, *arguments)
+
+
+def test_requeue_says_what_it_did(postqueue: Postqueue) -> None:
+    command = f'"{postqueue.path}"'
+    done = verb(
+        *("requeue", "--postqueue", command, "alice", "bob"),
+        answers=[waits(alice={"A": 1.0}, bob={}), waits(alice={}, bob={})],
+    )
+    assert done.status == 0 and not done.err
+    assert done.out.splitlines()[:3] == ["alice: 1 arrived", "    A: arrived", "bob: nothing waits"]
+    done = verb("requeue", "--postqueue", command, "alice", answers=[waits(alice={"A": 1}), waits(alice={"A": 2})])
+    assert done.status == 3 and done.error == "1 mail did not come through: run it again later"
+    assert "    A: deferred again (450 x)" in done.out
+    postqueue.code("echo no; exit 1")
+    done = verb("--json", "requeue", "--postqueue", command, "alice", answers=[waits(alice={"A": 1})])
+    assert done.status == 1 and done.error == "postqueue failed; is it on this machine? see --postqueue"
+    assert done.document["errors"] == [f"'{postqueue.path}' -i A: exit status 1: no"]
+    assert done.document["mails"] == [{"user": "alice", "queue_id": "A", "fate": "postqueue failed", "why": "450 x"}]
+
+
+def test_requeue_prints_commands_for_a_shell() -> None:
+    options = ("--print", "--postqueue", "'/opt/post fix/postqueue' -c /etc/p")
+    done = verb("requeue", *options, "alice", answers=[waits(alice={"A": 1.0, "B": 2.0})])
+    lines = [f"'/opt/post fix/postqueue' -c /etc/p -i {queue_id}" for queue_id in "AB"]
+    assert (done.status, done.out.splitlines()) == (0, lines)
+
+
+@pytest.mark.parametrize("command", ["", "'", " "])
+def test_no_command(command: str) -> None:
+    assert ctl("--socket", "/none", "requeue", "--postqueue", command, "alice").status == 64
+
+
+def test_receipts_for_people() -> None:
+    known = {
+        "delivered": [
+            {"backend": "old", "first": 0.0, "last": 0.0, "count": 1, "uncertain": 0},
+            {"backend": "new", "first": 1.0, "last": 86400.5, "count": 1234, "uncertain": 2},
+        ],
+        "deferred": [{"queue_id": "4fX", "first": 0.0, "last": 1.0, "count": 3, "why": "450 4.2.1 \x1b[31m later"}],
+    }
+    gaps = [{"from": None, "until": 0.0, "why": "the file was made then"}]
+    gaps += [{"from": float(number), "until": None, "why": "broken"} for number in range(6)]
+    crash = {"started": "t", "seconds": 3.0, "worker": None}
+    answer = {"receipts": "/r", "instance": "i", "after_crash": crash, "gaps": gaps,
+              "users": {"alice": known, "bob": {"delivered": [], "deferred": []}}}  # fmt: skip
+    done = verb("receipts", "alice", "bob", answers=[http(200, answer)])
+    assert done.status == 0
+    assert done.out.splitlines()[:10] == [
+        "alice",
+        "    on old: 1 delivered, 1970-01-01T00:00:00.000Z",
+        "    on new: 1,234 delivered, 2 uncertain, 1970-01-01T00:00:01.000Z to",
+        "        1970-01-02T00:00:00.500Z",
+        "    waiting 4fX: 3 times, 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:01.000Z:",
+        "        450 4.2.1 \\x1b[31m later",
+        "bob",
+        "    nothing is known of it",
+        "2 older gaps: see --json",
+        "may be incomplete from 1970-01-01T00:00:01.000Z to now: broken",
+    ]
+    assert "lmtp-proxy started 3.0 s ago after one that had died" in done.out
+    document = verb("--json", "receipts", "alice", answers=[http(200, answer)]).document
+    assert document["users"]["alice"] == known and document["gaps"] == gaps
