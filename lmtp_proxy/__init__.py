@@ -106,6 +106,7 @@ Ring 7, the command, without gevent:
     migrate.journal    where each user is, and how that came about: an SQLite file
     migrate.plan       a YAML file -> a Plan, all errors at once
     migrate.hooks      runs one command of the site's, and ends it
+    migrate.turns      one at a time, and those in a hurry first
     migrate.proxy      what a run asks lmtp-proxy for
     migrate.steps      what is done for one user, written down
     migrate.way_back   the way back before `moved`

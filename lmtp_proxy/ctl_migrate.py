@@ -23,19 +23,24 @@ from lmtp_proxy.migrate import DEFAULT_JOURNAL
 VERBS = ("status", "report", "release", "reset")
 
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
-DESCRIPTION = """Per user: initial sync, preflight, park (reject or hold, which drains), block, final sync,
-verify, move, redirect, unblock. All that failed before the move is put back; after it the user only goes
-forward, or needs attention. A journal has each step: killed at any moment, the same command goes on.
+DESCRIPTION = """
 
-  migrate PLAN.yml [USER... | --users LIST | --all-on BACKEND]   run the plan
-  migrate status [USER...]      where everyone is, or all that was done for these
-  migrate report [USER...] [--html FILE]   what became of all, the downtimes, failures; or users' receipts
-  migrate release USER...       undo a park (and block) that a dead run left
-  migrate reset USER...         a human has put it right: the user begins anew
+Per user: initial sync, preflight, park (reject or hold, which drains), block,
+final sync, verify, move, redirect, unblock. What fails before the move is put
+back; after it a user only goes forward, or needs attention. Each step is in a
+journal before it begins: killed at any moment, the same command goes on.
 
-The first Ctrl-C or SIGTERM begins no more users and finishes those in hand; the second puts those back
-that have not been moved yet. A closed terminal (SIGHUP) stops nothing."""
-USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER... | --users LIST | --all-on BACKEND]
+  PLAN.yml    run the plan, for users named here or in a list
+  status      where everyone is, or all that was done for the users named
+  report      what became of all, for how long they were offline; or receipts
+  release     undo a park (and block) that a dead run has left
+  reset       a human has put it right: the user begins anew
+
+The first Ctrl-C or SIGTERM begins no more users and finishes those in hand; the
+second puts those back who have not been moved yet. A terminal that goes away
+(SIGHUP) stops nothing."""
+USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER...]
+       lmtp-proxyctl migrate [options] PLAN.yml --users LIST | --all-on BACKEND
        lmtp-proxyctl migrate [--journal PATH] status [USER...]
        lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [USER...]
        lmtp-proxyctl migrate [--journal PATH] release | reset USER..."""

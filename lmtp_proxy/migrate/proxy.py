@@ -18,6 +18,7 @@ from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.drain import DONE, UNCERTAIN, UNPROVEN, Failed, Progress
 from lmtp_proxy.migrate.hooks import Cancel
+from lmtp_proxy.migrate.turns import Turns
 from lmtp_proxy.move import Order, move
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Proxy:
         self._cancel = cancel
         self._told = told
         self._patience = patience
+        self._turns = Turns()
 
     def facts(self) -> Facts:
         """Raises ControlError, and ConfigError if the file cannot be loaded."""
@@ -165,7 +167,9 @@ class Proxy:
             before = self._instance()
             try:
                 left = max(until - time.monotonic(), 1.0)
-                outcome = move(self._client, Order((user,), backend, left, preflight=False), progress)
+                order = Order((user,), backend, left, preflight=False)
+                # Who can be interrupted is still where mail and mailbox can be reached.
+                outcome = move(self._client, order, progress, self._turns.turn(urgent=not interruptible))
                 return _moved(outcome.status, outcome.document)
             except (Failed, ControlError) as error:
                 if not _was_away(error) or time.monotonic() >= latest:
