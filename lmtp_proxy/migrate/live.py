@@ -105,6 +105,9 @@ class LiveWatcher:
                 self._lines.append(("bold red" if state == NEEDS_ATTENTION else "yellow", text))
 
     def note(self, text: str) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            self._write("", text)  # nobody is in hand, and perhaps there is never a picture
+            return
         with self._lock:
             self._lines.append(("", text))
 
@@ -130,14 +133,16 @@ class LiveWatcher:
             self._live.stop()
 
     def _show(self) -> None:
-        from rich.text import Text
-
         with self._lock:
             lines, self._lines = self._lines, []
         for style, text in lines:
-            now = time.strftime("%H:%M:%S")
-            self._console.print(Text(f"{now} {safe(text)}", style=style))
+            self._write(style, text)
         self._live.refresh()
+
+    def _write(self, style: str, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(f"{time.strftime('%H:%M:%S')} {safe(text)}", style=style))
 
     def _picture(self) -> "RenderableType":
         """All that is drawn, as high and as wide as the screen takes it."""

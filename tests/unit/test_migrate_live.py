@@ -4,16 +4,16 @@
 import io
 import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lmtp_proxy.migrate.events import LogWatcher, Summary
 from lmtp_proxy.migrate.live import LiveWatcher, watcher_for
+from tests.support.terminal import Tmux
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMMARY = Summary(1, 10, 9, 0, 1, 0, 0, {}, 61.0, None, 1)
@@ -25,36 +25,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-class Tmux:
-    """A terminal of its own size, on a server of its own."""
-
-    def __init__(self, socket: Path, columns: int, rows: int, command: str) -> None:
-        self._socket = socket
-        size = ["-x", str(columns), "-y", str(rows)]
-        self._run("-f", "/dev/null", "new-session", "-d", *size, command)
-
-    def _run(self, *arguments: str) -> str:
-        command = ["tmux", "-S", str(self._socket), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout
-
-    def screen(self) -> list[str]:
-        return self._run("capture-pane", "-p").splitlines()
-
-    def shows(self, condition: Callable[[list[str]], bool]) -> list[str]:
-        latest = time.monotonic() + 20
-        while not condition(screen := self.screen()):
-            assert time.monotonic() < latest, "\n".join(screen)
-            time.sleep(0.1)
-        return screen
-
-    def enter(self) -> None:
-        self._run("send-keys", "Enter")
-
-    def close(self) -> None:
-        self._run("kill-server")
 
 
 @pytest.fixture(params=[(80, 24), (200, 50), (40, 8)])
@@ -89,7 +59,7 @@ def test_a_terminal_of_any_size_shows_bar_users_and_failures(tmux: tuple[Tmux, i
         assert r"[red]Login" in text and r"\x1b[31m" in text
         assert re.search(r"jörg 漢字 +verify \d\.\d+ s, offline \d\.\d+ s", text)
         assert len([line for line in screen if ": failed: " in line]) == 3, "each failure once, and for good"
-    terminal.enter()
+    terminal.keys("Enter")
     terminal.shows(lambda lines: "19 done, 6 done before, 3 failed, 32 not begun of 60 users" in " ".join(lines))
 
 
@@ -123,6 +93,13 @@ def test_a_terminal_that_goes_away_takes_nothing_along() -> None:
     watcher.user_ended("u", "done", 1.0, None)
     watcher.ended(SUMMARY)
     assert watcher._thread is not None and not watcher._thread.is_alive()
+
+
+def test_what_is_said_before_a_run_is_seen_at_once() -> None:
+    """It may never begin: a dry run, or a proxy that is waited for."""
+    terminal = Terminal()
+    LiveWatcher(terminal).note("waiting for [lmtp-proxy]\x1b")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d waiting for \[lmtp-proxy\]\\x1b\n", terminal.getvalue())
 
 
 def test_what_is_no_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
