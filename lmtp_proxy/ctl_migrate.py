@@ -20,7 +20,6 @@ from lmtp_proxy.ctl_arguments import Parser, text
 from lmtp_proxy.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.migrate import DEFAULT_JOURNAL
 
-
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
 DESCRIPTION = """
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,15 +90,18 @@ class MigrateStand:
 
     def fill(self, users: Sequence[str]) -> None:
         """Gives each some old mail in INBOX and in a folder, and a place in Perdition's map."""
-        for user in users:
-            with self.old.imap(user) as imap:
-                imap.create("INBOX.Sent")
-                for folder in ("INBOX", "INBOX.Sent"):
-                    for number in range(OLD_MAIL):
-                        text = message(f"{folder}-{number}-{user}", [user]).content
-                        imap.append(folder, r"(\Seen)" if number else "", "", text)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(self._fill, users))
         self.list.write_text("".join(f"{user}\n" for user in users), "ascii")
         self.perdition.write_map(dict.fromkeys(users, self.old.imap_port))
+
+    def _fill(self, user: str) -> None:
+        with self.old.imap(user) as imap:
+            imap.create("INBOX.Sent")
+            for folder in ("INBOX", "INBOX.Sent"):
+                for number in range(OLD_MAIL):
+                    text = message(f"{folder}-{number}-{user}", [user]).content
+                    imap.append(folder, r"(\Seen)" if number else "", "", text)
 
     def folders(self, store: Store, user: str) -> dict[str, Counter[str]]:
         """The Message-IDs in each folder."""
@@ -113,8 +117,9 @@ class MigrateStand:
 
     def check_folders(self, users: Sequence[str]) -> None:
         """Whatever a moved user had in the old store he has in the new one, folder by folder."""
-        for user in users:
-            old, new = self.folders(self.old, user), self.folders(self.new, user)
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda user: (user, self.folders(self.old, user), self.folders(self.new, user)), users)
+        for user, old, new in found:
             assert old.keys() == new.keys(), user
             assert {name: +(old[name] - new[name]) for name in old if old[name] - new[name]} == {}, user
             assert old["INBOX.Sent"] == new["INBOX.Sent"] and old["INBOX.Sent"].total() == OLD_MAIL

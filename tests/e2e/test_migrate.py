@@ -154,7 +154,7 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         with flow.running():
             for number in range(10):
                 process = stand.begin()
-                until = time.monotonic() + rng.uniform(1.5, 5.0)
+                until = time.monotonic() + rng.uniform(1.0, 4.0)
                 if number == 5:  # the runner waits for it, or asks it in vain
                     time.sleep(0.5)
                     assert stand.proxy.stop(30) == 0
