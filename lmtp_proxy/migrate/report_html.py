@@ -113,8 +113,8 @@ def _head(report: Report) -> str:
 
 _DIED = "A run died at this point: run the same command again."
 _UNCERTAIN = (
-    "Uncertain deliveries: the old store was given the whole message and did not answer. Postfix delivered it again, so"
-    " it may be there twice:"
+    "Uncertain deliveries: a store was given the whole message and did not answer. Postfix tries it again, so it may be"
+    " there twice:"
 )
 
 
@@ -207,9 +207,9 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
     parts = [("sync", offline.final_sync), ("hooks", offline.hooks), ("ours", offline.ours or 0.0)]
     parts.append(("alone", offline.alone))
     bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
-    named = zip(("", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts[:3])), strict=True)
+    named = zip(("offline", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts[:3])), strict=True)
     cells = "".join(
-        f'<td class="number"{f" data-name={name}" if name else ""}>{_text(seconds_of(value))}</td>'
+        f'<td class="number" data-name="{name}">{_text(seconds_of(value))}</td>'
         for name, value in named
     )
     return (

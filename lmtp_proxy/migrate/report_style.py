@@ -113,7 +113,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   .users summary .badge { justify-self: start; }
   .users .receipt span { white-space: normal; }
   table.narrow thead { display: none; }
-  table.narrow tr { display: grid; grid-template-columns: 1fr 1fr 1fr; padding: .4rem 0;
+  table.narrow tr { display: grid; grid-template-columns: 1fr 1fr; padding: .4rem 0;
     border-bottom: 1px solid var(--line); }
   table.narrow td { border: 0; padding: 0; text-align: left; }
   table.narrow td.wide { grid-column: 1 / -1; width: auto; }
