@@ -197,6 +197,10 @@ def _receipts_error(config: Config) -> str | None:
     path = config.receipts
     if path is None:
         return None
+    try:
+        import lmtp_proxy.receipts_file  # noqa: F401  (and now, because `run_as` may not be able to read it)
+    except ImportError as error:
+        return f"config.receipts: this Python cannot use SQLite: {error}"
     directory = os.path.dirname(path)
     allowed, who = _may_serve(config, directory, os.W_OK | os.X_OK)
     if not allowed:  # SQLite makes files beside the one

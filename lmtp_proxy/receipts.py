@@ -233,8 +233,10 @@ class _Writer:
             self._batch = Batch()
             return
         if file is None:
-            from lmtp_proxy.receipts_file import ReceiptsFile
-
+            try:
+                from lmtp_proxy.receipts_file import ReceiptsFile
+            except ImportError as error:
+                raise ReceiptsError(f"this Python cannot use SQLite: {error}") from error
             file = ReceiptsFile(path, now)
         self._file = file
         self._flush(file, now)

@@ -243,9 +243,9 @@ def _process(pid: int) -> str:
     """Names a process for ever: its pid, and when it began in which run of the machine. None of this name: only pid."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            began = file.read().rpartition(b")")[2].split()[19].decode("ascii")  # proc(5): starttime
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{pid} {began} {file.read().strip()}"
+            began = int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return f"{pid} {began} {file.read().strip().decode()}"
     except OSError:
         return str(pid)
 

@@ -25,7 +25,8 @@ from tests.support.script import Await, Close, Script, say
 
 LONG = "first.middle.last-name-of-quite-some-length+with-a-detail@mail.department.of.something.example.org"
 USERS = {"alice@example.org": "old", "bob@example.org": "new", "carol@example.org": "reject", LONG: "old"}
-VERBS = ("status", "lookup", "reload", "drain", "move", "inflight", "sessions", "backends", "check", "uncertain")
+VERBS = ("status", "lookup", "reload", "drain", "move", "inflight", "sessions", "backends", "check", "uncertain",
+         "receipts", "requeue")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import sqlite3
 import stat
@@ -388,6 +389,31 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
             [line] = proxy.log()[since:].splitlines()
             what = f"config.receipts: this user cannot write in {tmp_path}/missing; see mkdir, chown and chmod"
             assert line == f"{proxy.config_path}: {what}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user: run the tests as root")
+def test_the_user_who_serves_owns_it(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody").pw_uid
+    with FakeBackend() as old, FakeBackend() as new:
+        proxy = new_proxy(old, new, run_as="nobody", permissions="0666")
+        os.chmod(proxy.directory, 0o755)
+        what = f"config.receipts: nobody cannot write in {proxy.directory}; see mkdir, chown and chmod"
+        del proxy.config["config"]["uncertain_log"]
+        proxy.write_config()
+        for arguments in (["-c", proxy.config_path, "--check"], ["-c", proxy.config_path]):
+            since = proxy.mark()
+            assert proxy.spawn(arguments).wait(10) == 1
+            assert proxy.log()[since:].splitlines() == [f"{proxy.config_path}: {what}"]
+        own = Path(proxy.directory) / "own"
+        own.mkdir()
+        os.chown(own, nobody, -1)
+        proxy.config["config"]["receipts"] = str(own / "receipts")
+        proxy.write_config()
+        with proxy:
+            deliver(proxy, "4fX1", "alice@x")
+            assert of(proxy, "alice@x") == ([("old", 1, 0)], [])
+            made = [path.stat() for path in own.iterdir()]
+            assert len(made) == 3 and {(each.st_uid, stat.S_IMODE(each.st_mode)) for each in made} == {(nobody, 0o600)}
 
 
 def test_odd_requests(own: Move) -> None:
