@@ -5,6 +5,7 @@ tests/e2e/test_migrate.py runs them in front of real servers.
 """
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -142,6 +143,19 @@ def test_what_cannot_be_in_the_map_is_refused(popmap: Map, arguments: tuple[str,
     assert popmap.lines == before
 
 
+def wait_until_titled(process: "subprocess.Popen[bytes]", title: str) -> None:
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(f"perdition.imap4: {title}".encode()):
+        time.sleep(0.01)
+
+
+def test_sessions_that_cannot_be_found_are_no_success(popmap: Map) -> None:
+    (popmap.directory / "pid").unlink()
+    before = popmap.lines
+    done = popmap.run("block", "alice")
+    assert done.returncode == 1 and "no session can be ended" in done.stderr
+    assert popmap.lines == before
+
+
 @pytest.fixture
 def sessions() -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
     """Processes with the titles that Perdition's have, children of the one in the pid file."""
@@ -151,8 +165,7 @@ def sessions() -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
         for user in ("alice", "alice2", "a.*")
     }
     for user, process in started.items():
-        while f"connect ({user})".encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
-            time.sleep(0.01)
+        wait_until_titled(process, f"connect ({user})")
     yield started
     for process in started.values():
         process.kill()
@@ -169,3 +182,34 @@ def test_block_ends_the_sessions_of_this_user_alone(
     assert [name for name, process in sessions.items() if process.poll() is None] == [
         name for name in sessions if name != user
     ]
+
+
+def test_block_waits_for_a_login_that_is_under_way(popmap: Map) -> None:
+    """It may have read the map as it was: a moment later it is a session."""
+    title = "perdition.imap4: connect"
+    becomes = f"sleep 0.6; exec -a '{title} (alice)' cat"
+    pair = socket.socketpair()
+    under_way = subprocess.Popen(
+        ["/bin/bash", "-c", f'exec -a "{title} ( 10.0.0.3:1->10.0.0.4:143)" bash -c "$0"', becomes],
+        stdin=subprocess.PIPE,
+        pass_fds=[end.fileno() for end in pair],
+    )
+    idle = subprocess.Popen(  # has not said yet who it is, and may take its time
+        ["/bin/bash", "-c", f'exec -a "{title} ( 10.0.0.3:2->10.0.0.4:143)" cat'],
+        stdin=subprocess.PIPE,
+        pass_fds=[pair[0].fileno()],
+    )
+    try:
+        wait_until_titled(under_way, "connect ( 10.0.0.3:1")
+        wait_until_titled(idle, "connect ( 10.0.0.3:2")
+        began = time.monotonic()
+        assert popmap.run("block", "alice").returncode == 0
+        assert under_way.wait(2) == -15
+        assert time.monotonic() - began >= 0.4
+        assert idle.poll() is None
+    finally:
+        for process in (under_way, idle):
+            process.kill()
+            process.communicate()
+        for end in pair:
+            end.close()
