@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         "requeue",
         _requeue,
         "Have Postfix try again, at once, the mail that was deferred for users",
-        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts, and waits until each has come "
+        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts. Waits until each has come "
         "again; one that was refused a moment ago needs more than one run. Exit status 0 if none waits any more, 3 if "
         "one was deferred again or did not come in time, 1 if postqueue failed.",
     )
