@@ -25,6 +25,7 @@ setup(
     install_requires=[
         "gevent>=22.10",
         "PyYAML>=6.0",
+        "prometheus_client>=0.16",
         "python-daemon>=2.3",
         "setproctitle>=1.3",
     ],

@@ -53,6 +53,9 @@ class LmtpProxy:
         with Stage() as stage:
             around = Surroundings(("127.0.0.1:1", "127.0.0.1:2"), stage.path("log"), users=1)
             config = self.configure(stage, around, ("127.0.0.1", 2424))
+            # As a package is installed; otherwise each start compiles, and keeps what that leaves in memory.
+            compiling = [self.python, "-m", "compileall", "-q", str(PROGRAM.parents[1] / "lmtp_proxy")]
+            subprocess.run(compiling, stdout=subprocess.DEVNULL, timeout=60, check=False)
             command = [self.python, str(PROGRAM), "--check", "-c", str(config)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode == 0:

@@ -18,24 +18,28 @@ Ring 0, pure values and the protocol, no I/O:
     share              one process's part of a limit that is for all
     receipts_batch     what is to be remembered of mailboxes, added up
     message_id         the Message-ID in the beginning of a message
+    metrics            what a process counts: integers and histograms
 Ring 1, files, tables and the log:
+    config_error       that a configuration cannot be used
     yaml_text          a YAML file as text scalars with line numbers
     tables             where the backend of a key is written down
     tables.static      the `users:` section of the configuration
     config_values      what a configuration is: frozen values
     config_keys        the type of each key: text -> value
+    config_listeners   where clients of all kinds connect
     flat_users         a `users:` section of plain lines, read without YAML
     config_users       the `users:` section
     config_backends    the `backends:` section, and timeouts
     config_difference  what differs between two configurations
     config             a YAML file -> a Config, all errors at once
-    loading            a large configuration is loaded by a process of its own
+    loading            a configuration is loaded by a process of its own
     loader             that process
     users_edit         the text of a configuration with some users changed
     users_excerpt      the same for a file of any size
     log_channel        syslog's socket or standard error, never waited for
     log_batch          log lines in batches
     log                what the log is set up to be, and the escaping of foreign text
+    late_import        whether this is a good moment for an import
     stream             a connected socket on gevent's loop, and waiting for it
     receipts_file      the file of receipts, which several processes write
     worker_settings    what a worker is told when it is started
@@ -44,6 +48,7 @@ Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
+    backend_error      that a conversation with a backend failed
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
     place              one transaction's place in a pool
@@ -68,18 +73,29 @@ Ring 5, clients:
 Ring 6, the process:
     reloads            one reload at a time, for however many ask
     config_manager     the greenlet that reloads on SIGUSR1
+    figures            what the processes have counted, as plain values
+    exposition         the figures in the words of Prometheus
     control_request    one request on the control socket, looked at strictly
     control_application  a WSGI application: a table of resources, answers in JSON
+    exposition_thread  the exposition as an answer, made in a thread
     control_json       the parts of the process as JSON values
     receipts_json      what is known of some mailboxes
     control_server     HTTP on the control socket, proof against bad clients
+    control_on_demand  the control socket until its first client comes
     control            what the operator can ask one process for
+    loop_watch         notices when the event loop is kept from its work
+    samples            the counters of the last minutes
+    page_graphics      numbers as text, curves and bars as inline SVG
+    page_frame         the status page without its content
+    status_page        its content
+    metrics_server     what `metrics` serves, to read only
     start_log          what the log says at a start
     service            monkey patching, building and joining the above, signals
     control_channel    how the supervisor reaches the control application of a worker
     worker_service     one worker of several
     worker_process     a worker as its supervisor sees it
     team               all workers: started, restarted, kept to one configuration
+    team_figures       the figures of all workers
     merged_json        the answers of several workers as one
     merged_control     what the operator can ask a proxy of several workers
     supervisor         the process that serves no mail, but has workers do so

@@ -17,13 +17,12 @@ from ipaddress import ip_address
 import gevent
 
 from lmtp_proxy import reply as say
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend, TcpAddress, UnixAddress
-from lmtp_proxy.log import printable
 from lmtp_proxy.reply import MAX_LINE, Reply, reply_from_wire
 from lmtp_proxy.stream import Stream
 
 MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
-FINAL_DOT = b".\r\n"  # what stands before it ends with CRLF, or is nothing
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
 # What nearly all replies look like: one line, with an enhanced code unless it is a 354.
 _PLAIN_REPLY = re.compile(
@@ -31,21 +30,6 @@ _PLAIN_REPLY = re.compile(
 )
 _LEAVE_TAKING = 2.0  # seconds
 _EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time; others wait meanwhile
-
-
-class BackendError(Exception):
-    """A conversation failed.
-
-    reply: what its recipients get. reason: for the log, escaped there. maybe_delivered: the final dot was sent, so the
-    message may have been stored. alarm: somebody has to mend the configuration; waiting will not help.
-    """
-
-    def __init__(self, reply: Reply, reason: str, *, maybe_delivered: bool = False, alarm: bool = False) -> None:
-        super().__init__(reason)
-        self.reply = reply
-        self.reason = printable(reason.encode("utf-8", "backslashreplace"))
-        self.maybe_delivered = maybe_delivered
-        self.alarm = alarm
 
 
 class _Utf8(str):
@@ -188,9 +172,9 @@ class BackendSession(smtplib.LMTP):
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
         sent = self.send_now(octets)
         if sent < len(octets):
-            self.keep(octets[sent:])
+            self.keep(memoryview(octets)[sent:])
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send_now` left, or a part of it, while the stream is `full`."""
         self._open_stream().keep(octets)
 

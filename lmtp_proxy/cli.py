@@ -14,15 +14,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import daemon
-
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.loading import load
 from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
-from lmtp_proxy.sockets import Listener, listen, listen_for_control
+from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -51,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
         epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
         allow_abbrev=False,
+        # While options are added. Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
+        formatter_class=partial(argparse.HelpFormatter, width=78),
     )
     parser.add_argument(
         "-c",
@@ -63,14 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
+    parser.formatter_class = argparse.HelpFormatter
     return parser
 
 
 def _summary(config: Config) -> str:
     fallback = f", fallback {config.fallback_backend}" if config.fallback_backend else ""
-    return (
-        f"{config.path}: OK: {len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}"
-    )
+    metrics = f", metrics on http://{config.metrics}/" if config.metrics else ""
+    what = f"{len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}{metrics}"
+    return f"{config.path}: OK: {what}"
 
 
 def _run(config: Config, *, daemonise: bool) -> int:
@@ -85,12 +86,13 @@ def _run(config: Config, *, daemonise: bool) -> int:
         pid_file.acquire()
     control = listen_for_control(config)
     try:
+        metrics = listen_for_metrics(config)
         listener = listen(config)
     except ConfigError:
         if control:
             control.remove()
         raise
-    listeners = [listener, control] if control else [listener]
+    listeners = [each for each in (listener, control, metrics) if each]
     if listener.notice:
         print(listener.notice, file=sys.stderr, flush=True)
 
@@ -113,6 +115,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         config,
         listener.socket,
         control.socket if control else None,
+        metrics.socket if metrics else None,
         daemonised=daemonise,
         received=received,
         ready=lambda: _tell(started),
@@ -130,6 +133,9 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[i
 
     The command itself ends only then, so that an init script finds the pid file written and the exit status true.
     """
+    # Here, because Debian's makes a set of all numbers that a descriptor may have: 2.8 MB for 20,000 of them.
+    import daemon
+
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
@@ -164,9 +170,9 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        for path in (__file__, sys.executable) if config.workers > 1 else ():
+        for path in (__file__, sys.executable):
             if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
+                what = f"{config.run_as} may not read {path}, so no reload would work; see chmod"
                 raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(

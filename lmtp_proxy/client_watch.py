@@ -8,7 +8,7 @@ nothing of LMTP; whether the client has said all is asked of others.
 
 import select
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
@@ -17,9 +17,6 @@ from lmtp_proxy.stream import Stream
 
 INTERVAL = 0.4
 """Seconds between two looks: a vanished client is to release its backends within one."""
-
-Poll: TypeAlias = Callable[[], "select.poll"]
-"""select.poll as it was before monkey patching: gevent's own knows no POLLRDHUP, and would wait."""
 
 _PEEK = 1 << 20
 _CLOSED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -36,11 +33,10 @@ class ClientWatch:
     of file behind it is no reason to stop.
     """
 
-    __slots__ = ("_completes", "_poll", "_stream", "_timer", "_waiting")
+    __slots__ = ("_completes", "_stream", "_timer", "_waiting")
 
-    def __init__(self, stream: Stream, poll: Poll, completes: Callable[[bytes], bool]) -> None:
+    def __init__(self, stream: Stream, completes: Callable[[bytes], bool]) -> None:
         self._stream = stream
-        self._poll = poll
         self._completes = completes
         self._waiting: greenlet | None = None
         self._timer: Any = None
@@ -92,7 +88,7 @@ class ClientWatch:
         stream = self._stream
         if stream.ended:
             return stream.error is not None or not self._completes(stream.received)
-        poll = self._poll()
+        poll = select.poll()
         poll.register(stream.fileno(), select.POLLIN | select.POLLRDHUP)
         events = dict(poll.poll(0)).get(stream.fileno(), 0)
         if not events & _CLOSED:

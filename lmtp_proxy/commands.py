@@ -4,17 +4,21 @@
 It knows the order of commands and replies, and when the next reply is due. What a reply means is decided elsewhere.
 """
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendSession
 from lmtp_proxy.commit import Position
 from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.failure import Phase
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 # Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
 _ENVELOPE = 4

@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass, field
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.reply import Reply
@@ -54,12 +55,13 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Cutover:
-    """What makes sure that no mail reaches a backend any more after it was taken from the user."""
+    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
 
     current: CurrentGeneration
     in_flight: InFlight
     uncertain: UncertainLog
     receipts: Receipts = field(default_factory=Receipts)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 class CommitPoint:
@@ -75,6 +77,7 @@ class CommitPoint:
         self._message = message
         self._cutover = cutover
         self._ended = False
+        self._dot_at = 0.0  # time.monotonic
         self._flight = cutover.in_flight.begin(
             message.session, pool.backend.name, pool.address, message.envelope.path
         )
@@ -133,6 +136,7 @@ class CommitPoint:
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
         self._flight.phase = Phase.FINAL_DOT
+        self._dot_at = time.monotonic()
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
@@ -144,7 +148,9 @@ class CommitPoint:
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
-            if self._flight.phase is Phase.FINAL_DOT:  # before it leaves: who drains and then asks finds it there
+            if self._flight.phase is Phase.FINAL_DOT:
+                self._counts.replies.observe(time.monotonic() - self._dot_at)
+                # Before it leaves: who drains and then asks finds it there.
                 queue_id = self._message.envelope.queue_id
                 self._cutover.receipts.delivered(self.accepted, self._backend.name, queue_id)
             self._cutover.in_flight.leave(self._flight)

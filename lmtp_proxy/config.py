@@ -2,8 +2,7 @@
 """A YAML file -> a `Config`, or a ConfigError with everything that is wrong with it.
 
 Which keys there are, their defaults, and what they mean together. It reads the file and the password files that it
-names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent, so it may run in a
-thread beside the deliveries.
+names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
 """
 
 import os
@@ -11,10 +10,10 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Set
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
-from lmtp_proxy import config_backends, config_keys
+from lmtp_proxy import config_backends, config_keys, config_listeners
+from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_keys import MAX_ERRORS, Section
 from lmtp_proxy.config_users import read_users, undefined
 from lmtp_proxy.config_values import (
@@ -27,12 +26,11 @@ from lmtp_proxy.config_values import (
     TcpAddress,
     Timeouts,
     UnixAddress,
-    is_own_listener,
 )
 from lmtp_proxy.flat_users import Doubt, FlatUsers
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.yaml_text import Document, Mapping, Problem, Sequence, Source, read_source, shown
+from lmtp_proxy.yaml_text import Document, Mapping, Problem, Source, read_source
 
 __all__ = [
     "KEYS",
@@ -55,8 +53,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "config": (
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
-        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "uncertain_log", "workers"),
-        *("receipts", "trusted"),
+        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
+        *("workers", "receipts", "trusted"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": config_backends.TIMEOUTS,
@@ -64,17 +62,6 @@ KEYS: dict[str, tuple[str, ...]] = {
     "backends.*": config_backends.KEYS,
     "backends.*.timeouts": config_backends.TIMEOUTS_OF_ONE,
 }
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
-
-    def __init__(self, errors: tuple[str, ...]) -> None:
-        super().__init__(errors)
-        self.errors = errors
-
-    def __str__(self) -> str:
-        return "\n".join(self.errors)
 
 
 def load_config(path: str, store: int | None = None) -> Config:
@@ -124,7 +111,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
-    listener = _listener(section)
+    listener = config_listeners.listener(section)
     timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
     backends = config_backends.backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
     names = None if backends is None else backends.keys() | RESERVED
@@ -148,7 +135,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         ignore_domain=rules.ignore_domain,
         fallback_backend=fallback,
         pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
-        allow=_allow(section),
+        allow=config_listeners.allow(section),
         run_as=section.value("run_as", config_keys.account, None),
         hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
         case_sensitive=rules.case_sensitive,
@@ -161,7 +148,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
         hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),
         log=_log(section),
-        control=_control(section, listener),
+        control=config_listeners.control(section, KEYS["config.control"], listener),
+        metrics=config_listeners.metrics(section, listener),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         receipts=section.value("receipts", config_keys.absolute_path, None),
         trusted=section.values("trusted", config_keys.network),
@@ -190,32 +178,6 @@ def _own_hostname() -> str:
         return "localhost"
 
 
-def _listener(section: Section) -> Address | None:
-    """`socket`: a path or [host, port]. None after a problem."""
-    if "socket" not in section:
-        section.fail("socket", "is missing: write the path of a unix socket, or [host, port]")
-        return None
-    node = section.node("socket")
-    if isinstance(node, Sequence):
-        if len(node.items) != 2:
-            section.fail("socket", "must be a path or [host, port]")
-            return None
-        host = section.item("socket", node.items[0], config_keys.host, None)
-        port = section.item("socket", node.items[1], config_keys.port, None)
-        return None if host is None or port is None else TcpAddress(host, port)
-    path = None if node is None else section.item("socket", node, config_keys.socket_path, None)
-    return None if path is None else UnixAddress(path)
-
-
-def _allow(section: Section) -> tuple[IPv4Network | IPv6Network, ...] | None:
-    node = section.node("allow")
-    if node is None:
-        return None
-    items = node.items if isinstance(node, Sequence) else [node]
-    if not items:
-        section.fail("allow", "would refuse everybody: list the networks that may connect, or take it out for all")
-    networks = [section.item("allow", item, config_keys.network, None) for item in items]
-    return tuple(network for network in networks if network is not None)
 
 
 def _log(parent: Section) -> Log:
@@ -229,20 +191,3 @@ def _log(parent: Section) -> Log:
     )
 
 
-def _control(parent: Section, listener: Address | None) -> Control | None:
-    if "control" not in parent:
-        return None
-    section = parent.section("control", KEYS["config.control"])
-    if section is None:
-        return None
-    if "socket" not in section:
-        parent.fail("control", "needs a socket: the absolute path of a unix socket")
-    path = section.value("socket", config_keys.socket_path, None)
-    if path is not None and listener is not None and is_own_listener(listener, UnixAddress(path)):
-        section.fail("socket", "is the socket for mail already: the control socket needs one of its own")
-    return Control(
-        socket=UnixAddress(path or ""),
-        owner=section.value("owner", config_keys.owner, None),
-        group=section.value("group", config_keys.group, None),
-        permissions=section.value("permissions", config_keys.permissions, 0o600),
-    )

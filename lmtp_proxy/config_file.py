@@ -18,12 +18,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config import load_config
+from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_values import RESERVED, Config
 from lmtp_proxy.tables.static import changes as table_changes
 from lmtp_proxy.users_edit import EditError
 from lmtp_proxy.users_excerpt import edit_file
-from lmtp_proxy.yaml_text import MAX_OCTETS, shown
+from lmtp_proxy.yaml_text import MAX_OCTETS
 
 _ATTEMPTS = 4  # one, and three more after an edit by somebody else
 _POLL = 0.01  # seconds between two looks at a lock; 50 commands at once take turns of some 20 ms

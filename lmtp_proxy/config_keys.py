@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence, shown
+from lmtp_proxy.config_error import shown
+from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence
 
 T = TypeVar("T")
 D = TypeVar("D")

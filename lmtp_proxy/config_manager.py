@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import gevent
 import gevent.os
@@ -18,21 +18,23 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
-from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_difference import compare_users, difference
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
-from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads
+from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
 from lmtp_proxy.share import WHOLE, Share
 from lmtp_proxy.tables.static import StaticTable
 
 _log = logging.getLogger(__name__)
 
 _NEEDS_RESTART = (
-    *("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control", "workers"),
+    *("socket", "owner", "group", "permissions", "pid", "run_as", "max_clients", "log", "control", "metrics"),
+    "workers",
 )
 _SECTIONS = ("backends", "users")
+_MOVES: tuple[Literal["added", "removed", "moved"], ...] = ("added", "removed", "moved")
 
 
 class ConfigManager(Reloads):
@@ -114,7 +116,8 @@ class ConfigManager(Reloads):
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
-        return Reloaded(self._generation.number, changes, seconds, restart, self.loaded)
+        moved = moved_from([group for kind in _MOVES for group in loaded.users[kind]])
+        return Reloaded(self._generation.number, changes, seconds, restart, self.loaded, moved)
 
 
 def _differs(one: Config, other: Config, key: str) -> bool:
@@ -128,6 +131,9 @@ def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
     """
     if is_large(path, old):
         return None
+    # Here, because a process that was never told to reload does without YAML, which takes 3 MB.
+    from lmtp_proxy.config import load_config
+
     try:
         config = load_config(path)
     except ConfigError as error:

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Set
 from functools import partial
 
+from lmtp_proxy.config_error import shown
 from lmtp_proxy.config_keys import Section
 from lmtp_proxy.flat_users import Doubt, FlatUsers
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.tables.static import SameKey, Shape, StaticTable, write_table
-from lmtp_proxy.yaml_text import Scalar, shown
+from lmtp_proxy.yaml_text import Scalar
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

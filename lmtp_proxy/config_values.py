@@ -17,7 +17,7 @@ from lmtp_proxy.tables.static import StaticTable
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
 
-_LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
 _LOOPBACK: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
@@ -125,6 +125,7 @@ class Config:
     hold_limit: int = 2
     log: Log = Log()
     control: Control | None = None
+    metrics: TcpAddress | None = None
     uncertain_log: str | None = None
     receipts: str | None = None
     trusted: tuple[IPv4Network | IPv6Network, ...] | None = None
@@ -171,7 +172,7 @@ def _same_file(one: str, other: str) -> bool:
 def _addresses(host: str) -> frozenset[IPv4Address | IPv6Address | str]:
     """What `host` stands for: IP addresses, or its own name in one spelling."""
     name = host.lower().rstrip(".")
-    if name in _LOCALHOST:
+    if name in LOCALHOST:
         return frozenset(_LOOPBACK.values())
     try:
         address = ipaddress.ip_address(name)

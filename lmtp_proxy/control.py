@@ -6,7 +6,6 @@ nothing but by a reload, and never does so much at once that mail waits. It know
 """
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.control_application import Json, JsonApplication, Resources
 from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, sessions_json
@@ -34,15 +33,18 @@ from lmtp_proxy.control_request import (
     shown,
     slices,
 )
+from lmtp_proxy.exposition_thread import exposed
+from lmtp_proxy.figures import Figures, figures_of, with_reloads
 from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.log import printable
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.preflight import preflight
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.receipts_json import receipts_json
-from lmtp_proxy.reloads import Refused, reload_json
+from lmtp_proxy.reloads import Refused, history_json, moved_json, reload_json
 from lmtp_proxy.routing import HOLD
 from lmtp_proxy.session import SessionState
 from lmtp_proxy.uncertain import iso_time
@@ -70,9 +72,10 @@ class ControlState:
     stopping: Callable[[], bool]
     address: str
     after_crash: bool = False
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
     started: float = field(default_factory=time.time)
     receipts: Receipts = field(default_factory=Receipts)
+    tallies: Tallies = field(default_factory=Tallies)
 
 
 class Application(JsonApplication):
@@ -89,6 +92,9 @@ class Application(JsonApplication):
             "/inflight": {"GET": lambda _: {"in_flight": flights_json(self._state.in_flight)}},
             "/lookup": {"GET": self._lookup},
             "/uncertain": {"GET": self._uncertain},
+            "/figures": {"GET": lambda _: self.figures()},
+            "/metrics": {"GET": lambda request: exposed(self.figures(), request.accept)},
+            "/history": {"GET": lambda _: {"history": history_json(self._state.manager.history)}},
             "/reload": {"POST": self._reload},
             "/drain": {"POST": self._drain},
             "/preflight": {"POST": self._preflight},
@@ -195,6 +201,12 @@ class Application(JsonApplication):
             "answer": answer,
         }
 
+    def figures(self) -> Figures:
+        """All that is counted."""
+        state, generation = self._state, self._generation
+        own = figures_of(generation, state.in_flight, state.parking, state.uncertain, state.tallies)
+        return with_reloads(own, state.manager, generation.number, state.started)
+
     # --- what can be done --------------------------------------------------------------------------------------------
 
     def _reload(self, request: Request) -> Json:
@@ -209,6 +221,7 @@ class Application(JsonApplication):
             "changes": outcome.changes,
             "seconds": outcome.seconds,
             "restart": list(outcome.restart),
+            "moved": moved_json(outcome.moved),
             "sha256": self._generation.config.digest,
         }
 
@@ -222,6 +235,7 @@ class Application(JsonApplication):
         if until is None:  # else it is the same drain, asked for again
             request.log("drain", ["all"] if named is None else named)
         in_flight = self._state.in_flight
+        drained = self._state.manager.note_drain(named)
         settled = self._settled(deadline)
         # Not before the reload, so that a delivery which entered under the old route is among those that are counted.
         until = in_flight.last if until is None else min(until, in_flight.last)
@@ -236,6 +250,7 @@ class Application(JsonApplication):
                 left.clear()
         generation = self._generation
         recent = self._state.uncertain.concerning(keys, time.time() - _RECENT)
+        drained.ended(settled and not waiting, len(recent))
         return {
             "done": settled and not waiting,
             "instance": self._state.instance,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A WSGI application that answers in JSON: a table of resources, and what becomes of requests that do not fit it.
+"""A WSGI application: a table of resources, answers in JSON or other text, and what becomes of odd requests.
 
 It knows neither what the resources are nor the sockets that requests come by.
 """
@@ -7,6 +7,7 @@ It knows neither what the resources are nor the sockets that requests come by.
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -15,7 +16,19 @@ from lmtp_proxy.control_request import GONE, UID, Problem, Request, shown
 _log = logging.getLogger(__name__)
 
 Json: TypeAlias = dict[str, Any]
-Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer that is not JSON. headers: beside those that each answer has."""
+
+    content_type: str
+    octets: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    status: HTTPStatus = HTTPStatus.OK
+
+
+Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json | Text]]]
 """Path -> method -> what answers; it may raise Problem."""
 
 
@@ -25,15 +38,27 @@ class JsonApplication:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
 
+    def answer(self, path: str, request: Request) -> Json | Text:
+        """What a GET of `path` answers to `request`. Raises Problem."""
+        return self._resources[path]["GET"](request)
+
+    def get(self, path: str, request: Request) -> Json:
+        """What a GET of `path`, which answers in JSON, answers to `request`. Raises Problem."""
+        answer = self.answer(path, request)
+        assert not isinstance(answer, Text)
+        return answer
+
     def __call__(self, environ: Json, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
         """Answer one request."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         what = f"{shown(method, 20)} {shown(path, 100)}"
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         body = environ["wsgi.input"].read() if has_body else None
-        request = Request(environ["QUERY_STRING"], body, environ[UID], environ[GONE])
-        headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-        status, answer = HTTPStatus.OK, {}
+        accept = environ.get("HTTP_ACCEPT", "")
+        request = Request(environ["QUERY_STRING"], body, environ[UID], environ[GONE], accept)
+        headers = [("Cache-Control", "no-store")]
+        status = HTTPStatus.OK
+        answer: Json | Text = {}
         try:
             if (handlers := self._resources.get(path)) is None:
                 raise Problem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
@@ -49,6 +74,9 @@ class JsonApplication:
         except Exception as error:  # noqa: BLE001  (a bug met by one request is not the end of the control socket)
             _log.exception("control: %s failed by an internal error", what)
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"internal error: {shown(repr(error))}"}
-        octets = json.dumps(answer).encode("ascii") + b"\n"
+        if not isinstance(answer, Text):
+            answer = Text("application/json", json.dumps(answer).encode("ascii") + b"\n", status=status)
+        status, octets = answer.status, answer.octets
+        headers += [("Content-Type", answer.content_type), *answer.headers]
         start_response(f"{status.value} {status.phrase}", [*headers, ("Content-Length", str(len(octets)))])
         return [] if method == "HEAD" else [octets]

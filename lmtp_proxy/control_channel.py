@@ -13,8 +13,8 @@ from typing import Any
 
 import gevent.socket
 
-from lmtp_proxy.control_request import UID
-from lmtp_proxy.control_server import MAX_CONNECTIONS, Acceptor, ControlServer
+from lmtp_proxy.control_request import MAX_CONNECTIONS, UID
+from lmtp_proxy.control_server import Acceptor, ControlServer
 
 _log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ Json: TypeAlias = dict[str, Any]
 
 MAX_SHOWN = 1000
 """Of flights, sessions or users in one answer: more would take the hub too long, and nobody reads them."""
+_COUNTS = ("connections", "failures", "sent", "deferred", "bounced", "aborted", "uncertain", "octets")
 _SHOWN_RECIPIENTS = 20  # of one flight
 
 
@@ -74,5 +75,5 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "idle": pool.idle,
         "max_connections": pool.backend.max_connections,
         "users": users,
-        **asdict(counts),
+        **{name: getattr(counts, name) for name in _COUNTS},
     }

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -29,6 +28,8 @@ GONE = "lmtp_proxy.gone"
 """Key of the environment: a callable that says whether the client has closed the connection. It does not wait."""
 
 MAX_USERS = 200_000
+MAX_CONNECTIONS = 64
+"""Clients of the control socket at once; the next ones wait in the kernel's backlog."""
 DRAIN_TIMEOUT = 60.0
 DRAIN_LONGEST = 600.0
 UNSETTLED = 2**53 - 1
@@ -54,18 +55,24 @@ class Problem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """body: None if none was announced. gone: whether the client has closed the connection; does not wait."""
+    """body: None if none was announced. gone: whether the client has closed the connection; does not wait.
+
+    accept: which formats it takes, as HTTP has it.
+    """
 
     query: str
     body: bytes | None
     uid: int
     gone: Callable[[], bool]
+    accept: str = ""
 
     def argument(self, name: str) -> bytes:
         """The one argument of the query. A `+` is a plus, as it is in addresses, not a space as in forms."""
         key, equals, value = self.query.partition("=")
         if key != name or not equals or "&" in value:
             raise bad(f"the query must be ?{name}=...")
+        from urllib.parse import unquote_to_bytes  # half a megabyte
+
         return unquote_to_bytes(value.encode("latin-1"))
 
     def document(self, *known: str, long: bool = False) -> "Document":

@@ -19,15 +19,13 @@ from typing import Any
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
-from lmtp_proxy.control_request import GONE, UID, Fairness
+from lmtp_proxy.control_request import GONE, MAX_CONNECTIONS, UID, Fairness
 from lmtp_proxy.patient_acceptor import PatientAcceptor
 
 _log = logging.getLogger(__name__)
 
 MAX_BODY = 4 * 2**20
 """Octets of a request's body: 100,000 addresses."""
-MAX_CONNECTIONS = 64
-"""Clients at once; the next ones wait in the kernel's backlog."""
 
 _SECONDS = 10.0  # for each of: waiting for a request, the whole request, the whole answer
 _LINGER = 1.0  # seconds in which a refused client may go on sending, so that it comes to read why
@@ -95,8 +93,14 @@ class _Octets(io.RawIOBase):
         return count
 
 
-class _Handler(WSGIHandler):
-    """One connection. Where pywsgi would print a traceback for what its client did, the connection just ends."""
+class Handler(WSGIHandler):
+    """One connection. Where pywsgi would print a traceback for what its client did, the connection just ends.
+
+    max_body: octets. peer_has_uid: it is a unix socket, so the kernel knows who is there; nobody is -1.
+    """
+
+    max_body = MAX_BODY
+    peer_has_uid = True
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         super().__init__(sock, address, server)
@@ -168,8 +172,8 @@ class _Handler(WSGIHandler):
             raise _Refused(HTTPStatus.NOT_IMPLEMENTED, "the only transfer encoding that is known is chunked")
         if len(lengths) > 1 or not all(map(_DIGITS.fullmatch, lengths)):
             raise _Refused(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
-        if lengths and int(lengths[0]) > MAX_BODY:
-            raise _too_large()
+        if lengths and int(lengths[0]) > self.max_body:
+            raise self._too_large()
         return True
 
     def _handle_client_error(self, ex: Exception) -> Any:
@@ -185,15 +189,20 @@ class _Handler(WSGIHandler):
         except ValueError:  # a header line that is none
             raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1") from None
         environ["wsgi.input"] = io.BytesIO(self._body())
-        environ[UID] = struct.unpack("3i", self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        environ[UID] = self._uid()
         environ[GONE] = self._gone
         return environ
+
+    def _uid(self) -> int:
+        if not self.peer_has_uid:
+            return -1
+        return int(struct.unpack("3i", self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
     def _body(self) -> bytes:
         chunked = bool(self.headers.get("transfer-encoding"))
         # Trailers are no part of what gevent 22.10 reads, so nothing may follow.
         self.close_connection = self.close_connection or chunked
-        self._octets.allow(MAX_BODY + _CHUNK_OVERHEAD, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        self._octets.allow(self.max_body + _CHUNK_OVERHEAD, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         pieces: list[bytes] = []
         size = 0
         try:
@@ -201,14 +210,17 @@ class _Handler(WSGIHandler):
             while piece := source.read(65536):
                 pieces.append(piece)
                 size += len(piece)
-                if size > MAX_BODY:
-                    raise _too_large()
+                if size > self.max_body:
+                    raise self._too_large()
         except (
             ValueError,
             OSError,
         ):  # pywsgi's errors for a broken chunk, or for less than was announced, are OSErrors
             raise _Refused(HTTPStatus.BAD_REQUEST, "the body is incomplete, or not in chunks as announced") from None
         return b"".join(pieces)
+
+    def _too_large(self) -> _Refused:
+        return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self.max_body} octets")
 
     def _gone(self) -> bool:
         """Linux: writing nothing fails if the peer has closed the socket, and not if it has just ended its stream."""
@@ -239,10 +251,6 @@ class _Handler(WSGIHandler):
             self._send_error_response_if_possible(500)  # type: ignore[attr-defined]  # not in the stubs
 
 
-def _too_large() -> _Refused:
-    return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {MAX_BODY} octets")
-
-
 class Acceptor(PatientAcceptor, WSGIServer):
     """Accepts clients; above the limit they wait in the kernel's backlog."""
 
@@ -252,7 +260,7 @@ class Acceptor(PatientAcceptor, WSGIServer):
 class ControlServer:
     """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening.
 
-    acceptor: how connections are got from it. connections: how many at once.
+    acceptor: how connections are got from it. connections: how many at once. handler: what one of them is.
     """
 
     def __init__(
@@ -261,10 +269,11 @@ class ControlServer:
         application: Callable[..., Any],
         acceptor: type[Acceptor] = Acceptor,
         connections: int = MAX_CONNECTIONS,
+        handler: type[Handler] = Handler,
     ) -> None:
         self._connections = Pool(connections)
         self._server = acceptor(
-            listener, application, spawn=self._connections, log=None, error_log=None, handler_class=_Handler
+            listener, application, spawn=self._connections, log=None, error_log=None, handler_class=handler
         )
 
     def __repr__(self) -> str:

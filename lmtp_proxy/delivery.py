@@ -7,23 +7,29 @@ these recipients: it is kept, and answers each of them when its turn comes. A De
 does not know the other backends.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import FINAL_DOT, BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.commands import Commands
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
+from lmtp_proxy.dot_stuffing import FINAL_DOT
 from lmtp_proxy.failure import Phase, judge
 from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.stream import Stream
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
+_log = logging.getLogger(__name__)
 _DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 
 
@@ -42,9 +48,7 @@ class Delivery:
         self._accepted = self._commit.accepted
         self._timeouts = pool.backend.timeouts
         self._place = Place(pool, before_wait)
-        self.in_data = False
-        self.over = False
-        self._some_accepted = self._counted = False
+        self.in_data = self.over = self._some_accepted = self._counted = False
         self._new: list[Position] = []  # RCPT not sent yet
         self._asked: list[Position] = []  # RCPT sent with the last `ask`
         self._commands = Commands(pool.backend.timeouts.command)
@@ -154,8 +158,7 @@ class Delivery:
             self._fail_in_data(error)
         else:
             if session.stream and session.stream.full:
-                latest = dot + self._timeouts.final_reply
-                self.deadline = min(time.monotonic() + self._timeouts.data_write, latest)
+                self.deadline = min(time.monotonic() + self._timeouts.data_write, dot + self._timeouts.final_reply)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ class Delivery:
         self._dot_waits = sent <= len(last)
         if self._dot_waits:
             self._commit.step_back()
-            session.keep(last[sent:])
+            session.keep(memoryview(last)[sent:])
             return
         self._dot_begun = True
         self._unanswered.extend(self._accepted)

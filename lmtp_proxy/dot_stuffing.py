@@ -7,11 +7,12 @@ is ambiguous, and from that dot on nothing more of it comes out. It does not kno
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-# A dot at the start of a line. In this form, with the dot first, sre looks for it with memchr: 3 GB/s, where the same
-# with the line end first makes 0.07 GB/s.
-_DOT_AT_LINE_START = re.compile(rb"\.(?<=[\r\n]\.)")
+# Where dots are denser than one in so many octets, a line end with a dot behind it is looked for, at 3 GB/s. Dots alone
+# are found at 54 GB/s, but then each costs 0.1 us.
+_DENSE = 1024
 # Cyrus 3.6 reads at most 8189 octets of a line at a time and takes a lone dot at the start of each piece for the end:
 # measured, the rest of the message then ran as commands. Where its pieces start cannot be told from outside (the first
 # one wherever its header parser gives up, and a CR that would end one is left for the next), so no dot so far in a line
@@ -19,6 +20,8 @@ _DOT_AT_LINE_START = re.compile(rb"\.(?<=[\r\n]\.)")
 _LONG = 8189
 _DOT_AT_LINE_END = re.compile(rb"\.(?=[\r\n])")
 _END = b"\r\n.\r\n"
+FINAL_DOT = b".\r\n"
+"""The end of data; what stands before it ends with CRLF, or is nothing."""
 _LINE_END = (b"\r", b"\n", b"")
 
 
@@ -54,17 +57,20 @@ class MessageData:
             self._count_column(octets, 0, len(octets))
             return b"" if self.ambiguous else octets, b""
 
-        data = self._before + self._held + octets
+        # No copy, unless what was held or the line end before these octets has a part in it.
+        data, begin = octets, 0
+        if self._held or octets.find(b".", 0, 2) >= 0:
+            data, begin = self._before + self._held + octets, 2
         was_ambiguous = self.ambiguous
         bad = cut = len(data)
         stuffed = 0
-        for match in _DOT_AT_LINE_START.finditer(data, 2):
-            dot = match.start()
-            after = data[dot + 1 : dot + 3]
-            if after[:1] in _LINE_END:
+        for dot in _dots_at_line_starts(data):
+            after_crlf = data.startswith(b"\r\n", dot - 2)
+            if data[dot + 1 : dot + 2] in _LINE_END:
                 # Alone on its line, or it cannot be judged before more octets come. The end of data is the one case
                 # where the line ends on both sides are exactly CRLF and CRLF.
-                if after == b"\r\n" and data.startswith(b"\r\n", dot - 2):
+                after = data[dot + 1 : dot + 3]
+                if after == b"\r\n" and after_crlf:
                     self.ended = True
                     cut = dot
                     break
@@ -72,27 +78,27 @@ class MessageData:
                     cut = dot
                     break
                 bad = min(bad, dot)
-            stuffed += data.startswith(b"\r\n", dot - 2)
+            stuffed += after_crlf
         if self._column + len(data) > _LONG:
-            bad, cut = self._judge_long_lines(data, bad, cut)
-        self._count_column(data, 2, cut)
+            bad, cut = self._judge_long_lines(data, begin, bad, cut)
+        self._count_column(data, begin, cut)
 
         self.ambiguous = was_ambiguous or bad < cut
-        self.size += cut - 2 - stuffed
+        self.size += cut - begin - stuffed
         self._before = data[cut - 2 : cut]
         self._held = b"" if self.ended else data[cut:]
-        passed = b"" if was_ambiguous else data[2 : min(cut, bad)]
+        passed = b"" if was_ambiguous else data[begin : min(cut, bad)]
         return passed, data[cut + 3 :] if self.ended else b""
 
     def ends_in(self, octets: bytes) -> bool:
         """Whether the final dot would come if these octets were fed next. A search, cheap for any octets."""
         return _END in self._before + self._held + octets
 
-    def _judge_long_lines(self, data: bytes, bad: int, cut: int) -> tuple[int, int]:
+    def _judge_long_lines(self, data: bytes, begin: int, bad: int, cut: int) -> tuple[int, int]:
         """`bad`, or a dot before it at the end of a very long line; `cut`, or a dot there with nothing behind yet."""
-        start = 2 - self._column  # of the line; what was judged of it is not in the data any more
-        while (far := max(start + _LONG, 2)) < cut:
-            line_end = data.rfind(b"\n", max(start, 2), far)
+        start = begin - self._column  # of the line; what was judged of it is not in the data any more
+        while (far := max(start + _LONG, begin)) < cut:
+            line_end = data.rfind(b"\n", max(start, begin), far)
             if line_end < 0:
                 line_end = data.find(b"\n", far)
                 if line_end < 0:
@@ -108,3 +114,27 @@ class MessageData:
         line_end = data.rfind(b"\n", start, end)
         column = self._column + end - start if line_end < 0 else end - line_end - 1
         self._column = min(column, _LONG)
+
+
+def _dots_at_line_starts(data: bytes) -> Iterator[int]:
+    """Where they are, from the third octet on: the two before each dot are there to be looked at."""
+    find = data.find
+    dot = find(b".", 2)
+    for _ in range(16 + len(data) // _DENSE):
+        if dot < 0:
+            return
+        if data[dot - 1] in b"\r\n":
+            yield dot
+            dot = find(b".", dot + 2)  # the next octet is at the start of no line
+        else:
+            dot = find(b".", dot + 1)
+    if dot < 0:
+        return
+    lf, cr = find(b"\n.", dot - 1), find(b"\r.", dot - 1)
+    while lf >= 0 or cr >= 0:
+        if cr < 0 or 0 <= lf < cr:
+            yield lf + 1
+            lf = find(b"\n.", lf + 2)
+        else:
+            yield cr + 1
+            cr = find(b"\r.", cr + 2)

@@ -2,13 +2,13 @@
 """What a backend's reply means for its recipients, decided in one place.
 
 The table says for each phase and class of reply whether the conversation goes on, whether the reply is a recipient's
-answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see backend.BackendError).
+answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see BackendError).
 """
 
 import enum
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.reply import Reply
 
 

@@ -62,5 +62,6 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], s
             return old
         return BackendPool(backend, config.hostname, old.counts if old else None)
 
+    config.users.open()
     routing = Routing(config.users, config.key_rules, config.fallback_backend)
     return Generation(number, config, routing, {name: pool(name) for name in config.backends}, share)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process that loads a large configuration for another one, see loading: `python -m lmtp_proxy.loader ORDER`.
+"""The process that loads a configuration for another one, see loading: `python -m lmtp_proxy.loader ORDER`.
 
 It reads and checks the file, puts the table of users into an open file that it was given, compares it with the table in
 force, and writes everything else to its standard output. What is done with that it does not know.
@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config import load_config
 from lmtp_proxy.config_difference import compare_users
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.loading import HEADER, MAGIC, Answer, Order
 from lmtp_proxy.tables.static import StaticTable
 
@@ -22,7 +23,9 @@ from lmtp_proxy.tables.static import StaticTable
 def main(arguments: Sequence[str]) -> None:
     """arguments: an Order as text. Does not return."""
     order = Order.read(arguments[0])
-    os.nice(order.nice)
+    with suppress(OSError):  # where a sandbox forbids it, as the package's systemd unit does
+        if order.nice:
+            os.nice(order.nice)
     with suppress(OSError):  # when memory gets short, this process rather than the one that serves
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     try:

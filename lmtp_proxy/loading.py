@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Loads a large configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
+"""Loads a configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
 
 Nothing is done here that takes longer with more users. It knows nothing of gevent: whoever uses a LoadingProcess reads
 the pipe and waits in his own way.
@@ -16,20 +16,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
-from lmtp_proxy.config import ConfigError, load_config
 from lmtp_proxy.config_difference import UserChanges
+from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.tables.static import Shape, StaticTable
-from lmtp_proxy.yaml_text import shown
 
-# Octets, some 33,000 users, which take a thread 35 ms; a new process takes 100 ms to begin with.
-LARGE = 2**20
 LONGEST = 240.0  # seconds; lmtp-proxyctl move waits 300
-_NICE = 10
+_NICE = 10  # for a file that is larger than
+LARGE = 2**20  # octets: some 33,000 users, 35 ms; the new process takes 100 ms to begin with
 _SAID = 4096  # octets of what a process said last that are looked at
 _PATIENCE = 2.0  # seconds from the end of its output to its own end
 _KILLED = 10.0  # seconds that the kernel may need for a kill: more if a file system hangs
@@ -90,9 +87,7 @@ def is_large(path: str, old: StaticTable) -> bool:
 
 
 def load(path: str) -> Config:
-    """As load_config, for a process that has nothing else to do meanwhile."""
-    if not is_large(path, StaticTable()):
-        return load_config(path)
+    """As config.load_config, for a process that is about to serve, and is to be as small as can be."""
     process = LoadingProcess(path, None, 0)
     wait = partial(_wait, process.pid)
     try:
@@ -104,16 +99,16 @@ def load(path: str) -> Config:
 class LoadingProcess:
     """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
 
-    old: None if nothing is in force yet, and there is nothing to compare with.
+    old: None if nothing is in force yet, and there is nothing to compare with. nice: as its file deserves, if None.
     pid, pipe: the latter to be read to its end. To be closed in any case, which ends the process, wherever it is.
     """
 
-    def __init__(self, path: str, old: StaticTable | None, nice: int = _NICE) -> None:
+    def __init__(self, path: str, old: StaticTable | None, nice: int | None = None) -> None:
         self._path = path
         self._status: int | None = None
         self._files = ExitStack()
         try:
-            self._start(old, nice)
+            self._start(old, _nice(path) if nice is None else nice)
         except OSError as error:
             self._files.close()
             raise ConfigError((self._failed(f"cannot be started: {error.strerror}"),)) from error
@@ -138,7 +133,7 @@ class LoadingProcess:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
             order = Order(self._path, self._store, previous, nice)
-            package = str(Path(__file__).resolve().parents[1])
+            package = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
             paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -162,7 +157,10 @@ class LoadingProcess:
             raise ConfigError((self._failed(f"{end}{last}"),))
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
-        users = StaticTable.of_file(_high(os.dup(self._store)), answer.shape)
+        if os.fstat(self._store).st_size <= LARGE:  # a descriptor less
+            users = StaticTable.of_octets(os.pread(self._store, LARGE, 0), answer.shape)
+        else:
+            users = StaticTable.of_file(_high(os.dup(self._store)), answer.shape)
         return Loaded(replace(answer.config, users=users), answer.users)
 
     def too_long(self) -> ConfigError:
@@ -199,6 +197,14 @@ def _wait(pid: int, seconds: float) -> int | None:
             return None
         time.sleep(0.01)
     return found[1]
+
+
+def _nice(path: str) -> int:
+    """A large file can wait for those who are served; one that is soon loaded need not."""
+    try:
+        return _NICE if os.stat(path).st_size > LARGE else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:

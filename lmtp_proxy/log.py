@@ -7,9 +7,7 @@ One format, to syslog or to stderr. What is logged, and when, is decided by thos
 import logging
 import os
 import re
-import select
 import sys
-from collections.abc import Callable
 
 from lmtp_proxy.config_values import Log
 from lmtp_proxy.log_batch import Later, LogBatch
@@ -56,13 +54,12 @@ def set_up_log(
     log: Log,
     *,
     daemonised: bool,
-    poll: "Callable[[], select.poll]",
     later: Later | None = None,
     with_pid: bool = False,
 ) -> None:
     """Send everything that this package logs to syslog (daemonised, or `log.syslog` is set) or stderr.
 
-    May be called again with other settings. poll: select.poll as it was before monkey patching. later: see LogBatch.
+    May be called again with other settings. later: see LogBatch.
     with_pid: several processes log to the same place.
     """
     global _batch
@@ -70,7 +67,7 @@ def set_up_log(
     if daemonised or log.syslog:
         batch = LogBatch(SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility, pid), later)
     else:
-        batch = LogBatch(StreamChannel(sys.stderr.fileno(), poll, pid), later)
+        batch = LogBatch(StreamChannel(sys.stderr.fileno(), pid), later)
     finish_log()
     _batch = batch
     logger = logging.getLogger(_NAME)

@@ -10,7 +10,7 @@ import select
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from logging.handlers import SysLogHandler
 from typing import Protocol
 
@@ -94,15 +94,15 @@ class SyslogChannel:
 class StreamChannel:
     """A file descriptor, with time and level in front of each line. It may be a file, a terminal or a pipe.
 
-    poll: select.poll as it was before monkey patching. pid: as for SyslogChannel.
+    pid: as for SyslogChannel.
     """
 
     name = "standard error"
 
-    def __init__(self, handle: int, poll: "Callable[[], select.poll]", pid: int | None = None) -> None:
+    def __init__(self, handle: int, pid: int | None = None) -> None:
         self._handle = handle
         self._pid = "" if pid is None else f" [{pid}]"
-        self._poll = poll()
+        self._poll = select.poll()
         self._poll.register(handle, select.POLLOUT)
         self._begun = 0  # octets of the first line to send that are out already
         self._second = 0

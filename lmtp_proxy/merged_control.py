@@ -7,7 +7,6 @@ which is told as `after_crash`; one that does not answer makes the answer an err
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -18,9 +17,12 @@ import gevent
 
 from lmtp_proxy.control_application import Json, JsonApplication
 from lmtp_proxy.control_request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Problem, Request, refused_reload
+from lmtp_proxy.exposition_thread import exposed
+from lmtp_proxy.figures import Figures
 from lmtp_proxy.merged_json import merged_backends, merged_status, of_worker
-from lmtp_proxy.reloads import Refused, reload_json
+from lmtp_proxy.reloads import Refused, history_json, moved_json, reload_json
 from lmtp_proxy.team import Team
+from lmtp_proxy.team_figures import TeamFigures
 from lmtp_proxy.uncertain import iso_time
 from lmtp_proxy.worker_process import Answer, NoAnswer, WorkerEnded, WorkerProcess
 
@@ -37,9 +39,10 @@ class MergedApplication(JsonApplication):
         self._team = team
         self._stopping = stopping
         self._after_crash = after_crash
-        self._instance = secrets.token_hex(8)
+        self._instance = os.urandom(8).hex()
         self._started = time.time()
         self._began = time.monotonic()
+        self.team_figures = TeamFigures(team, self._started)
         super().__init__(
             {
                 "/status": {"GET": self._status},
@@ -48,6 +51,9 @@ class MergedApplication(JsonApplication):
                 "/inflight": {"GET": self._in_flight},
                 "/lookup": {"GET": lambda request: self._by_one(request, "GET", "/lookup")},
                 "/uncertain": {"GET": self._uncertain},
+                "/figures": {"GET": lambda _: self._figures()},
+                "/metrics": {"GET": lambda request: exposed(self._figures(), request.accept)},
+                "/history": {"GET": lambda _: {"history": history_json(self._team.history)}},
                 "/reload": {"POST": self._reload},
                 "/drain": {"POST": self._drain},
                 "/preflight": {"POST": self._preflight},
@@ -129,6 +135,11 @@ class MergedApplication(JsonApplication):
         records = [record for answer in answers for record in answer["uncertain"]]
         return {"log": answers[0]["log"], "uncertain": sorted(records, key=lambda record: str(record["time"]))}
 
+    def _figures(self) -> Figures:
+        if (figures := self.team_figures.collect()) is None:
+            raise _no_answer(WorkerEnded(""))
+        return figures
+
     # --- what can be done --------------------------------------------------------------------------------------------
 
     def _reload(self, request: Request) -> Json:
@@ -145,6 +156,7 @@ class MergedApplication(JsonApplication):
             "changes": outcome.changes,
             "seconds": outcome.seconds,
             "restart": list(outcome.restart),
+            "moved": moved_json(outcome.moved),
             "sha256": self._team.digest,
         }
 
@@ -157,6 +169,7 @@ class MergedApplication(JsonApplication):
         until = asked if isinstance(asked, dict) else document.count("until")
         if until is None:  # else it is the same drain, asked for again
             request.log("drain", ["all"] if users is None else users)
+        drained = self._team.note_drain(users)
         settled = self._settled(deadline)
         of_whom = {"all": True} if users is None else {"users": users}
 
@@ -170,8 +183,10 @@ class MergedApplication(JsonApplication):
         first = answers[0][1]
         uncertain = [record for _, answer in answers for record in answer["uncertain"]]
         waiting = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
+        done = settled and all(answer["done"] for _, answer in answers)
+        drained.ended(done, len(uncertain))
         return {
-            "done": settled and all(answer["done"] for _, answer in answers),
+            "done": done,
             "instance": self._instance,
             "generation": self._team.generation,
             "until": {worker.instance: answer["until"] for worker, answer in answers} if settled else UNSETTLED,

@@ -12,7 +12,7 @@ from lmtp_proxy.control_application import Json
 _SUMS = ("sessions", "held", "uncertain")
 _OF_BACKENDS = (
     *("busy", "idle", "max_connections", "connections", "failures"),
-    *("sent", "deferred", "bounced", "uncertain", "octets"),
+    *("sent", "deferred", "bounced", "aborted", "uncertain", "octets"),
 )
 _NUMBERS = 2**31  # flights of one worker; a pid is less than 2**22, and JSON's numbers are exact up to 2**53
 

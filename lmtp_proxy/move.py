@@ -88,7 +88,7 @@ def move(
 
 
 def _edit(path: str, order: Order, progress: Progress) -> "Change":
-    from lmtp_proxy.config import ConfigError
+    from lmtp_proxy.config_error import ConfigError
     from lmtp_proxy.config_file import change_users
 
     before = os.stat(path) if os.path.exists(path) else None
@@ -124,7 +124,7 @@ def _reload(client: ControlClient, order: Order, path: str, change: "Change", pr
 
 
 def _undo(change: "Change") -> str:
-    from lmtp_proxy.config import ConfigError
+    from lmtp_proxy.config_error import ConfigError
 
     try:
         if change.undo():

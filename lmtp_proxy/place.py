@@ -4,11 +4,17 @@
 It does not know what is said on the session.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.pool import BackendPool
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 
 class Place:

@@ -6,22 +6,29 @@ well), `reset` (a transaction is open, but its message was never begun) or `disc
 RSET and QUIT, and knows no recipients.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import AsyncResult
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.config_values import Backend
+from lmtp_proxy.late_import import late_import
+from lmtp_proxy.metrics import CONNECT_BOUNDS, REPLY_BOUNDS, Histogram
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
@@ -33,8 +40,10 @@ BACK_OFF = 1.0
 class Counts:
     """What became of the recipients of one backend since the start of the process, by their last replies.
 
-    connections, failures: sessions that were opened, and that could not be. uncertain: recipients that are among the
-    deferred, whose mail may be stored nevertheless. octets: of messages, sent to the backend.
+    connections, failures: sessions that were opened, and that could not be. waits: for a place. aborted: the client
+    went without a final dot. uncertain: recipients that are among the deferred, whose mail may be stored nevertheless.
+    octets: of messages, sent to the backend. connect: seconds until a session is ready; replies: from the final dot to
+    the last reply.
     """
 
     connections: int = 0
@@ -44,6 +53,10 @@ class Counts:
     bounced: int = 0
     uncertain: int = 0
     octets: int = 0
+    waits: int = 0
+    aborted: int = 0
+    connect: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS))
+    replies: Histogram = field(default_factory=lambda: Histogram(REPLY_BOUNDS))
 
     def reply(self, reply: Reply) -> None:
         """A recipient has got its last reply."""
@@ -97,6 +110,11 @@ class BackendPool:
         """Sessions that are kept for the next transaction."""
         return len(self._kept)
 
+    @property
+    def waiting(self) -> int:
+        """Transactions that wait for a place."""
+        return len(self._queue)
+
     # --- places ------------------------------------------------------------------------------------------------------
 
     def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
@@ -110,6 +128,7 @@ class BackendPool:
             if self._taken < self.backend.max_connections:
                 self._taken += 1
                 return None
+        self.counts.waits += 1
         before_wait()
         turn: AsyncResult[BackendSession | None] = AsyncResult()
         self._queue.append(turn)
@@ -148,8 +167,8 @@ class BackendPool:
         """
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             raise BackendError(self._failure.reply, f"{self._failure.reason} (it is down, and is tried again soon)")
+        session = _conversation()(self.backend, self.hostname)
         probing = self._probing = self._failure is not None
-        session = BackendSession(self.backend, self.hostname)
         began = time.monotonic()
         try:
             session.start()
@@ -161,6 +180,7 @@ class BackendPool:
                 self._probing = False
         self.counts.connections += 1
         self._heard = time.monotonic()
+        self.counts.connect.observe(self._heard - began)
         if self.down:
             self.down = False
             self.trouble = ""
@@ -215,7 +235,7 @@ class BackendPool:
         else:
             gevent.spawn(self._reset, session)
 
-    def leave(self, session: BackendSession) -> "gevent.Greenlet[..., None]":
+    def leave(self, session: BackendSession) -> gevent.Greenlet[..., None]:
         """The session ended well, and is not wanted any more. Returns the greenlet that says QUIT."""
         session.before_wait = None
         return gevent.spawn(self._take_leave, session)
@@ -283,10 +303,26 @@ class BackendPool:
         if self._kept:
             self._set_timer(self._kept_until[self._kept[0]] - now)
 
-    def retire(self) -> "list[gevent.Greenlet[..., None]]":
+    def retire(self) -> list[gevent.Greenlet[..., None]]:
         """Keep no session any more: those that are kept go now, busy ones when they are given back.
 
         Returns the greenlets that say QUIT.
         """
         self._retired = True
         return [self.leave(self._unkeep(session)) for session in tuple(self._kept)]
+
+
+def _conversation() -> type[BackendSession]:
+    """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
+    global _session
+    if _session is None:
+        try:
+            with late_import():
+                from lmtp_proxy.backend import BackendSession
+        except OSError as error:
+            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
+        _session = BackendSession
+    return _session
+
+
+_session: type[BackendSession] | None = None

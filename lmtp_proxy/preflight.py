@@ -5,15 +5,21 @@ The answers are the backend's, unjudged: what they mean for a move is decided by
 a result, too, so nothing is raised. It knows no users, routes or tables.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backend import BackendSession
 
 # Recipients of one transaction (RFC 5321 section 4.5.3.1.8 asks a server to take as many), and octets of one write, so
 # that neither side can fill the other's socket buffer (RFC 2920 section 3.1).

@@ -115,6 +115,7 @@ class Server:
         session = Session(sock, peer, self._shared, trusted=not self._tcp or self._is_trusted(str(address[0])))
         _log.debug("%s: connect from %s", session.name, peer)
         self._sessions.add(session)
+        self._shared.cutover.tallies.accepted += 1
         self._sessions_changed(len(self._sessions))
         if self._stopping:
             session.stop()
@@ -122,6 +123,7 @@ class Server:
             session.run()
         finally:
             self._sessions.discard(session)
+            self._shared.cutover.tallies.ended += 1
             self._changed.set()
             self._sessions_changed(len(self._sessions))
             _log.debug("%s: disconnect from %s", session.name, peer)

@@ -7,21 +7,24 @@ then.
 """
 
 # ruff: noqa: E402
-from select import poll as unpatched_poll  # gevent's own knows no POLLRDHUP
+import socket
 
+import gevent.socket
 from gevent import monkey
 
-monkey.patch_all()
+# What smtplib waits for, and nothing else does: monkey.patch_socket without its call of plug-ins, for which Debian's
+# gevent imports pkg_resources, 7 MB.
+for _name in ("socket", "create_connection", "getaddrinfo", "gethostbyname", "getfqdn"):
+    monkey.patch_item(socket, _name, getattr(gevent.socket, _name))  # type: ignore[attr-defined]
 
 import gc
 import logging
 import resource
 import signal
-import socket
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import gevent
-import gevent.socket
 import setproctitle
 from gevent.event import Event
 
@@ -29,10 +32,13 @@ from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.control import Application, ControlState
-from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.control_on_demand import ControlOnDemand
+from lmtp_proxy.control_request import MAX_CONNECTIONS
 from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
+from lmtp_proxy.loop_watch import LoopWatch
+from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.server import Server
@@ -40,6 +46,9 @@ from lmtp_proxy.session import Shared
 from lmtp_proxy.share import WHOLE, Share
 from lmtp_proxy.start_log import log_ready
 from lmtp_proxy.uncertain_log import UncertainLog
+
+if TYPE_CHECKING:
+    from lmtp_proxy.control_server import ControlServer
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
@@ -103,17 +112,25 @@ class Service:
         self.stopping = Event()
         self._uncertain = UncertainLog(self.manager.current, in_flight)
         self._receipts = receipts
-        cutover = Cutover(self.manager.current, in_flight, self._uncertain, receipts)
-        shared = Shared(cutover, parking, unpatched_poll)
+        tallies = Tallies()
+        cutover = Cutover(self.manager.current, in_flight, self._uncertain, receipts, tallies)
+        shared = Shared(cutover, parking)
         title = _Title(name, config.path)
+        watch = LoopWatch(tallies, in_flight)
+
+        def sessions_changed(sessions: int) -> None:
+            title.sessions_changed(sessions)
+            watch.wake()
+
         self._server = Server(
-            self.listener, shared, share.part(max_clients), title.sessions_changed, alone=share.of == 1
+            self.listener, shared, share.part(max_clients), sessions_changed, alone=share.of == 1
         )
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),
             after_crash,
             receipts=receipts,
+            tallies=tallies,
         )
         gc.freeze()  # what a start leaves behind stays: no need to walk it again and again
 
@@ -133,6 +150,7 @@ def serve(
     config: Config,
     listener: socket.socket,
     control: socket.socket | None,
+    metrics: socket.socket | None,
     *,
     daemonised: bool,
     received: Iterable[int],
@@ -141,7 +159,7 @@ def serve(
     remove_control: Callable[[], None],
     after_crash: bool,
 ) -> int:
-    """Serve on `listener` and `control`, bound and listening, until a stop signal; ends after the last session.
+    """Serve on `listener`, `control` and `metrics`, all listening, until a stop signal; ends after the last session.
 
     received: signals that came before this could handle them. ready: called once when clients are served.
     remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
@@ -156,13 +174,18 @@ def serve(
         gevent.signal_handler(number, service.stopping.set)
     for early in received:
         (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
-    control_server = None
+    servers: list[ControlOnDemand | ControlServer] = []
+    application = Application(service.state)
     if control is not None:
-        control_server = ControlServer(cooperative(control), Application(service.state))
+        servers.append(ControlOnDemand(cooperative(control), application))
+    if metrics is not None:
+        from lmtp_proxy.metrics_server import metrics_server  # the page takes memory, and few look at it
+
+        servers.append(metrics_server(cooperative(metrics), application, application.figures, config.hostname))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
-    if control_server:
-        control_server.start()
+    for server in servers:
+        server.start()
     log_ready(config, service.listener, len(config.users))
     ready()
     service.stopping.wait()
@@ -170,8 +193,8 @@ def serve(
     remove_socket()
     service.finish()
     remove_control()
-    if control_server:
-        control_server.stop()
+    for server in servers:
+        server.stop()
     reloads.kill()
     log_greenlets_left()
     _log.info("stopped")
@@ -181,7 +204,7 @@ def serve(
 
 def begin_log(config: Config, *, daemonised: bool, with_pid: bool = False) -> None:
     """See set_up_log; in batches, on gevent's loop."""
-    set_up_log(config.log, daemonised=daemonised, poll=unpatched_poll, later=_later, with_pid=with_pid)
+    set_up_log(config.log, daemonised=daemonised, later=_later, with_pid=with_pid)
 
 
 def _later(seconds: float, call: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 """
 
 import logging
-import secrets
+import os
 import time
 from _socket import socket as Socket
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import gevent
 from greenlet import getcurrent, greenlet
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.client_watch import ClientGone, ClientWatch, Poll
+from lmtp_proxy.client_watch import ClientGone, ClientWatch
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
@@ -52,7 +52,6 @@ class Shared:
 
     cutover: Cutover
     parking: Parking
-    poll: Poll
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Session:
 
     def __init__(self, sock: Socket, peer: str, shared: Shared, *, trusted: bool = False) -> None:
         config = shared.cutover.current().config
-        self.name = secrets.token_hex(4)
+        self.name = os.urandom(4).hex()
         self.peer = peer
         self._stream = Stream(sock)
         self._shared = shared
@@ -88,7 +87,7 @@ class Session:
             smtputf8=config.smtputf8,
             trusted=trusted,
         )
-        self._watch = ClientWatch(self._stream, shared.poll, self._protocol.completes)
+        self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._connected = time.monotonic()
         self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)
@@ -245,6 +244,7 @@ class Session:
     def _end(self, event: EndOfMessage) -> None:
         self._committing = True
         self._open_transaction.finish(event.octets, event.size, event.refusal, self._clock.earliest)
+        self._shared.cutover.tallies.finished(event.size, refused=event.refusal is not None)
         self._transaction = None
         self._committing = False
 
@@ -270,6 +270,7 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
+            self._shared.cutover.tallies.aborted += 1
             transaction.abort(why)
 
     # --- octets ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Address, Config, TcpAddress, UnixAddress, is_own_listener
 from lmtp_proxy.passed_socket import PassedSocketError, address_of, take_passed_socket
 
@@ -90,6 +90,13 @@ def listen_for_control(config: Config) -> Listener | None:
         return None
     place = f"{config.path}: config.control.socket"
     return _listen(control.socket, _Access(control.owner, control.group, control.permissions, place))
+
+
+def listen_for_metrics(config: Config) -> Listener | None:
+    """Bind and listen where /metrics and the status page are; None if nowhere. Raises ConfigError."""
+    if config.metrics is None:
+        return None
+    return _listen(config.metrics, _Access(None, None, None, f"{config.path}: config.metrics"))
 
 
 def _listen(address: Address, access: _Access) -> Listener:

@@ -9,7 +9,7 @@ import socket
 from ipaddress import ip_address
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config_values import Config
+from lmtp_proxy.config_values import LOCALHOST, Config
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +19,19 @@ def log_ready(config: Config, listener: socket.socket, users: int, by: str = "")
     backends = len(config.backends)
     what = f"{users} users, {backends} backends{by}"
     _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)
+    if config.metrics is not None:
+        where = config.metrics
+        _log.info("metrics: http://%s/metrics; the status page is http://%s/", where, where)
+        if not _is_loopback(where.host):
+            _log.warning("%s (config.metrics) is no loopback address: any host may see the counts and backends", where)
     if config.allow is not None or listener.family == socket.AF_UNIX:
         return
-    if not ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+    if not _is_loopback(listener.getsockname()[0]):
         _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:  # a name
+        return host.lower().rstrip(".") in LOCALHOST

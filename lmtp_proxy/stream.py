@@ -20,6 +20,8 @@ from greenlet import getcurrent, greenlet
 
 AHEAD = 65536
 """Octets that are taken in while nobody wants them; what is more waits in the kernel, and so does its sender."""
+BULK = 131072
+"""Octets that are taken in at once where somebody waits for them and so many come that the last ones filled AHEAD."""
 
 _READ, _WRITE = 1, 2  # libev's events
 _EARLY = 0.001  # seconds: the loop's clock lags behind the other one
@@ -83,8 +85,8 @@ class Stream:
     """
 
     __slots__ = (
-        *("_deadlines", "_loop", "_paused", "_reads", "_recv", "_roomy", "_send", "_sock", "_unsent", "_waiter"),
-        *("_writes", "ended", "error", "full", "on_event", "received"),
+        *("_deadlines", "_loop", "_most", "_paused", "_reads", "_recv", "_roomy", "_send", "_sock", "_unsent"),
+        *("_waiter", "_writes", "ended", "error", "full", "on_event", "received"),
     )
 
     def __init__(self, sock: Socket) -> None:
@@ -97,9 +99,10 @@ class Stream:
         self._recv, self._send = sock.recv, sock.send
         self._loop = hub.loop
         self._waiter: greenlet | None = None
+        self._most = AHEAD
         self._paused = False
         self._roomy = False  # there was room again while nobody waited
-        self._unsent = b""
+        self._unsent: bytes | memoryview = b""
         self._writes: Any = None
         self.received = b""
         self.ended = False
@@ -199,7 +202,7 @@ class Stream:
 
     def _receive(self) -> None:
         try:
-            octets = self._recv(AHEAD)
+            octets = self._recv(self._most if self._waiter is not None and not self.full else AHEAD)
         except BlockingIOError:
             return
         except OSError as error:
@@ -207,6 +210,7 @@ class Stream:
             return
         if octets:
             self.received = self.received + octets if self.received else octets
+            self._most = BULK if len(octets) >= AHEAD else AHEAD
         else:
             self._end(None)
 
@@ -233,7 +237,7 @@ class Stream:
             self._writes.start(self._writable)
         return sent
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send` left, or a part of it, as soon as there is room; `full` until it is out.
 
         An error ends the stream.
@@ -251,6 +255,7 @@ class Stream:
             self._end(error)
         if self._unsent:
             return
+        self._unsent = b""  # a view of nothing still holds all that was viewed
         self.full = False
         self._writes.stop()
         waiter, self._waiter = self._waiter, None

@@ -8,7 +8,6 @@ is not patched here; what waits does so by gevent's own means.
 import logging
 import os
 import resource
-import select
 import socket
 from collections.abc import Callable, Iterable
 from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
@@ -20,7 +19,8 @@ from gevent.event import Event
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.control_server import MAX_CONNECTIONS, ControlServer
+from lmtp_proxy.control_request import MAX_CONNECTIONS
+from lmtp_proxy.control_server import ControlServer
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.merged_control import MergedApplication
 from lmtp_proxy.start_log import log_ready
@@ -36,6 +36,7 @@ def serve(
     config: Config,
     listener: socket.socket,
     control: socket.socket | None,
+    metrics: socket.socket | None,
     *,
     daemonised: bool,
     received: Iterable[int],
@@ -46,7 +47,7 @@ def serve(
     users: int,
 ) -> int:
     """As `service.serve`, by `config.workers` workers. users: how many keys the table has, which is not looked at."""
-    set_up_log(config.log, daemonised=daemonised, poll=select.poll, with_pid=True)
+    set_up_log(config.log, daemonised=daemonised, with_pid=True)
     setproctitle.setproctitle(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
     places = os.memfd_create("lmtp-proxy hold")
     settings = WorkerSettings(
@@ -68,17 +69,20 @@ def serve(
         gevent.signal_handler(number, stopping.set)
     for early in received:
         (stopping.set if early in (SIGTERM, SIGINT) else team.request_reload)()
-    control_server = None
+    servers: list[ControlServer] = []
+    application = MergedApplication(team, stopping.is_set, after_crash=after_crash)
+    _allow_open_files(config.workers)
     if control is not None:
-        _allow_open_files(config.workers)
-        own = gevent.socket.socket(control.family, control.type, control.proto, fileno=control.detach())
-        own.setblocking(False)
-        application = MergedApplication(team, stopping.is_set, after_crash=after_crash)
-        control_server = ControlServer(own, application)
+        servers.append(ControlServer(_cooperative(control), application))
+    if metrics is not None:
+        from lmtp_proxy.metrics_server import metrics_server  # as in `service`
+
+        collect = application.team_figures.collect
+        servers.append(metrics_server(_cooperative(metrics), application, collect, config.hostname))
     reloads = gevent.spawn(team.run)
     if team.start(stopping):
-        if control_server:
-            control_server.start()
+        for server in servers:
+            server.start()
         log_ready(config, listener, users, f", {config.workers} workers")
         ready()
         stopping.wait()
@@ -89,8 +93,8 @@ def serve(
     ended_well = team.stop(config.timeouts.shutdown + longest + _MARGIN)
     if ended_well:  # else the next start finds it, and warns of what the dead worker may have left
         remove_control()
-    if control_server:
-        control_server.stop()
+    for server in servers:
+        server.stop()
     reloads.kill()
     if team.failed:
         _log.error("stopped: a worker could not be started")
@@ -98,6 +102,12 @@ def serve(
         _log.info("stopped")
     finish_log()
     return int(team.failed)
+
+
+def _cooperative(listener: socket.socket) -> socket.socket:
+    own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
+    own.setblocking(False)
+    return own
 
 
 def _allow_open_files(workers: int) -> None:

@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads
+from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
 from lmtp_proxy.worker_process import Answer, NoAnswer, State, WorkerEnded, WorkerProcess
 from lmtp_proxy.worker_settings import WorkerSettings
 
@@ -236,7 +236,8 @@ class Team(Reloads):
         restart = tuple(dict.fromkeys(key for answer in serving.values() for key in answer.document["restart"]))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
-        return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded)
+        moved = moved_from(first["moved"])
+        return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded, moved)
 
     def _refused(self, errors: list[str], torn: str) -> Refused:
         for line in errors:

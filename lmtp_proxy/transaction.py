@@ -104,6 +104,7 @@ class Transaction:
                 delivery.add(position)
                 concerned[delivery] = None
             else:
+                self._count_refused(position)
                 position.rcpt_reply = position.route.refusal
                 position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
         # One after the other in an order that all transactions share: two that wait for each other's place would both
@@ -119,6 +120,15 @@ class Transaction:
         new, self._new = self._new, []  # not before: a client that vanishes until here leaves a log line for each
         for position in new:
             self._answer_rcpt(position)
+
+    def _count_refused(self, position: Position) -> None:
+        tallies = self._cutover.tallies
+        if position.route.trouble is not None:
+            tallies.lookup += 1
+        elif position.route.refusal is say.UNKNOWN_USER:
+            tallies.unknown += 1
+        else:
+            tallies.parked += 1
 
     def _delivery(self, pool: BackendPool) -> Delivery:
         if pool not in self._deliveries:
@@ -214,6 +224,8 @@ class Transaction:
         self._close()
         for position in self._accepted[self._answered :] + self._new:
             self._cutover.receipts.refused(position, None, self._envelope.queue_id, why)
+            if position.asked and position.pool is not None:
+                position.pool.counts.aborted += 1
             log_aborted(self._client.name, self._envelope, position, why, size=self._message.size, delay=self._delay())
         self._accepted, self._new, self._answered = [], [], 0
 

@@ -5,7 +5,6 @@ The client was told 451 and sends the message again, so the recipient may get it
 about to store it. Only the backend can tell.
 """
 
-import calendar
 import json
 import time
 from dataclasses import dataclass, fields
@@ -85,4 +84,6 @@ def read_log(path: str) -> tuple[list[Uncertain], int]:
 
 
 def _timegm(text: str) -> float:
+    import calendar  # with what it needs in its turn half a megabyte, and a process that serves reads no records
+
     return float(calendar.timegm(time.strptime(text, _FORMAT)))

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 from lmtp_proxy import yaml_text
+from lmtp_proxy.config_error import shown
 from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.yaml_text import Mapping, Node, Scalar, Sequence, shown
+from lmtp_proxy.yaml_text import Mapping, Node, Scalar, Sequence
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # only its parser is used
 

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config import ConfigError
+from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.loading import load
 from lmtp_proxy.worker_settings import worker_settings
 

@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 import yaml
 
+from lmtp_proxy.config_error import shown
+
 _LOADER = (
     yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 )  # only its parser is used: 15 times faster in C
@@ -145,13 +147,6 @@ def parse(text: str) -> Document:
         if not isinstance(root, Mapping):
             builder.problems.append(Problem(root.line, "", "must hold `key: value` lines, starting with `config:`"))
     return Document(root if isinstance(root, Mapping) else None, builder.problems)
-
-
-def shown(text: str, limit: int = 100) -> str:
-    """`text` on one printable line, for messages: what is not printable is escaped, what is too long is cut."""
-    if not text.isprintable():
-        text = text[: limit + 1].encode("unicode_escape").decode("ascii")
-    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def dotted(path: tuple[str, ...]) -> str:

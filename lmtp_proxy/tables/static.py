@@ -86,6 +86,10 @@ class StaticTable(Mapping[str, str]):
         table._set(shape, handle)
         return table
 
+    def open(self) -> None:
+        """Map the file now, while there is a descriptor left for that. Raises OSError."""
+        _ = self._data
+
     def _set(self, shape: Shape, handle: int | None) -> None:
         self._shape = shape
         self._handle = handle

@@ -17,9 +17,9 @@ POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
-SHOWN="tmux chromium"
-PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
+PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db"
+SHOWN="tmux chromium fonts-dejavu-core"
 
 die() {
     echo "tests/e2e/install.sh: $*" >&2
@@ -31,7 +31,7 @@ installed_version() {
 }
 
 missing_packages() {
-    for package in $SERVERS $SHOWN $PYTHON $PACKAGING; do
+    for package in $SERVERS $PYTHON $PACKAGING $SHOWN; do
         [ -n "$(installed_version "$package")" ] || printf '%s ' "$package"
     done
 }

@@ -579,7 +579,8 @@ def test_a_drain_ends_in_time_even_if_a_reload_does_not(served: Served) -> None:
     "method, resource, code, allow",
     [
         ("GET", "/", 404, None),
-        ("GET", "/metrics", 404, None),
+        ("GET", "/metrics/", 404, None),
+        ("POST", "/metrics", 405, "GET, HEAD"),
         ("GET", "/status/", 404, None),
         ("GET", "/%00%0a%ff", 404, None),
         ("POST", "/status", 405, "GET, HEAD"),

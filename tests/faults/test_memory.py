@@ -33,6 +33,22 @@ def fresh() -> Iterator[Pair]:
         yield Pair(proxy, a, b)
 
 
+def test_an_idle_process_has_nothing_in_memory_but_what_it_needs() -> None:
+    # OpenSSL comes with smtplib and with HTTP, YAML with the first reload.
+    costly = {"_yaml", "_ssl", "_hashlib", "_lzma"}
+
+    def loaded() -> set[str]:
+        with open(f"/proc/{proxy.pid}/maps") as maps:
+            return costly & {line.rpartition("/")[2].partition(".")[0] for line in maps}
+
+    with FakeBackend() as a, ProxyProcess(config_of({"a": a}), workers=1) as proxy:
+        assert loaded() == set()
+        with proxy.client() as client:
+            assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+            client.quit()
+        assert loaded() == {"_ssl", "_hashlib"}
+
+
 def test_a_message_of_200_mib(fresh: Pair) -> None:
     before = fresh.proxy.status("VmHWM")
     count = 200 * 1024 * 1024 // len(CHUNK) + 1

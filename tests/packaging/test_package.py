@@ -93,12 +93,21 @@ def test_it_needs_what_debian_12_has_and_brings_no_conffile_that_a_command_edits
     assert "Architecture: all" in fields
     names = set(re.findall(r"(?:Depends: |, |\| )([a-z0-9-]+)", fields))
     assert {"python3-gevent", "python3-daemon", "python3-yaml", "python3-setproctitle"} <= names
+    assert "python3-prometheus-client" in names
     known = subprocess.run(
         ["apt-cache", "show", *names - {"systemd-sysusers", "systemd-tmpfiles"}], capture_output=True
     )
     assert known.returncode == 0, known.stderr
     subprocess.run(["dpkg-deb", "-e", package, tmp_path / "control"], check=True)
     assert (tmp_path / "control/conffiles").read_text().split() == ["/etc/default/lmtp-proxy", "/etc/init.d/lmtp-proxy"]
+
+
+@pytest.mark.timeout(180)
+def test_the_examples_are_there(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
+    examples = tmp_path / "usr/share/doc/lmtp-proxy/examples"
+    for name in ("grafana-dashboard.json", "prometheus-alerts.yml"):  # as they are: not compressed
+        assert (examples / name).read_bytes() == (ROOT / "etc" / name).read_bytes()
 
 
 @pytest.mark.timeout(180)

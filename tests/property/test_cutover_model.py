@@ -19,7 +19,8 @@ from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backend import BackendError, BackendSession
+from lmtp_proxy.backend import BackendSession
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.commit import Cutover, Message, Position
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery import Delivery
@@ -105,7 +106,7 @@ class ModelSession(BackendSession):
         self.world.events.append(("dot", self.user, self.backend.name))
         return len(octets)
 
-    def keep(self, octets: bytes) -> None:
+    def keep(self, octets: bytes | memoryview) -> None:
         assert octets == b""
 
     def check_quiet(self, *, in_data: bool = False) -> None:

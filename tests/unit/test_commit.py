@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
 from lmtp_proxy.envelope import Envelope, Recipient

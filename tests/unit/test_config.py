@@ -400,7 +400,10 @@ def test_config_values(load: Load, line: str, field: str, value: object) -> None
         ("control: {socket: /x, permissions: 660}", "control.permissions: must be octal with a leading 0: write 0660"),
         ("control: {socket: /x, owner: nobody-here}", 'control.owner: there is no user "nobody-here" on this system'),
         ("control: {socket: /x, mode: 0600}", "control.mode: unknown key"),
-        ("metrics: [localhost, 1]", "metrics: unknown key"),
+        ("metrics: /run/metrics", "metrics: must be [host, port]"),
+        ("metrics: [localhost]", "metrics: must be [host, port]"),
+        ("metrics: {host: localhost}", "metrics: must be [host, port]"),
+        ("metrics:", 'metrics: has no value: write one ("" for an empty text) or take the line out'),
         ("uncertain_log: x", 'uncertain_log: must be the absolute path of a file, not "x"'),
         ("workers: 0", 'workers: must be auto or a whole number from 1 to 64, not "0"'),
         ("workers: all", 'workers: must be auto or a whole number from 1 to 64, not "all"'),
@@ -519,6 +522,16 @@ def test_config_errors(errors: Errors, line: str, expected: str) -> None:
 )
 def test_socket_errors(errors: Errors, value: str, expected: str) -> None:
     assert errors(f"config:\n  socket: {value}\n") == [f"2: config.socket: {expected}"]
+
+
+def test_metrics(load: Load, errors: Errors) -> None:
+    assert load(config_with("metrics: [localhost, 9424]")).metrics == TcpAddress("localhost", 9424)
+    assert load(config_with()).metrics is None
+    assert [error.partition(" must")[0] for error in errors(config_with('metrics: ["", 70000]'))] == [
+        "3: config.metrics:", "3: config.metrics:"
+    ]  # fmt: skip
+    mail = "config:\n  socket: [0.0.0.0, 2424]\n  metrics: [127.0.0.1, 2424]\n"
+    assert errors(mail) == ["3: config.metrics: is the socket for mail already: take another port"]
 
 
 def test_an_item_of_a_list_is_named_by_its_own_line(errors: Errors) -> None:

@@ -80,3 +80,21 @@ def test_a_stop_has_the_time_that_a_delivery_may_take() -> None:
     [unit] = re.findall(r"(?m)^TimeoutStopSec=(\d+)$", text("debian/lmtp-proxy.service"))
     [script] = re.findall(r"(?m)^STOP_SECONDS=(\d+)", text("debian/lmtp-proxy.init"))
     assert int(unit) > longest + 30 and int(script) > longest + 30
+
+
+def test_the_unit_lets_metrics_be_served() -> None:
+    unit = text("debian/lmtp-proxy.service")
+    [families] = re.findall(r"(?m)^RestrictAddressFamilies=(.*)$", unit)
+    assert {"AF_INET", "AF_INET6"} <= set(families.split())
+    assert not re.search(r"(?m)^(IPAddressDeny|SocketBindDeny|PrivateNetwork)=", unit)
+
+
+def test_what_setup_py_asks_for_is_what_the_build_has() -> None:
+    [block] = re.findall(r"install_requires=\[(.*?)\]", text("setup.py"), re.DOTALL)
+    wanted = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+    debian = {"gevent": "gevent", "PyYAML": "yaml", "python-daemon": "daemon", "setproctitle": "setproctitle",
+              "prometheus_client": "prometheus-client"}  # fmt: skip
+    assert set(wanted) == set(debian)
+    for name, least in wanted.items():
+        assert f" python3-{debian[name]} (>= {least})" in text("debian/control"), name
+        assert f"python3-{debian[name]} " in text("tests/e2e/install.sh"), name

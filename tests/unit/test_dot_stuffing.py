@@ -30,6 +30,8 @@ BODIES: dict[str, bytes] = {
     "every octet": bytes(range(256)) + b"\r\n",
     "a long line": b"x" * 5000 + b"." + b"y" * 5000 + b"\r\n",
     "CR before CRLF": b"a\r\r\n",
+    "so many dots that the search changes": b"a." * 20 + b"\r\n..b\n..c\r..d\n\r..\r\n..e\r\n",
+    "just so many that it would": b"a." * 16 + b"b\r\n",
 }
 
 # A lone dot after the first and before the second of these is beyond doubt only in one case.

@@ -4,7 +4,7 @@
 import pytest
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendError
+from lmtp_proxy.backend_error import BackendError
 from lmtp_proxy.failure import Phase, judge
 from lmtp_proxy.reply import Reply
 

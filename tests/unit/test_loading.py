@@ -15,7 +15,7 @@ import pytest
 
 from lmtp_proxy import loading
 from lmtp_proxy.config import ConfigError, load_config
-from lmtp_proxy.loading import LARGE, LoadingProcess, is_large, load
+from lmtp_proxy.loading import LARGE, LoadingProcess, load
 from lmtp_proxy.tables.static import StaticTable
 
 TEXT = "config: {socket: /s}\nbackends: {old: {socket: /o, user: u, password: p}}\nusers:\n"
@@ -68,14 +68,59 @@ def test_it_compares_with_the_table_in_force(large: str, old: StaticTable | None
     assert counts == ([0, 0, 0] if old is None else [39_999, 1, 1] if len(old) else [40_000, 0, 0])
 
 
-def test_what_is_large(large: str, tmp_path: Path) -> None:
-    assert is_large(large, StaticTable())
-    (tmp_path / "small.yml").write_text(TEXT)
-    assert not is_large(str(tmp_path / "small.yml"), StaticTable({"a": "b"}))
-    assert not is_large(str(tmp_path / "none.yml"), StaticTable())
-    assert not is_large("a\0b", StaticTable())
-    assert is_large(str(tmp_path / "small.yml"), load(large).users)  # to compare them takes as long
-    assert load(str(tmp_path / "small.yml")) == load_config(str(tmp_path / "small.yml"))
+def test_a_small_file_is_loaded_in_the_same_way(tmp_path: Path) -> None:
+    small = tmp_path / "small.yml"
+    small.write_text(TEXT + "  alice: old\n")
+    config = load(str(small))
+    assert not config.users.handles
+    assert config == load_config(str(small))
+
+
+@pytest.mark.parametrize("path", ["none.yml", "a\0b"])
+def test_what_is_no_file_is_refused_as_by_load_config(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        load(str(tmp_path / path))
+    with pytest.raises(ConfigError) as wanted:
+        load_config(str(tmp_path / path))
+    assert found.value.errors == wanted.value.errors
+
+
+@pytest.mark.parametrize("size, nice", [(LARGE, "0"), (LARGE + 1, "10")])
+def test_only_a_large_file_has_to_wait_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, nice: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho \"$4\" > {tmp_path}/order\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    (tmp_path / "c.yml").write_text("#" * size)
+    process = LoadingProcess(str(tmp_path / "c.yml"), None)
+    os.read(process.pipe, 1)
+    process.close(lambda _: os.waitpid(process.pid, 0)[1])
+    assert (tmp_path / "order").read_text().endswith(f", {nice}]\n")
+
+
+def test_a_sandbox_that_forbids_nice_does_not_forbid_a_large_file(
+    large: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sandboxed.py").write_text(
+        "import os, sys\n"
+        "def forbidden(_):\n    raise PermissionError(1, 'Operation not permitted')\n"
+        "os.nice = forbidden\n"
+        "from lmtp_proxy.loader import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/sandboxed.py "$4"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    process = LoadingProcess(large, None)
+    try:
+        octets = Path(f"/proc/self/fd/{process.pipe}").read_bytes()
+        config = process.result(octets, lambda seconds: loading._wait(process.pid, seconds)).config
+    finally:
+        process.close(lambda seconds: loading._wait(process.pid, seconds))
+    assert len(config.users) == 40_000
 
 
 HEADER = r"\0\0\0\0\0\0\0\020"

@@ -4,7 +4,6 @@
 import logging
 import os
 import re
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -190,7 +189,7 @@ def test_without_a_loop_each_line_goes_at_once_and_the_end_waits_a_second_at_mos
 
 def test_a_stream_has_time_and_level_in_front(tmp_path: Path) -> None:
     with (tmp_path / "err").open("wb") as file:
-        batch = LogBatch(StreamChannel(file.fileno(), select.poll), None)
+        batch = LogBatch(StreamChannel(file.fileno()), None)
         batch.add(logging.WARNING, "text \udcff")
     line = (tmp_path / "err").read_text()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} WARNING text \\udcff\n", line), line
@@ -199,7 +198,7 @@ def test_a_stream_has_time_and_level_in_front(tmp_path: Path) -> None:
 def test_a_pipe_that_nobody_reads_is_not_waited_for_and_gets_whole_lines() -> None:
     reader, writer = os.pipe()
     clock = Clock()
-    batch = LogBatch(StreamChannel(writer, select.poll), clock.later)
+    batch = LogBatch(StreamChannel(writer), clock.later)
     sent = [f"{number} {'x' * (number % 3000)}" for number in range(2000)]
     for text in sent:
         batch.add(logging.INFO, text)
@@ -222,7 +221,7 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for_and_gets_whole_lines() -> No
 def test_what_a_full_pipe_did_not_take_goes_out_when_there_is_room_and_at_the_end() -> None:
     reader, writer = os.pipe()
     clock = Clock()
-    batch = LogBatch(StreamChannel(writer, select.poll), clock.later)
+    batch = LogBatch(StreamChannel(writer), clock.later)
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):
         while True:
@@ -242,7 +241,7 @@ def test_what_a_full_pipe_did_not_take_goes_out_when_there_is_room_and_at_the_en
 def test_a_full_disk_is_reported_when_there_is_room_again() -> None:
     with open("/dev/full", "wb") as full:
         clock = Clock()
-        channel = StreamChannel(full.fileno(), select.poll)
+        channel = StreamChannel(full.fileno())
         batch = LogBatch(channel, clock.later)
         for number in range(KEPT + 5):
             batch.add(logging.INFO, str(number))

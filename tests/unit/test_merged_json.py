@@ -7,7 +7,10 @@ from lmtp_proxy.merged_json import merged_backends, merged_status, of_worker
 
 
 def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:
-    counts = ("busy", "idle", "connections", "failures", "sent", "deferred", "bounced", "uncertain", "octets")
+    counts = (
+        *("busy", "idle", "connections", "failures", "octets"),
+        *("sent", "deferred", "bounced", "aborted", "uncertain"),
+    )
     return {
         "name": name, "address": f"/{name}", "state": state, "trouble": None, "max_connections": 10, "users": 3,
         **dict.fromkeys(counts, 1), **values,

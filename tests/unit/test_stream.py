@@ -4,6 +4,7 @@
 import math
 import socket
 import struct
+import sys
 import time
 from _socket import socket as Socket
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from lmtp_proxy.stream import AHEAD, Stream, wait_for_any
+from lmtp_proxy.stream import AHEAD, BULK, Stream, wait_for_any
 
 Pair = tuple[Stream, socket.socket]
 
@@ -148,6 +149,58 @@ def test_what_nobody_takes_waits_in_the_kernel(connected: Pair) -> None:
         assert stream.wait(soon())
         got += len(stream.take())
     assert got == sent and not stream.paused
+
+
+def test_who_waits_for_much_gets_it_in_larger_pieces() -> None:
+    stream, peer = pair("tcp")
+    peer.setblocking(False)
+    pieces: list[int] = []
+
+    def flood() -> None:
+        while len(pieces) < 50:
+            try:
+                peer.send(b"x" * BULK)
+            except BlockingIOError:
+                pass
+            gevent.sleep(0)
+
+    flooding = gevent.spawn(flood)
+    while len(pieces) < 50:
+        assert stream.wait(soon())
+        pieces.append(len(stream.take()))
+    flooding.join(5)
+    assert pieces[0] <= AHEAD < max(pieces) <= BULK
+    while stream.wait(soon(0.1)):
+        stream.take()
+    peer.send(b"x")
+    assert stream.wait(soon()) and stream.take() == b"x"
+    peer.setblocking(True)
+    gevent.spawn(peer.sendall, b"y" * AHEAD)
+    assert stream.wait(soon()) and len(stream.take()) <= AHEAD
+    stream.close()
+    peer.close()
+
+
+def test_what_went_out_is_not_held_any_longer(connected: Pair) -> None:
+    stream, peer = connected
+    message = bytes(10_000_000)
+    references = sys.getrefcount(message)
+    sent = stream.send(message)
+    stream.keep(memoryview(message)[sent:])
+    peer.setblocking(False)
+
+    def read() -> None:
+        while stream.full:
+            try:
+                peer.recv(1 << 20)
+            except BlockingIOError:
+                pass
+            gevent.sleep(0)
+
+    reading = gevent.spawn(read)
+    assert stream.wait_for_room(soon(10))
+    reading.join(5)
+    assert sys.getrefcount(message) == references
 
 
 def test_a_flood_while_room_is_waited_for_is_bounded_too(connected: Pair) -> None:

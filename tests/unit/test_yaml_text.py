@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy import yaml_text
-from lmtp_proxy.yaml_text import Mapping, Node, Scalar, Sequence, parse, read_document, shown
+from lmtp_proxy.config_error import shown
+from lmtp_proxy.yaml_text import Mapping, Node, Scalar, Sequence, parse, read_document
 
 LOADERS = [yaml.SafeLoader, *([yaml.CSafeLoader] if yaml.__with_libyaml__ else [])]
 

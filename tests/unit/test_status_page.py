@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The status page from values: what it says, and that nothing in it can become more than text."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmtp_proxy.page_frame import HEADERS, framed
+from lmtp_proxy.page_graphics import Part, bar, curve, duration, escape, number, octets, rate, share
+from lmtp_proxy.samples import KEPT, Samples
+from lmtp_proxy.status_page import Shown, page
+
+VOID = {"meta", "link", "br"}
+HISTOGRAM = {"counts": [0] * 4 + [7] + [0] * 13, "sum": 0.1}
+
+
+def of_backend(**values: int) -> dict[str, Any]:
+    names = ("connections", "failures", "sent", "deferred", "bounced", "aborted", "uncertain", "octets", "waits")
+    return {**dict.fromkeys(names, 0), "connect": HISTOGRAM, "replies": HISTOGRAM, **values}
+
+
+def status_of(name: str, **values: Any) -> dict[str, Any]:
+    return {"name": name, "address": f"/run/{name}", "state": "up", "trouble": None, "users": 12345, **values}
+
+
+def shown(name: str = "old") -> Shown:
+    """A page's worth of everything; `name` stands wherever text from outside can."""
+    figures: dict[str, Any] = {
+        "counters": {
+            "sessions": 5, "transactions": {"answered": 1234567, "refused": 1, "aborted": 2}, "octets": 10**9,
+            "refused": {"parked": 1, "unknown": 2, "lookup": 3}, "uncertain": 1,
+            "lateness": HISTOGRAM, "backends": {name: of_backend(sent=41, uncertain=1)},
+        },
+        "gauges": {
+            "sessions": 3, "held": 1, "in_flight": {"data": 2, "final dot": 1},
+            "backends": {name: {"busy": 3, "idle": 1, "limit": 20, "waiting": 0}},
+        },
+        "longest": 0.01, "down": [], "hold_limit": 2, "users": {name: 12345, "reject": 1}, "time": 1795511630.0,
+        "started": 0.0, "generation": 4, "reloads": {"done": 3, "refused": 1}, "last_reload_refused": False,
+    }  # fmt: skip
+    status: dict[str, Any] = {
+        "version": name, "uptime": 90000.0, "generation": 4, "pid": 77, "workers": [], "socket": name,
+        "stopping": False,
+        "reloading": None, "reload": None, "after_crash": None, "backends": [status_of(name, trouble=name)],
+        "fallback_backend": name, "torn": None,
+    }  # fmt: skip
+    samples = Samples(lambda: None)
+    samples.take(figures, 10.0)
+    later = copy.deepcopy(figures)
+    later["counters"]["transactions"]["answered"] += 50
+    samples.take(later, 15.0)
+    return Shown(
+        hostname=name,
+        status=status,
+        figures=figures,
+        flights=[{"session": name, "backend": name, "count": 1, "phase": name, "seconds": 2.5, "octets": 9}],
+        uncertain=[{"time": "2026-11-24T09:00:00.000Z", "backend": name, "size": 4000, "session": name}],
+        history=[
+            {"kind": "reload", "time": "2026-11-24T09:00:00.000Z", "ok": False, "errors": [name]},
+            {"kind": "drain", "time": "2026-11-24T09:00:00.000Z", "count": 3, "done": True, "waited": 1.5,
+             "uncertain": 1},
+            {"kind": "reload", "time": "2026-11-24T09:00:00.000Z", "ok": True, "generation": 3,
+             "changes": f"1 users, changed: {name}", "moved": [{"from": name, "to": None, "count": 1500}]},
+        ],
+        samples=samples,
+    )  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """Every element with its attributes, and all text; asserts that they are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def text_of(given: Shown) -> str:
+    return " ".join(Tags(page(given)[2]).text.split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("<script>alert(1)</script>", '"><img src=x onerror=1>', "a' onload='1", "</main></style>&lt;"),
+        *("\u202e\u0000", "&#60;b&#62;", "${x}", "{0}"),
+    ],
+)
+def test_text_from_outside_stays_text(name: str) -> None:
+    honest, odd = Tags(framed(*page(shown("old")))), Tags(framed(*page(shown(name))))
+    assert [tag for tag, _ in odd.tags] == [tag for tag, _ in honest.tags]
+    assert [sorted(attributes) for _, attributes in odd.tags] == [sorted(attributes) for _, attributes in honest.tags]
+
+
+def test_the_page_needs_nothing_else() -> None:
+    text = framed(*page(shown()))
+    tags = Tags(text).tags
+    for tag, attributes in tags:
+        for key, value in attributes.items():
+            assert not key.startswith("on") and key != "style", f"{tag} {key}: the policy would forbid it"
+            if key in ("src", "href"):
+                assert value is not None and value.startswith(("data:image/svg+xml,", "/metrics", "/status"))
+        assert tag not in ("img", "iframe", "object", "form", "input", "button")
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
+    policy = dict(HEADERS)["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+
+
+def test_the_policy_names_what_is_in_the_page() -> None:
+    from base64 import b64encode
+    from hashlib import sha256
+
+    text = framed("t", "good", "<p>x</p>")
+    policy = dict(HEADERS)["Content-Security-Policy"]
+    for tag in ("style", "script"):
+        [inside] = re.findall(f"(?s)<{tag}>(.*?)</{tag}>", text)
+        assert f"{tag}-src 'sha256-{b64encode(sha256(inside.encode()).digest()).decode()}'" in policy
+
+
+def test_what_is_said() -> None:
+    said = text_of(shown())
+    for part in (
+        "Messages10.0 / s",
+        "1 234 567 answered, 2 aborted",
+        "1.0 GB since the start",
+        "of 2 on hold",
+        "Users 12 346",
+        "everybody else old",
+        "3 in use, 1 kept, of 20",
+        "3 users, waited 1.5 s, 1 uncertain",
+        "1 500 old \u2192 removed, changed: old generation 3",
+        "lmtp-proxyctl uncertain",
+        "up 25 h 0 min",
+    ):
+        assert part in said.replace("\u202f", " "), part
+    title, state, _ = page(shown())
+    assert (title, state) == ("old: lmtp-proxy", "good")
+
+
+def changed(**values: Any) -> Shown:
+    given = shown()
+    given.status.update(values)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "words"),
+    [
+        ({"reload": {"ok": False, "errors": ["2 errors (/c.yml:3)"]}}, "bad", "not in force: 2 errors (/c.yml:3)"),
+        ({"torn": "worker 1 has sha256 abc"}, "bad", "worker 1 has sha256 abc"),
+        ({"backends": [status_of("old", state="down", trouble="broken")]}, "bad", "Backend old is down: broken"),
+        ({"workers": [{"number": 2, "state": "dead"}]}, "bad", "Worker 2 is dead"),
+        ({"stopping": True}, "warn", "no new clients are accepted"),
+        ({"after_crash": {"seconds": 3.0, "worker": 12}}, "warn", "worker 12 died 3.0 s ago"),
+        ({"after_crash": {"seconds": 3.0, "worker": None}}, "warn", "the process before this one died"),
+        ({"reloading": 1.0}, "good", "reloading"),
+    ],
+)
+def test_what_the_operator_has_to_know_stands_at_the_top(values: dict[str, Any], state: str, words: str) -> None:
+    given = changed(**values)
+    title, found, _ = page(given)
+    assert found == state and title.startswith({"good": "old", "warn": "(!)", "bad": "(!!)"}[state])
+    assert words in text_of(given)
+
+
+def test_an_idle_proxy_without_backends_or_samples() -> None:
+    given = shown()
+    given.figures["counters"]["backends"] = given.figures["gauges"]["backends"] = {}
+    given.figures["users"] = {}
+    given.status["backends"] = []
+    empty = Shown(given.hostname, given.status, given.figures, [], [], [], Samples(lambda: None))
+    said = text_of(empty)
+    assert "None at this moment." in said and said.count("None since the start.") == 2
+
+
+def test_a_backend_that_came_with_a_reload_between_the_two_answers_is_left_out() -> None:
+    assert "brandnew" not in text_of(changed(backends=[status_of("old"), status_of("brandnew")]))
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_are_bounded_and_a_counter_that_begins_anew_is_no_negative_rate() -> None:
+    given = shown()
+    samples = Samples(lambda: None)
+    for index in range(KEPT + 50):
+        given.figures["counters"]["transactions"]["answered"] = (index * 10) % 100
+        samples.take(given.figures, index * 5.0)
+    rates = samples.rates(lambda sample: sample.transactions)
+    assert len(rates) == KEPT - 1
+    assert set(rates) == {0.0, 2.0}
+    assert samples.rates(lambda sample: None) == [0.0] * (KEPT - 1)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_numbers() -> None:
+    assert [number(value) for value in (0, 999, 1000, 1234567)] == ["0", "999", "1\u202f000", "1\u202f234\u202f567"]
+    assert [rate(value) for value in (0, 0.004, 0.25, 3.14159, 250)] == ["0", "0", "0.25", "3.1", "250"]
+    assert [octets(value) for value in (0, 999, 1500, 123456, 10**7, 10**14)] == [
+        "0 B", "999 B", "1.5 kB", "123 kB", "10.0 MB", "100 TB"
+    ]  # fmt: skip
+    assert [duration(value) for value in (None, 0.0005, 0.25, 1.5, 42, 600, 9000, 300000)] == [
+        "\u2013", "0.5 ms", "250 ms", "1.5 s", "42 s", "10 min", "2 h 30 min", "3 d 11 h"
+    ]  # fmt: skip
+    assert [share(count, 10000) for count in (0, 1, 100, 5000, 9999, 10000)] == [
+        "0\u202f%", "<\u202f0.1\u202f%", "1.0\u202f%", "50\u202f%", ">\u202f99.9\u202f%", "100\u202f%"
+    ]  # fmt: skip
+    assert share(0, 0) == "0\u202f%"
+
+
+@given(st.lists(st.floats(0, 1e12), max_size=130), st.lists(st.floats(0, 1e12), max_size=130))
+def test_a_curve_stays_within_its_frame(one: list[float], other: list[float]) -> None:
+    text = curve("a", 130, ("sent", one), ("failed", other))
+    Tags(text)
+    for path in re.findall(r'class="line \w+" d="M([^"]*)"', text):
+        for point in path.split("L"):
+            x, y = map(float, point.split())
+            assert -0.1 <= x <= 240.1 and 0 <= y <= 40
+
+
+@given(st.lists(st.integers(0, 10**7), max_size=12))
+def test_a_bar_is_full_and_shows_every_part(counts: list[int]) -> None:
+    parts = [Part(f"p{index}", count, "k0") for index, count in enumerate(counts)]
+    text = bar("b", parts, sum(counts))
+    rectangles = re.findall(r'class="k0" x="([\d.]+)" y="0" width="([\d.]+)"', text)
+    found = [(float(x), float(width)) for x, width in rectangles]
+    assert len(found) == sum(count > 0 for count in counts)
+    if found:
+        assert all(width >= 3.9 for _, width in found)
+        assert abs(found[-1][0] + found[-1][1] - 1000) < 1
+
+
+def test_escaping() -> None:
+    assert escape("<a href='x'>&\"") == "&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;"
