@@ -11,9 +11,10 @@ from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass, field
 from typing import Final
 
+from lmtp_proxy.config_error import shown
 from lmtp_proxy.config_keys import Section, absolute_path, backend_name, boolean, hostname, whole
 from lmtp_proxy.migrate import DEFAULT_JOURNAL
-from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence, parse, read_source, shown
+from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence, parse, read_source
 
 PLACEHOLDERS: Final = ("user", "address", "from", "to", "now")
 PARKS: Final = ("reject", "hold")
