@@ -30,6 +30,7 @@ setup(
         "setproctitle>=1.3",
     ],
     extras_require={
+        "live": ["rich>=13.3"],
         "test": [
             "coverage>=7.2",
             "hypothesis>=6.67",
@@ -37,6 +38,7 @@ setup(
             "pytest>=7.2",
             "pytest-timeout>=2.1",
             "pytest-xdist>=3.1",
+            "rich>=13.3",
             "ruff>=0.5",
             "types-PyYAML",
             "types-gevent",

@@ -117,6 +117,31 @@ Ring 7, the command, without gevent:
     move               preflight, edit, reload, drain
     requeue            has Postfix try deferred mail again at once
     ctl_receipts       the verbs of receipts
+    migrate            many users moved with one command
+    migrate.states     the states of one user's migration, and what a crash leaves to do
+    migrate.events     what a run tells whoever watches it
+    migrate.journal_file  the lock of a journal, and room for a full disk
+    migrate.journal    where each user is, and how that came about: an SQLite file
+    migrate.plan       a YAML file -> a Plan, all errors at once
+    migrate.hooks      runs one command of the site's, and ends it
+    migrate.turns      one at a time, and those in a hurry first
+    migrate.proxy      what a run asks lmtp-proxy for
+    migrate.steps      what is done for one user, written down
+    migrate.way_back   the way back before `moved`
+    migrate.user_run   takes one user from the old backend to the new one
+    migrate.window     the hours in which users may be begun
+    migrate.runner     N users at once, and when no more are begun
+    migrate.checks     what is looked at before a run begins
+    migrate.status     where everyone is
+    migrate.report     what became of each user, and for how long he was offline: the journal as values
+    migrate.report_words  the words of a report
+    migrate.report_text  a report as lines, and as JSON
+    migrate.report_style  how the page looks
+    migrate.report_svg  the distribution of downtimes as a picture
+    migrate.report_html  a report as one page
+    migrate.report_command  the report that is asked for on the command line
+    migrate.live       a run on a terminal
+    ctl_migrate        the verb `migrate`
     ctl                the command lmtp-proxyctl
 """
 

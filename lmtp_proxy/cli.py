@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
@@ -24,6 +25,9 @@ from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+# Modules that a process imports with its first mail, reload, request or scrape.
+_LOADED_LATE = ("lmtp_proxy.backend", "lmtp_proxy.config", "lmtp_proxy.control_server")
+_FOR_METRICS = ("lmtp_proxy.exposition_thread", "lmtp_proxy.metrics_server", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,9 +174,9 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        for path in (__file__, sys.executable):
+        for path in (__file__, sys.executable) if config.workers > 1 else ():
             if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so no reload would work; see chmod"
+                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
                 raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(
@@ -240,6 +244,8 @@ def _may(account: pwd.struct_passwd, path: str, mode: int) -> bool:
 def _drop_privileges(config: Config) -> None:
     if config.run_as is None or os.geteuid() != 0:
         return
+    for module in _LOADED_LATE if config.metrics is None else (*_LOADED_LATE, *_FOR_METRICS):
+        import_module(module)  # that user may not be able to read it
     account = _account(config.run_as)
     os.initgroups(account.pw_name, account.pw_gid)
     os.setgid(account.pw_gid)

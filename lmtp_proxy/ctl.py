@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from lmtp_proxy import __version__, ctl_files
+from lmtp_proxy import __version__, ctl_files, ctl_migrate
 from lmtp_proxy import ctl_output as show
 from lmtp_proxy.control_client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl_arguments import Parser, command, common_options, print_lines, seconds, text
@@ -199,6 +199,10 @@ def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
     return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
 
 
+def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
+    return ctl_migrate.migrate(options, lambda: _client(options), progress)
+
+
 def _distinct(users: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(users))
 
@@ -300,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         "requeue",
         _requeue,
         "Have Postfix try again, at once, the mail that was deferred for users",
-        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts, and waits until each has come "
+        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts. Waits until each has come "
         "again; one that was refused a moment ago needs more than one run. Exit status 0 if none waits any more, 3 if "
         "one was deferred again or did not come in time, 1 if postqueue failed.",
     )
@@ -314,4 +318,14 @@ def _parser() -> argparse.ArgumentParser:
         help='how it is called, e.g. "postqueue -c /etc/postfix-in"; no shell',
     )
     verb.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds to wait (default: 10)")
+    verb = add(
+        "migrate",
+        _migrate,
+        ctl_migrate.SUMMARY,
+        ctl_migrate.DESCRIPTION,
+        epilog=ctl_migrate.STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=ctl_migrate.USAGE,
+    )
+    ctl_migrate.add_arguments(verb)
     return parser

@@ -18,6 +18,20 @@ WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
 
 
 class Parser(argparse.ArgumentParser):
+    """names_anywhere: options may stand among the names, as in PLAN --jobs 8 USER."""
+
+    names_anywhere = False
+    _amid = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.names_anywhere or self._amid:
+            return super().parse_known_args(args, namespace)
+        self._amid = True  # it is done in two parts, each of which comes here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._amid = False
+
     def error(self, message: str) -> NoReturn:
         if "--json" in sys.argv:
             print_lines(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])

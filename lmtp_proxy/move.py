@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,8 +45,13 @@ class Order:
         return f"{show.safe(self.users[0])} is" if len(self.users) == 1 else f"{len(self.users):,} users are"
 
 
-def move(client: ControlClient, order: Order, progress: Progress) -> Outcome:
-    """Moves the users. Raises Failed, and ControlError if nothing was changed."""
+def move(
+    client: ControlClient, order: Order, progress: Progress, turn: AbstractContextManager[object] | None = None
+) -> Outcome:
+    """Moves the users. Raises Failed, and ControlError if nothing was changed.
+
+    turn: is held for edit and reload, by a caller who has several moves at once and knows which are in a hurry.
+    """
     if len(json.dumps(order.users)) > _MAX_BODY - 1024:
         raise Failed(REFUSED, f"{len(order.users):,} users are too many at once: split the list")
     answer = client.get("/status")
@@ -54,21 +60,24 @@ def move(client: ControlClient, order: Order, progress: Progress) -> Outcome:
     import lmtp_proxy.config_file  # noqa: F401  (takes longer than the edit, and belongs to no user's time)
 
     began = time.monotonic()
-    change = _edit(path, order, progress)
-    progress.step(f"{path} says that {order.who} on {order.backend}, but the running proxy may not know it yet")
     document: dict[str, object] = {"path": path, "backend": order.backend, "warnings": warnings}
-    document |= {"previous": dict(change.previous), "changed": change.changed}
     try:
-        generation = _reload(client, order, path, change, progress)
+        with turn or nullcontext():
+            change = _edit(path, order, progress)
+            now = f"{path} says that {order.who} on {order.backend}"
+            progress.step(f"{now}, but the running proxy may not know it yet")
+            document |= {"previous": dict(change.previous), "changed": change.changed}
+            generation = _reload(client, order, path, change, progress)
         progress.step(f"{order.who} on {order.backend} since generation {generation}")
         drained = drain(client, {"users": list(order.users)}, order.timeout, progress, instance)
     except Failed as failed:
-        failed.document.update(document)
+        if "previous" in document:
+            failed.document.update(document)
         if failed.status == UNPROVEN:
-            failed.text += f"; {path} says that {order.who} on {order.backend} now"
+            failed.text += f"; {now} now"
         raise
     except ControlError as error:
-        what = f"{error}; {path} says that {order.who} on {order.backend} now; if lmtp-proxy died, {OLD_STORE}"
+        what = f"{error}; {now} now; if lmtp-proxy died, {OLD_STORE}"
         raise Failed(UNPROVEN, what, (), document) from error
     document |= {"reloaded": generation, **drained.document()}
     _check_routes(order, path, drained.answer, document)

@@ -110,7 +110,9 @@ class Receipts:
         answer = self._in_thread(mailboxes)
         if isinstance(answer, ReceiptsError):
             raise answer
-        return answer or {}
+        if answer is None:  # rather than one that reads as: nothing was delivered to anybody
+            raise ReceiptsError("lmtp-proxy is stopping: ask again once it has been started")
+        return answer
 
     def generation_changed(self, path: str | None) -> None:
         """From now on they are kept there. What came before goes to where it was kept."""

@@ -14,11 +14,12 @@ import pytest
 from tests.support.proxy import ProxyProcess
 
 from .mail import SENDER
+from .perdition import Perdition
 from .postfix import Postfix
-from .requirements import missing_for_servers
+from .requirements import missing_for_migration, missing_for_servers
 from .stores import Cyrus, Dovecot
 
-PEOPLE = ("alice", "bob", "carol", "dave", "erin")
+PEOPLE = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
 """Users with an account in Dovecot and nothing else, for the one test that names them."""
 
 
@@ -87,7 +88,7 @@ def servers() -> Iterator[Stack]:
             (directory / name).mkdir()
         proxy_socket = directory / "proxy"
         old, new = Cyrus(directory / "cyrus"), Dovecot(directory / "dovecot")
-        unused = [f"u{number:03}" for number in range(300)]
+        unused = [f"u{number:03}" for number in range(500)]
         straight = {"straight-old.test": old.lmtp_socket, "straight-new.test": new.lmtp_socket}
         stack = Stack(Postfix(directory / "postfix", proxy_socket, straight), old, new, proxy_socket, unused)
         new.add_users([SENDER, *PEOPLE, *unused])
@@ -132,6 +133,21 @@ def patient_stack(stack: Stack, patient_postfix: Postfix) -> Iterator[Stack]:
     print("The patient Postfix's log:", *patient_postfix.log().splitlines()[-100:], sep="\n")
     if patient_postfix.queue_length() > 0:
         patient_postfix.wipe()
+
+
+@pytest.fixture
+def perdition(patient_stack: Stack) -> Iterator[Perdition]:
+    reason = missing_for_migration()
+    if reason is not None:
+        pytest.skip(reason)
+    directory = patient_stack.proxy_socket.with_name("perdition")
+    directory.mkdir()
+    server = Perdition(directory)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
 
 
 Start = Callable[[Mapping[str, Mapping[str, object]]], ProxyProcess]

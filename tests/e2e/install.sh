@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side;
-# HAProxy, beside which the bench measures; Chromium, which looks at the status page; Debian's own versions of the Python packages for the test run with the
-# system's Python; and what tests/packaging builds the Debian package with.
+# HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
+# versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
+# package with.
 #
 #   sudo tests/e2e/install.sh
 #
@@ -16,9 +17,9 @@ POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
-PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
+SHOWN="tmux chromium fonts-dejavu-core"
+PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db"
-BROWSER="chromium fonts-dejavu-core"
 
 die() {
     echo "tests/e2e/install.sh: $*" >&2
@@ -30,7 +31,7 @@ installed_version() {
 }
 
 missing_packages() {
-    for package in $SERVERS $PYTHON $PACKAGING $BROWSER; do
+    for package in $SERVERS $SHOWN $PYTHON $PACKAGING; do
         [ -n "$(installed_version "$package")" ] || printf '%s ' "$package"
     done
 }

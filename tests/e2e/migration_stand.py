@@ -19,6 +19,7 @@ from .shell_doc import File, Shell
 from .stores import PASSWORD
 
 PAGE = ROOT / "docs" / "migration.md"
+STATE_FILES = ("uncertain.log", "receipts.db", "migrate.db")
 NO_ACCOUNT = "zoe"
 """In the old store only."""
 
@@ -41,7 +42,9 @@ class MigrationStand:
         self._meanings: dict[str, str] = {
             "/var/spool/postfix/lmtp-proxy/sock": str(stack.proxy_socket),
             "/run/lmtp-proxy/control": str(stack.control_socket),
-            "/var/lib/lmtp-proxy/uncertain.log": str(directory / "uncertain.log"),
+            **{f"/var/lib/lmtp-proxy/{name}": str(directory / name) for name in STATE_FILES},
+            "/etc/lmtp-proxy/migrate.yml": str(directory / "migrate.yml"),
+            "/usr/share/lmtp-proxy/migrate": str(ROOT / "etc" / "migrate"),
             "/run/cyrus/socket/lmtp": str(lmtp_socket_of_old or old.lmtp_socket),
             "/etc/lmtp-proxy.yml": self.proxy.config_path,
             "/etc/dovecot/migration.conf": str(new.migration_conf),
@@ -61,8 +64,10 @@ class MigrationStand:
             "split -l 50": "split -l 5",
             "example.org": DOMAIN,
         }
+        # the page has the journal where it is by default
+        journal = f"""$(case "$1 $2" in "migrate "[a-z]*) echo --journal {directory}/migrate.db ;; esac)"""
         for name, command in {
-            "lmtp-proxyctl": f'{sys.executable} {ROOT}/bin/lmtp-proxyctl -c {self.proxy.config_path} "$@"',
+            "lmtp-proxyctl": f'{sys.executable} {ROOT}/bin/lmtp-proxyctl -c {self.proxy.config_path} "$@" {journal}',
             "doveadm": f'{DOVEADM} $([ "$1" = -c ] || echo -c {new.directory}/dovecot.conf) "$@"',
             "postqueue": f'{program("postqueue")} -c {stack.postfix.directory}/etc "$@"',
             "sendmail": f'{program("sendmail")} -C {stack.postfix.directory}/etc "$@"',
@@ -77,8 +82,17 @@ class MigrationStand:
 
     @contextmanager
     def shell(self) -> Iterator[Shell]:
-        path = f"{self.directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        with Shell(self.work, {"PATH": path, "LC_ALL": "C.UTF-8"}) as shell:
+        environment = {
+            "PATH": f"{self.directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            # what the scripts of plans find in places that the page does not name
+            "PERDITION_MAP": str(self._perdition.map_text),
+            "PERDITION_PID": str(self._perdition.pid_file),
+            "DOVEADM_CONFIG": str(self._stack.new.migration_conf),
+            "STATES": str(self.directory / "states"),
+        }
+        with Shell(self.work, environment) as shell:
             yield shell
 
     def here(self, text: str) -> str:

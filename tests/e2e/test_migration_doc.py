@@ -3,7 +3,6 @@
 
 import imaplib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +16,6 @@ from .migration_stand import NO_ACCOUNT, PAGE, MigrationStand
 from .perdition import Perdition
 from .postfix import DOMAIN
 from .process import wait_until
-from .requirements import missing_for_migration
 from .shell_doc import Command, File, Shell, differences, steps
 from .slow_relay import SlowRelay
 from .stores import PASSWORD
@@ -27,21 +25,6 @@ ALIKE = {
     rf"u\d+@{DOMAIN}|u\d+@example\.org": "alice@example.org",
     r"<[\w+/]{22}>": "<a session of doveadm>",
 }
-
-
-@pytest.fixture
-def perdition(patient_stack: Stack) -> Iterator[Perdition]:
-    reason = missing_for_migration()
-    if reason is not None:
-        pytest.skip(reason)
-    directory = patient_stack.proxy_socket.with_name("perdition")
-    directory.mkdir()
-    server = Perdition(directory)
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(directory)
 
 
 @pytest.fixture

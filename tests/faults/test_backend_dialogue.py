@@ -17,6 +17,7 @@ from tests.support.script import Pause, Script, raw, say
 
 PASSWORD = "pä ßwörd: #'\"\\ €"
 ENHANCED = ("ENHANCEDSTATUSCODES",)
+XFORWARD = b"XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE"  # on a unix socket everybody is trusted
 
 
 @contextmanager
@@ -169,7 +170,7 @@ def test_the_offer(pair: Pair, utf8_pair: Pair) -> None:
     with pair.proxy.client(greeted=False) as client, utf8_pair.proxy.client(greeted=False) as utf8:
         assert client.reply().code == utf8.reply().code == 220
         words = set(client.command("LHLO x").lines[1:])
-        assert words == {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SIZE"}
+        assert words == {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SIZE", XFORWARD}
         assert set(utf8.command("LHLO x").lines[1:]) == words | {b"SMTPUTF8"}
         client.quit()
         utf8.quit()

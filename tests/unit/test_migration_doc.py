@@ -9,13 +9,15 @@ import pytest
 from lmtp_proxy import ctl
 from lmtp_proxy.config import load_config
 from lmtp_proxy.config_values import Config
+from lmtp_proxy.migrate import DEFAULT_JOURNAL
+from lmtp_proxy.migrate.plan import parse_plan
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")
 
 
 def load(tmp_path: Path) -> Config:
-    [block] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    block, _plan = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     path = tmp_path / "lmtp-proxy.yml"
     path.write_text(block, "utf-8")
     return load_config(str(path))
@@ -26,6 +28,12 @@ def test_its_configuration_loads(tmp_path: Path) -> None:
     assert sorted(config.backends) == ["new", "old"]
     assert config.control is not None and config.uncertain_log is not None
     assert config.fallback_backend == "old"
+
+
+def test_its_plan_is_one() -> None:
+    _config, text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    plan = parse_plan(text, "migrate.yml")
+    assert (plan.old, plan.new, plan.park, plan.journal) == ("old", "new", "reject", DEFAULT_JOURNAL)
 
 
 def test_the_limits_of_hold_are_the_defaults(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plan as it is shipped, with the addresses of the private servers in it, and `lmtp-proxyctl migrate` run with it.
+
+The plan's own scripts are run, and find their files by the environment variables that they are made for.
+"""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmtp_proxy.migrate.journal import open_journal
+from lmtp_proxy.migrate.report import Report, read_report
+from tests.support.proxy import ROOT, ProxyProcess
+
+from .conftest import Stack
+from .mail import message
+from .perdition import Perdition
+from .postfix import DOMAIN
+from .requirements import DOVEADM, program
+from .stores import PASSWORD, Store
+
+PLANS = ROOT / "etc" / "migrate"
+OLD_MAIL = 3
+"""Messages that each user has from the beginning, in each of two folders."""
+
+
+class MigrateStand:
+    """`old` and `new` are stores; Perdition stands before both."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        directory: Path,
+        perdition: Perdition,
+        proxy: ProxyProcess,
+        plan: str,
+        new: Store | None = None,
+    ) -> None:
+        self.stack = stack
+        self.proxy = proxy
+        self.perdition = perdition
+        self.directory = directory
+        self.old, self.new = stack.old, new or stack.new
+        self.plan = directory / "plan.yml"
+        self.journal = directory / "migrate.db"
+        self.list = directory / "users"
+        commands = directory / "bin"
+        commands.mkdir()
+        for name, command in {
+            "doveadm": f'exec {DOVEADM} "$@"',
+            "postqueue": f'exec {program("postqueue")} -c {stack.postfix.directory}/etc "$@"',
+        }.items():
+            (commands / name).write_text(f"#!/bin/sh\n{command}\n", "ascii")
+            (commands / name).chmod(0o755)
+        self._environment = {
+            **os.environ,
+            "PATH": f"{commands}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+            "PERDITION_MAP": str(perdition.map_text),
+            "PERDITION_PID": str(perdition.pid_file),
+            "DOVEADM_CONFIG": str(stack.new.migration_conf),
+            "STATES": str(directory / "states"),
+            "PASSWORDS": str(directory / "passwords"),
+            "MBSYNC_SSL": "None",
+        }
+        text = (PLANS / plan).read_text("utf-8")
+        for there, here in {
+            "/usr/share/lmtp-proxy/migrate": str(PLANS),
+            "/etc/dovecot/migration.conf": str(stack.new.migration_conf),
+            "/etc/lmtp-proxy/same-mail.conf": str(directory / "same-mail.conf"),
+            "192.0.2.10:143": f"127.0.0.1:{self.old.imap_port}",
+            "192.0.2.20:143": f"127.0.0.1:{self.new.imap_port}",
+            "/var/lib/lmtp-proxy/migrate.db": str(self.journal),
+            "#domain: example.org": f"domain: {DOMAIN}",
+        }.items():
+            text = text.replace(there, here)
+        self.plan.write_text(text, "utf-8")
+
+    def change_plan(self, there: str, here: str) -> None:
+        text = self.plan.read_text("utf-8")
+        assert there in text
+        self.plan.write_text(text.replace(there, here), "utf-8")
+
+    # -- what users have ----------------------------------------------------------------------------------------------
+
+    def fill(self, users: Sequence[str]) -> None:
+        """Gives each some old mail in INBOX and in a folder, and a place in Perdition's map."""
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(self._fill, users))
+        self.list.write_text("".join(f"{user}\n" for user in users), "ascii")
+        self.perdition.write_map(dict.fromkeys(users, self.old.imap_port))
+
+    def _fill(self, user: str) -> None:
+        with self.old.imap(user) as imap:
+            imap.create("INBOX.Sent")
+            for folder in ("INBOX", "INBOX.Sent"):
+                for number in range(OLD_MAIL):
+                    text = message(f"{folder}-{number}-{user}", [user]).content
+                    imap.append(folder, r"(\Seen)" if number else "", "", text)
+
+    def folders(self, store: Store, user: str) -> dict[str, Counter[str]]:
+        """The Message-IDs in each folder."""
+        found = {}
+        with store.imap(user) as imap:
+            for line in imap.list()[1]:
+                assert isinstance(line, bytes)
+                name = line.decode("ascii").rpartition(' "." ')[2].strip('"')
+                assert imap.select(name, readonly=True)[0] == "OK"
+                _, parts = imap.fetch("1:*", "(BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])")
+                found[name] = Counter(part[1].decode("ascii").strip() for part in parts if isinstance(part, tuple))
+        return found
+
+    def check_folders(self, users: Sequence[str]) -> None:
+        """Whatever a moved user had in the old store he has in the new one, folder by folder."""
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda user: (user, self.folders(self.old, user), self.folders(self.new, user)), users)
+        for user, old, new in found:
+            assert old.keys() == new.keys(), user
+            assert {name: +(old[name] - new[name]) for name in old if old[name] - new[name]} == {}, user
+            assert old["INBOX.Sent"] == new["INBOX.Sent"] and old["INBOX.Sent"].total() == OLD_MAIL
+
+    def server_of(self, user: str) -> str:
+        """old, new or blocked, as Perdition's map has it."""
+        names = {self.old.imap_port: "old", self.new.imap_port: "new", 1: "blocked"}
+        [port] = [
+            int(line.rpartition(":")[2])
+            for line in self.perdition.map_text.read_text("ascii").splitlines()
+            if line.startswith(f"{user}:")
+        ]
+        return names[port]
+
+    # -- the command --------------------------------------------------------------------------------------------------
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(ROOT / "bin/lmtp-proxyctl"), "-c", self.proxy.config_path, "migrate", *arguments]
+
+    def begin(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """The run, under way; what it says goes to `log`."""
+        with open(self.directory / "log", "ab") as log:
+            return subprocess.Popen(
+                self.command(str(self.plan), "--users", str(self.list), "--jobs", "4", *arguments),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+            )
+
+    def run(self, *arguments: str, timeout: float = 150) -> int:
+        """A whole run: its exit status."""
+        process = self.begin(*arguments)
+        try:
+            return process.wait(timeout)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+                print(self.log()[-6000:])
+
+    def tell(self, *arguments: str) -> str:
+        """What another verb of `migrate` prints."""
+        done = subprocess.run(
+            self.command(*arguments), capture_output=True, text=True, timeout=60, check=False, env=self._environment
+        )
+        assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def script(self, name: str, *arguments: str, status: int = 0) -> str:
+        """What a script beside the plans prints."""
+        command = [str(PLANS / name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
+        assert done.returncode == status, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text("utf-8", "replace")
+
+    def report(self) -> Report:
+        with open_journal(str(self.journal), read_only=True) as journal:
+            return read_report(journal)
+
+
+@contextmanager
+def credentials(stand: MigrateStand, users: Sequence[str]) -> Iterator[None]:
+    """What mbsync-user and same-mail log in with."""
+    passwords, config = stand.directory / "passwords", stand.directory / "same-mail.conf"
+    passwords.write_text("".join(f"{user}:{PASSWORD}\n" for user in users), "ascii")
+    config.write_text(
+        "".join(
+            f"[{name}]\nserver = 127.0.0.1:{store.imap_port}\nadmin = cyrus\npassword = {PASSWORD}\ntls = no\n"
+            for name, store in (("old", stand.old), ("new", stand.new))
+        ),
+        "ascii",
+    )
+    for file in (passwords, config):
+        file.chmod(0o600)
+    yield
