@@ -12,9 +12,8 @@ import gevent
 from gevent.baseserver import BaseServer
 
 _log = logging.getLogger(__name__)
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-ACCEPT_PAUSE = 1.0  # seconds
-CANNOT_ACCEPT = "cannot accept a client"
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE = 1.0  # seconds
 
 
 class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the stubs only
@@ -23,17 +22,17 @@ class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the s
     Here it is one line and a pause; clients wait in the backlog meanwhile. cannot_accept: how the line begins.
     """
 
-    cannot_accept = CANNOT_ACCEPT
+    cannot_accept = "cannot accept a client"
 
     def do_read(self) -> Any:
         try:
             return super().do_read()
         except OSError as error:
-            if error.errno not in EXHAUSTED:
+            if error.errno not in _EXHAUSTED:
                 raise
-            _log.warning("%s: %s; clients wait, next try in %g s", self.cannot_accept, error.strerror, ACCEPT_PAUSE)
+            _log.warning("%s: %s; clients wait, next try in %g s", self.cannot_accept, error.strerror, _ACCEPT_PAUSE)
             self.stop_accepting()
-            gevent.spawn_later(ACCEPT_PAUSE, self._go_on)
+            gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
             return None
 
     def _go_on(self) -> None:
