@@ -10,7 +10,7 @@ performance.md says what is measured and how. A module imports only from those a
     tools       builds the C programs, runs them, reads what they say
     peers       HAProxy, Dovecot and nothing at all: how each is configured and started
     proxy       lmtp-proxy: configured and started as by an operator, and its control socket
-    floor       the least that a proxy in Python costs
+    floor       the least that a proxy in Python costs (it uses the package's stream)
     workloads   A to E, and one run of one
     rounds      programs in turn, medians
     stall       how long an event loop was away, from what the prober saw

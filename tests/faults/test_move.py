@@ -152,7 +152,7 @@ def test_the_move_waits_for_the_dot_and_says_so(move: Move) -> None:
         client.quit()
     assert 2.4 < end - dot < 4.5
     assert ended.status == 0
-    assert re.search(r"old -> new, generation 2, waited 2\.\d s for 1 delivery$", flat(ended.out)), ended.out
+    assert re.search(r"old -> new, generation 2, waited [12]\.\d s for 1 delivery$", flat(ended.out)), ended.out
     assert flat(ended.err).startswith(
         f"waiting for 1 delivery to old[{move.old.path}]: {ALICE} from <slow@x>, dot sent"
     )
