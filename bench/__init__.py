@@ -21,5 +21,6 @@ performance.md says what is measured and how. A module imports only from those a
     report      tables, as text and as Markdown
     plot        a bar chart, as SVG
     profiling   where the time goes
-    simulate    our own code alone: sockets that are none, peers that answer at once (it does import the package)
+    puppets     sockets that are none, with peers that answer at once
+    simulate    our own code alone, between these (it does import the package)
 """
