@@ -179,19 +179,25 @@ def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:
 def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome:
     from lmtp_proxy.migrate import checks
     from lmtp_proxy.migrate.journal import open_journal
+    from lmtp_proxy.migrate.steps import half_way_by_another
 
-    rows, stuck = {}, {}
+    rows, stuck, others = {}, {}, {}
     if os.path.exists(plan.journal):
         with open_journal(plan.journal, read_only=True) as journal:
             rows = {row.user: row for row in journal.users()}
             stuck = {user: journal.stuck(user) for user, row in rows.items() if row.state == "needs_attention"}
+            for user, state in stuck.items():
+                others[user] = half_way_by_another(journal, plan, rows[user], state)
     first = checks.in_hand(list(rows.values()))
     everybody = list(dict.fromkeys([*first, *checks.distinct(users, rows, facts)]))
     lines: list[str] = []
     document: dict[str, object] = {}
     bad = 0
     for user in everybody:
-        would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
+        if (why := others.get(user)) is not None:
+            would, fine = f"nothing: {why}", False
+        else:
+            would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
         bad += not fine
         document[user] = {"would": would, "ok": fine}
         lines += show.wrapped(f"{user}: {would}")
