@@ -104,7 +104,7 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
         if options.what == "release":
             return _release(options, client)
         if options.what == "reset":
-            return _reset(options)
+            return _reset(options, client)
         return _run(options, client)
     except PlanError as error:
         raise Failed(REFUSED, f"{show.count(len(error.errors), 'error')} in the plan", error.errors) from error
@@ -141,6 +141,8 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if found := checks.problems(plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     users = _users(options, plan.old, facts)
+    if found := checks.details(users, plan, facts):
+        raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     if facts.complete_since is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.complete_since))
         watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
@@ -231,13 +233,24 @@ def _named(options: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(options.users or ctl_files.users_in(options.list)))
 
 
-def _reset(options: argparse.Namespace) -> Outcome:
-    from lmtp_proxy.migrate.checks import may_be_reset
+def _reset(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Outcome:
+    from lmtp_proxy.migrate import checks
     from lmtp_proxy.migrate.journal import open_journal
+    from lmtp_proxy.migrate.proxy import Proxy
 
     users = _named(options)
     with open_journal(_journal_path(options)) as journal:
-        refused = [f"{user}: {why}" for user in users if (why := may_be_reset(journal.user(user))) is not None]
+        refused = [f"{user}: {why}" for user in users if (why := checks.may_be_reset(journal.user(user))) is not None]
+        if refused:
+            raise Failed(REFUSED, "nothing was reset", refused)
+        proxy = None
+        for user in users:
+            row, stuck = journal.user(user), journal.stuck(user)
+            if row is None or (park := checks.parked_by(journal.runs(), row, stuck)) is None:
+                continue
+            proxy = proxy or Proxy(client(), patience=10.0)
+            if (why := checks.still_parked(proxy, user, park, stuck)) is not None:
+                refused.append(f"{user}: {why}")
         if refused:
             raise Failed(REFUSED, "nothing was reset", refused)
         for user in users:

@@ -180,6 +180,41 @@ def test_receipts_that_are_made_anew_amid_are_not_taken_for_no_mail(stand: Stand
     assert stand.states() == {ALICE: "failed", BOB: "failed"} and stand.backends() == {ALICE: "old", BOB: "old"}
 
 
+def test_a_line_for_a_detail_does_not_stay_on_the_old_store(stand: Stand) -> None:
+    """Nor is the mailbox migrated a second time, under that name, over the mail that it has got."""
+    for backend, users in (("old", (ALICE,)), ("old", (ALICE, LISTS)), ("old", (LISTS,)), ("new", (LISTS,))):
+        stand.set_users({ALICE: backend, LISTS: "old"})
+        ended = stand.run(*users)
+        assert ended.status == 1 and f"{LISTS}: is a line of its own in users: for the mailbox of {ALICE}" in ended.err
+    stand.set_users({ALICE: "old", LISTS: "new"})
+    assert stand.run(ALICE).status == 0, "that is where he goes"
+    stand.set_users({LISTS: "old"})
+    assert stand.run(LISTS).status == 0, "nobody knows of another name"
+    assert stand.site.hooks_of(ALICE)[0] == "sync" and stand.states() == {ALICE: "done", LISTS: "done"}
+
+
+def test_who_is_parked_cannot_be_reset_and_forgotten(stand: Stand) -> None:
+    stand.site.order("verify", exit=1, hold=True)
+    process = stand.start(ALICE)
+    stand.site.wait_for("verify")
+    good = Path(stand.proxy.config_path).read_text()
+    Path(stand.proxy.config_path).write_text(f"{good}\nbroken: [\n")
+    stand.site.let_go()
+    assert end_ctl(process, time.monotonic()).status == 2 and stand.states() == {ALICE: "needs_attention"}
+    Path(stand.proxy.config_path).write_text(good)
+    arguments = stand.arguments("--journal", stand.site.journal)
+    reset = ctl(*arguments, "reset", ALICE)
+    assert reset.status == 1 and f"{ALICE}: is on reject still, and would be forgotten there" in reset.err, reset
+    assert ctl(*arguments, "release", ALICE).status == 0 and stand.backends()[ALICE] == "old"
+    stand.site.no_orders()
+    assert stand.run(ALICE).status == 0
+    stuck(stand)
+    reset = ctl(*arguments, "reset", ALICE)
+    assert reset.status == 1 and "run the plan again, which goes on" in reset.err
+    stand.set_users({ALICE: "new", BOB: "old"})
+    assert ctl(*arguments, "reset", ALICE).status == 0
+
+
 # --- another plan ----------------------------------------------------------------------------------------------------
 
 
