@@ -252,11 +252,15 @@ class UserRun:
     def _mirror(self, name: str, first: int = 1) -> float:
         """A mirror sync, which deletes in the new store what the old one does not have. Seconds of its last run."""
         assert self._steps.state in MIRROR_ALLOWED
-        return self._steps.hook(name, self.parts.plan.old, first=first, before=self._guard)
+
+        def before() -> None:
+            self._check_place()
+            self._guard()
+
+        return self._steps.hook(name, self.parts.plan.old, first=first, before=before)
 
     def _guard(self) -> None:
         """Before each mirror sync."""
-        self._check_place()
         plan = self.parts.plan
         seen = self.parts.proxy.receipts(self.user).on(plan.new)
         if seen is not None and seen.last > self._guard_since:
