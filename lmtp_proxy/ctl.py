@@ -9,6 +9,7 @@ they are needed.
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -40,6 +41,8 @@ _STATUSES = """exit status:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, which --help explains."""
     options = _parser().parse_args(arguments)
+    # Whoever began us may ignore it, and then how a command ended is lost: Python takes each for a success.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     progress = Progress(sys.stderr)
     try:
         outcome: Outcome = options.verb(options, progress)

@@ -104,7 +104,7 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
         if options.what == "release":
             return _release(options, client)
         if options.what == "reset":
-            return _reset(options)
+            return _reset(options, client)
         return _run(options, client)
     except PlanError as error:
         raise Failed(REFUSED, f"{show.count(len(error.errors), 'error')} in the plan", error.errors) from error
@@ -141,6 +141,8 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if found := checks.problems(plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     users = _users(options, plan.old, facts)
+    if found := checks.details(users, plan, facts):
+        raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     if facts.complete_since is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.complete_since))
         watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
@@ -179,19 +181,25 @@ def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:
 def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome:
     from lmtp_proxy.migrate import checks
     from lmtp_proxy.migrate.journal import open_journal
+    from lmtp_proxy.migrate.steps import half_way_by_another
 
-    rows, stuck = {}, {}
+    rows, stuck, others = {}, {}, {}
     if os.path.exists(plan.journal):
         with open_journal(plan.journal, read_only=True) as journal:
             rows = {row.user: row for row in journal.users()}
             stuck = {user: journal.stuck(user) for user, row in rows.items() if row.state == "needs_attention"}
+            for user, state in stuck.items():
+                others[user] = half_way_by_another(journal, plan, rows[user], state)
     first = checks.in_hand(list(rows.values()))
     everybody = list(dict.fromkeys([*first, *checks.distinct(users, rows, facts)]))
     lines: list[str] = []
     document: dict[str, object] = {}
     bad = 0
     for user in everybody:
-        would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
+        if (why := others.get(user)) is not None:
+            would, fine = f"nothing: {why}", False
+        else:
+            would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
         bad += not fine
         document[user] = {"would": would, "ok": fine}
         lines += show.wrapped(f"{user}: {would}")
@@ -225,13 +233,24 @@ def _named(options: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(options.users or ctl_files.users_in(options.list)))
 
 
-def _reset(options: argparse.Namespace) -> Outcome:
-    from lmtp_proxy.migrate.checks import may_be_reset
+def _reset(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Outcome:
+    from lmtp_proxy.migrate import checks
     from lmtp_proxy.migrate.journal import open_journal
+    from lmtp_proxy.migrate.proxy import Proxy
 
     users = _named(options)
     with open_journal(_journal_path(options)) as journal:
-        refused = [f"{user}: {why}" for user in users if (why := may_be_reset(journal.user(user))) is not None]
+        refused = [f"{user}: {why}" for user in users if (why := checks.may_be_reset(journal.user(user))) is not None]
+        if refused:
+            raise Failed(REFUSED, "nothing was reset", refused)
+        proxy = None
+        for user in users:
+            row, stuck = journal.user(user), journal.stuck(user)
+            if row is None or (park := checks.parked_by(journal.runs(), row, stuck)) is None:
+                continue
+            proxy = proxy or Proxy(client(), patience=10.0)
+            if (why := checks.still_parked(proxy, user, park, stuck)) is not None:
+                refused.append(f"{user}: {why}")
         if refused:
             raise Failed(REFUSED, "nothing was reset", refused)
         for user in users:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lmtp_proxy.ctl_output import safe
-from lmtp_proxy.migrate.journal import UserRow
+from lmtp_proxy.migrate.journal import Run, UserRow
 from lmtp_proxy.migrate.plan import Plan
 from lmtp_proxy.migrate.proxy import Facts, ProxyError
-from lmtp_proxy.migrate.states import IN_HAND, MAY_BE_PARKED, NEEDS_ATTENTION, ON_OLD, Place, Way, way
+from lmtp_proxy.migrate.states import IN_HAND, MAY_BE_PARKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place, Way, way
 from lmtp_proxy.migrate.steps import was
 
 _WAYS = {
@@ -65,6 +65,26 @@ def on_backend(backend: str, facts: Facts) -> list[str]:
     return [key for key, name in facts.config.users.items() if name == backend and not key.startswith("@")]
 
 
+def details(users: Iterable[str], plan: Plan, facts: Facts) -> list[str]:
+    """Lines of the table that name the mailbox of one of `users` once more, by a detail: what is wrong with each.
+
+    Mail for them would go on to the old store; and who is migrated under both names is synced over his new mail.
+    """
+    table, rules = facts.config.users, facts.config.key_rules
+    asked = {rules.table_key(user) for user in users}
+    found = []
+    for key in dict.fromkeys([*(key for key, backend in table.items() if backend == plan.old), *asked]):
+        local_part, _, domain = key.rpartition("@") if "@" in key else (key, "", "")
+        forms = rules.mailboxes(rules.forms(local_part, domain), domain)
+        mailbox = forms[-1]
+        if not local_part or mailbox == key:
+            continue
+        if mailbox in asked or (key in asked and mailbox in table):
+            what = f"is a line of its own in users: for the mailbox of {safe(mailbox)}"
+            found.append(f"{safe(key)}: {what}: take it out of {facts.path} first, so that both move together")
+    return found
+
+
 class Asked(Protocol):
     def route(self, user: str) -> str | None: ...
     def preflight(self, backend: str, address: str) -> str: ...
@@ -109,6 +129,24 @@ def may_be_reset(row: UserRow | None) -> str | None:
     if row.state == ON_OLD:
         return "has nothing to reset"
     return None
+
+
+def parked_by(runs: Sequence[Run], row: UserRow, stuck: str | None) -> str | None:
+    """Where the run that gave the user up may have left his mail; None if nowhere."""
+    if row.state != NEEDS_ATTENTION or stuck not in MAY_BE_PARKED | ONLY_ON:
+        return None
+    return next((run.park for run in runs if run.id == row.run), None)
+
+
+def still_parked(proxy: Asked, user: str, park: str, stuck: str | None) -> str | None:
+    """Why nobody may forget him now, or None."""
+    try:
+        if proxy.route(user) != park:
+            return None
+    except ProxyError as error:
+        return f"perhaps is on {park} still: {error}"
+    how = "run the plan again, which goes on" if stuck in ONLY_ON else "`lmtp-proxyctl migrate release` puts back"
+    return f"is on {park} still, and would be forgotten there: {how}"
 
 
 def may_be_released(row: UserRow | None, stuck: str | None) -> str | None:

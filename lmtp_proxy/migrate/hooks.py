@@ -11,18 +11,21 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "LMTP_PROXY_MIGRATE_JOURNAL"
 """In the environment of each command: the journal of its runner."""
-_OWN_MARK = "LMTP_PROXY_MIGRATE_COMMAND"
+COMMAND = "LMTP_PROXY_MIGRATE_COMMAND"
+"""The process id of its runner, and a number: 4711.3"""
 _number = itertools.count(1)
 OK = "ok"
 KILLED = "killed"
+LEFT_BEHIND = "ended, and left processes behind, which were ended: it must wait for all that it starts"
 _MOST = 16384  # octets of output that are kept: the first and the last half
+_LEAVE = 2.0  # seconds for what ends with the command, a moment later
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 _KILL = 10.0  # seconds in which a killed process ends, unless it hangs in the kernel
 
@@ -66,9 +69,18 @@ class Cancel:
 
 
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], timeout: float, mark: str, cancel: Cancel | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float,
+    mark: str,
+    cancel: Cancel | None = None,
+    *,
+    whole: bool = False,
 ) -> Ran:
-    """Runs the command. environment: in addition to our own. mark: the journal. cancel: ends it when it is set."""
+    """Runs the command. environment: in addition to our own. mark: the journal. cancel: ends it when it is set.
+
+    whole: nothing of its process group may go on when it has ended.
+    """
     began = time.monotonic()
     own_mark = f"{os.getpid()}.{next(_number)}"
     try:
@@ -77,7 +89,7 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, MARK: mark, _OWN_MARK: own_mark},
+            env={**os.environ, **environment, MARK: mark, COMMAND: own_mark},
             start_new_session=True,  # a group of its own, and no terminal whose Ctrl-C or end would reach it
         )
     except (OSError, ValueError) as error:
@@ -85,12 +97,16 @@ def run(
         return Ran(what, "", time.monotonic() - began)
     assert process.stdout is not None
     output = _Output(process.stdout.fileno())
-    ended_by = None
+    ended_by, left_behind = None, False
     try:
         if (ended_by := _wait(process.pid, output, began + timeout, cancel)) is not None:
             _end(process, output)
-            end_left_over(own_mark, name=_OWN_MARK)  # what has left the group
+            own = f"{COMMAND}={own_mark}".encode()
+            _end_marked(lambda found: own in found)  # what has left the group
         output.read()
+        if whole and ended_by is None and _goes_on(process):
+            _end(process, output)
+            left_behind = True
     finally:
         if process.poll() is None:
             _kill(process.pid, signal.SIGKILL)
@@ -100,6 +116,8 @@ def run(
     if ended_by is not None:
         outcome = KILLED if ended_by == KILLED else f"timeout after {timeout:g} s"
         return Ran(outcome, output.text(), seconds)
+    if left_behind:
+        return Ran(LEFT_BEHIND, output.text(), seconds)
     if process.returncode < 0:
         return Ran(f"ended by signal {-process.returncode}", output.text(), seconds)
     outcome = f"exit {process.returncode}" if process.returncode else OK
@@ -141,6 +159,22 @@ def _end(process: "subprocess.Popen[bytes]", output: "_Output") -> None:
             return
         time.sleep(0.02)
     _kill(process.pid, signal.SIGKILL)
+
+
+def _goes_on(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether something of the group of a command that has ended stays."""
+    process.wait()  # and as long as there is something of the group, nobody else gets its number
+    latest = time.monotonic() + _LEAVE
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except PermissionError:
+            pass
+        except ProcessLookupError:
+            return False
+        if time.monotonic() > latest:
+            return _group_lives(process.pid)  # and is no zombie that nobody waits for
+        time.sleep(0.02)
 
 
 def _kill(group: int, number: int) -> None:
@@ -203,17 +237,30 @@ def _processes() -> Iterator[_Process]:
                 yield _Process(int(name), fields[0], int(fields[2]), int(fields[3]))
 
 
-def end_left_over(mark: str, told: Callable[[int], None] = lambda pid: None, *, name: str = MARK) -> list[int]:
-    """Ends what commands of a dead runner with the journal `mark` still run, with all of their sessions.
+def end_left_over(
+    mark: str, runners: Collection[int], told: Callable[[int], None] = lambda pid: None
+) -> list[int]:
+    """Ends what commands of dead runners with the journal `mark` still run, with all of their sessions.
 
-    told: called with each process. name: of the mark. Returns those that are still there.
+    runners: their process ids. What the commands of others have left, a server that they started anew perhaps, was
+    meant to stay. told: called with each process. Returns those that are still there.
     """
-    wanted = f"{name}={mark}".encode("utf-8", "surrogateescape")
+    wanted = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
+    begun_by = tuple(f"{COMMAND}={pid}.".encode() for pid in runners)
+    return _end_marked(
+        lambda found: wanted in found and any(entry.startswith(begun_by) for entry in found), told
+    )
+
+
+def _end_marked(
+    marked: Callable[[Sequence[bytes]], bool], told: Callable[[int], None] = lambda pid: None
+) -> list[int]:
+    """marked: whether a process with this environment is meant."""
     latest = time.monotonic() + _KILL
     number = signal.SIGTERM
     half = time.monotonic() + _GRACE
     known: set[int] = set()
-    while found := _left_over(wanted):
+    while found := _left_over(marked):
         for process in found:
             if process.pid not in known:
                 known.add(process.pid)
@@ -228,9 +275,9 @@ def end_left_over(mark: str, told: Callable[[int], None] = lambda pid: None, *, 
     return []
 
 
-def _left_over(wanted: bytes) -> list[_Process]:
+def _left_over(is_marked: Callable[[Sequence[bytes]], bool]) -> list[_Process]:
     alive = [process for process in _processes() if process.state not in "ZX" and process.pid != os.getpid()]
-    marked = {process.pid for process in alive if wanted in _environment(process.pid)}
+    marked = {process.pid for process in alive if is_marked(_environment(process.pid))}
     sessions = {process.session for process in alive if process.pid in marked} - {os.getsid(0)}
     return [process for process in alive if process.pid in marked or process.session in sessions]
 

@@ -105,7 +105,7 @@ class Journal:
     """
 
     def __init__(self, path: str, *, read_only: bool = False, clock: Callable[[], float] = time.time) -> None:
-        self.path = path
+        self.path = os.path.realpath(path)  # its lock is beside it, by whatever name the plan has it
         self.tight = False
         self._clock = clock
         self._mutex = threading.Lock()

@@ -28,9 +28,9 @@ _WIDEST = 110  # columns: in a wider line the eye does not find from a name to i
 _OFFLINE_FROM = "block"
 
 
-def watcher_for(stream: TextIO, environment: dict[str, str]) -> Watcher:
+def watcher_for(stream: TextIO | None, environment: dict[str, str]) -> Watcher:
     """A live view if `stream` is a terminal that can show one; otherwise a line for each event."""
-    if not stream.isatty() or environment.get("TERM", "dumb") in ("dumb", "unknown"):
+    if stream is None or not stream.isatty() or environment.get("TERM", "dumb") in ("dumb", "unknown"):
         return LogWatcher(stream)
     try:
         return LiveWatcher(stream)

@@ -8,7 +8,7 @@ nothing and asks nobody whether the backends exist.
 import re
 from collections.abc import Callable, Iterator
 from collections.abc import Mapping as Mapping_
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from lmtp_proxy.config_error import shown
@@ -27,6 +27,7 @@ HOOKS: Final = {
     "unblock": 120.0,
     "verify": 3600.0,
 }
+MIRRORS: Final = ("sync", "final_sync")
 KEYS: Final = (
     *("from", "to", "park", "domain", *HOOKS, "max_syncs", "sync_again_above", "on_uncertain", "requeue", "journal"),
     "drain_timeout",
@@ -57,6 +58,8 @@ class Hook:
     again: frozenset[int] = frozenset()
     attempts: int = 5
     shell: bool = False
+    mirror: bool = False
+    """It deletes in the new store what the old one does not have."""
 
     @property
     def program(self) -> str:
@@ -142,7 +145,9 @@ def _plan(root: Mapping, text: str, path: str, problems: list[Problem]) -> Plan:
     old, new = top.value("from", _backend, ""), top.value("to", _backend, "")
     if old and old == new:
         top.fail("to", "is the backend that users come from")
-    hooks = {name: hook for name in HOOKS if (hook := _hook(top, name)) is not None}
+    hooks = {
+        name: replace(hook, mirror=name in MIRRORS) for name in HOOKS if (hook := _hook(top, name)) is not None
+    }
     if "final_sync" not in hooks and "final_sync" not in top and "sync" in hooks:
         hooks["final_sync"] = hooks["sync"]
     if "block" in top and "unblock" not in top:

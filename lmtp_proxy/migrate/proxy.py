@@ -109,6 +109,7 @@ class Proxy:
         self._told = told
         self._patience = patience
         self._turns = Turns()
+        self._receipts_made: float | None = None
 
     def facts(self) -> Facts:
         """Raises ControlError, and ConfigError if the file cannot be loaded."""
@@ -122,6 +123,7 @@ class Proxy:
             if refusal.code not in (404, 409):
                 raise
             return Facts(path, config, False)
+        self._receipts_made = _made(answer)
         ends = [gap.number("until") for gap in answer.objects("gaps") if not gap.has_null("until")]
         return Facts(path, config, True, max(ends, default=None))
 
@@ -198,6 +200,9 @@ class Proxy:
             answer = self._client.post("/receipts", {"users": [user]}, timeout=_ANSWER)
             if "users" not in answer.document:  # a process that has written its last, and is about to end
                 raise Unreachable(f"{self._client.path}: lmtp-proxy is stopping", sent=True)
+            if self._receipts_made is not None and _made(answer) not in (0.0, self._receipts_made):
+                what = "the file of receipts (`config.receipts`) is another one than when this run began"
+                raise ProxyError(f"{what}: see why, look for mail that came to the new store early, then run again")
             return _receipts(answer.object("users").object(user))
 
         return self._patiently(ask)
@@ -273,6 +278,12 @@ def quoted(address: str) -> str:
         return address
     escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"{at}{domain}'
+
+
+def _made(answer: Answer) -> float:
+    """When the file of receipts was made; 0.0 if that is so long ago that it is not known any more."""
+    gaps = [gap for gap in answer.objects("gaps") if gap.has_null("from") and not gap.has_null("until")]
+    return max((gap.number("until") for gap in gaps), default=0.0)
 
 
 def _receipts(answer: Answer) -> Receipts:

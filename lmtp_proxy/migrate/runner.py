@@ -21,8 +21,8 @@ from lmtp_proxy.migrate.hooks import Cancel, Ran, end_left_over, run
 from lmtp_proxy.migrate.journal import Journal
 from lmtp_proxy.migrate.plan import Hook, Plan, environment, parse_plan
 from lmtp_proxy.migrate.proxy import Requeued
-from lmtp_proxy.migrate.states import DONE, IN_HAND, NEEDS_ATTENTION, ON_OLD
-from lmtp_proxy.migrate.steps import AskedProxy, Ended, Parts, Steps
+from lmtp_proxy.migrate.states import DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
+from lmtp_proxy.migrate.steps import AskedProxy, Ended, Parts, Steps, of_another_plan
 from lmtp_proxy.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.migrate.window import Window
 
@@ -141,19 +141,20 @@ class Runner:
         for user in in_hand:
             row = self._journal.user(user)
             theirs = runs.get(row.run) if row is not None and row.run is not None else None
-            if theirs is None:
+            if row is None or theirs is None:
                 continue
-            if (theirs.old, theirs.new, theirs.park) != (self._plan.old, self._plan.new, self._plan.park):
-                way = f"{theirs.old} -> {theirs.park} -> {theirs.new}"
+            why = of_another_plan(theirs, self._plan, blocked=row.state in MAY_BE_BLOCKED | ONLY_ON)
+            if why is not None:
                 raise RunRefused(
-                    f"{user} is in the hands of run {theirs.id}, which died, of the plan {theirs.plan_path} ({way}): "
+                    f"{user} is in the hands of run {theirs.id}, which died, {why}: "
                     "run that again first, or `lmtp-proxyctl migrate release` the user"
                 )
 
     def _end_left_over(self, in_hand: Sequence[str]) -> None:
         """A sync that a dead run has left behind would go on after the user has moved."""
         left = end_left_over(
-            os.path.abspath(self._journal.path),
+            self._journal.path,
+            _died(self._journal),
             lambda pid: self._watcher.note(f"process {pid} of a run that died is still there: ending it"),
         )
         if left:
@@ -175,7 +176,7 @@ class Runner:
                 self._stop(f"internal error at {user}")
             if not ended.skipped:
                 self._watcher.user_ended(user, ended.state, ended.seconds_offline, ended.error)
-            elif ended.state != DONE:
+            elif not ended.was_done:
                 self._watcher.note(f"{user}: skipped: {ended.error}")
             self._note_end(user, ended)
 
@@ -256,7 +257,7 @@ class Runner:
 
     def _summary(self, number: int, total: int, seconds: float) -> Summary:
         ended = [each for each in self._ended.values() if not each.skipped]
-        skipped = {user: each.error or "" for user, each in self._ended.items() if each.skipped and each.state != DONE}
+        skipped = {user: each.error or "" for user, each in self._ended.items() if each.skipped and not each.was_done}
         attention = sum(each.state == NEEDS_ATTENTION for each in ended)
         rolled_back = sum(each.state == ON_OLD for each in ended)
         failed = sum(each.error is not None for each in ended) - attention - rolled_back
@@ -269,7 +270,7 @@ class Runner:
             run=number,
             total=total,
             done=sum(each.error is None for each in ended),
-            already_done=sum(each.skipped and each.state == DONE for each in self._ended.values()),
+            already_done=sum(each.was_done for each in self._ended.values()),
             failed=failed,
             attention=attention,
             unstarted=unstarted,
@@ -288,10 +289,11 @@ def parts_of(
     plan: Plan, number: int, journal: Journal, proxy: AskedProxy, watcher: Watcher, cancel: Cancel | None
 ) -> Parts:
     """What a user's run is done with. number: of the run."""
-    mark = os.path.abspath(journal.path)
+    mark = journal.path
 
     def execute(hook: Hook, values: dict[str, str], cancellable: bool) -> Ran:
-        return run(hook.filled(values), environment(values), hook.timeout, mark, cancel if cancellable else None)
+        ending = cancel if cancellable else None
+        return run(hook.filled(values), environment(values), hook.timeout, mark, ending, whole=hook.mirror)
 
     return Parts(
         plan=plan,
@@ -305,13 +307,18 @@ def parts_of(
     )
 
 
+def _died(journal: Journal) -> set[int]:
+    """The runners that did not come to their end, if none is at work."""
+    return {run.pid for run in journal.runs() if run.result is None}
+
+
 def release(journal: Journal, proxy: AskedProxy, user: str) -> Ended:
     """Undoes what a dead run has left of a user, by the plan of that run. Raises RunRefused and JournalError."""
     row = journal.user(user)
     theirs = next((run for run in journal.runs() if row is not None and run.id == row.run), None)
     if row is None or theirs is None:
         raise RunRefused(f"{user}: the journal does not have the run that parked this user")
-    if left := end_left_over(os.path.abspath(journal.path)):
+    if left := end_left_over(journal.path, _died(journal)):
         raise RunRefused(f"commands of a run that died cannot be ended: kill -KILL {' '.join(map(str, left))}")
     plan = parse_plan(theirs.plan, theirs.plan_path)
     steps = Steps(user, parts_of(plan, theirs.id, journal, proxy, Silent(), None))

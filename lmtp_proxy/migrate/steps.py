@@ -8,18 +8,20 @@ may die anywhere. It does not know which step follows which.
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from lmtp_proxy.migrate.events import Watcher
 from lmtp_proxy.migrate.hooks import KILLED, OK, Ran
-from lmtp_proxy.migrate.journal import Journal, Step
+from lmtp_proxy.migrate.journal import Journal, Run, Step, UserRow
 from lmtp_proxy.migrate.journal_file import JournalError
-from lmtp_proxy.migrate.plan import Hook, Plan
+from lmtp_proxy.migrate.plan import Hook, Plan, PlanError, parse_plan
 from lmtp_proxy.migrate.proxy import Interrupted, Moved, ProxyError, Receipts, Requeued
-from lmtp_proxy.migrate.states import ON_OLD, ONLY_ON, Place, is_before
+from lmtp_proxy.migrate.states import NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place, is_before
 
 _Value = TypeVar("_Value")
+IS_DONE = "is done"
 _SAID = 300  # characters of a command's output that are part of a reason; the journal has it all
 
 
@@ -59,6 +61,11 @@ class Ended:
     seconds_offline: float | None = None
     error: str | None = None
     skipped: bool = False
+
+    @property
+    def was_done(self) -> bool:
+        """Nothing was done, and nothing is to be done."""
+        return self.skipped and self.error == IS_DONE
 
 
 class Stop(Exception):
@@ -190,6 +197,31 @@ class Steps:
         if self.state not in ONLY_ON and not self.going_back:
             raise error
         self.muted = True
+
+
+def of_another_plan(theirs: Run, plan: Plan, *, blocked: bool) -> str | None:
+    """Why a user whom the run `theirs` has left half-way cannot be taken up by `plan`. blocked: whether he may be."""
+    if (theirs.old, theirs.new, theirs.park) != (plan.old, plan.new, plan.park):
+        return f"of the plan {theirs.plan_path} ({theirs.old} -> {theirs.park} -> {theirs.new})"
+    if not blocked or "unblock" in plan.hooks:
+        return None
+    with suppress(PlanError):
+        if "block" in parse_plan(theirs.plan, theirs.plan_path).hooks:
+            return f"whose plan {theirs.plan_path} had a `block`, and this one has no `unblock`"
+    return None
+
+
+def half_way_by_another(journal: Journal, plan: Plan, row: UserRow, stuck: str | None) -> str | None:
+    """Why a user who needs attention cannot go on by `plan`: his final sync was to where another one says.
+
+    stuck: in which state he was before.
+    """
+    if row.state != NEEDS_ATTENTION or stuck not in ONLY_ON:
+        return None
+    theirs = next((run for run in journal.runs() if run.id == row.run), None)
+    if theirs is None or (why := of_another_plan(theirs, plan, blocked=True)) is None:
+        return None
+    return f"needs attention since run {theirs.id}, {why}: {row.error}"
 
 
 def was(route: str | None) -> str:

@@ -28,7 +28,7 @@ from lmtp_proxy.migrate.states import (
     Way,
     way,
 )
-from lmtp_proxy.migrate.steps import Ask, Ended, Parts, Steps, Stop, offline_since, was
+from lmtp_proxy.migrate.steps import IS_DONE, Ask, Ended, Parts, Steps, Stop, half_way_by_another, offline_since, was
 from lmtp_proxy.migrate.way_back import look, put_back, undo
 
 _MOVE_AGAIN = 120.0  # seconds: a user who must go forward is offline until the file can be changed
@@ -76,7 +76,7 @@ class UserRun:
         undoing = row.error if row is not None and steps.state in MAY_BE_PARKED else None
         stuck = journal.stuck(self.user) if steps.state == NEEDS_ATTENTION else None
         taken = way(steps.state, steps.place(route), undoing=undoing is not None, stuck=stuck)
-        if (why := self._skipped(taken, route, row)) is not None:
+        if (why := self._skipped(taken, route, row, stuck)) is not None:
             return Ended(steps.state, None, why, skipped=True)
         if steps.state == NEEDS_ATTENTION and stuck is not None and taken is Way.GO_ON:
             steps.enter(stuck, note="taken up again")
@@ -113,20 +113,23 @@ class UserRun:
         if taken in (Way.BEGIN, Way.AGAIN):
             steps.receipt = {}
             self._copy()
+            self._check_place()  # the sync may have taken hours
         if taken is not Way.GO_ON:
             self._cut_over()
         self._forward()
 
-    def _skipped(self, taken: Way, route: str | None, row: UserRow | None) -> str | None:
+    def _skipped(self, taken: Way, route: str | None, row: UserRow | None, stuck: str | None) -> str | None:
         steps = self._steps
         if taken is Way.SKIP_DONE:
             if steps.place(route) is Place.NEW:
-                return "is done"
+                return IS_DONE
             return f"is done, but {was(route)}: to migrate anew: `{steps.command('migrate reset')}`"
         if taken is Way.SKIP_ATTENTION:
             return f"needs attention: {row.error if row else None}"
         if taken is Way.SKIP_PLACE:
             return f"{was(route)}, not on {self.parts.plan.old}"
+        if row is not None:
+            return half_way_by_another(self.parts.journal, self.parts.plan, row, stuck)
         return None
 
     # --- the way -----------------------------------------------------------------------------------------------------
@@ -249,7 +252,12 @@ class UserRun:
     def _mirror(self, name: str, first: int = 1) -> float:
         """A mirror sync, which deletes in the new store what the old one does not have. Seconds of its last run."""
         assert self._steps.state in MIRROR_ALLOWED
-        return self._steps.hook(name, self.parts.plan.old, first=first, before=self._guard)
+
+        def before() -> None:
+            self._check_place()
+            self._guard()
+
+        return self._steps.hook(name, self.parts.plan.old, first=first, before=before)
 
     def _guard(self) -> None:
         """Before each mirror sync."""
@@ -275,8 +283,14 @@ class UserRun:
             )
         if (old := seen.on(plan.old)) is not None and old.last > quiet:
             raise Stop(f"mail was delivered to {plan.old} after the user was parked: somebody else moved the user")
-        place = steps.place(route := proxy.route(self.user))
-        if place is Place.OLD:
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """The user is where this run has left him; else he is in somebody else's hands, another run's perhaps."""
+        steps = self._steps
+        parked = steps.state in MAY_BE_PARKED
+        place = steps.place(route := self.parts.proxy.route(self.user))
+        if place is Place.OLD and parked:
             raise Stop(f"{was(route)} again: somebody else moved the user meanwhile")
-        if place is not Place.PARK:
+        if place is not (Place.PARK if parked else Place.OLD):
             raise Ask(f"{was(route)}: somebody else moved the user meanwhile{look(steps)}")

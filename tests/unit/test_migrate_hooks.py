@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.hooks import MARK, Cancel, Ran, end_left_over, run
+from lmtp_proxy.migrate.hooks import COMMAND, MARK, Cancel, Ran, end_left_over, run
 
 
 def sh(text: str, *arguments: str, timeout: float = 20.0, cancel: Cancel | None = None) -> Ran:
@@ -102,9 +102,11 @@ def test_no_descriptor_is_left_open() -> None:
 
 def test_what_a_dead_runner_left_is_found_by_its_mark(tmp_path: Path) -> None:
     mark = str(tmp_path / "j.db")
-    environment = {**os.environ, MARK: mark}
+    environment = {**os.environ, MARK: mark, COMMAND: "4711.3"}
+    done = {**environment, COMMAND: "47110.3"}  # of a runner that came to its end
+    server = subprocess.Popen(["sleep", "300"], env=done, start_new_session=True)
     mine = subprocess.Popen(["sleep", "300"], env=environment, start_new_session=True)
-    other = subprocess.Popen(["sleep", "300"], env={**os.environ, MARK: mark + "2"}, start_new_session=True)
+    other = subprocess.Popen(["sleep", "300"], env={**environment, MARK: mark + "2"}, start_new_session=True)
     # What its command started has forgotten the mark, but not the session.
     script = "env -i sleep 301 & trap '' TERM; while :; do sleep 0.1; done"
     stubborn = subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True)
@@ -113,9 +115,11 @@ def test_what_a_dead_runner_left_is_found_by_its_mark(tmp_path: Path) -> None:
     began = time.monotonic()
     reaper = threading.Thread(target=lambda: (mine.wait(), stubborn.wait()))
     reaper.start()
-    assert end_left_over(mark, told.append) == []
+    assert end_left_over(mark, {1, 4711}, told.append) == []
     reaper.join(10)
     assert {mine.pid, stubborn.pid} < set(told) and other.poll() is None and time.monotonic() - began < 12
-    assert end_left_over(mark) == []
-    other.kill()
-    other.wait()
+    assert end_left_over(mark, {4711}) == [] == end_left_over(mark, set())
+    for process in (server, other):
+        assert process.poll() is None
+        process.kill()
+        process.wait()

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""lmtp-proxyctl migrate against a tired operator and a hostile world: what must not be lost, forgotten or undone."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_migrate import ALICE, BOB, Stand, kill
+from tests.support.backend import FakeBackend
+from tests.support.ctl import PROGRAM, controlled, ctl, end_ctl
+from tests.support.site import Site
+
+LISTS = "alice+lists@example.org"
+
+
+@pytest.fixture
+def stand() -> Iterator[Stand]:
+    receipts = f"/tmp/lpr{os.getpid()}.{random.SystemRandom().randrange(10**9)}"
+    os.mkdir(receipts)
+    site = Site()
+    with (
+        FakeBackend() as old,
+        FakeBackend() as new,
+        controlled({"old": old, "new": new}, {ALICE: "old", BOB: "old"}, receipts=f"{receipts}/r.db") as proxy,
+    ):
+        yield Stand(old, new, proxy, site)
+    shutil.rmtree(receipts)
+    shutil.rmtree(site.directory)
+
+
+def program(stand: Stand, *arguments: str) -> list[str]:
+    return [sys.executable, str(PROGRAM), *stand.arguments(*arguments)]
+
+
+def script(stand: Stand, text: str) -> list[str]:
+    path = Path(stand.site.directory, f"script{random.SystemRandom().randrange(10**9)}")
+    path.write_text(text)
+    return ["/bin/sh", str(path)]
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_a_parent_that_ignores_sigchld_does_not_turn_failures_into_successes(stand: Stand) -> None:
+    stand.site.order("final_sync", exit=1)
+    ended = subprocess.run(
+        program(stand, stand.site.plan(), ALICE),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
+    assert ended.returncode == 2 and "final_sync: exit 1" in ended.stderr, ended
+    assert stand.backends()[ALICE] == "old" and stand.states() == {ALICE: "failed"}
+
+
+def test_a_sync_that_goes_on_when_its_command_has_ended_is_a_failure(stand: Stand) -> None:
+    late = Path(stand.site.directory, "late")
+    ended = stand.run(ALICE, plan=stand.site.plan(final_sync=script(stand, f"(sleep 6; touch {late}) &\n")))
+    assert ended.status == 2 and "final_sync: ended, and left processes behind" in ended.err, ended
+    assert stand.backends()[ALICE] == "old" and stand.site.hooks_of(ALICE) == ["sync", "block", "unblock"]
+    time.sleep(6)
+    assert not late.exists()
+
+
+def test_what_ends_a_moment_after_the_sync_is_no_failure(stand: Stand) -> None:
+    assert stand.run(ALICE, plan=stand.site.plan(final_sync=script(stand, "sleep 0.3 &\n"))).status == 0
+
+
+def test_a_server_that_a_command_has_started_anew_outlives_the_next_run(stand: Stand) -> None:
+    number = Path(stand.site.directory, "server")
+    restart = script(stand, f"setsid sh -c 'echo $$ >{number}; exec sleep 120' >/dev/null 2>&1 &\n")
+    assert stand.run(ALICE, plan=stand.site.plan(redirect=restart)).status == 0
+    while not number.exists() or not number.read_text():
+        time.sleep(0.01)
+    server = int(number.read_text())
+    try:
+        ended = stand.run(BOB)
+        assert ended.status == 0 and "ending it" not in ended.err
+        assert Path(f"/proc/{server}/cmdline").read_bytes().startswith(b"sleep")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
+# --- who looks on ----------------------------------------------------------------------------------------------------
+
+
+def test_a_pager_that_takes_nothing_holds_up_nobody(stand: Stand) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * size)
+    os.set_blocking(writing, True)
+    process = subprocess.Popen(program(stand, stand.site.plan(), ALICE), stdout=subprocess.DEVNULL, stderr=writing)
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
+    assert stand.states() == {ALICE: "done"}
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_without_a_standard_error(stand: Stand, closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *program(stand, stand.site.plan(), ALICE)]
+    assert subprocess.run(command, timeout=50).returncode == 0
+    assert stand.states() == {ALICE: "done"}
+
+
+# --- somebody else ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["new", "reject"])
+def test_who_is_moved_by_somebody_else_during_the_sync_is_left_there(stand: Stand, where: str) -> None:
+    stand.site.order("sync", hold=True)
+    process = stand.start(ALICE)
+    stand.site.wait_for("sync")
+    assert ctl("-c", stand.proxy.config_path, "move", ALICE, where).status == 0
+    stand.site.let_go()
+    ended = end_ctl(process, time.monotonic())
+    assert ended.status == 2 and f"is on {where}: somebody else moved the user meanwhile" in ended.err
+    assert stand.backends()[ALICE] == where and stand.site.hooks_of(ALICE) == ["sync"]
+    assert stand.states() == {ALICE: "needs_attention"}
+
+
+def test_no_sync_is_run_again_for_who_was_moved_by_somebody_else(stand: Stand) -> None:
+    stand.site.order("sync", hold=True)
+    process = stand.start(ALICE, sync_again_above=0)
+    stand.site.wait_for("sync")
+    assert ctl("-c", stand.proxy.config_path, "move", ALICE, "new").status == 0
+    stand.site.let_go()
+    assert end_ctl(process, time.monotonic()).status == 2
+    assert stand.site.hooks_of(ALICE) == ["sync"]
+
+
+def test_a_journal_by_two_names_has_one_lock(stand: Stand) -> None:
+    link = f"{stand.site.directory}/link.db"
+    os.symlink(stand.site.journal, link)
+    stand.site.order("sync", hold=True)
+    process = stand.start(ALICE)
+    stand.site.wait_for("sync")
+    ended = stand.run(BOB, plan=stand.site.plan(name="other.yml", journal=link))
+    stand.site.let_go()
+    assert end_ctl(process, time.monotonic()).status == 0
+    assert ended.status == 1 and "another run is at work on it" in ended.error
+    assert stand.states() == {ALICE: "done"}
+
+
+def test_receipts_that_are_made_anew_amid_are_not_taken_for_no_mail(stand: Stand) -> None:
+    stand.set_users({ALICE: "new", BOB: "old"})
+    assert stand.deliver(ALICE) == 250
+    stand.set_users({ALICE: "old", BOB: "old"})
+    stand.site.order("sync", BOB, hold=True)
+    process = stand.start("--jobs", "1", BOB, ALICE)
+    stand.site.wait_for("sync")
+    path = str(stand.proxy.config["config"]["receipts"])
+    for suffix in ("", "-wal", "-shm"):
+        Path(path + suffix).unlink(missing_ok=True)
+    stand.site.let_go()
+    ended = end_ctl(process, time.monotonic())
+    assert ended.status == 2 and "the file of receipts (`config.receipts`) is another one" in ended.err
+    assert stand.site.hooks_of(ALICE) == []
+    assert stand.states() == {ALICE: "failed", BOB: "failed"} and stand.backends() == {ALICE: "old", BOB: "old"}
+
+
+def test_a_line_for_a_detail_does_not_stay_on_the_old_store(stand: Stand) -> None:
+    """Nor is the mailbox migrated a second time, under that name, over the mail that it has got."""
+    for backend, users in (("old", (ALICE,)), ("old", (ALICE, LISTS)), ("old", (LISTS,)), ("new", (LISTS,))):
+        stand.set_users({ALICE: backend, LISTS: "old"})
+        ended = stand.run(*users)
+        assert ended.status == 1 and f"{LISTS}: is a line of its own in users: for the mailbox of {ALICE}" in ended.err
+    stand.set_users({ALICE: "old", LISTS: "new"})
+    assert stand.run(ALICE).status == 0, "that is where he goes"
+    stand.set_users({LISTS: "old"})
+    assert stand.run(LISTS).status == 0, "nobody knows of another name"
+    assert stand.site.hooks_of(ALICE)[0] == "sync" and stand.states() == {ALICE: "done", LISTS: "done"}
+
+
+def test_who_is_parked_cannot_be_reset_and_forgotten(stand: Stand) -> None:
+    stand.site.order("verify", exit=1, hold=True)
+    process = stand.start(ALICE)
+    stand.site.wait_for("verify")
+    good = Path(stand.proxy.config_path).read_text()
+    Path(stand.proxy.config_path).write_text(f"{good}\nbroken: [\n")
+    stand.site.let_go()
+    assert end_ctl(process, time.monotonic()).status == 2 and stand.states() == {ALICE: "needs_attention"}
+    Path(stand.proxy.config_path).write_text(good)
+    arguments = stand.arguments("--journal", stand.site.journal)
+    reset = ctl(*arguments, "reset", ALICE)
+    assert reset.status == 1 and f"{ALICE}: is on reject still, and would be forgotten there" in reset.err, reset
+    assert ctl(*arguments, "release", ALICE).status == 0 and stand.backends()[ALICE] == "old"
+    stand.site.no_orders()
+    assert stand.run(ALICE).status == 0
+    stuck(stand)
+    reset = ctl(*arguments, "reset", ALICE)
+    assert reset.status == 1 and "run the plan again, which goes on" in reset.err
+    stand.set_users({ALICE: "new", BOB: "old"})
+    assert ctl(*arguments, "reset", ALICE).status == 0
+
+
+# --- another plan ----------------------------------------------------------------------------------------------------
+
+
+def test_who_is_done_but_elsewhere_again_is_told_of(stand: Stand) -> None:
+    assert stand.run(ALICE).status == 0
+    again = stand.run(ALICE)
+    assert again.status == 0 and "1 done before" in again.err
+    stand.set_users({ALICE: "old", BOB: "old"})
+    ended = stand.run(ALICE)
+    assert ended.status == 2 and f"{ALICE}: skipped: is done, but is on old" in ended.err
+
+
+def test_who_is_half_way_is_not_taken_to_the_store_of_another_plan(stand: Stand) -> None:
+    stuck(stand)
+    swapped = stand.site.plan(name="swapped.yml", **{"from": "new", "to": "old"})
+    ended = stand.run(ALICE, plan=swapped)
+    assert ended.status == 2 and "needs attention since run 1, of the plan" in ended.err, ended
+    assert stand.backends()[ALICE] == "reject" and stand.states() == {ALICE: "needs_attention"}
+    dry = stand.run("--dry-run", ALICE, plan=swapped)
+    assert dry.status == 2 and "go on" not in dry.out, dry
+    assert stand.run(ALICE).status == 0 and stand.backends()[ALICE] == "new"
+
+
+def stuck(stand: Stand) -> None:
+    """Moved in the journal, on `reject` in the proxy: as where the configuration could not be written for minutes."""
+    assert stand.run(ALICE).status == 0
+    with closing(sqlite3.connect(stand.site.journal)) as db:
+        db.execute("UPDATE users SET state = 'needs_attention', error = 'move: no'")
+        query = "INSERT INTO transitions(run, user, at, before, after) VALUES(1, ?, 1, 'moved', 'needs_attention')"
+        db.execute(query, (ALICE,))
+        db.commit()
+    stand.set_users({ALICE: "reject", BOB: "old"})
+
+
+def test_who_may_be_blocked_needs_a_plan_that_unblocks(stand: Stand) -> None:
+    stand.site.order("final_sync", hold=True)
+    process = stand.start(ALICE)
+    stand.site.wait_for("final_sync")
+    kill(process)
+    stand.site.let_go()
+    ended = stand.run(ALICE, plan=stand.site.plan(name="other.yml", block=None, unblock=None))
+    assert ended.status == 1 and "had a `block`, and this one has no `unblock`" in ended.error, ended
+    assert stand.run().status == 0 and stand.states() == {ALICE: "done"}
