@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -448,3 +448,55 @@ def fetch_patiently(address: tuple[str, int]) -> int:
             return fetch(address, "/metrics").code
         except OSError:
             assert time.monotonic() < deadline
+
+
+def test_a_storm_of_clients_is_no_storm_for_mail(watched: Watched) -> None:
+    """With 200 backends a page takes 40 ms: one for each of the clients would leave nothing for mail."""
+    for number in range(200):
+        watched.proxy.config["backends"][f"b{number}"] = {"socket": "/nonexistent/lmtp"}
+    watched.proxy.reload()
+    storm = subprocess.Popen([sys.executable, "-c", _STORM.format(address=watched.address)], stdout=subprocess.PIPE)
+    try:
+        assert storm.stdout is not None and storm.stdout.read(1) == b"."
+        with watched.proxy.client(timeout=60) as client:
+            began, took = time.monotonic(), []
+            while time.monotonic() - began < 3:
+                sent = time.monotonic()
+                client.deliver("s@x", ["alice@example.org"], MESSAGE)
+                took.append(time.monotonic() - sent)
+    finally:
+        storm.kill()
+        storm.communicate()
+    assert len(took) > 20 and sorted(took)[len(took) // 2] < 0.03, sorted(took)
+    # Nobody waits for those who are gone.
+    began = time.monotonic()
+    assert fetch(watched.address, "/metrics").code == 200
+    assert time.monotonic() - began < 8
+
+
+_STORM = """
+import socket, sys, threading
+def scrape(path):
+    while True:
+        with socket.create_connection({address!r}, timeout=60) as sock:
+            sock.sendall(b"GET %s HTTP/1.0\\r\\n\\r\\n" % path)
+            while sock.recv(65536):
+                pass
+            if path == b"/" and not done:
+                done.append(sys.stdout.write(".") + (sys.stdout.flush() or 0))
+done = []
+for path in (b"/",) * 100:
+    threading.Thread(target=scrape, args=(path,)).start()
+"""
+
+
+@BOTH_MODES
+def test_idle_clients_do_not_keep_a_scraper_waiting(watched: Watched) -> None:
+    """A browser keeps its connection; some of them, or somebody who says half a request, must not blind Prometheus."""
+    said = (b"", b"GET / HTTP/1.1\r\nX: ", b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n") * 20
+    with ExitStack() as held:
+        for octets in said:
+            held.enter_context(socket.create_connection(watched.address, timeout=10)).sendall(octets)
+        began = time.monotonic()
+        assert fetch(watched.address, "/metrics").code == 200
+        assert time.monotonic() - began < 6
