@@ -33,6 +33,7 @@ CONNECTIONS = 16
 _PATIENCE = 0.5  # seconds that a client may take to ask, where all places are taken
 _OF_UNCERTAIN = ("time", "backend", "size", "session")
 _OF_FLIGHT = ("number", "session", "backend", "count", "phase", "seconds", "octets", "worker")
+_SAID = re.compile(r"(?s)(?<![0-9])([2-5][0-9]{2}(?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?)(?![0-9]).*")
 _PLACE = re.compile(r"(.*?:[0-9]+): ")
 
 
@@ -58,7 +59,8 @@ class MetricsApplication(JsonApplication):
 
     def _status(self) -> Json:
         status = self._control.get("/status", _anybody())
-        return {**status, "reload": _without_names(status["reload"])}
+        backends = [{**each, "trouble": _without_text(each["trouble"])} for each in status["backends"]]
+        return {**status, "reload": _without_names(status["reload"]), "backends": backends}
 
     def _page(self) -> Text:
         try:
@@ -176,6 +178,11 @@ def metrics_server(
     """The server on `listener`, a gevent socket of TCP. control, hostname: see MetricsApplication; collect: Samples."""
     samples = Samples(collect)
     return _MetricsServer(listener, MetricsApplication(control, samples, hostname), samples)
+
+
+def _without_text(trouble: str | None) -> str | None:
+    """Of what a backend said only the code: who knows whom the rest names."""
+    return None if trouble is None else _SAID.sub(r"\1", trouble)
 
 
 def _parts(items: list[Json], keys: tuple[str, ...]) -> list[Json]:

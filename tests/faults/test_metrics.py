@@ -266,6 +266,8 @@ def test_the_formats(watched: Watched) -> None:
 @BOTH_MODES
 def test_nothing_names_a_person(watched: Watched) -> None:
     """Users, senders, recipients and Message-IDs stay away from a port that anybody can read."""
+    watched.new.script = replace(HEALTHY, greeting=say("554 5.3.2 no mail for <bob@example.org>"))
+    watched.deliver("bob@example.org")
     watched.old.script = replace(HEALTHY, final=(Close(),))
     watched.deliver("alice@example.org")
     watched.proxy.config["users"]["bob@example.org"] = "old"
@@ -279,6 +281,7 @@ def test_nothing_names_a_person(watched: Watched) -> None:
         assert [path for path, page in pages.items() if name in page.text] == [], name
     status = json.loads(pages["/status"].body)
     assert re.fullmatch(r"1 error \(\S+:\d+\)", status["reload"]["errors"][0])
+    assert {each["name"]: each["trouble"] for each in status["backends"]}["new"] == "greeting: 554 5.3.2"
     text = pages["/"].text
     assert "new \N{RIGHTWARDS ARROW} old" in text and "drained" in text and "refused" in text
     history = watched.control.get("/history")["history"]
