@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
@@ -185,8 +186,9 @@ def _check_run_as(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    """That the process which serves can write its files. Raises ConfigError."""
-    errors = [f"{config.path}: {error}" for error in (_uncertain_log_error(config), _receipts_error(config)) if error]
+    """That the process which serves can write its files, and has what it needs for them. Raises ConfigError."""
+    found = (_uncertain_log_error(config), _receipts_error(config), _metrics_error(config))
+    errors = [f"{config.path}: {error}" for error in found if error]
     if errors:
         raise ConfigError(tuple(errors))
 
@@ -218,6 +220,13 @@ def _receipts_error(config: Config) -> str | None:
     if os.path.lexists(path) and (not _may_serve(config, path, os.R_OK | os.W_OK)[0] or os.path.isdir(path)):
         return f"config.receipts: {who} cannot write {path}; see chown and chmod"
     return None
+
+
+def _metrics_error(config: Config) -> str | None:
+    """It is imported by the first scrape."""
+    if config.metrics is None or find_spec("prometheus_client") is not None:
+        return None
+    return "config.metrics: this Python has no prometheus_client: install it (Debian: python3-prometheus-client)"
 
 
 def _may_serve(config: Config, path: str, mode: int) -> tuple[bool, str]:

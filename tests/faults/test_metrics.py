@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -358,6 +359,44 @@ def test_check_says_where(tmp_path: Any) -> None:
     done = subprocess.run([sys.executable, str(PROGRAM), "--check", "-c", str(path)], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout == f"{path}: OK: 0 users, 0 backends, on {tmp_path}/s, metrics on http://127.0.0.1:9424/\n"
+
+
+def test_without_prometheus_client_it_does_not_start(tmp_path: Any) -> None:
+    """It is found missing when somebody looks, not by the first scrape."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
+    path = tmp_path / "c.yml"
+    path.write_text(f"config:\n  socket: {tmp_path}/s\n  metrics: [127.0.0.1, 9424]\nbackends: {{}}\n")
+    for more in ([], ["--check"]):
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), *more, "-c", str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            timeout=20,
+        )
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"{path}: config.metrics: this Python has no prometheus_client: install it"
+            " (Debian: python3-prometheus-client)\n"
+        )
+
+
+@BOTH_MODES
+def test_a_first_scrape_without_a_file_to_open_is_no_bug_and_not_the_last(watched: Watched) -> None:
+    pid = watched.proxy.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    with socket.create_connection(watched.address, timeout=20) as sock:
+        time.sleep(0.3)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Too many open files" in answer
+    assert "Traceback" not in watched.proxy.log()
+    assert value(watched.metrics(), "config_generation") == 1
 
 
 def test_an_address_that_is_not_loopback_is_warned_of() -> None:
