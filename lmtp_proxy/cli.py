@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         if options.check:
+            if os.geteuid() == 0:  # who else checks need not be who starts
+                _check_run_as(config)
             if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
                 _check_files(config)
             print(_summary(config))
