@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.loading import load
+from lmtp_proxy.loading import LARGE, load
 from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
@@ -177,9 +177,15 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        for path in (__file__, sys.executable) if config.workers > 1 else ():
+        if config.workers > 1:
+            reason = "no worker would start; see chmod, or workers: 1"
+        elif os.stat(config.path).st_size > LARGE:  # a process of its own loads it
+            reason = "no reload of so large a file would work; see chmod"
+        else:
+            return
+        for path in (__file__, sys.executable):
             if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
+                what = f"{config.run_as} may not read {path}, so {reason}"
                 raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(
