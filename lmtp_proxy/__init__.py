@@ -79,7 +79,8 @@ Ring 6, the process:
     exposition         the figures in the words of Prometheus
     control_request    one request on the control socket, looked at strictly
     control_application  a WSGI application: a table of resources, answers in JSON
-    exposition_thread  the exposition as an answer, made in a thread
+    exposition_thread  what is written for those who watch, in a thread
+    shared_answer      one answer for all who ask at the same time
     control_json       the parts of the process as JSON values
     receipts_json      what is known of some mailboxes
     control_server     HTTP on the control socket, proof against bad clients

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.loading import load
+from lmtp_proxy.loading import LARGE, load
 from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config)
         if options.check:
+            if os.geteuid() == 0:  # who else checks need not be who starts
+                _check_run_as(config)
             if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
                 _check_files(config)
             print(_summary(config))
@@ -174,9 +177,15 @@ def _check_run_as(config: Config) -> None:
         if not _may(_account(config.run_as), config.path, os.R_OK):
             what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        for path in (__file__, sys.executable) if config.workers > 1 else ():
+        if config.workers > 1:
+            reason = "no worker would start; see chmod, or workers: 1"
+        elif os.stat(config.path).st_size > LARGE:  # a process of its own loads it
+            reason = "no reload of so large a file would work; see chmod"
+        else:
+            return
+        for path in (__file__, sys.executable):
             if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so no worker would start; see chmod, or workers: 1"
+                what = f"{config.run_as} may not read {path}, so {reason}"
                 raise ConfigError((f"{config.path}: config.run_as: {what}",))
         return
     raise ConfigError(
@@ -185,8 +194,9 @@ def _check_run_as(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    """That the process which serves can write its files. Raises ConfigError."""
-    errors = [f"{config.path}: {error}" for error in (_uncertain_log_error(config), _receipts_error(config)) if error]
+    """That the process which serves can write its files, and has what it needs for them. Raises ConfigError."""
+    found = (_uncertain_log_error(config), _receipts_error(config), _metrics_error(config))
+    errors = [f"{config.path}: {error}" for error in found if error]
     if errors:
         raise ConfigError(tuple(errors))
 
@@ -218,6 +228,13 @@ def _receipts_error(config: Config) -> str | None:
     if os.path.lexists(path) and (not _may_serve(config, path, os.R_OK | os.W_OK)[0] or os.path.isdir(path)):
         return f"config.receipts: {who} cannot write {path}; see chown and chmod"
     return None
+
+
+def _metrics_error(config: Config) -> str | None:
+    """It is imported by the first scrape."""
+    if config.metrics is None or find_spec("prometheus_client") is not None:
+        return None
+    return "config.metrics: this Python has no prometheus_client: install it (Debian: python3-prometheus-client)"
 
 
 def _may_serve(config: Config, path: str, mode: int) -> tuple[bool, str]:

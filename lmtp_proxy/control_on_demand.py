@@ -40,7 +40,7 @@ class ControlOnDemand:
             try:
                 with late_import():
                     from lmtp_proxy.control_server import ControlServer
-            except OSError as error:
+            except (ImportError, OSError) as error:  # the former while the program is replaced on the disk
                 _log.warning("control: cannot accept a client: %s; clients wait, next try in %g s", error, _PAUSE)
                 gevent.sleep(_PAUSE)
             else:

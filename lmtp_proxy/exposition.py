@@ -20,7 +20,8 @@ from lmtp_proxy.metrics import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-_OPENMETRICS = "application/openmetrics-text"
+OPENMETRICS = "application/openmetrics-text"
+PLAIN = "text/plain"
 _OUTCOMES = ("sent", "deferred", "bounced", "aborted")
 
 
@@ -32,9 +33,13 @@ def render(figures: Figures, accept: str) -> tuple[str, bytes]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(figures))
     # Not what the client sent: prometheus_client stumbles over versions that are no numbers.
-    wanted = any(each.partition(";")[0].strip().lower() == _OPENMETRICS for each in accept.split(","))
-    encode, content_type = choose_encoder(f"{_OPENMETRICS}; version=1.0.0" if wanted else "")
+    encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if wants_openmetrics(accept) else "")
     return content_type, encode(registry)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether `accept` names that format."""
+    return any(each.partition(";")[0].strip().lower() == OPENMETRICS for each in accept.split(","))
 
 
 class _Collector:

@@ -1,21 +1,64 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The exposition as an answer, made in a thread: what it imports and writes takes longer than mail should wait.
+"""What is written for those who watch is made in a thread, because it takes longer than mail should wait.
 
 It knows neither whose figures they are nor who asks.
 """
 
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TypeVar
+
 from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.control_application import Text
+from lmtp_proxy.control_request import Problem
 from lmtp_proxy.exposition import render
 from lmtp_proxy.figures import Figures
+from lmtp_proxy.late_import import late_import
 
+A = TypeVar("A")
+T = TypeVar("T")
+
+_imported: list[bool] = []  # True, once that has gone well
 _threads: list[ThreadPool] = []  # one, of its own, from the first time on: prometheus_client is used in no other
 
 
 def exposed(figures: Figures, accept: str) -> Text:
-    """What a scraper gets. accept: see `render`."""
+    """What a scraper gets. accept: see `render`. Raises Problem while prometheus_client cannot be imported."""
+    if not _imported:
+        try:
+            in_thread(_import, None)
+        except (ImportError, OSError) as error:
+            what = f"prometheus_client cannot be imported: {error}"
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, what) from error
+        _imported.append(True)
+    content_type, octets = in_thread(lambda accept: render(figures, accept), accept)
+    return Text(content_type, octets)
+
+
+def _import(_: None) -> None:
+    with late_import():
+        import prometheus_client.exposition  # noqa: F401
+
+
+def in_thread(work: Callable[[A], T], argument: A) -> T:
+    """What `work` returns or raises; it may not know gevent. One after the other."""
     if not _threads:
         _threads.append(ThreadPool(1))
-    content_type, octets = _threads[0].apply(render, (figures, accept))
-    return Text(content_type, octets)
+    outcome = _threads[0].apply(_caught, (work, argument))
+    if isinstance(outcome, _Raised):
+        raise outcome.error
+    return outcome  # type: ignore[no-any-return]  # ThreadPool.apply says nothing of it
+
+
+class _Raised:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _caught(work: Callable[[A], T], argument: A) -> "T | _Raised":
+    """gevent prints what leaves a thread."""
+    try:
+        return work(argument)
+    except Exception as error:  # noqa: BLE001  (it goes on where the thread is waited for)
+        return _Raised(error)

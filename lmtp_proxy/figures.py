@@ -84,8 +84,12 @@ def added(one: Any, other: Any) -> Any:
 
 
 def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
-    """Of several processes, at least one. ended: the counters of those that are no more."""
-    first, *others = alive
+    """Of several processes, at least one. ended: the counters of those that are no more.
+
+    Of a backend that one of them does not have, as in the midst of a reload, there are no figures: a part of its sum
+    would look as if it had gone back.
+    """
+    first, *others = processes = [*alive]
     merged = dict(first)
     for other in others:
         for tree in ("counters", "gauges"):
@@ -95,6 +99,10 @@ def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
     if ended is not None:
         merged["counters"] = added(merged["counters"], ended["counters"])
         merged["longest"] = max(merged["longest"], ended["longest"])
+    everywhere = set.intersection(*(set(process["gauges"]["backends"]) for process in processes))
+    for tree in ("counters", "gauges"):
+        backends = merged[tree]["backends"]
+        merged[tree] = {**merged[tree], "backends": {name: backends[name] for name in backends if name in everywhere}}
     return merged
 
 

@@ -87,7 +87,7 @@ border-top:1px solid var(--rule)}
 .backends td:first-child,.backends td.wide{grid-column:1/-1;width:auto;min-width:0}
 .backends td.use{grid-column:span 2;min-width:0}.backends td:first-child::before{content:none}
 }
-@media(max-width:520px){main{padding:10px 10px 20px;gap:10px}.card{padding:10px 11px}
+@media(max-width:520px){main{padding:10px 10px 20px;gap:10px}.card{padding:10px 11px}.list{font-size:12.5px}
 .tiles{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}
 .tile:last-child:nth-child(odd){grid-column:1/-1}.tile .big{font-size:21px}.narrow-off{display:none}
 th,td{padding-left:5px;padding-right:5px}}

@@ -50,7 +50,7 @@ class TeamFigures:
             alive = [_nobody(self._ended)]
             ended = None
         else:
-            ended = self._ended
+            ended = self._ended = _with_backends_of(alive, self._ended)
         team = self._team
         states = [worker.state for worker, _ in team.workers if worker is not None]
         return {
@@ -66,6 +66,15 @@ def _ask(worker: WorkerProcess) -> Figures | None:
     except (WorkerEnded, NoAnswer):
         return None
     return answer.document if answer.ok else None
+
+
+def _with_backends_of(alive: list[Figures], ended: Figures | None) -> Figures | None:
+    """A backend that nobody has any more begins anew when it comes back, as it does in one process."""
+    if ended is None:
+        return None
+    known = {name for figures in alive for name in figures["gauges"]["backends"]}
+    backends = {name: each for name, each in ended["counters"]["backends"].items() if name in known}
+    return {**ended, "counters": {**ended["counters"], "backends": backends}}
 
 
 def _nobody(ended: Figures) -> Figures:

@@ -7,19 +7,23 @@ import json
 import random
 import resource
 import select
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tests.support.backend import FakeBackend
 from tests.support.control import Answer, Control, ControlConnection, add_control, answer_on, bare_connection
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import PROGRAM, ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, Script, say
 
 PATIENCE = 10  # seconds that a request, an idle connection or an unread answer may take
@@ -450,3 +454,39 @@ def test_no_descriptor_left_is_one_line_and_a_pause(running: Attacked) -> None:
         finally:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     assert running.proxy.settles(running.idle)
+
+
+def test_a_first_client_while_the_program_is_being_replaced_is_not_the_last(tmp_path: Path) -> None:
+    """As pip does it: what is not there at this moment is there again a second later."""
+    shutil.copytree(PROGRAM.parents[1] / "lmtp_proxy", tmp_path / "lmtp_proxy", ignore=shutil.ignore_patterns("*.pyc"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "sys.meta_path = [each for each in sys.meta_path if 'Editable' not in repr(each)];"  # which finds the checkout
+        "from lmtp_proxy.cli import main; sys.exit(main())"
+    )
+    with FakeBackend() as store:
+        proxy = ProxyProcess(config_of({"old": store}, {"a": "old"}), workers=1)
+        path = add_control(proxy)
+        module = tmp_path / "lmtp_proxy" / "control_server.py"
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-B", "-P", "-c", code, "-c", proxy.config_path], stderr=log, cwd=tmp_path
+            )
+        try:
+            deadline = time.monotonic() + 15
+            while "ready:" not in (tmp_path / "log").read_text():
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.05)
+            module.rename(module.with_suffix(".away"))
+            with bare_connection(path, 10) as client:
+                client.sendall(b"GET /sessions HTTP/1.1\r\nConnection: close\r\n\r\n")
+                while "control: cannot accept a client: No module named" not in (tmp_path / "log").read_text():
+                    assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                    time.sleep(0.05)
+                module.with_suffix(".away").rename(module)
+                assert answer_on(client).code == 200
+        finally:
+            process.terminate()
+            process.wait(10)
+            shutil.rmtree(proxy.directory)
+    assert "Traceback" not in (tmp_path / "log").read_text()

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -246,7 +247,8 @@ def test_the_formats(watched: Watched) -> None:
     assert plain.header["content-type"].startswith("text/plain; version=0.0.4")
     accept = {"Accept": "application/openmetrics-text; version=1.0.0,text/plain;version=0.0.4;q=0.5"}
     other = fetch(watched.address, "/metrics", headers=accept)
-    assert other.header["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    # Debian 12's prometheus_client 0.16 has the format of 1.0.0, and calls it 0.0.1.
+    assert re.match(r"application/openmetrics-text; version=(1\.0\.0|0\.0\.1);", other.header["content-type"])
     assert other.text.endswith("# EOF\n")
     names = {family.name for family in parse_openmetrics(other.text)}  # type: ignore[no-untyped-call]
     assert {"lmtp_proxy_recipients", "lmtp_proxy_backend_reply_seconds"} <= names
@@ -266,6 +268,8 @@ def test_the_formats(watched: Watched) -> None:
 @BOTH_MODES
 def test_nothing_names_a_person(watched: Watched) -> None:
     """Users, senders, recipients and Message-IDs stay away from a port that anybody can read."""
+    watched.new.script = replace(HEALTHY, greeting=say("554 5.3.2 no mail for <bob@example.org>"))
+    watched.deliver("bob@example.org")
     watched.old.script = replace(HEALTHY, final=(Close(),))
     watched.deliver("alice@example.org")
     watched.proxy.config["users"]["bob@example.org"] = "old"
@@ -279,6 +283,7 @@ def test_nothing_names_a_person(watched: Watched) -> None:
         assert [path for path, page in pages.items() if name in page.text] == [], name
     status = json.loads(pages["/status"].body)
     assert re.fullmatch(r"1 error \(\S+:\d+\)", status["reload"]["errors"][0])
+    assert {each["name"]: each["trouble"] for each in status["backends"]}["new"] == "greeting: 554 5.3.2"
     text = pages["/"].text
     assert "new \N{RIGHTWARDS ARROW} old" in text and "drained" in text and "refused" in text
     history = watched.control.get("/history")["history"]
@@ -355,6 +360,44 @@ def test_check_says_where(tmp_path: Any) -> None:
     done = subprocess.run([sys.executable, str(PROGRAM), "--check", "-c", str(path)], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout == f"{path}: OK: 0 users, 0 backends, on {tmp_path}/s, metrics on http://127.0.0.1:9424/\n"
+
+
+def test_without_prometheus_client_it_does_not_start(tmp_path: Any) -> None:
+    """It is found missing when somebody looks, not by the first scrape."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
+    path = tmp_path / "c.yml"
+    path.write_text(f"config:\n  socket: {tmp_path}/s\n  metrics: [127.0.0.1, 9424]\nbackends: {{}}\n")
+    for more in ([], ["--check"]):
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), *more, "-c", str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            timeout=20,
+        )
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"{path}: config.metrics: this Python has no prometheus_client: install it"
+            " (Debian: python3-prometheus-client)\n"
+        )
+
+
+@BOTH_MODES
+def test_a_first_scrape_without_a_file_to_open_is_no_bug_and_not_the_last(watched: Watched) -> None:
+    pid = watched.proxy.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    with socket.create_connection(watched.address, timeout=20) as sock:
+        time.sleep(0.3)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Too many open files" in answer
+    assert "Traceback" not in watched.proxy.log()
+    assert value(watched.metrics(), "config_generation") == 1
 
 
 def test_an_address_that_is_not_loopback_is_warned_of() -> None:
@@ -448,3 +491,55 @@ def fetch_patiently(address: tuple[str, int]) -> int:
             return fetch(address, "/metrics").code
         except OSError:
             assert time.monotonic() < deadline
+
+
+def test_a_storm_of_clients_is_no_storm_for_mail(watched: Watched) -> None:
+    """With 200 backends a page takes 40 ms: one for each of the clients would leave nothing for mail."""
+    for number in range(200):
+        watched.proxy.config["backends"][f"b{number}"] = {"socket": "/nonexistent/lmtp"}
+    watched.proxy.reload()
+    storm = subprocess.Popen([sys.executable, "-c", _STORM.format(address=watched.address)], stdout=subprocess.PIPE)
+    try:
+        assert storm.stdout is not None and storm.stdout.read(1) == b"."
+        with watched.proxy.client(timeout=60) as client:
+            began, took = time.monotonic(), []
+            while time.monotonic() - began < 3:
+                sent = time.monotonic()
+                client.deliver("s@x", ["alice@example.org"], MESSAGE)
+                took.append(time.monotonic() - sent)
+    finally:
+        storm.kill()
+        storm.communicate()
+    assert len(took) > 20 and sorted(took)[len(took) // 2] < 0.03, sorted(took)
+    # Nobody waits for those who are gone.
+    began = time.monotonic()
+    assert fetch(watched.address, "/metrics").code == 200
+    assert time.monotonic() - began < 8
+
+
+_STORM = """
+import socket, sys, threading
+def scrape(path):
+    while True:
+        with socket.create_connection({address!r}, timeout=60) as sock:
+            sock.sendall(b"GET %s HTTP/1.0\\r\\n\\r\\n" % path)
+            while sock.recv(65536):
+                pass
+            if path == b"/" and not done:
+                done.append(sys.stdout.write(".") + (sys.stdout.flush() or 0))
+done = []
+for path in (b"/",) * 100:
+    threading.Thread(target=scrape, args=(path,)).start()
+"""
+
+
+@BOTH_MODES
+def test_idle_clients_do_not_keep_a_scraper_waiting(watched: Watched) -> None:
+    """A browser keeps its connection; some of them, or somebody who says half a request, must not blind Prometheus."""
+    said = (b"", b"GET / HTTP/1.1\r\nX: ", b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n") * 20
+    with ExitStack() as held:
+        for octets in said:
+            held.enter_context(socket.create_connection(watched.address, timeout=10)).sendall(octets)
+        began = time.monotonic()
+        assert fetch(watched.address, "/metrics").code == 200
+        assert time.monotonic() - began < 6

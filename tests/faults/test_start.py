@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -213,7 +214,31 @@ def test_run_as_a_user_who_may_not_read_the_configuration() -> None:
         proxy.config["config"]["run_as"] = "nobody"
         proxy.write_config()
         os.chmod(proxy.config_path, 0o600)
-        assert "nobody may not read" in refused(run("-c", proxy.config_path))
+        for more in ((), ("--check",)):  # which the init script asks before it stops the proxy that runs
+            assert "nobody may not read" in refused(run(*more, "-c", proxy.config_path))
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root can become another user: run the tests as root")
+def test_run_as_a_user_who_may_not_read_the_program(tmp_path: Path) -> None:
+    """A large file is loaded by a process of its own, which has to find the program; a small one is not."""
+    shutil.copytree(PROGRAM.parents[1] / "lmtp_proxy", tmp_path / "lmtp_proxy")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "sys.meta_path = [each for each in sys.meta_path if 'Editable' not in repr(each)];"  # which finds the checkout
+        "from lmtp_proxy.cli import main; sys.exit(main())"
+    )
+    os.chmod(tmp_path, 0o700)
+    with at_path() as proxy:
+        proxy.config["config"]["run_as"] = "nobody"
+        for users, status in ((1, 0), (40_000, 1)):
+            proxy.config["users"] = {f"user{number}@example.org": "b" for number in range(users)}
+            proxy.config["backends"] = {"b": {"socket": "/nonexistent/lmtp"}}
+            proxy.write_config()
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", code, "--check", "-c", proxy.config_path], capture_output=True, text=True
+            )
+            assert done.returncode == status, done.stderr
+        assert "so no reload of so large a file would work" in done.stderr
 
 
 def readable_by_all(path: Path) -> bool:

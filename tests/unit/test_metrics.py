@@ -147,6 +147,16 @@ def test_merging_changes_nothing_that_was_given() -> None:
     assert names == {"a", "b"}, "a backend that is not configured any more has no series"
 
 
+def test_a_backend_that_not_all_have_is_not_half_there() -> None:
+    one, other = figures("a", "b"), figures("b", "c")
+    for document in (one, other):
+        document["counters"]["backends"]["b"]["sent"] = 3
+    merged = merged_figures([one, other], figures("a", "b"))
+    for tree in ("counters", "gauges"):
+        assert list(merged[tree]["backends"]) == ["b"]
+    assert merged["counters"]["backends"]["b"]["sent"] == 6
+
+
 def test_figures_are_plain_json() -> None:
     document = figures("a")
     assert json.loads(json.dumps(document)) == document
