@@ -313,7 +313,7 @@ class Application(JsonApplication):
         }
 
     def _receipts(self, request: Request) -> Json:
-        answer = receipts_json(request, self._state.receipts, self._generation)
+        answer = receipts_json(request, self._state.receipts, self._generation, self._state.in_flight)
         return {**answer, "instance": self._state.instance, "after_crash": self._crash_json()}
 
     def _check(self, request: Request) -> Json:

@@ -91,12 +91,19 @@ class Requeued:
 
 def deferred(client: ControlClient, users: Sequence[str]) -> list[Mail]:
     """What is deferred for `users`, written as in `users:`. Raises ControlError."""
-    return [
-        Mail(user, row.text("queue_id"), row.text("why"), row.number("last"))
-        for answer in ask(client, users)
-        for user, known in answer.object("users").document.items()
-        for row in Answer(known, client.path).objects("deferred")
-    ]
+    return _known(client, users)[0]
+
+
+def _known(client: ControlClient, users: Sequence[str]) -> tuple[list[Mail], int]:
+    """What is deferred for them, and how many deliveries are under way that will be."""
+    mails: list[Mail] = []
+    cut_off = 0
+    for answer in ask(client, users):
+        cut_off += answer.integer("cut_off")
+        for user, known in answer.object("users").document.items():
+            rows = Answer(known, client.path).objects("deferred")
+            mails += [Mail(user, row.text("queue_id"), row.text("why"), row.number("last")) for row in rows]
+    return mails, cut_off
 
 
 def ask(client: ControlClient, users: Sequence[str]) -> Iterator[Answer]:
@@ -121,21 +128,24 @@ def requeue(
 ) -> Requeued:
     """Runs `command` with `-i ID` for each mail that is deferred for `users`, again until the proxy has seen it.
 
+    Mail that is still coming in for the backend from which they were moved is waited for: it will be deferred, too.
     command: postqueue and its options as an argument list, as `("postqueue", "-c", "/etc/postfix-in")`. wait: seconds
     at most. waiting: called now and then with the number of mails that are waited for. Raises ControlError: of the
     first question, nothing was done; of a later one, the commands were run.
     """
     began = time.monotonic()
     work = _Work(tuple(command))
-    work.learn(deferred(client, users))
+    mails, cut_off = _known(client, users)
+    work.learn(mails)
     pause = _FIRST_PAUSE
-    while work.run():
+    while work.run() or cut_off:
         if time.monotonic() - began >= wait:
             break
-        waiting(len(work.open))
+        waiting(len(work.open) + cut_off)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-        work.learn(deferred(client, users))
+        mails, cut_off = _known(client, users)
+        work.learn(mails)
         if work.open and time.monotonic() - began >= _LOOK_AFTER:
             work.look()
     return Requeued(list(work.mails.values()), work.runs, time.monotonic() - began)

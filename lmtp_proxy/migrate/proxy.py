@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 120.0
 """Seconds in which a proxy that is restarted comes back."""
+_REQUEUE = 30.0  # seconds: for a large mail that was coming in when its user was moved; nobody is offline meanwhile
 _PAUSE = 0.25
 _ANSWER = 60.0
 _ATOM = re.compile(r"[^\x00-\x20\x7f\"(),:;<>@\[\]\\]+")
@@ -212,7 +213,7 @@ class Proxy:
         from lmtp_proxy import requeue
 
         try:
-            done = requeue.requeue(self._client, (user,), command)
+            done = requeue.requeue(self._client, (user,), command, wait=_REQUEUE)
         except ControlError as error:
             return Requeued((), str(error), False)
         lines = [f"{mail.queue_id}: {mail.fate}" for mail in done.mails]

@@ -21,7 +21,7 @@ from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient, Outcome
 from tests.support.ctl import controlled, ctl
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import Await, Close, Script, say
 
 USERS = {"alice@x": "old", "bob@x": "reject", "carol@x": "new", "carol+list@x": "old", "@y": "new"}
@@ -169,6 +169,30 @@ def test_what_was_deferred_waits_until_it_is_delivered_or_bounces(own: Move) -> 
     own.new.script = Script(rcpt=say("550 5.1.1 unknown"))
     deliver(own.proxy, "4fX2", "bob@x")
     assert of(own.proxy, "bob@x") == ([("new", 1, 0)], [])
+
+
+@BOTH_MODES
+def test_mail_that_is_still_coming_in_for_the_old_store_is_counted() -> None:
+    with (
+        FakeBackend() as old,
+        FakeBackend() as new,
+        new_proxy(old, new) as proxy,
+        proxy.client() as client,
+        proxy.client() as other,
+    ):
+        client.send(b"LHLO c\r\nXFORWARD IDENT=4fX9\r\nMAIL FROM:<s@x>\r\nRCPT TO:<alice+x@x>\r\nDATA\r\n")
+        assert [client.reply().code for _ in range(5)] == [250, 250, 250, 250, 354]
+        other.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<carol@x>\r\nDATA\r\n")
+        assert [other.reply().code for _ in range(3)] == [250, 250, 354]
+        assert asked(proxy, "alice@x", "carol@x")["cut_off"] == 0
+        assert ctl("-c", proxy.config_path, "move", "alice@x", "new").status == 0
+        assert asked(proxy, "alice@x", "carol@x")["cut_off"] == 1
+        assert asked(proxy, "carol@x")["cut_off"] == 0
+        client.send(b"x\r\n.\r\n")
+        assert client.reply().code == 451
+        answer = asked(proxy, "alice@x")
+        assert answer["cut_off"] == 0
+        assert [row["queue_id"] for row in answer["users"]["alice@x"]["deferred"]] == ["4fX9"]
 
 
 @pytest.mark.parametrize(

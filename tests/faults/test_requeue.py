@@ -15,14 +15,15 @@ from lmtp_proxy.requeue import Requeued, command_for, requeue
 from tests.support.ctl import FakeControl, Run, ctl, http
 
 
-def waits(**users: dict[str, float]) -> bytes:
-    """What the proxy says: of each user the queue ids, and when they were deferred last."""
+def waits(coming: int = 0, /, **users: dict[str, float]) -> bytes:
+    """What the proxy says: of each user the queue ids, and when they were deferred last; how many are coming in."""
 
     def rows(ids: dict[str, float]) -> list[dict[str, Any]]:
         return [{"queue_id": each, "first": 1, "last": last, "count": 1, "why": "450 x"} for each, last in ids.items()]
 
     document = {user: {"delivered": [], "deferred": rows(ids)} for user, ids in users.items()}
-    return http(200, {"receipts": "/r", "instance": "i", "after_crash": None, "gaps": [], "users": document})
+    told: dict[str, Any] = {"receipts": "/r", "instance": "i", "after_crash": None, "gaps": [], "cut_off": coming}
+    return http(200, {**told, "users": document})
 
 
 class Postqueue:
@@ -111,6 +112,13 @@ def test_what_is_deferred_meanwhile_is_tried_as_well(run: Callable[..., Requeued
     done = run(waits(alice={"A": 1.0}), waits(alice={"A": 1.0, "B": 2.0}), waits(alice={}))
     assert postqueue.calls == ["-i A", "-i A", "-i B"]
     assert done.ids("alice") == ["A", "B"] and done.done
+
+
+def test_what_is_still_coming_in_is_waited_for(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+    coming = waits(1, alice={})
+    done = run(coming, coming, waits(alice={"L": 5.0}), waits(alice={}))
+    assert fates(done) == [("alice", "L", "arrived")] and postqueue.calls == ["-i L"]
+    assert run(coming, wait=0.2).mails == [], "but not for ever"
 
 
 def test_the_time_is_up(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
