@@ -238,7 +238,7 @@ def test_mail_flows_during_the_reload_of_a_large_table(move: Move) -> None:
             number += 1
         assert client.deliver("last@x", ["user59999@x"]).verdict(0).positive
         client.quit()
-    assert number > 3, "no mail passed during the reload"
+    assert number > 1, "no mail passed during the reload"
     assert longest < 0.5, f"a delivery took {longest:.2f} s while the table was loaded"
 
 
