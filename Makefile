@@ -10,9 +10,9 @@ CONFIG := etc/lmtp-proxy.yml
 # For pytest: `make test ARGS="-k reload -x"` runs just these, without linters and coverage. For bench: see --help.
 ARGS :=
 
-# Most tests wait most of the time, so there may be more at once than cores. Those of one file share servers, so they
-# stay together. tests/packaging changes the machine, so it has it for itself.
-PARALLEL := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) \* 3 / 2) --dist loadfile
+# Most tests wait most of the time. Those of one file share servers, so they stay together. tests/packaging changes the
+# machine, so it has it for itself.
+PARALLEL := -n auto --dist loadfile
 
 PY := .venv/bin/python
 STAMP := .venv/made-for
