@@ -149,14 +149,14 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         # and takes a while, or it is over before it could be killed ten times
         list_of_failing = stand.directory / "failing"
         list_of_failing.write_text("".join(f"{user}\n" for user in failing), "ascii")
-        fails = f"""case "$3" in backup) sleep 0.3; grep -q -x -F -e "$6" {list_of_failing} && exit 75 ;; esac"""
+        fails = f"""case "$3" in backup) sleep 0.5; grep -q -x -F -e "$6" {list_of_failing} && exit 75 ;; esac"""
         doveadm.write_text(doveadm.read_text("ascii").replace("exec", f"{fails}\nexec", 1), "ascii")
         flow = Flow(stack.postfix, "killed", users, rate=RATE, large_every=25, large_size=LARGE)
         kills, parked = 0, Counter[str]()
         with flow.running():
             for number in range(10):
                 process = stand.begin()
-                until = time.monotonic() + rng.uniform(1.0, 3.5)
+                until = time.monotonic() + rng.uniform(0.8, 2.4)
                 if number == 5:  # the runner waits for it, or asks it in vain
                     time.sleep(0.5)
                     assert stand.proxy.stop(30) == 0
