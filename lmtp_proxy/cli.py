@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.loading import LARGE, load
+from lmtp_proxy.loading import is_large_file, load
 from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
@@ -179,7 +179,7 @@ def _check_run_as(config: Config) -> None:
             raise ConfigError((f"{config.path}: config.run_as: {what}",))
         if config.workers > 1:
             reason = "no worker would start; see chmod, or workers: 1"
-        elif os.stat(config.path).st_size > LARGE:  # a process of its own loads it
+        elif is_large_file(config.path):  # a process of its own loads it
             reason = "no reload of so large a file would work; see chmod"
         else:
             return

@@ -80,8 +80,13 @@ class Loaded:
 
 def is_large(path: str, old: StaticTable) -> bool:
     """Whether a process of its own is to load the file at `path`, which is to take the place of `old`."""
+    return bool(old.handles) or is_large_file(path)
+
+
+def is_large_file(path: str) -> bool:
+    """False also where there is no such file."""
     try:
-        return bool(old.handles) or os.stat(path).st_size > LARGE
+        return os.stat(path).st_size > LARGE
     except (OSError, ValueError):
         return False
 
@@ -201,10 +206,7 @@ def _wait(pid: int, seconds: float) -> int | None:
 
 def _nice(path: str) -> int:
     """A large file can wait for those who are served; one that is soon loaded need not."""
-    try:
-        return _NICE if os.stat(path).st_size > LARGE else 0
-    except (OSError, ValueError):
-        return 0
+    return _NICE if is_large_file(path) else 0
 
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:
