@@ -19,6 +19,7 @@ from tests.support.proxy import ROOT, ProxyProcess
 
 from .conftest import Stack
 from .postfix import DOMAIN
+from .process import wait_until
 
 PROXYCTL = ROOT / "bin" / "lmtp-proxyctl"
 
@@ -103,3 +104,14 @@ class Cutover:
             held = Counter(self._stack.old.subjects(user))
             later += Counter({f"{user}/{subject}": count for subject, count in (held - taken).items()})
         return later
+
+
+def deliver_the_rest(stack: Stack) -> None:
+    """Flushes the queue until nothing is left in it: everybody has a place again."""
+
+    def empty() -> bool:
+        stack.postfix.flush()
+        time.sleep(0.5)
+        return stack.postfix.queue_length() == 0
+
+    wait_until(empty, 60, stack.postfix.log)

@@ -12,26 +12,14 @@ from collections import Counter
 import pytest
 
 from .conftest import Stack, Start
-from .cutover import Cutover, post
+from .cutover import Cutover, deliver_the_rest, post
 from .flow import Flow
 from .mail import check_copies, read_back
-from .process import wait_until
 from .slow_relay import SlowRelay
 
 LARGE = 8 * 2**20
 NOISE = 5
 """How many times slower than promised a busy machine may be."""
-
-
-def deliver_the_rest(stack: Stack) -> None:
-    """Flushes the queue until nothing is left in it: everybody has a place again."""
-
-    def empty() -> bool:
-        stack.postfix.flush()
-        time.sleep(0.5)
-        return stack.postfix.queue_length() == 0
-
-    wait_until(empty, 60, stack.postfix.log)
 
 
 def check_migration(stack: Stack, flow: Flow, cutover: Cutover) -> None:

@@ -24,6 +24,7 @@ from lmtp_proxy.migrate.report_text import report_lines
 from tests.support.passed import PassedSocketProxy, listening_unix
 
 from .conftest import Stack
+from .cutover import deliver_the_rest
 from .flow import Flow
 from .mail import check_copies, read_back
 from .migrate_stand import MigrateStand, credentials
@@ -67,15 +68,6 @@ def stand_for(
         perdition.start(stack.old.imap_port)
         cleanup.callback(lambda: print("The runs' log:", *stand.log().splitlines()[-200:], sep="\n"))
         yield stand
-
-
-def deliver_the_rest(stack: Stack) -> None:
-    def empty() -> bool:
-        stack.postfix.flush()
-        time.sleep(0.5)
-        return stack.postfix.queue_length() == 0
-
-    wait_until(empty, 60, stack.postfix.log)
 
 
 def check(stand: MigrateStand, flow: Flow, moved: Sequence[str], stayed: Sequence[str]) -> None:
