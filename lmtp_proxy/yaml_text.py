@@ -25,6 +25,7 @@ _LOADER = (
 
 MAX_OCTETS = 64 * 2**20  # more than a million users; a device such as /dev/zero ends here too
 MAX_DEPTH = 10  # mappings and lists inside one another; a configuration has three
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _STR_TAG = "tag:yaml.org,2002:str"
 
 # Not only what YAML forbids: the odd line ends too (CR alone, NEL, LS, PS), which editors and YAML count differently.
@@ -165,6 +166,8 @@ def _failed(line: int, text: str) -> Document:
 def _syntax(error: yaml.MarkedYAMLError) -> Problem:
     mark, start = error.problem_mark, error.context_mark
     line = mark.line + 1 if mark else 0
+    if error.problem == "exceeded maximum nesting depth":  # of libyaml from 0.2.6 on, which reads ahead of the events
+        return Problem(line, "", f"YAML error: {_TOO_DEEP}")
     # The parser in Python quotes what it read; a single character of it helps, a word may be a password.
     text = _WORD_IN_QUOTES.sub("'...'", ", ".join(filter(None, (error.context, error.problem))))
     if start and start.line + 1 != line:
@@ -220,7 +223,7 @@ class _Builder:
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         if len(path) >= MAX_DEPTH:
-            raise _stop(event, f"nested more than {MAX_DEPTH} levels deep")
+            raise _stop(event, _TOO_DEEP)
         if isinstance(event, yaml.MappingStartEvent):
             return Mapping(self._entries(path), line)
         items: list[Node] = []

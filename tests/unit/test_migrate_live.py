@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,10 +67,12 @@ def test_a_terminal_of_any_size_shows_bar_users_and_failures(tmux: tuple[Tmux, i
 def test_whoever_calls_it_is_not_held_up_by_a_terminal_that_takes_nothing(tmp_path: Path) -> None:
     """Ctrl-S: the drawing thread waits, and nobody else does."""
 
+    on_again = threading.Event()
+
     class Stopped(Terminal):
         def write(self, text: str) -> int:
-            time.sleep(3600)
-            return 0
+            on_again.wait(60)
+            return len(text)
 
     watcher = LiveWatcher(Stopped())
     began = time.monotonic()
@@ -80,6 +83,7 @@ def test_whoever_calls_it_is_not_held_up_by_a_terminal_that_takes_nothing(tmp_pa
     assert time.monotonic() - began < 0.5
     watcher.ended(SUMMARY)
     assert time.monotonic() - began < 5
+    on_again.set()
 
 
 def test_a_terminal_that_goes_away_takes_nothing_along() -> None:
