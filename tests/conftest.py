@@ -6,6 +6,7 @@ With LMTP_PROXY_NO_SKIP=1 in the environment (continuous integration) a skipped 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 DEFAULT_TIMEOUT = 60  # seconds for one test; a test that needs longer bears its own mark
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job, and of all it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "project",
