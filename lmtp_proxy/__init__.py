@@ -53,6 +53,7 @@ Ring 3, the backends:
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
     place              one transaction's place in a pool
+    destination        where the mail of one recipient goes in one generation
     preflight          asks a backend whether it would take mail for some users
     generation         one configuration as it serves: number, config, routing, pools
 Ring 4, a transaction:
@@ -61,7 +62,9 @@ Ring 4, a transaction:
     uncertain_log      remembers uncertain deliveries, and appends them to a file
     commit             the commit point of a delivery
     commands           commands to a backend, and the replies that they wait for
+    asking             one backend is asked for recipients
     delivery           one backend's share of a transaction
+    fan_out            several deliveries at once
     delivery_log       one log line per recipient
     parking            where recipients on `hold` wait
     transaction        the fan-out, and replies in RCPT order

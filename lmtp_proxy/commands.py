@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import Position
-from lmtp_proxy.envelope import RCPT, Envelope
+from lmtp_proxy.destination import Destination
+from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.failure import Phase
 from lmtp_proxy.place import Place
 from lmtp_proxy.pool import BackendPool
@@ -30,9 +31,11 @@ _BATCH_OCTETS = 16384
 _BATCH_COMMANDS = 100
 _EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time
 _MAIL, _DATA = Phase.MAIL, Phase.DATA
+_DATA_LINE = b"DATA\r\n"
+_command = attrgetter("command")
 
-Command: TypeAlias = Position | Phase
-"""What a reply answers: the RCPT of a position, MAIL or DATA."""
+Command: TypeAlias = Destination | Phase
+"""What a reply answers: RCPT of a destination, MAIL or DATA."""
 
 
 class Commands(Place):
@@ -52,7 +55,7 @@ class Commands(Place):
         self.hears_until = 0.0
         self._latest = 0.0  # for all replies to what was asked
         self._unsent: list[Command] = []
-        self._unsent_lines: list[bytes] = []  # of each of these
+        self._unsent_lines: list[bytes] = []  # of each of these, with CRLF
 
     @property
     def outstanding(self) -> bool:
@@ -67,62 +70,59 @@ class Commands(Place):
         self.mail_sent = self.data_sent = False
 
     def send_envelope(
-        self, session: BackendSession, envelope: Envelope, positions: Sequence[Position], *, data_follows: bool
+        self, session: BackendSession, envelope: Envelope, destinations: Sequence[Destination], *, data_follows: bool
     ) -> None:
-        """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError.
-
-        A recipient whom the backend cannot take has its rcpt_reply at once.
-        """
+        """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError."""
         offered = session.offered
-        if envelope.smtputf8 and "smtputf8" not in offered:
-            positions = _those_without_utf8(envelope, positions)
-        lines, unsent = self._unsent_lines, self._unsent
-        if positions and not self.mail_sent:
+        commands: list[Command] = [*destinations]
+        lines = list(map(_command, destinations))
+        if lines and not self.mail_sent:
             self.mail_sent = True
-            unsent.append(_MAIL)
-            lines.append(envelope.mail_command(offered))
-        unsent += positions
-        lines += [RCPT + position.recipient.path for position in positions]
+            commands.insert(0, _MAIL)
+            lines.insert(0, envelope.mail_command(offered) + b"\r\n")
         if data_follows and self.mail_sent and "pipelining" in offered:
             self.data_sent = True
-            unsent.append(_DATA)
-            lines.append(b"DATA")
+            commands.append(_DATA)
+            lines.append(_DATA_LINE)
         self._latest = time.monotonic() + _ENVELOPE * self.pool.backend.timeouts.command
+        self._unsent, self._unsent_lines = commands, lines
         self.send_more(session)
 
     def send_data(self, session: BackendSession) -> None:
         """Send DATA. Raises BackendError."""
         self.data_sent = True
         self._latest = 0.0
-        self._unsent.append(_DATA)
-        self._unsent_lines.append(b"DATA")
+        self._unsent, self._unsent_lines = [_DATA], [_DATA_LINE]
         self.send_more(session)
 
     def send_more(self, session: BackendSession) -> None:
-        """As many commands as may go out in one write; one without PIPELINING. Raises BackendError."""
+        """As many commands as may go out in one write; one without PIPELINING. Raises BackendError.
+
+        No reply may be outstanding to what went out before.
+        """
         lines = self._unsent_lines
         if not lines:
             return
         number = len(lines)
-        most = _BATCH_COMMANDS if "pipelining" in session.offered else 1
-        if number > most or sum(map(len, lines)) + 2 * number > _BATCH_OCTETS:
-            number = _fitting(lines, most)
-        self.expected += self._unsent[:number]
-        octets = b"\r\n".join(lines[:number]) + b"\r\n"
-        del self._unsent[:number], lines[:number]
+        if "pipelining" not in session.offered:
+            number = 1
+        elif number > _BATCH_COMMANDS or sum(map(len, lines)) > _BATCH_OCTETS:
+            number = _fitting(lines)
+        octets = b"".join(lines[:number])
+        self.expected, self._unsent = self._unsent[:number], self._unsent[number:]
+        self._unsent_lines = lines[number:]
         session.put(octets)
         self.just_asked = True
         self.set_deadline()
 
-    def answers(self, session: BackendSession) -> Sequence[tuple[Command, Reply]]:
-        """The next replies that have come, each with what it answers. Raises BackendError."""
+    def answered(self, replies: Sequence[Reply]) -> Sequence[Command]:
+        """What these, the next ones that have come, are replies to."""
         expected = self.expected
-        replies = session.next_replies(len(expected))
-        answers = list(zip(expected, replies, strict=False))
-        del expected[: len(answers)]
-        if answers and expected:
+        answered = expected[: len(replies)]
+        del expected[: len(replies)]
+        if expected:
             self.set_deadline()
-        return answers
+        return answered
 
     def quiet(self, session: BackendSession, *, in_data: bool = False) -> bool:
         """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.
@@ -152,22 +152,11 @@ class Commands(Place):
             self.deadline = self._latest
 
 
-def _fitting(lines: list[bytes], most: int) -> int:
+def _fitting(lines: list[bytes]) -> int:
     """How many may go out in one write; the first may always."""
     octets = 0
-    for number, line in enumerate(lines[:most]):
-        octets += len(line) + 2
+    for number, line in enumerate(lines[:_BATCH_COMMANDS]):
+        octets += len(line)
         if number and octets > _BATCH_OCTETS:
             return number
-    return min(most, len(lines))
-
-
-def _those_without_utf8(envelope: Envelope, positions: Sequence[Position]) -> list[Position]:
-    """Those that a backend without SMTPUTF8 can take (RFC 6531 section 3.5); the others have their reply."""
-    taken = []
-    for position in positions:
-        if envelope.path.isascii() and position.recipient.path.isascii():
-            taken.append(position)
-        else:
-            position.rcpt_reply = say.NO_SMTPUTF8
-    return taken
+    return min(_BATCH_COMMANDS, len(lines))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
+from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import CurrentGeneration
+from lmtp_proxy.generation import CurrentGeneration, Generation
 from lmtp_proxy.in_flight import Flight, InFlight, Phase
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import message_id
@@ -20,40 +21,27 @@ from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Route
 from lmtp_proxy.uncertain import Uncertain
 from lmtp_proxy.uncertain_log import UncertainLog
 
 _DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 
 
-@dataclass(slots=True)
 class Message:
-    """What all deliveries of a transaction share. head: its first octets. size: what has come of it so far."""
+    """What all deliveries of a transaction share.
 
-    session: str
-    envelope: Envelope
-    head: bytes = b""
-    size: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Position:
-    """One accepted or pending RCPT of a transaction; the same address twice is two of them.
-
-    generation: the number of the generation that `route` is of. pool: of that generation, None where there is no
-    backend. asked: the backend was, or will be at once. rcpt_reply, final_reply: None until known. trouble: why, where
-    the reply alone does not tell; for the log, escaped.
+    generation: the number of the one that all its recipients were routed in, 0 while there are none and where those are
+    several. head: its first octets. size: what has come of it so far.
     """
 
-    recipient: Recipient
-    route: Route
-    generation: int
-    pool: BackendPool | None
-    asked: bool = False
-    rcpt_reply: Reply | None = None
-    final_reply: Reply | None = None
-    trouble: str = ""
+    __slots__ = ("envelope", "generation", "head", "session", "size")
+
+    def __init__(self, session: str, envelope: Envelope, head: bytes = b"", size: int = 0) -> None:
+        self.session = session
+        self.envelope = envelope
+        self.generation = 0
+        self.head = head
+        self.size = size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +58,18 @@ class Cutover:
 class CommitPoint(Flight):
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
-    accepted: the recipients that the delivery is for; the caller adds to them.
+    accepted: the recipients that the delivery is for; replies: the final ones, to as many of them as have one. asked:
+    those that the backend has not answered for yet. The caller sees to these.
     """
 
-    __slots__ = ("_backend", "_counts", "_cutover", "_dot_at", "_ended", "_message", "accepted")
+    __slots__ = ("_cutover", "_dot_at", "_ended", "_message", "_pool", "accepted", "asked", "replies")
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
-        super().__init__(message.session, pool.backend.name, pool.address, message.envelope.path)
-        self.accepted: list[Position] = []
-        self._backend = pool.backend
-        self._counts = pool.counts
+        super().__init__()
+        self.accepted: list[Destination] = []
+        self.asked: Sequence[Destination] = ()
+        self.replies: list[Reply] = []
+        self._pool = pool
         self._message = message
         self._cutover = cutover
         self._ended = False
@@ -88,14 +78,30 @@ class CommitPoint(Flight):
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
 
-    def asked(self, positions: Sequence[Position]) -> None:
-        """The backend is asked for these, too."""
-        self.recipients += [position.recipient for position in positions]
+    @property
+    def session(self) -> str:
+        """See Flight."""
+        return self._message.session
 
-    def recipients_known(self) -> None:
-        """The backend has answered for all that it was asked for; the accepted ones are in `accepted`."""
-        if len(self.recipients) != len(self.accepted):
-            self.recipients = [position.recipient for position in self.accepted]
+    @property
+    def backend(self) -> str:
+        """See Flight."""
+        return self._pool.backend.name
+
+    @property
+    def address(self) -> str:
+        """See Flight."""
+        return self._pool.address
+
+    @property
+    def sender(self) -> bytes:
+        """See Flight."""
+        return self._message.envelope.path
+
+    @property
+    def recipients(self) -> list[Recipient]:
+        """See Flight."""
+        return [destination.recipient for destination in (*self.accepted, *self.asked)]
 
     def data_begun(self) -> None:
         """The backend takes the message."""
@@ -104,22 +110,13 @@ class CommitPoint(Flight):
     def sent(self, octets: int) -> None:
         """So much more of the message is on its way to the backend."""
         self.octets += octets
-        self._counts.octets += octets
+        self._pool.counts.octets += octets
 
     # --- the point itself --------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
         """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
-        generation = self._cutover.current()
-        rules = generation.routing.rules
-        number = generation.number
-        keys: list[str] = []
-        for position in self.accepted:
-            if position.generation == number:
-                keys += position.route.keys
-            else:
-                keys += rules.forms(position.recipient.local_part, position.recipient.domain)
-        self._cutover.in_flight.enter(self, keys, rules)
+        self._cutover.in_flight.enter(self)
 
     def look(self) -> None:
         """Raise BackendError unless every recipient's mail still goes to this backend, at this address.
@@ -127,21 +124,25 @@ class CommitPoint(Flight):
         After this the dot goes out at once, or `step_back` is called.
         """
         generation = self._cutover.current()
-        number = generation.number
-        for position in self.accepted:
-            if position.generation == number:
+        if generation.number != self._message.generation:
+            self._look_again(generation)
+        self.phase = _FINAL_DOT
+        self._dot_at = time.monotonic()
+
+    def _look_again(self, generation: Generation) -> None:
+        number, backend = generation.number, self._pool.backend
+        for destination in self.accepted:
+            if destination.generation == number:
                 continue
-            route = generation.routing.route(position.recipient)
+            route = generation.routing.route(destination.recipient)
             if route.trouble is not None:
                 raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
             if (
-                route.backend != self._backend.name
-                or generation.pools[route.backend].backend.address != self._backend.address
+                route.backend != backend.name
+                or generation.pools[route.backend].backend.address != backend.address
             ):
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
-        self.phase = _FINAL_DOT
-        self._dot_at = time.monotonic()
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
@@ -153,41 +154,47 @@ class CommitPoint(Flight):
         """Every recipient has its final reply, or none is wanted."""
         if not self._ended:
             self._ended = True
+            cutover = self._cutover
             if self.phase is _FINAL_DOT:
-                self._counts.replies.observe(time.monotonic() - self._dot_at)
+                self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
                 # Before it leaves: who drains and then asks finds it there.
-                queue_id = self._message.envelope.queue_id
-                self._cutover.receipts.delivered(self.accepted, self._backend.name, queue_id)
-            self._cutover.in_flight.leave(self)
+                self._note_delivered()
+            cutover.in_flight.leave(self)
 
     def count_final_replies(self) -> None:
         """Each recipient has its final reply, or never gets one."""
-        self._counts.count([position.final_reply or say.INTERNAL_ERROR for position in self.accepted])
+        self._pool.counts.count(self.replies)
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
-        unknown = [position for position in self.accepted if position.final_reply is None]
+        unknown = self.accepted[len(self.replies) :]
         if self._ended or self.phase is not _FINAL_DOT or not unknown:
             self.passed_well()
             return
         self._ended = True
-        self._counts.uncertain += len(unknown)
+        self._pool.counts.uncertain += len(unknown)
+        self._note_delivered()
         receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
-        known = [position for position in self.accepted if position.final_reply is not None]
-        receipts.delivered(known, self._backend.name, queue_id)
-        receipts.uncertain(unknown, self._backend.name, queue_id)
-        self._cutover.uncertain.record(self, [self._record(position, reason) for position in unknown])
+        receipts.uncertain(unknown, self.backend, queue_id)
+        self._cutover.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
 
-    def _record(self, position: Position, reason: str) -> Uncertain:
+    def _note_delivered(self) -> None:
+        receipts = self._cutover.receipts
+        if receipts.path is not None:
+            # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
+            queue_id = self._message.envelope.queue_id
+            receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+
+    def _record(self, destination: Destination, reason: str) -> Uncertain:
         message = self._message
         identity = message_id(message.head)
-        keys = position.route.keys
+        keys = destination.route.keys
         return Uncertain(
             time=time.time(),
             # The last form is that of the domain, where there is one; a local part may begin with @ only in quotes.
             user=keys[-1] if len(keys) == 1 or not keys[-1].startswith("@") else keys[-2],
-            recipient=printable(position.recipient.path[1:-1]),
-            backend=self._backend.name,
+            recipient=printable(destination.recipient.path[1:-1]),
+            backend=self.backend,
             address=self.address,
             sender=printable(message.envelope.path[1:-1]),
             message_id=None if identity is None else printable(identity),

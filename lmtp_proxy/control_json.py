@@ -45,21 +45,23 @@ def entry_of(generation: Generation, user: str) -> str | None:
 def flights_json(flights: Iterable[Flight]) -> list[Json]:
     """The first of them, each with its first recipients; `count` is how many it has."""
     now = time.monotonic()
-    return [
-        {
+
+    def flight_json(flight: Flight) -> Json:
+        recipients = flight.recipients
+        return {
             "number": flight.number,
             "session": flight.session,
             "backend": flight.backend,
             "address": flight.address,
-            "recipients": [printable(recipient.path[1:-1]) for recipient in flight.recipients[:_SHOWN_RECIPIENTS]],
-            "count": len(flight.recipients),
+            "recipients": [printable(recipient.path[1:-1]) for recipient in recipients[:_SHOWN_RECIPIENTS]],
+            "count": len(recipients),
             "sender": printable(flight.sender[1:-1]),
             "phase": flight.phase.value,
             "seconds": now - flight.began,
             "octets": flight.octets,
         }
-        for flight in islice(flights, MAX_SHOWN)
-    ]
+
+    return [flight_json(flight) for flight in islice(flights, MAX_SHOWN)]
 
 
 def backend_json(pool: BackendPool, users: int) -> Json:

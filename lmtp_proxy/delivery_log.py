@@ -8,60 +8,74 @@ decides nothing.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 
-from lmtp_proxy.commit import Message, Position
-from lmtp_proxy.log import printable, write_lines
+from lmtp_proxy.commit import Message
+from lmtp_proxy.destination import Destination
+from lmtp_proxy.log import printable, write_alike, write_lines
 from lmtp_proxy.reply import Reply
 
 _log = logging.getLogger(__name__)
 _STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
 # The end of the line for a reply on the wire, which often is the same as for many before. About 60 KB when it is full.
-_ends: dict[bytes, tuple[str, str]] = {}
+_ends: dict[bytes, str] = {}
 _MOST_ENDS = 256
 _LONGEST_END = 128  # octets
 _LONGEST_PATH = 256  # octets
+_to, _wire = attrgetter("to"), attrgetter("wire")
 
 
-def log_recipients(message: Message, answered: Iterable[tuple[Position, Reply]], delay: float) -> None:
-    """Recipients and their last replies: to RCPT if that refused it, else after the final dot. delay: since MAIL."""
+def log_recipients(
+    message: Message,
+    destinations: Sequence[Destination],
+    replies: Sequence[Reply],
+    troubles: Sequence[str],
+    delay: float,
+) -> None:
+    """Recipients and their last replies: to RCPT if that refused it, else after the final dot.
+
+    troubles: why, where the reply alone does not tell, escaped; "" for whom it does, and empty if it does for all.
+    delay: since MAIL.
+    """
     if not _log.isEnabledFor(logging.INFO):
         return
-    beginning = f"{message.session}: from={_shown(message.envelope.path)}, to="
-    origin = _origin(message)
+    envelope = message.envelope
+    beginning = f"{message.session}: from={_shown(envelope.path)}, to="
     middle = f", size={message.size}, delay={delay:.2f}, dsn="
-    lines = []
-    for position, reply in answered:
-        dsn, text = _ends.get(reply.wire) or _end(reply)
-        if position.trouble:
-            text = f"{text}; {position.trouble}"
-        pool = position.pool
-        backend = pool.name if position.asked and pool else "-"
-        lines.append(f"{beginning}{_shown(position.recipient.path)}, {origin}backend={backend}{middle}{dsn} ({text})")
-    write_lines(lines)
+    queue_id = envelope.queue_id
+    if queue_id:
+        tos = [f"{each.path}, orig_queue_id={queue_id}, {each.via}" for each in destinations]
+    else:
+        tos = list(map(_to, destinations))
+    if not troubles and len(set(map(_wire, replies))) == 1:
+        write_alike(beginning, tos, middle + _end(replies[0]))
+        return
+    ends = list(map(_end, replies))
+    if troubles:
+        ends = [f"{end[:-1]}; {why})" if why else end for end, why in zip(ends, troubles, strict=True)]
+    write_lines([f"{beginning}{to}{middle}{end}" for to, end in zip(tos, ends, strict=True)])
 
 
-def log_aborted(message: Message, positions: Iterable[Position], why: str, delay: float) -> None:
-    """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered."""
+def log_aborted(message: Message, destinations: Sequence[Destination], asked: int, why: str, delay: float) -> None:
+    """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered.
+
+    asked: for so many of the first of these a backend was asked.
+    """
     if not _log.isEnabledFor(logging.INFO):
         return
-    sender, origin = printable(message.envelope.path), _origin(message)
-    lines = []
-    for position in positions:
-        backend = position.pool.name if position.asked and position.pool else "-"
-        lines.append(
-            f"{message.session}: from={sender}, to={printable(position.recipient.path)}, {origin}"
-            f"backend={backend}, size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
-        )
-    write_lines(lines)
+    envelope = message.envelope
+    sender = printable(envelope.path)
+    origin = f"orig_queue_id={envelope.queue_id}, " if envelope.queue_id else ""  # as Postfix calls it
+    write_lines([
+        f"{message.session}: from={sender}, to={each.path}, {origin}{each.via if number < asked else 'backend=-'}, "
+        f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
+        for number, each in enumerate(destinations)
+    ])  # fmt: skip
 
 
-def _origin(message: Message) -> str:
-    return f"orig_queue_id={message.envelope.queue_id}, " if message.envelope.queue_id else ""  # as Postfix calls it
-
-
-# Of paths: the same users get mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
+# Of paths: the same senders send mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
 _shown_before = lru_cache(4096)(printable)
 
 
@@ -69,12 +83,15 @@ def _shown(path: bytes) -> str:
     return _shown_before(path) if len(path) <= _LONGEST_PATH else printable(path)
 
 
-def _end(reply: Reply) -> tuple[str, str]:
-    """Its code and status, and its text."""
+def _end(reply: Reply) -> str:
+    """Its enhanced code, status and text."""
+    wire = reply.wire
+    if (end := _ends.get(wire)) is not None:
+        return end
     kind = reply.code // 100
-    end = f"{reply.enhanced or f'{kind}.0.0'}, status={_STATUS[kind]}", printable(reply.in_one_line)
-    if len(reply.wire) <= _LONGEST_END:
+    end = f"{reply.enhanced or f'{kind}.0.0'}, status={_STATUS[kind]} ({printable(reply.in_one_line)})"
+    if len(wire) <= _LONGEST_END:
         if len(_ends) >= _MOST_ENDS:
             _ends.clear()
-        _ends[reply.wire] = end
+        _ends[wire] = end
     return end

@@ -5,12 +5,13 @@ It does not load files and does not decide when to change.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import gevent
 
 from lmtp_proxy.config_values import Config
+from lmtp_proxy.destination import Destinations
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Routing
 from lmtp_proxy.share import WHOLE, Share
@@ -20,7 +21,8 @@ from lmtp_proxy.share import WHOLE, Share
 class Generation:
     """number: counts from 1. pools: one per backend name, for every name that `routing` can give.
 
-    share: this process's part of what each backend allows.
+    share: this process's part of what each backend allows. destinations: of each recipient; remembered, where that
+    changes nothing.
     """
 
     number: int
@@ -28,6 +30,10 @@ class Generation:
     routing: Routing
     pools: Mapping[str, BackendPool]
     share: Share = WHOLE
+    destinations: Destinations = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "destinations", Destinations(self.number, self.routing, self.pools))
 
 
 CurrentGeneration: TypeAlias = Callable[[], Generation]

@@ -7,7 +7,8 @@ looks in here afterwards; the other order leaves a gap. It knows neither tables 
 
 import enum
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 
 from lmtp_proxy.envelope import Recipient
 from lmtp_proxy.keys import KeyRules
@@ -22,36 +23,54 @@ class Phase(enum.Enum):
     FINAL_DOT = "final dot"
 
 
+_ENVELOPE, _COMMIT = Phase.ENVELOPE, Phase.COMMIT
 _COMMITTED = frozenset({Phase.COMMIT, Phase.FINAL_DOT})
 
 
 class Flight:
-    """One delivery, from its first recipient to its last reply.
+    """One delivery, from its first recipient to its last reply. What it is of, its kind says, when it is asked.
 
-    number: rises with each entering of any flight, 0 before the first. sender: with angle brackets. recipients: those
-    that the backend has not refused. keys: every form of theirs under which a table is asked by `rules`, in any order
-    and perhaps more than once. octets: of the message, sent so far. began: time.monotonic.
+    number: rises with each entering of any flight, 0 before the first. octets: of the message, sent so far. began:
+    time.monotonic.
     """
 
-    __slots__ = ("address", "backend", "began", "keys", "number", "octets", "phase", "recipients", "rules", "sender",
-                 "session")  # fmt: skip
+    __slots__ = ("_forms", "began", "number", "octets", "phase")
 
-    def __init__(self, session: str, backend: str, address: str, sender: bytes) -> None:
+    def __init__(self) -> None:
         self.number = 0
-        self.session = session
-        self.backend = backend
-        self.address = address
-        self.sender = sender
-        self.recipients: list[Recipient] = []
-        self.phase = Phase.ENVELOPE
+        self.phase = _ENVELOPE
         self.octets = 0
         self.began = time.monotonic()
-        self.keys: Iterable[str] = ()
-        self.rules: KeyRules | None = None
+        self._forms: tuple[KeyRules, frozenset[str]] | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)
         return f"<Flight {self.number} to {self.backend} for {names}: {self.phase.value}>"
+
+    @property
+    def session(self) -> str:
+        """The name of the client's session."""
+        raise NotImplementedError
+
+    @property
+    def backend(self) -> str:
+        """Its name."""
+        raise NotImplementedError
+
+    @property
+    def address(self) -> str:
+        """Of the backend."""
+        raise NotImplementedError
+
+    @property
+    def sender(self) -> bytes:
+        """With angle brackets."""
+        raise NotImplementedError
+
+    @property
+    def recipients(self) -> Sequence[Recipient]:
+        """Those that the backend has not refused. The same from the moment on that the flight has entered."""
+        raise NotImplementedError
 
     @property
     def committed(self) -> bool:
@@ -60,10 +79,13 @@ class Flight:
 
     def concerns(self, keys: frozenset[str], rules: KeyRules) -> bool:
         """Whether one of its recipients has one of `keys`, which `rules` made."""
-        if self.rules == rules:
-            return not keys.isdisjoint(self.keys)
-        forms = (form for recipient in self.recipients for form in rules.forms(recipient.local_part, recipient.domain))
-        return any(form in keys for form in forms)
+        forms = self._forms
+        if forms is None or forms[0] != rules:
+            found = (rules.forms(recipient.local_part, recipient.domain) for recipient in self.recipients)
+            forms = rules, frozenset(chain.from_iterable(found))
+            if self.committed:  # a drain asks again each time that one has left
+                self._forms = forms
+        return not keys.isdisjoint(forms[1])
 
 
 class InFlight:
@@ -76,7 +98,7 @@ class InFlight:
     def __init__(self) -> None:
         self.last = 0
         self.on_leave: list[Callable[[], None]] = []
-        self._flights: dict[Flight, None] = {}
+        self._flights: dict[Flight, None] = {}  # in the order of their beginnings
 
     def __repr__(self) -> str:
         return f"<InFlight {len(self)}>"
@@ -91,15 +113,13 @@ class InFlight:
         """A delivery begins. `leave` it whatever becomes of it."""
         self._flights[flight] = None
 
-    def enter(self, flight: Flight, keys: Iterable[str], rules: KeyRules) -> None:
+    def enter(self, flight: Flight) -> None:
         """The delivery is about to look its routes up for the last time, and then to send its final dot.
 
-        keys: of all its recipients, made by `rules`; not changed any more.
+        Its recipients do not change any more.
         """
         flight.number = self.last = self.last + 1
-        flight.keys = keys
-        flight.rules = rules
-        flight.phase = Phase.COMMIT
+        flight.phase = _COMMIT
 
     def step_back(self, flight: Flight) -> None:
         """No octet of the dot went out, and none will before the delivery enters again."""
@@ -108,8 +128,7 @@ class InFlight:
 
     def leave(self, flight: Flight) -> None:
         """The delivery has its final replies, or never sent its dot."""
-        if flight in self._flights:
-            del self._flights[flight]
+        if self._flights.pop(flight, False) is None and self.on_leave:
             self._left()
 
     def drain(self, keys: Collection[str] | None, rules: KeyRules, until: int) -> tuple[Flight, ...]:
@@ -126,6 +145,5 @@ class InFlight:
         )
 
     def _left(self) -> None:
-        if self.on_leave:
-            for call in tuple(self.on_leave):
-                call()
+        for call in tuple(self.on_leave):
+            call()

@@ -90,6 +90,14 @@ def write_lines(texts: Sequence[str]) -> None:
             logging.getLogger(_NAME).info("%s", text)
 
 
+def write_alike(beginning: str, middles: Sequence[str], end: str) -> None:
+    """As `write_lines`, for lines that begin and end with the same text. All of it is `printable`."""
+    if _batch is not None:
+        _batch.add_alike(logging.INFO, beginning, middles, end)
+    else:
+        write_lines([f"{beginning}{middle}{end}" for middle in middles])
+
+
 def finish_log() -> None:
     """Write what has not gone out yet; lines that come later go out at once."""
     if _batch is not None:

@@ -7,7 +7,7 @@ It knows neither sockets nor what the lines say.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from lmtp_proxy.log_channel import Channel
@@ -41,14 +41,22 @@ class LogBatch:
 
     def add(self, level: int, *texts: str) -> None:
         """Lines. level: of the module logging."""
+        self._take(self.channel.lines(level, texts))
+
+    def add_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> None:
+        """Lines that begin and end with the same text, which holds no end of a line."""
+        self._take(self.channel.lines_alike(level, beginning, middles, end))
+
+    def _take(self, new: list[bytes]) -> None:
         lines = self._lines
         before = len(lines)
-        if before + len(texts) > KEPT:
-            taken = texts[: max(0, KEPT - before)]
-            self._lost += len(texts) - len(taken)
-            texts = taken
-        lines += self.channel.lines(level, texts)
-        if self._later is None or len(lines) // _FULL > before // _FULL:
+        if before + len(new) > KEPT:
+            taken = max(0, KEPT - before)
+            self._lost += len(new) - taken
+            del new[taken:]
+        lines += new
+        after = len(lines)
+        if self._later is None or after // _FULL > before // _FULL:
             self.flush()
         elif not self._asked and lines:
             self._asked = True

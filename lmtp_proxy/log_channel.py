@@ -11,6 +11,7 @@ import socket
 import time
 from _socket import socket as Socket
 from collections.abc import Sequence
+from itertools import islice
 from logging.handlers import SysLogHandler
 from typing import Protocol
 
@@ -26,6 +27,9 @@ class Channel(Protocol):
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """`texts` as they go out. level: of the module logging."""
+
+    def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
+        """The same for texts that begin and end alike, none of which holds the end of a line."""
 
     def send(self, lines: Sequence[bytes]) -> int:
         """Send lines in order; how many went out without waiting."""
@@ -55,6 +59,13 @@ class SyslogChannel:
         prefix = self._prefixes.get(level) or self._prefixes[logging.ERROR]
         return [f"{prefix}{text}".encode("utf-8", "backslashreplace")[:_LONGEST] for text in texts]
 
+    def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
+        """See Channel. All at once: that takes a tenth of the time for each."""
+        beginning = f"{self._prefixes.get(level) or self._prefixes[logging.ERROR]}{beginning}"
+        joined = (beginning + f"{end}\n{beginning}".join(middles) + end).encode("utf-8", "backslashreplace")
+        lines = joined.split(b"\n")
+        return lines if len(joined) <= _LONGEST else [line[:_LONGEST] for line in lines]
+
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""
         sent = 0
@@ -65,8 +76,8 @@ class SyslogChannel:
                     fresh = True
                     self._socket = self._connected()
                 send = self._socket.send
-                while sent < len(lines):
-                    send(lines[sent])
+                for line in islice(lines, sent, None):
+                    send(line)
                     sent += 1
             except BlockingIOError:
                 break
@@ -119,6 +130,10 @@ class StreamChannel:
         name = logging.getLevelName(level) + self._pid
         beginning = f"{self._time},{int(now * 1000) % 1000:03d} {name} "
         return [f"{beginning}{text}\n".encode("utf-8", "backslashreplace") for text in texts]
+
+    def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
+        """See Channel."""
+        return self.lines(level, [f"{beginning}{middle}{end}" for middle in middles])
 
     def send(self, lines: Sequence[bytes]) -> int:
         """See Channel."""

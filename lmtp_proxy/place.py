@@ -38,14 +38,13 @@ class Place:
         session = self.session
         return None if session is None else session.stream
 
-    def reserve_place(self) -> None:
-        """Take a place, unless that was done. Raises BackendError."""
-        if self.session is None and not self.reserved:
+    def reserve_place(self) -> bool:
+        """Take a place, unless that was done; whether a session has to be opened on it. Raises BackendError."""
+        if not self.reserved:
             session = self.session = self.pool.reserve(self._before_wait)
-            if session is None:
-                self.reserved = True
-            else:
-                self.unheard = True
+            self.reserved = session is None
+            self.unheard = session is not None
+        return self.reserved
 
     def open_session(self) -> None:
         """Open a session. Raises BackendError; the place stays reserved."""

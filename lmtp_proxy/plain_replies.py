@@ -15,7 +15,14 @@ _PLAIN_REPLY = re.compile(
 _MOST = 256
 _LONGEST = 512  # octets
 
-KNOWN: dict[bytes, tuple[Reply, ...]] = {}
+
+class KnownReplies(tuple[Reply, ...]):
+    """Replies in a row. positive: how many of them are 2xx before the first that is not."""
+
+    positive = 0
+
+
+KNOWN: dict[bytes, KnownReplies] = {}
 """Octets that were nothing but whole plain replies, and these: backends say the same again and again, and a reply is a
 value. So most replies are not even looked at: as few as 2.5 us for all that answers an envelope become 0.1. About
 200 KB when it is full."""
@@ -32,5 +39,6 @@ def plain_replies(octets: bytes, start: int, most: int) -> tuple[list[Reply], in
     if replies and start == 0 and at == len(octets) <= _LONGEST:
         if len(KNOWN) >= _MOST:
             KNOWN.clear()
-        KNOWN[octets] = tuple(replies)
+        known = KNOWN[octets] = KnownReplies(replies)
+        known.positive = next((number for number, reply in enumerate(replies) if not reply.positive), len(replies))
     return replies, at

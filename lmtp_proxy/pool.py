@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
+_code = attrgetter("code")
 
 
 @dataclass(slots=True)
@@ -60,10 +62,14 @@ class Counts:
 
     def count(self, replies: Sequence[Reply]) -> None:
         """So many recipients have got their last reply."""
-        for reply in replies:
-            if reply.code < 300:
+        codes = list(map(_code, replies))
+        if codes and max(codes) < 300:
+            self.sent += len(codes)
+            return
+        for code in codes:
+            if code < 300:
                 self.sent += 1
-            elif reply.code < 500:
+            elif code < 500:
                 self.deferred += 1
             else:
                 self.bounced += 1

@@ -9,16 +9,16 @@ while nothing happens.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
+from lmtp_proxy.destination import Destination
 from lmtp_proxy.log import printable
 from lmtp_proxy.receipts_batch import Batch, Json, ReceiptsError
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Route
 
 if TYPE_CHECKING:
     from lmtp_proxy.receipts_file import ReceiptsFile
@@ -33,30 +33,22 @@ _WHY = 300  # characters
 _LAST_WORDS = 10.0  # seconds that a stop waits for the disk
 
 
-class _Position(Protocol):
-    """What a note needs of a recipient."""
-
-    @property
-    def route(self) -> Route: ...
-    @property
-    def final_reply(self) -> Reply | None: ...
-    @property
-    def trouble(self) -> str: ...
-
-
 class _Refused(NamedTuple):
-    """A recipient that was told something else than 2xx. reply: None where nobody was there to be told."""
+    """A recipient that was told something else than 2xx. reply: None where nobody was there to be told.
 
-    position: _Position
+    why: what is known beside the reply, escaped.
+    """
+
+    mailboxes: Sequence[str]
     reply: Reply | None
     when: float
     queue_id: str
     why: str
 
 
-# A delivery: its recipients, the backend, when it ended, the queue id, whether it is uncertain, so that their replies
-# are those that the client gets, not the backend's. There are many, and a named tuple takes thrice the time.
-_Ended: TypeAlias = tuple[Sequence[_Position], str, float, str, bool]
+# A delivery: its recipients, their replies, the backend, when it ended, the queue id. Those without a reply are none of
+# it; None for replies: it is uncertain for all of them. There are many, and a named tuple takes thrice the time.
+_Ended: TypeAlias = tuple[Sequence[Destination], Sequence[Reply] | None, str, float, str]
 _Note: TypeAlias = _Ended | _Refused
 
 
@@ -81,26 +73,28 @@ class Receipts:
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
-    def delivered(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
-        """All final replies of these are known; those that are no 2xx are told by `refused`, too."""
+    def delivered(
+        self, destinations: Sequence[Destination], replies: Sequence[Reply], backend: str, queue_id: str
+    ) -> None:
+        """The final replies to the first of these; those that are no 2xx are told by `refused`, too."""
         if self.path is not None:
-            self._notes.append((positions, backend, _now(), queue_id, False))
+            self._notes.append((destinations, replies, backend, _now(), queue_id))
             if not self._armed or len(self._notes) > _MAX_NOTES:
                 self._arm(_INTERVAL)
 
-    def uncertain(self, positions: Sequence[_Position], backend: str, queue_id: str) -> None:
+    def uncertain(self, destinations: Sequence[Destination], backend: str, queue_id: str) -> None:
         """The final dot went out for these, and no reply came."""
         if self.path is not None:
-            self._notes.append((positions, backend, _now(), queue_id, True))
+            self._notes.append((destinations, None, backend, _now(), queue_id))
             self._arm(_INTERVAL)
 
-    def refused(self, position: _Position, reply: Reply | None, queue_id: str, why: str = "") -> None:
+    def refused(self, destination: Destination, reply: Reply | None, queue_id: str, why: str = "") -> None:
         """The client was told something else than 2xx, so the message waits in its queue, or has bounced.
 
-        reply: None if the client went away; `why` then.
+        reply: None if the client went away. why: what is known beside it, escaped.
         """
         if self.path is not None and queue_id:
-            self._notes.append(_Refused(position, reply, _now(), queue_id, why))
+            self._notes.append(_Refused(destination.route.mailboxes, reply, _now(), queue_id, why))
             self._arm(_INTERVAL)
 
     # --- what an operator asks ---------------------------------------------------------------------------------------
@@ -204,19 +198,23 @@ class _Writer:
     def _add(self, note: _Note) -> None:
         batch = self._batch
         if isinstance(note, _Refused):
-            mailboxes, reply = note.position.route.mailboxes, note.reply
+            mailboxes, reply, why = note.mailboxes, note.reply, note.why
             if reply is not None and reply.code >= 500:
                 batch.settle(mailboxes, note.queue_id)
                 return
-            said = note.why if reply is None else printable(reply.in_one_line)
-            why = f"{said}; {note.position.trouble}" if note.position.trouble else said
+            if reply is not None:
+                said = printable(reply.in_one_line)
+                why = f"{said}; {why}" if why else said
             batch.defer(mailboxes, note.queue_id, note.when, why[:_WHY])
             return
-        positions, backend, when, queue_id, uncertain = note
-        for position in positions:
-            final = position.final_reply
-            if uncertain or (final is not None and final.positive):
-                batch.deliver(position.route.mailboxes, backend, when, queue_id, uncertain=uncertain)
+        destinations, replies, backend, when, queue_id = note
+        if replies is None:
+            for destination in destinations:
+                batch.deliver(destination.route.mailboxes, backend, when, queue_id, uncertain=True)
+            return
+        for destination, reply in zip(destinations, replies, strict=False):
+            if reply.positive:
+                batch.deliver(destination.route.mailboxes, backend, when, queue_id)
 
     def _write(self, path: str | None, now: float, over: bool) -> None:
         """All there is to the file at `path`; over: nothing comes any more."""
@@ -253,4 +251,4 @@ class _Writer:
 
 
 def _when(note: _Note) -> float:
-    return note.when if isinstance(note, _Refused) else note[2]
+    return note.when if isinstance(note, _Refused) else note[3]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Recipient -> Route: key forms, table, fallback, `reject` and `hold`.
 
-Pure decisions over one generation's table. Nobody else keeps a route, because the commit point depends on asking again,
-in the generation that is in force then; those of a table that cannot change are remembered here. It opens no
-connections and waits for nothing.
+Pure decisions over one generation's table, which is asked each time: whoever keeps a route (see `constant`) must know
+that the commit point depends on asking again, in the generation that is in force then. It opens no connections and
+waits for nothing.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,6 @@ from lmtp_proxy.tables.static import StaticTable
 
 REJECT = "reject"
 HOLD = "hold"
-_REMEMBERED = 4096  # routes: the same users get mail again. About 2 MB; a look-up with all its forms takes 5 us
-_LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a command line, would take 33 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +43,12 @@ class Routing:
     """The routes of one generation.
 
     rules: how the keys of a recipient are made. fallback: a backend's name, `reject`, `hold` or None, for users whom
-    the table does not hold.
+    the table does not hold. constant: a route without trouble is the same whenever it is asked for.
     """
 
     def __init__(self, table: Table, rules: KeyRules, fallback: str | None) -> None:
         self._table = table
-        self._remembered: dict[bytes, Route] | None = {} if isinstance(table, StaticTable) else None
+        self.constant = isinstance(table, StaticTable)
         self.rules = rules
         self._fallback = fallback
 
@@ -59,19 +57,6 @@ class Routing:
 
     def route(self, recipient: Recipient) -> Route:
         """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
-        remembered = self._remembered
-        if remembered is None:
-            return self._looked_up(recipient)
-        route = remembered.get(recipient.path)
-        if route is None:
-            route = self._looked_up(recipient)
-            if len(remembered) >= _REMEMBERED:
-                remembered.clear()
-            if route.trouble is None and len(recipient.path) <= _LONGEST_PATH:
-                remembered[recipient.path] = route
-        return route
-
-    def _looked_up(self, recipient: Recipient) -> Route:
         keys = self.rules.forms(recipient.local_part, recipient.domain)
         mailboxes = self.rules.mailboxes(keys, recipient.domain)
         try:

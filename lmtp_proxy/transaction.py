@@ -6,24 +6,26 @@ backend's failure means is settled in its Delivery; what the client's failure me
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
-import gevent
-
 from lmtp_proxy import reply as say
-from lmtp_proxy.commit import Cutover, Message, Position
+from lmtp_proxy.commit import Cutover, Message
 from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.delivery_log import log_aborted, log_recipients
+from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.fan_out import in_order, open_all, wait_for_all
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.stream import wait_for_any
+from lmtp_proxy.routing import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,10 @@ class Transaction:
         self._cutover = cutover
         self._parking = parking
         self._began = time.monotonic()
-        self._held = False  # the route of some new recipient is on hold
-        self._parked = False
+        self._parked = self._asking = False
         self._in_data = self._finishing = False
-        self.new: list[Position] = []
-        self._accepted: list[Position] = []
+        self.new: list[Destination] = []
+        self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
         self._deliveries: dict[BackendPool, Delivery] = {}
 
@@ -83,65 +84,71 @@ class Transaction:
 
     def add(self, recipients: Iterable[Recipient]) -> None:
         """These wait for `answer_recipients`."""
-        generation = self._cutover.current()
-        route_of, pools = generation.routing.route, generation.pools
-        for recipient in recipients:
-            route = route_of(recipient)
-            pool = None if route.backend is None else pools[route.backend]
-            self.new.append(Position(recipient, route, generation.number, pool))
-            if route.held:
-                self._held = True
+        generation, message = self._cutover.current(), self._message
+        number = generation.number
+        if not (self._accepted or self.new):
+            message.generation = number
+        elif message.generation != number:
+            message.generation = 0
+        self.new += map(generation.destinations.__getitem__, recipients)
 
     def answer_recipients(self, *, data_follows: bool) -> None:
         """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        if self._held:
+        groups = self._by_pool()
+        if None in groups and any(destination.route.held for destination in groups[None]):
             self._park()
-        deliveries: list[Delivery] = []
-        for position in self.new:
-            if (pool := position.pool) is not None:
-                position.asked = True
-                delivery = self._deliveries.get(pool) or self._begun(pool)
-                if not delivery.new:
-                    deliveries.append(delivery)
-                delivery.new.append(position)
-            else:
-                self._count_refused(position)
-                position.rcpt_reply = position.route.refusal
-                position.trouble = printable((position.route.trouble or "").encode("utf-8", "backslashreplace"))
+            groups = self._by_pool()
+        refused = groups.pop(None, ())
+        for destination in refused:
+            self._count_refused(destination.route)
+        self._asking = True
+        deliveries = [self._deliveries.get(pool) or self._begun(pool) for pool in groups if pool is not None]
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
         if len(deliveries) > 1:
             deliveries.sort(key=_name)
-        unopened = False
-        for delivery in deliveries:
-            delivery.reserve()
-            unopened = unopened or delivery.reserved
-        if unopened:
-            self._open([delivery for delivery in deliveries if delivery.reserved])
+        if unopened := [delivery for delivery in deliveries if delivery.reserve(groups[delivery.pool])]:
+            self._client.flush()
+            open_all(unopened)
         for delivery in deliveries:
             delivery.ask(data_follows=data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
-        new, self.new = self.new, []  # not before: a client that vanishes until here leaves a log line for each
-        replies = [position.rcpt_reply or say.INTERNAL_ERROR for position in new]
-        self._client.answer(*replies)
-        for reply in replies:
-            if reply.code >= 300:
-                answered = list(zip(new, replies, strict=True))
-                self._accepted += [position for position, reply in answered if reply.code < 300]
-                self._log([(position, reply) for position, reply in answered if reply.code >= 300])
-                break
+        new = self.new
+        if len(deliveries) == 1 and not refused:
+            replies = deliveries[0].rcpt_replies
         else:
+            of_each: dict[BackendPool | None, Iterable[Reply]] = {each.pool: each.rcpt_replies for each in deliveries}
+            of_each[None] = [destination.route.refusal or say.INTERNAL_ERROR for destination in refused]
+            replies = in_order(new, of_each)
+        if len(replies) != len(new):
+            raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
+        self.new = []  # not before: a client that vanishes until here leaves a log line for each
+        self._asking = False
+        self._client.answer(*replies)
+        if max(map(_code, replies)) < 300:
             self._accepted += new
+            return
+        why: dict[BackendPool | None, Iterable[str]] = {each.pool: repeat(each.trouble) for each in deliveries}
+        why[None] = [_shown(destination.route.trouble) for destination in refused]
+        answered = list(zip(new, replies, in_order(new, why), strict=True))
+        self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
+        self._log(*zip(*[each for each in answered if each[1].code >= 300], strict=True))
 
-    def _count_refused(self, position: Position) -> None:
+    def _by_pool(self) -> dict[BackendPool | None, list[Destination]]:
+        groups: dict[BackendPool | None, list[Destination]] = defaultdict(list)
+        for destination in self.new:
+            groups[destination.pool].append(destination)
+        return groups
+
+    def _count_refused(self, route: Route) -> None:
         tallies = self._cutover.tallies
-        if position.route.trouble is not None:
+        if route.trouble is not None:
             tallies.lookup += 1
-        elif position.route.refusal is say.UNKNOWN_USER:
+        elif route.refusal is say.UNKNOWN_USER:
             tallies.unknown += 1
         else:
             tallies.parked += 1
@@ -156,17 +163,17 @@ class Transaction:
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
             self._parked = granted
-            while granted and any(position.route.held for position in self.new):
+            while granted and any(destination.route.held for destination in self.new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
                     break
                 before, self.new = self.new, []
-                for position in before:
-                    if position.route.held:
-                        self.add([position.recipient])
+                for destination in before:
+                    if destination.route.held:
+                        self.add([destination.recipient])
                     else:
-                        self.new.append(position)
-        self._parked = self._held = False
+                        self.new.append(destination)
+        self._parked = False
 
     # --- data --------------------------------------------------------------------------------------------------------
 
@@ -219,8 +226,9 @@ class Transaction:
             # Also where an error of ours ended one delivery: what the other backends have said stands.
             self._close()
             if self._answered < len(self._accepted):
-                for position in self._accepted:
-                    position.final_reply = position.final_reply or refusal or say.INTERNAL_ERROR
+                for delivery in self._deliveries.values():
+                    delivery.said = len(delivery.accepted)
+                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (delivery.said - len(delivery.replies))
                 self._answer_known()
 
     def _count(self, octets: bytes) -> None:
@@ -234,94 +242,56 @@ class Transaction:
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
-        given_up = self._accepted[self._answered :] + self.new
-        for position in given_up:
-            self._cutover.receipts.refused(position, None, self._envelope.queue_id, why)
-            if position.asked and position.pool is not None:
-                position.pool.counts.aborted += 1
-        log_aborted(self._message, given_up, why, time.monotonic() - self._began)
+        given_up = self._accepted[self._answered :]
+        asked = len(given_up) + (len(self.new) if self._asking else 0)
+        given_up += self.new
+        for number, destination in enumerate(given_up):
+            self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
+            if number < asked and destination.pool is not None:
+                destination.pool.counts.aborted += 1
+        log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
         self._accepted, self.new, self._answered = [], [], 0
 
     def _answer_known(self) -> None:
         """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
-        known: list[tuple[Position, Reply]] = []
-        for position in self._accepted[self._answered :] if self._answered else self._accepted:
-            reply = position.final_reply
-            if reply is None:
-                break
-            known.append((position, reply))
-        if known:
-            self._answered += len(known)
-            self._client.answer(*[reply for _, reply in known])
-            self._log(known)
+        accepted, answered, deliveries = self._accepted, self._answered, self._deliveries.values()
+        replies: Sequence[Reply]
+        if len(deliveries) == 1:
+            (delivery,) = deliveries
+            replies = delivery.replies
+        else:
+            replies = in_order(accepted, {each.pool: each.replies for each in deliveries})
+        known = len(replies)
+        if known == answered:
+            return
+        self._answered = known
+        troubles: Sequence[str] = ()
+        if any(map(_trouble, deliveries)):
+            why: dict[BackendPool | None, Iterable[str]]
+            why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
+            troubles = in_order(accepted[:known], why)[answered:]
+        if answered or known < len(accepted):
+            accepted, replies = accepted[answered:known], replies[answered:]
+        self._client.answer(*replies)
+        self._log(accepted, replies, troubles)
 
-    def _log(self, answered: Sequence[tuple[Position, Reply]]) -> None:
-        for position, reply in answered:
-            if reply.code >= 300:
-                self._cutover.receipts.refused(position, reply, self._envelope.queue_id)
-        log_recipients(self._message, answered, time.monotonic() - self._began)
+    def _log(self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]) -> None:
+        """Those who were answered. troubles: as `log_recipients` has it."""
+        if max(map(_code, replies)) >= 300:
+            receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
+            for destination, reply, why in zip(destinations, replies, troubles or repeat(""), strict=False):
+                if reply.code >= 300:
+                    receipts.refused(destination, reply, queue_id, why)
+        log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
 
     # --- all backends at once ----------------------------------------------------------------------------------------
 
     def _wanted(self) -> list[Delivery]:
         return [delivery for delivery in self._deliveries.values() if delivery.wanted]
 
-    def _open(self, deliveries: list[Delivery]) -> None:
-        """New connections, in a greenlet each if there are several."""
-        self._client.flush()
-        if len(deliveries) == 1:
-            deliveries[0].open()
-            return
-        greenlets = [gevent.spawn(delivery.open) for delivery in deliveries]
-        try:
-            gevent.joinall(greenlets)
-        except BaseException:
-            gevent.killall(greenlets)
-            raise
-        for greenlet in greenlets:
-            greenlet.get()
-
     def _await(self, deliveries: list[Delivery], *, flush: bool = True) -> None:
-        """Wait until each has done its step, all under their own deadlines.
-
-        flush: before each wait the client gets what is known. An error of ours in one of them is raised when the others
-        are done.
-        """
-        failed: Exception | None = None
-        if deliveries and all(map(_just_asked, deliveries)):
-            self._wait(deliveries, flush=flush)  # no answer can have come yet
-        while True:
-            pending: list[Delivery] = []
-            for delivery in deliveries:
-                try:
-                    if not delivery.advance():
-                        pending.append(delivery)
-                except Exception as error:  # noqa: BLE001  (raised again below)
-                    failed = error
-                    delivery.abandon("internal error")
-            if self._finishing:
-                self._answer_known()
-            if not pending:
-                break
-            self._wait(pending, flush=flush)
-            deliveries = pending
-        if failed is not None:
-            raise failed
-
-    def _wait(self, pending: list[Delivery], *, flush: bool) -> None:
-        """Until the first of them can go on, or is too late."""
-        if flush:
-            self._client.flush()
-        if len(pending) == 1:
-            delivery = pending[0]
-            delivery.just_asked = False
-            if (stream := delivery.stream) is not None:
-                stream.wait(delivery.deadline)
-            return
-        for delivery in pending:
-            delivery.just_asked = False
-        if streams := [stream for delivery in pending if (stream := delivery.stream) is not None]:
-            wait_for_any(streams, min([delivery.deadline for delivery in pending]))
+        """Wait until each has done its step. flush: before each wait the client gets what is known."""
+        wait_for_all(deliveries, self._client.flush if flush else None, self._answer_known if self._finishing else None)
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():
@@ -329,8 +299,12 @@ class Transaction:
                 delivery.abandon()
 
 
-_just_asked = attrgetter("just_asked")
+_code, _trouble = attrgetter("code"), attrgetter("trouble")
 
 
 def _name(delivery: Delivery) -> str:
     return delivery.pool.backend.name
+
+
+def _shown(trouble: str | None) -> str:
+    return printable((trouble or "").encode("utf-8", "backslashreplace"))

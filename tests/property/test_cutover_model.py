@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from lmtp_proxy.backend import BackendSession
 from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import Cutover, Message, Position
+from lmtp_proxy.commit import Cutover, Message
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery import Delivery
+from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import InFlight
@@ -141,21 +142,20 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     """One message for `user`, whose RCPT went to `old` in generation 1, from its body to its final reply."""
     recipient = Recipient(f"<{user}>".encode(), *user.split("@"))
     pool = world.generation.pools["old"]
-    position = Position(recipient, replace(FIRST.route(recipient)), 1, pool)
+    destination = Destination(recipient, FIRST.route(recipient), 1, pool)
     delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover, lambda: None)
     session = ModelSession(world, pool.backend)
     session.user = user
     delivery.session = session
     delivery.in_data = True
-    delivery.accepted.append(position)
-    delivery._commit.recipients_known()
+    delivery.accepted.append(destination)
     pause()
     delivery.finish(b"last\r\n", FOREVER)
     pause()
     while not delivery.advance():
         pause()
-    assert position.final_reply is not None
-    world.events.append(("answered", user, position.final_reply.text[:5].decode()))
+    [reply] = delivery.replies
+    world.events.append(("answered", user, reply.text[:5].decode()))
 
 
 class _Plain:

@@ -7,7 +7,7 @@ import pytest
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import CommitPoint, Cutover, Message, Position
+from lmtp_proxy.commit import CommitPoint, Cutover, Message
 from lmtp_proxy.config_values import Backend, Config, UnixAddress
 from lmtp_proxy.envelope import Envelope, Recipient
 from lmtp_proxy.generation import Generation, first_generation, next_generation
@@ -36,13 +36,10 @@ class Proxy:
         pool = self.generation.pools["old"]
         cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
         self.commit = CommitPoint(pool, self.message, cutover)
-        for recipient in (ALICE, BOB):
-            position = Position(
-                recipient, self.generation.routing.route(recipient), self.generation.number, pool, True
-            )
-            self.commit.asked([position])
-            self.commit.accepted.append(position)
-        self.commit.recipients_known()
+        self.commit.asked = [self.generation.destinations[recipient] for recipient in (ALICE, BOB)]
+        assert self.commit.recipients == [ALICE, BOB]
+        self.commit.accepted += self.commit.asked
+        self.commit.asked = ()
         self.commit.data_begun()
 
     def reload(self, **users: str) -> None:
@@ -63,8 +60,7 @@ def test_it_is_waited_for_from_entering_to_the_end(proxy: Proxy) -> None:
     assert all(proxy.waited_for(key) for key in ("alice@x", "alice+x@x", "bob@x", "@x")) and not proxy.waited_for("@y")
     proxy.commit.look()
     assert proxy.waited_for("alice@x")
-    for position in proxy.commit.accepted:
-        position.final_reply = Reply(250, (b"2.0.0 ok",))
+    proxy.commit.replies += [Reply(250, (b"2.0.0 ok",))] * 2
     proxy.commit.passed_well()
     assert len(proxy.in_flight) == 0 and proxy.uncertain.recent() == []
 
@@ -100,20 +96,20 @@ def test_a_reload_that_changes_others_does_not_matter(proxy: Proxy) -> None:
 def test_after_the_look_those_without_a_reply_are_recorded_once(proxy: Proxy) -> None:
     proxy.commit.enter()
     proxy.commit.look()
-    proxy.commit.accepted[1].final_reply = Reply(250, (b"2.0.0 ok",))
+    proxy.commit.replies.append(Reply(250, (b"2.0.0 ok",)))
     before = time.time()
     proxy.commit.given_up("gone")
     proxy.commit.given_up("again")
     proxy.commit.passed_well()
     [record] = proxy.uncertain.recent()
     assert before <= record.time <= time.time()
-    assert (record.user, record.recipient, record.backend, record.address) == ("alice@x", "alice+x@x", "old", "/old")
+    assert (record.user, record.recipient, record.backend, record.address) == ("bob@x", "bob@x", "old", "/old")
     assert (record.sender, record.message_id, record.size) == ("s@x", "<1@x>", 21)
     assert (record.session, record.reason) == ("8f3a", "gone")
     assert len(proxy.in_flight) == 0
     assert proxy.generation.pools["old"].counts.uncertain == 1
     assert proxy.uncertain.concerning({"@x"}, 0) == [record] == proxy.uncertain.concerning(None, 0)
-    assert proxy.uncertain.concerning({"bob@x"}, 0) == [] == proxy.uncertain.concerning({"@x"}, time.time() + 1)
+    assert proxy.uncertain.concerning({"alice@x"}, 0) == [] == proxy.uncertain.concerning({"@x"}, time.time() + 1)
 
 
 def test_a_step_back_is_not_waited_for_and_leaves_no_record(proxy: Proxy) -> None:
@@ -134,8 +130,7 @@ def test_a_step_back_is_not_waited_for_and_leaves_no_record(proxy: Proxy) -> Non
     ],
 )
 def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, user: str) -> None:
-    route = proxy.generation.routing.route(recipient)
-    proxy.commit.accepted[:] = [Position(recipient, route, 1, proxy.generation.pools["old"], True)]
+    proxy.commit.accepted[:] = [proxy.generation.destinations[recipient]]
     proxy.commit.enter()
     proxy.commit.phase = proxy.commit.phase.FINAL_DOT
     proxy.commit.given_up("gone")

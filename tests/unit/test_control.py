@@ -16,10 +16,11 @@ from lmtp_proxy.config_values import Config, UnixAddress
 from lmtp_proxy.control import Application, ControlState
 from lmtp_proxy.control_request import GONE, MAX_USERS, UID
 from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.in_flight import Flight, InFlight
+from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.session import SessionState
 from lmtp_proxy.uncertain_log import UncertainLog
+from tests.support.flight import SomeFlight
 
 
 def application(sessions: Callable[[], list[SessionState]], in_flight: InFlight) -> Application:
@@ -57,10 +58,8 @@ def test_a_bug_is_a_500_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None
 def test_answers_have_a_limit() -> None:
     in_flight = InFlight()
     recipient = Recipient(b"<u@x>", "u", "x")
-    for number in range(1500):
-        flight = Flight(f"s{number}", "old", "/old", b"<s@x>")
-        flight.recipients.extend([recipient] * 1000)
-        in_flight.begin(flight)
+    for _ in range(1500):
+        in_flight.begin(SomeFlight(*[recipient] * 1000))
     state = SessionState("1", "unix", 1.0, "idle", None, 0, 0)
     app = application(lambda: [state] * 1500, in_flight)
     assert len(get(app, "/sessions")[1]["sessions"]) == 1000

@@ -10,7 +10,7 @@ import pytest
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend import BackendSession
-from lmtp_proxy.commit import Cutover, Message, Position
+from lmtp_proxy.commit import Cutover, Message
 from lmtp_proxy.config_values import Backend, Config, Timeouts, UnixAddress
 from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.envelope import Envelope, Recipient
@@ -42,13 +42,12 @@ class Site:
         )
         pool = self.generation.pools["old"]
         self.delivery = Delivery(pool, Message("8f3a", Envelope(b"<s@x>")), cutover, lambda: None)
-        self.position = Position(ALICE, self.generation.routing.route(ALICE), 1, pool, True)
         session = BackendSession(OLD, "proxy")
         session.stream = Stream(Socket(fileno=ours.detach()))
         self.stream = session.stream
         self.delivery.session = session
         self.delivery.in_data = True
-        self.delivery.accepted.append(self.position)
+        self.delivery.accepted.append(self.generation.destinations[ALICE])
         pool._taken = 1
 
     def fill(self) -> None:
@@ -106,7 +105,7 @@ def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(site: Site,
     site.theirs.send(b"250 2.0.0 stored\r\n")
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 1)
-    assert site.position.final_reply is not None and site.position.final_reply.positive
+    assert [reply.positive for reply in site.delivery.replies] == [True]
 
 
 @pytest.mark.parametrize("last", [b"", BODY])
@@ -118,8 +117,8 @@ def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(site: Site, l
     site.moved()
     while not site.delivery.advance():
         assert b"." not in site.room()
-    assert site.position.final_reply is say.ROUTE_CHANGED
-    assert "may be delivered" not in site.position.trouble
+    assert site.delivery.replies == [say.ROUTE_CHANGED]
+    assert "may be delivered" not in site.delivery.trouble
     assert b"." not in site.read()  # the end, without a dot
 
 
@@ -129,8 +128,8 @@ def test_no_room_until_the_deadline(site: Site) -> None:
     site.delivery.finish(b"", time.monotonic() - 1.9)
     while not site.delivery.advance():
         site.stream.wait(site.delivery.deadline)
-    assert site.position.final_reply is say.BACKEND_SILENT
-    assert "may be delivered" not in site.position.trouble
+    assert site.delivery.replies == [say.BACKEND_SILENT]
+    assert "may be delivered" not in site.delivery.trouble
 
 
 def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site) -> None:
@@ -151,5 +150,5 @@ def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site)
     site.theirs.close()
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 1)
-    assert site.position.final_reply is say.BACKEND_SILENT
-    assert "may be delivered" in site.position.trouble
+    assert site.delivery.replies == [say.BACKEND_SILENT]
+    assert "may be delivered" in site.delivery.trouble

@@ -6,6 +6,7 @@ import pytest
 from lmtp_proxy.envelope import Recipient, parse_rcpt
 from lmtp_proxy.in_flight import Flight, InFlight, Phase
 from lmtp_proxy.keys import KeyRules
+from tests.support.flight import SomeFlight
 
 RULES = KeyRules()
 
@@ -17,16 +18,14 @@ def recipient(address: str) -> Recipient:
 
 
 def begin(in_flight: InFlight, *addresses: str) -> Flight:
-    flight = Flight("8f3a", "old", "/run/old", b"<s@x>")
+    flight = SomeFlight(*map(recipient, addresses))
     in_flight.begin(flight)
-    flight.recipients = [recipient(address) for address in addresses]
     return flight
 
 
-def enter(in_flight: InFlight, *addresses: str, rules: KeyRules = RULES) -> Flight:
+def enter(in_flight: InFlight, *addresses: str) -> Flight:
     flight = begin(in_flight, *addresses)
-    keys = [form for each in flight.recipients for form in rules.forms(each.local_part, each.domain)]
-    in_flight.enter(flight, keys, rules)
+    in_flight.enter(flight)
     return flight
 
 
@@ -89,7 +88,7 @@ def test_a_delivery_that_has_not_entered_is_not_waited_for() -> None:
     assert waited_for(in_flight, "alice@x") == [] == waited_for(in_flight)
     begun.phase = Phase.DATA
     assert waited_for(in_flight, "alice@x") == []
-    in_flight.enter(begun, ["alice@x"], RULES)
+    in_flight.enter(begun)
     assert waited_for(in_flight, "alice@x") == [begun]
     begun.phase = Phase.FINAL_DOT
     assert waited_for(in_flight, "alice@x") == [begun]
@@ -101,7 +100,7 @@ def test_one_that_stepped_back_is_not_waited_for_and_enters_as_a_new_one() -> No
     until = in_flight.last
     in_flight.step_back(flight)
     assert in_flight.drain({"alice@x"}, RULES, until) == ()
-    in_flight.enter(flight, ["alice@x"], RULES)
+    in_flight.enter(flight)
     assert in_flight.drain({"alice@x"}, RULES, until) == ()  # it has looked again since
     assert in_flight.drain({"alice@x"}, RULES, in_flight.last) == (flight,)
 
@@ -127,7 +126,8 @@ def test_later_flights_do_not_keep_a_drain_waiting() -> None:
 )
 def test_a_reload_that_changes_the_rules_of_keys_loses_nobody(entering: KeyRules, asking: KeyRules, key: str) -> None:
     in_flight = InFlight()
-    flight = enter(in_flight, "Alice+list@x", rules=entering)
+    flight = enter(in_flight, "Alice+list@x")
+    assert waited_for(in_flight, entering.forms("Alice+list", "x")[0], rules=entering) == [flight]
     assert waited_for(in_flight, key, rules=asking) == [flight]
     assert waited_for(in_flight, "bob", "bob@x", rules=asking) == []
 

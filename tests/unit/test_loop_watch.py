@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from lmtp_proxy.in_flight import Flight, InFlight
+from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.loop_watch import LoopWatch
 from lmtp_proxy.metrics import Tallies
+from tests.support.flight import SomeFlight
 
 
 class Site:
@@ -69,7 +70,7 @@ def test_mail_brings_it_back(site: Site) -> None:
     site.tallies.accepted = 1
     site.watch.wake()
     site.pauses(6)
-    flight = Flight("s", "b", "/b", b"<s@x>")
+    flight = SomeFlight()
     site.in_flight.begin(flight)
     assert site.pauses(3) == every("0.1", "0.1", "0.1")
     site.in_flight.leave(flight)

@@ -171,50 +171,6 @@ def test_repr_says_how_large_the_table_is_and_what_the_fallback_is() -> None:
     assert "fallback=old" in text
 
 
-ALICE = Recipient(b"<alice@example.org>", "alice", "example.org")
-
-
-def test_a_route_is_remembered_for_as_long_as_its_table_cannot_change() -> None:
-    class Changing:
-        def __init__(self) -> None:
-            self.backend = "old"
-
-        def lookup(self, key: str) -> str | None:
-            return self.backend
-
-        def __len__(self) -> int:
-            return 1
-
-    table = Changing()
-    changing = Routing(table, KeyRules(), None)
-    assert changing.route(ALICE).backend == "old"
-    table.backend = "new"
-    assert changing.route(ALICE).backend == "new"
-    constant = Routing(StaticTable({"alice@example.org": "old"}), KeyRules(), "new")
-    assert constant.route(ALICE) is constant.route(ALICE)
-    for number in range(10_000):  # they are not kept for ever
-        assert constant.route(Recipient(b"<%d@x>" % number, str(number), "x")).backend == "new"
-    assert constant._remembered is not None and len(constant._remembered) <= 4096
-    assert constant.route(ALICE).backend == "old"
-
-
-def test_what_a_replaced_table_cannot_say_is_not_remembered() -> None:
-    class Replaced(StaticTable):
-        def lookup(self, key: str) -> str | None:
-            raise TableUnavailable("users: another table has taken its place")
-
-    routing = Routing(Replaced(), KeyRules(), "new")
-    assert routing.route(ALICE).trouble is not None
-    assert routing._remembered == {}
-
-
-def test_an_address_as_long_as_a_command_line_is_not_remembered() -> None:
-    routing = Routing(StaticTable({}), KeyRules(), "new")
-    long = "u" * 2000
-    assert routing.route(Recipient(b"<%s@x>" % long.encode(), long, "x")).backend == "new"
-    assert routing._remembered == {}
-
-
 # --- the names under which mail is remembered ------------------------------------------------------------------------
 
 

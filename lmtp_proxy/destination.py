@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the mail of one recipient goes in one generation, with all that is the same for each message of his.
+
+The same users get mail again, so a destination is made once and serves all their messages: what becomes of one of them
+is not kept here. What a table that may change has said is not remembered: the commit point depends on asking again.
+"""
+
+from collections.abc import Mapping
+
+from lmtp_proxy.envelope import RCPT, Recipient
+from lmtp_proxy.log import printable
+from lmtp_proxy.pool import BackendPool
+from lmtp_proxy.routing import Route, Routing
+
+_REMEMBERED = 4096  # destinations. About 3 MB; to make one with its route and all its keys takes 7 us
+_LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a command line, would take 50 MB
+
+
+class Destination:
+    """Of `recipient`; never changed. The same address twice in a message is the same destination twice.
+
+    generation: the number of the one that `route` is of. pool: of that generation, None where there is no backend.
+    command: the RCPT line for a backend. path, via: the recipient and the backend in the log, escaped; to: both.
+    """
+
+    __slots__ = ("command", "generation", "path", "pool", "recipient", "route", "to", "via")
+
+    def __init__(self, recipient: Recipient, route: Route, generation: int, pool: BackendPool | None) -> None:
+        self.recipient = recipient
+        self.route = route
+        self.generation = generation
+        self.pool = pool
+        self.command = RCPT + recipient.path + b"\r\n"
+        self.path = printable(recipient.path)
+        self.via = f"backend={'-' if pool is None else _in_one_line(pool.name)}"
+        self.to = f"{self.path}, {self.via}"
+
+    def __repr__(self) -> str:
+        return f"<Destination {self.path} {self.pool} generation={self.generation}>"
+
+
+class Destinations(dict[Recipient, Destination]):
+    """Those of one generation: the destination of any recipient, remembered where the table cannot change."""
+
+    def __init__(self, generation: int, routing: Routing, pools: Mapping[str, BackendPool]) -> None:
+        super().__init__()
+        self._generation = generation
+        self._routing = routing
+        self._pools = pools
+
+    def __repr__(self) -> str:
+        return f"<Destinations {len(self)} remembered, generation={self._generation}>"
+
+    def __missing__(self, recipient: Recipient) -> Destination:
+        route = self._routing.route(recipient)
+        pool = None if route.backend is None else self._pools[route.backend]
+        destination = Destination(recipient, route, self._generation, pool)
+        if self._routing.constant and route.trouble is None and len(recipient.path) <= _LONGEST_PATH:
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[recipient] = destination
+        return destination
+
+
+def _in_one_line(name: str) -> str:
+    return name if name.isprintable() else printable(name.encode("utf-8", "backslashreplace"))
