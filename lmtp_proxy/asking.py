@@ -36,17 +36,18 @@ class Asking(Commands):
 
     rcpt_replies: to all that were asked for last. accepted: the recipients that wait for final replies. trouble: why
     the last replies to be known, if they are ours, are what they are; for the log, escaped. in_data: the backend takes
-    the message. over: it was left or abandoned. before_wait: called before a wait that is not the caller's own.
+    the message. over: it was left or abandoned.
     """
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
-        super().__init__(pool, before_wait)
+    trouble = ""
+
+    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+        super().__init__(pool)
         self.in_data = self.over = self._some_accepted = self._some_refused = False
         self._envelope = message.envelope
         commit = self._commit = CommitPoint(pool, message, cutover)
         self.accepted = commit.accepted
         self.rcpt_replies: Sequence[Reply] = ()
-        self.trouble = ""
         self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
         self._failure: BackendError | None = None
 
@@ -55,13 +56,17 @@ class Asking(Commands):
         return f"<Delivery to {self.pool} accepted={len(self.accepted)} {state}expected={len(self.expected)}>"
 
     # --- to the backend ----------------------------------------------------------------------------------------------
-    def reserve(self, asked: Sequence[Destination]) -> bool:
-        """Take a place in the pool, unless that was done, to `ask` for these; whether a session has to be opened."""
+
+    def reserve(self, asked: Sequence[Destination], before_wait: Callable[[], None]) -> bool:
+        """Take a place in the pool, unless that was done, to `ask` for these; whether a session has to be opened.
+
+        before_wait: called before a wait for the place.
+        """
         self._asked = self._commit.asked = asked
         self.rcpt_replies = ()
         if self.session is None and self._failure is None:
             try:
-                return self.reserve_place()
+                return self.reserve_place(before_wait)
             except BackendError as error:
                 self.fail(error)
         return False
@@ -143,30 +148,28 @@ class Asking(Commands):
                 if not self.quiet(session):  # what came before these would answer them
                     return False
                 self.send_more(session)
-            replies = session.next_replies(len(self.expected))
+            expected = self.expected
+            replies = session.next_replies(len(expected))
             if not replies:
                 return self.in_time("no answer in time")
             self.unheard = False
-            if not (isinstance(replies, KnownReplies) and self._all_well(replies)):
+            if (
+                isinstance(replies, KnownReplies)
+                and replies.accepted
+                and len(replies) == len(expected)
+                and expected[0] is _MAIL
+                and expected[-1] is _DATA
+            ):  # yes to all, as to nearly all messages: what `_take` would do
+                self.rcpt_replies = replies.accepted
+                self.expected = ()
+                self._some_accepted = self.in_data = True
+                self._commit.data_begun()
+            else:
                 self._take(replies)
         if session.unread and not self.quiet(session, in_data=self.in_data):
             return False
         if self._asked:
             self._answer_asked()
-        return True
-
-    def _all_well(self, replies: KnownReplies) -> bool:
-        """Take these in if they say yes to MAIL, all recipients and DATA, which went out as one: as `_take` would."""
-        expected = self.expected
-        number = len(expected)
-        if expected[0] is not _MAIL or expected[-1] is not _DATA or number < 3:
-            return False
-        if len(replies) != number or replies.positive != number - 1 or replies[-1].code != 354:
-            return False
-        self.rcpt_replies = replies[1:-1]
-        self.expected = []
-        self._some_accepted = self.in_data = True
-        self._commit.data_begun()
         return True
 
     def _take(self, replies: Sequence[Reply]) -> None:

@@ -7,7 +7,7 @@ It knows the order of commands and replies, and when the next reply is due. What
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -46,16 +46,15 @@ class Commands(Place):
     half a reply has come out of turn, and has until then to become whole; else 0.
     """
 
-    def __init__(self, pool: BackendPool, before_wait: Callable[[], None]) -> None:
-        super().__init__(pool, before_wait)
+    def __init__(self, pool: BackendPool) -> None:
+        super().__init__(pool)
         self.deadline = 0.0
-        self.mail_sent = self.data_sent = False
-        self.expected: list[Command] = []
-        self.just_asked = False
+        self.mail_sent = self.data_sent = self.just_asked = False
         self.hears_until = 0.0
+        self.expected: Sequence[Command] = ()
         self._latest = 0.0  # for all replies to what was asked
-        self._unsent: list[Command] = []
-        self._unsent_lines: list[bytes] = []  # of each of these, with CRLF
+        self._unsent: Sequence[Command] = ()
+        self._unsent_lines: Sequence[bytes] = ()  # of each of these, with CRLF
 
     @property
     def outstanding(self) -> bool:
@@ -64,9 +63,7 @@ class Commands(Place):
 
     def clear(self) -> None:
         """Nothing is to come; as new."""
-        self._unsent.clear()
-        self._unsent_lines.clear()
-        self.expected.clear()
+        self.expected = self._unsent = self._unsent_lines = ()
         self.mail_sent = self.data_sent = False
 
     def send_envelope(
@@ -74,12 +71,14 @@ class Commands(Place):
     ) -> None:
         """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError."""
         offered = session.offered
-        commands: list[Command] = [*destinations]
-        lines = list(map(_command, destinations))
-        if lines and not self.mail_sent:
+        commands: list[Command] = []
+        lines: list[bytes] = []
+        if destinations and not self.mail_sent:
             self.mail_sent = True
-            commands.insert(0, _MAIL)
-            lines.insert(0, envelope.mail_command(offered) + b"\r\n")
+            commands.append(_MAIL)
+            lines.append(envelope.mail_command(offered) + b"\r\n")
+        commands += destinations
+        lines += map(_command, destinations)
         if data_follows and self.mail_sent and "pipelining" in offered:
             self.data_sent = True
             commands.append(_DATA)
@@ -104,11 +103,10 @@ class Commands(Place):
         if not lines:
             return
         number = len(lines)
-        if "pipelining" not in session.offered:
-            number = 1
-        elif number > _BATCH_COMMANDS or sum(map(len, lines)) > _BATCH_OCTETS:
-            number = _fitting(lines)
-        octets = b"".join(lines[:number])
+        most = _BATCH_COMMANDS if "pipelining" in session.offered else 1
+        if number > most or len(octets := b"".join(lines)) > _BATCH_OCTETS:
+            number = _fitting(lines, most)
+            octets = b"".join(lines[:number])
         self.expected, self._unsent = self._unsent[:number], self._unsent[number:]
         self._unsent_lines = lines[number:]
         session.put(octets)
@@ -117,10 +115,8 @@ class Commands(Place):
 
     def answered(self, replies: Sequence[Reply]) -> Sequence[Command]:
         """What these, the next ones that have come, are replies to."""
-        expected = self.expected
-        answered = expected[: len(replies)]
-        del expected[: len(replies)]
-        if expected:
+        answered, self.expected = self.expected[: len(replies)], self.expected[len(replies) :]
+        if self.expected:
             self.set_deadline()
         return answered
 
@@ -152,11 +148,11 @@ class Commands(Place):
             self.deadline = self._latest
 
 
-def _fitting(lines: list[bytes]) -> int:
+def _fitting(lines: Sequence[bytes], most: int) -> int:
     """How many may go out in one write; the first may always."""
     octets = 0
-    for number, line in enumerate(lines[:_BATCH_COMMANDS]):
+    for number, line in enumerate(lines[:most]):
         octets += len(line)
         if number and octets > _BATCH_OCTETS:
             return number
-    return min(_BATCH_COMMANDS, len(lines))
+    return min(most, len(lines))

@@ -157,8 +157,9 @@ class CommitPoint(Flight):
             cutover = self._cutover
             if self.phase is _FINAL_DOT:
                 self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
-                # Before it leaves: who drains and then asks finds it there.
-                self._note_delivered()
+                if cutover.receipts.path is not None:
+                    # Before it leaves: who drains and then asks finds it there.
+                    self._note_delivered()
             cutover.in_flight.leave(self)
 
     def count_final_replies(self) -> None:
@@ -179,11 +180,9 @@ class CommitPoint(Flight):
         self._cutover.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
 
     def _note_delivered(self) -> None:
-        receipts = self._cutover.receipts
-        if receipts.path is not None:
-            # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
-            queue_id = self._message.envelope.queue_id
-            receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+        # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
+        queue_id = self._message.envelope.queue_id
+        self._cutover.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
 
     def _record(self, destination: Destination, reason: str) -> Uncertain:
         message = self._message

@@ -10,7 +10,6 @@ does not know the other backends.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
@@ -35,10 +34,11 @@ class Delivery(Asking):
     `accepted` as have one. said: how many of them are the backend's, where some are not.
     """
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover, before_wait: Callable[[], None]) -> None:
-        super().__init__(pool, message, cutover, before_wait)
+    said = 0
+
+    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+        super().__init__(pool, message, cutover)
         self.replies = self._commit.replies
-        self.said = 0
         self._finishing = self._dot_begun = False
         self._dot_waits = False  # there was no room for any of it
 
@@ -152,7 +152,7 @@ class Delivery(Asking):
                 replies = session.next_replies(len(accepted) - len(final))
                 if not replies:
                     return self.in_time("no answer in time")
-                if isinstance(replies, KnownReplies) and replies.positive == len(replies):
+                if isinstance(replies, KnownReplies) and replies.positive:
                     final += replies
                     continue
                 for reply in replies:

@@ -4,6 +4,7 @@
 Nothing is known here of what is said to the client or to a backend.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TypeVar
@@ -13,7 +14,7 @@ import gevent
 from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.stream import wait_for_any
+from lmtp_proxy.stream import Stream, wait_for_any
 
 _Each = TypeVar("_Each")
 _just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
@@ -48,12 +49,9 @@ def wait_for_all(
 ) -> None:
     """Wait until each has done its step, all under their own deadlines.
 
-    advanced: called each time that some have gone on. An error of ours in one of them is raised when the others are
-    done.
+    advanced: called each time that some have gone on, before the next wait. An error of ours in one of them is raised
+    when the others are done.
     """
-    if len(deliveries) == 1:
-        _wait_for_one(deliveries[0], before_wait, advanced)
-        return
     failed: Exception | None = None
     pending = deliveries
     if pending and all(map(_just_asked, pending)):
@@ -67,31 +65,32 @@ def wait_for_all(
             except Exception as error:  # noqa: BLE001  (raised again below)
                 failed = error
                 delivery.abandon("internal error")
-        if advanced is not None:
-            advanced()
         if pending:
+            if advanced is not None:
+                advanced()
             _wait(pending, before_wait)
     if failed is not None:
         raise failed
 
 
-def _wait_for_one(
+def wait_for_one(
     delivery: Delivery, before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
 ) -> None:
-    """The same for one, as nearly all messages have."""
+    """The same for a single one, as nearly all messages have."""
     while True:
-        try:
-            done = not delivery.just_asked and delivery.advance()
-        except Exception:
-            delivery.abandon("internal error")
-            raise
-        if advanced is not None and not delivery.just_asked:
-            advanced()
-        if done:
-            return
+        if delivery.just_asked:
+            delivery.just_asked = False  # no answer can have come yet
+        else:
+            try:
+                if delivery.advance():
+                    return
+            except Exception:
+                delivery.abandon("internal error")
+                raise
+            if advanced is not None:
+                advanced()
         if before_wait is not None:
             before_wait()
-        delivery.just_asked = False
         session = delivery.session
         if session is not None and session.stream is not None:
             session.stream.wait(delivery.deadline)
@@ -101,7 +100,14 @@ def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> No
     """Until the first of them can go on, or is too late."""
     if before_wait is not None:
         before_wait()
+    streams: list[Stream] = []
+    deadline = math.inf
     for delivery in pending:
         delivery.just_asked = False
-    if streams := [stream for delivery in pending if (stream := delivery.stream) is not None]:
-        wait_for_any(streams, min([delivery.deadline for delivery in pending]))
+        session = delivery.session
+        if session is not None and session.stream is not None:
+            streams.append(session.stream)
+        if delivery.deadline < deadline:
+            deadline = delivery.deadline
+    if streams:
+        wait_for_any(streams, deadline)

@@ -50,12 +50,15 @@ class LogBatch:
     def _take(self, new: list[bytes]) -> None:
         lines = self._lines
         before = len(lines)
-        if before + len(new) > KEPT:
-            taken = max(0, KEPT - before)
-            self._lost += len(new) - taken
-            del new[taken:]
         lines += new
         after = len(lines)
+        if self._asked and after < _FULL:
+            return
+        if after > KEPT:
+            kept = max(before, KEPT)
+            self._lost += after - kept
+            del lines[kept:]
+            after = kept
         if self._later is None or after // _FULL > before // _FULL:
             self.flush()
         elif not self._asked and lines:

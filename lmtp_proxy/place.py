@@ -19,18 +19,15 @@ if TYPE_CHECKING:
 
 
 class Place:
-    """before_wait: called before a wait for the place.
-
-    session: None before the place is open, and after it was given back. reserved: the place is taken, and `open` has to
-    be called. unheard: the session was used before, and has not said anything in this transaction yet.
+    """session: None before the place is open, and after it was given back. reserved: the place is taken, and `open`
+    has to be called. unheard: the session was used before, and has not said anything in this transaction yet.
     """
 
-    def __init__(self, pool: BackendPool, before_wait: Callable[[], None]) -> None:
+    def __init__(self, pool: BackendPool) -> None:
         self.pool = pool
         self.session: BackendSession | None = None
         self.reserved = False
         self.unheard = False
-        self._before_wait = before_wait
 
     @property
     def stream(self) -> Stream | None:
@@ -38,10 +35,13 @@ class Place:
         session = self.session
         return None if session is None else session.stream
 
-    def reserve_place(self) -> bool:
-        """Take a place, unless that was done; whether a session has to be opened on it. Raises BackendError."""
+    def reserve_place(self, before_wait: Callable[[], None]) -> bool:
+        """Take a place, unless that was done; whether a session has to be opened on it. Raises BackendError.
+
+        before_wait: called before a wait for the place.
+        """
         if not self.reserved:
-            session = self.session = self.pool.reserve(self._before_wait)
+            session = self.session = self.pool.reserve(before_wait)
             self.reserved = session is None
             self.unheard = session is not None
         return self.reserved

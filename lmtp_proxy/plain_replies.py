@@ -17,9 +17,14 @@ _LONGEST = 512  # octets
 
 
 class KnownReplies(tuple[Reply, ...]):
-    """Replies in a row. positive: how many of them are 2xx before the first that is not."""
+    """Replies in a row, whose meaning is known, too.
 
-    positive = 0
+    positive: all are 2xx. accepted: where the first is to MAIL and the last to DATA, those to recipients, if all say
+    yes; else none.
+    """
+
+    positive = False
+    accepted: tuple[Reply, ...] = ()
 
 
 KNOWN: dict[bytes, KnownReplies] = {}
@@ -40,5 +45,8 @@ def plain_replies(octets: bytes, start: int, most: int) -> tuple[list[Reply], in
         if len(KNOWN) >= _MOST:
             KNOWN.clear()
         known = KNOWN[octets] = KnownReplies(replies)
-        known.positive = next((number for number, reply in enumerate(replies) if not reply.positive), len(replies))
+        yes = [reply.positive for reply in replies]
+        known.positive = all(yes)
+        if all(yes[:-1]) and replies[-1].code == 354:
+            known.accepted = known[1:-1]
     return replies, at

@@ -62,11 +62,10 @@ class Counts:
 
     def count(self, replies: Sequence[Reply]) -> None:
         """So many recipients have got their last reply."""
-        codes = list(map(_code, replies))
-        if codes and max(codes) < 300:
-            self.sent += len(codes)
+        if replies and max(map(_code, replies)) < 300:
+            self.sent += len(replies)
             return
-        for code in codes:
+        for code in map(_code, replies):
             if code < 300:
                 self.sent += 1
             elif code < 500:

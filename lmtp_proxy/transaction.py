@@ -19,7 +19,7 @@ from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.delivery_log import log_aborted, log_recipients
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.fan_out import in_order, open_all, wait_for_all
+from lmtp_proxy.fan_out import in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
@@ -105,14 +105,26 @@ class Transaction:
         for destination in refused:
             self._count_refused(destination.route)
         self._asking = True
-        deliveries = [self._deliveries.get(pool) or self._begun(pool) for pool in groups if pool is not None]
+        deliveries: list[Delivery] = []
+        for pool in groups:
+            if pool is None:
+                continue
+            delivery = self._deliveries.get(pool)
+            if delivery is None:
+                delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+            deliveries.append(delivery)
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
         if len(deliveries) > 1:
             deliveries.sort(key=_name)
-        if unopened := [delivery for delivery in deliveries if delivery.reserve(groups[delivery.pool])]:
-            self._client.flush()
-            open_all(unopened)
+        before_wait = self._client.flush
+        unopened = False
+        for delivery in deliveries:
+            if delivery.reserve(groups[delivery.pool], before_wait):
+                unopened = True
+        if unopened:
+            before_wait()
+            open_all([delivery for delivery in deliveries if delivery.reserved])
         for delivery in deliveries:
             delivery.ask(data_follows=data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
@@ -136,7 +148,10 @@ class Transaction:
         why[None] = [_shown(destination.route.trouble) for destination in refused]
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
-        self._log(*zip(*[each for each in answered if each[1].code >= 300], strict=True))
+        refusals = zip(*[each for each in answered if each[1].code >= 300], strict=True)
+        destinations, replies, troubles = refusals
+        self._note_refused(destinations, replies, troubles)
+        log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
 
     def _by_pool(self) -> dict[BackendPool | None, list[Destination]]:
         groups: dict[BackendPool | None, list[Destination]] = defaultdict(list)
@@ -152,10 +167,6 @@ class Transaction:
             tallies.unknown += 1
         else:
             tallies.parked += 1
-
-    def _begun(self, pool: BackendPool) -> Delivery:
-        delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover, self._client.flush)
-        return delivery
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
@@ -224,12 +235,13 @@ class Transaction:
                 self._await(deliveries)
         finally:
             # Also where an error of ours ended one delivery: what the other backends have said stands.
-            self._close()
-            if self._answered < len(self._accepted):
-                for delivery in self._deliveries.values():
+            for delivery in self._deliveries.values():
+                if not delivery.over:
+                    delivery.abandon()
+                if unsaid := len(delivery.accepted) - len(delivery.replies):
                     delivery.said = len(delivery.accepted)
-                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (delivery.said - len(delivery.replies))
-                self._answer_known()
+                    delivery.replies += [refusal or say.INTERNAL_ERROR] * unsaid
+            self._answer_known()
 
     def _count(self, octets: bytes) -> None:
         message = self._message
@@ -264,25 +276,25 @@ class Transaction:
         known = len(replies)
         if known == answered:
             return
-        self._answered = known
-        troubles: Sequence[str] = ()
-        if any(map(_trouble, deliveries)):
-            why: dict[BackendPool | None, Iterable[str]]
-            why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
-            troubles = in_order(accepted[:known], why)[answered:]
         if answered or known < len(accepted):
             accepted, replies = accepted[answered:known], replies[answered:]
+        self._answered = known
         self._client.answer(*replies)
-        self._log(accepted, replies, troubles)
-
-    def _log(self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]) -> None:
-        """Those who were answered. troubles: as `log_recipients` has it."""
+        troubles: Sequence[str] = ()
         if max(map(_code, replies)) >= 300:
-            receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
-            for destination, reply, why in zip(destinations, replies, troubles or repeat(""), strict=False):
-                if reply.code >= 300:
-                    receipts.refused(destination, reply, queue_id, why)
-        log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
+            why: dict[BackendPool | None, Iterable[str]]
+            why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
+            troubles = in_order(self._accepted[:known], why)[answered:]
+            self._note_refused(accepted, replies, troubles)
+        log_recipients(self._message, accepted, replies, troubles, time.monotonic() - self._began)
+
+    def _note_refused(
+        self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]
+    ) -> None:
+        receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
+        for destination, reply, why in zip(destinations, replies, troubles, strict=True):
+            if reply.code >= 300:
+                receipts.refused(destination, reply, queue_id, why)
 
     # --- all backends at once ----------------------------------------------------------------------------------------
 
@@ -291,7 +303,12 @@ class Transaction:
 
     def _await(self, deliveries: list[Delivery], *, flush: bool = True) -> None:
         """Wait until each has done its step. flush: before each wait the client gets what is known."""
-        wait_for_all(deliveries, self._client.flush if flush else None, self._answer_known if self._finishing else None)
+        before_wait = self._client.flush if flush else None
+        advanced = self._answer_known if self._finishing else None
+        if len(deliveries) == 1:
+            wait_for_one(deliveries[0], before_wait, advanced)
+        else:
+            wait_for_all(deliveries, before_wait, advanced)
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():
@@ -299,7 +316,7 @@ class Transaction:
                 delivery.abandon()
 
 
-_code, _trouble = attrgetter("code"), attrgetter("trouble")
+_code = attrgetter("code")
 
 
 def _name(delivery: Delivery) -> str:

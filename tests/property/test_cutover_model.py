@@ -143,7 +143,7 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     recipient = Recipient(f"<{user}>".encode(), *user.split("@"))
     pool = world.generation.pools["old"]
     destination = Destination(recipient, FIRST.route(recipient), 1, pool)
-    delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover, lambda: None)
+    delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover)
     session = ModelSession(world, pool.backend)
     session.user = user
     delivery.session = session

@@ -41,7 +41,7 @@ class Site:
             lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
         )
         pool = self.generation.pools["old"]
-        self.delivery = Delivery(pool, Message("8f3a", Envelope(b"<s@x>")), cutover, lambda: None)
+        self.delivery = Delivery(pool, Message("8f3a", Envelope(b"<s@x>")), cutover)
         session = BackendSession(OLD, "proxy")
         session.stream = Stream(Socket(fileno=ours.detach()))
         self.stream = session.stream
