@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commands import Commands
+from lmtp_proxy.commands import Commands, may_take
 from lmtp_proxy.commit import CommitPoint, Cutover, Message
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.dot_stuffing import FINAL_DOT
-from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.failure import Phase, judge
 from lmtp_proxy.plain_replies import KnownReplies
 from lmtp_proxy.pool import BackendPool
@@ -36,18 +35,18 @@ class Asking(Commands):
 
     rcpt_replies: to all that were asked for last. accepted: the recipients that wait for final replies. trouble: why
     the last replies to be known, if they are ours, are what they are; for the log, escaped. in_data: the backend takes
-    the message. over: it was left or abandoned.
+    the message.
     """
 
     trouble = ""
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
         super().__init__(pool)
-        self.in_data = self.over = self._some_accepted = self._some_refused = False
         self._envelope = message.envelope
         commit = self._commit = CommitPoint(pool, message, cutover)
         self.accepted = commit.accepted
         self.rcpt_replies: Sequence[Reply] = ()
+        self.in_data = False
         self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
         self._failure: BackendError | None = None
 
@@ -66,10 +65,10 @@ class Asking(Commands):
         self.rcpt_replies = ()
         if self.session is None and self._failure is None:
             try:
-                return self.reserve_place(before_wait)
+                self.reserve_place(before_wait)
             except BackendError as error:
                 self.fail(error)
-        return False
+        return self.reserved
 
     def open(self) -> None:
         """Open a session on the place that is `reserved`."""
@@ -92,38 +91,27 @@ class Asking(Commands):
             if self.unheard and (session.stream is None or session.stream.look()):
                 session = self.replace_session(session)
             if self.unheard or self.quiet(session):
-                self._send_envelope(session, data_follows)
+                self.send_envelope(session, self._envelope, self._asked, data_follows=data_follows)
         except BackendError as error:
             self.envelope_failed(error)
 
-    def _send_envelope(self, session: BackendSession, data_follows: bool) -> None:
-        asked, envelope = self._asked, self._envelope
-        if envelope.smtputf8:
-            self._some_refused = True  # without a word from the backend, perhaps
-            asked = [destination for destination in asked if _may_take(session, envelope, destination)]
-        self.send_envelope(session, envelope, asked, data_follows=data_follows)
-
     def _answer_asked(self) -> None:
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
-        asked, self._asked = self._asked, ()
-        self._commit.asked = ()
-        failure = self._failure
-        if failure is None and not self._some_refused and len(self.rcpt_replies) == len(asked):
-            self.accepted += asked
-            return
-        if failure is not None:
+        asked = self._asked
+        self._asked = self._commit.asked = ()
+        replies: Sequence[Reply]
+        if (failure := self._failure) is not None:
             replies = [failure.reply] * len(asked)
             self.trouble = failure.reason
         else:
             said = iter(self.rcpt_replies)
             replies = [
                 next(said, say.INTERNAL_ERROR)
-                if _may_take(self.session, self._envelope, destination)
+                if may_take(self.session, self._envelope, destination)
                 else say.NO_SMTPUTF8
                 for destination in asked
             ]
         self.rcpt_replies = replies
-        self._some_refused = False
         self.accepted += [destination for destination, reply in zip(asked, replies, strict=True) if reply.code < 300]
         self.pool.counts.count([reply for reply in replies if reply.code >= 300])
 
@@ -156,14 +144,16 @@ class Asking(Commands):
             if (
                 isinstance(replies, KnownReplies)
                 and replies.accepted
-                and len(replies) == len(expected)
-                and expected[0] is _MAIL
-                and expected[-1] is _DATA
-            ):  # yes to all, as to nearly all messages: what `_take` would do
+                and len(replies) == len(expected) == len(self._asked) + 2
+            ):  # MAIL, RCPT of all and DATA, and yes to each, as nearly always: what `_take` would do
                 self.rcpt_replies = replies.accepted
                 self.expected = ()
-                self._some_accepted = self.in_data = True
+                self.in_data = True
                 self._commit.data_begun()
+                if not session.unread:
+                    self.accepted += self._asked
+                    self._asked = self._commit.asked = ()
+                    return True
             else:
                 self._take(replies)
         if session.unread and not self.quiet(session, in_data=self.in_data):
@@ -177,12 +167,7 @@ class Asking(Commands):
         self.rcpt_replies = said
         for command, reply in zip(self.answered(replies), replies, strict=True):
             if isinstance(command, Destination):
-                if reply.code < 300:
-                    self._some_accepted = True
-                else:
-                    judge(_RCPT, reply)
-                    self._some_refused = True
-                said.append(reply)
+                said.append(judge(_RCPT, reply))
             elif command is _DATA:
                 self._take_data_reply(reply)
             elif reply.code >= 300:
@@ -193,7 +178,7 @@ class Asking(Commands):
 
         Recipients wait for this reply, too: as no other is a 354, it proves that theirs were theirs.
         """
-        if self._some_accepted:
+        if self.accepted or any(said.positive for said in self.rcpt_replies):
             if reply.code != 354:
                 if reply.negative and self._asked:
                     self._answer_asked()  # accepted, all the same
@@ -213,7 +198,7 @@ class Asking(Commands):
             if (session := self.replaced_session(error)) is not None:
                 data_follows = self.data_sent
                 self.clear()
-                self._send_envelope(session, data_follows)
+                self.send_envelope(session, self._envelope, self._asked, data_follows=data_follows)
                 return False
         except BackendError as again:
             error = again
@@ -237,17 +222,9 @@ class Asking(Commands):
         self._part(self.pool.discard if in_doubt else self.pool.reset)
 
     def _part(self, how: Callable[[BackendSession], None]) -> None:
-        self.over = True
         self.just_asked = False
         if self.outstanding:
             self.clear()
         self.mail_sent = self.data_sent = False
         self.hears_until = 0.0
         self.give_back(how)
-
-
-def _may_take(session: BackendSession | None, envelope: Envelope, destination: Destination) -> bool:
-    """A backend without SMTPUTF8 takes nothing that needs it (RFC 6531 section 3.5)."""
-    if not envelope.smtputf8 or session is None or "smtputf8" in session.offered:
-        return True
-    return envelope.path.isascii() and destination.recipient.path.isascii()

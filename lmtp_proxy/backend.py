@@ -166,9 +166,13 @@ class BackendSession(smtplib.LMTP):
 
     def put(self, octets: bytes) -> None:
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
-        sent = self.send_now(octets)
+        stream = self.stream or self._open_stream()
+        try:
+            sent = stream.send(octets)
+        except OSError as error:
+            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
         if sent < len(octets):
-            self.keep(memoryview(octets)[sent:])
+            stream.keep(memoryview(octets)[sent:])
 
     def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send_now` left, or a part of it, while the stream is `full`."""
@@ -293,7 +297,7 @@ class BackendSession(smtplib.LMTP):
     def unread(self) -> bool:
         """Something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
         stream = self.stream
-        return bool(self._received) or stream is None or bool(stream.received) or stream.ended
+        return stream is None or stream.ended or stream.received != b"" or self._received != b""
 
     def check_quiet(self, *, in_data: bool = False) -> bool:
         """Make sure that up to now nothing has come which nobody asked for; True if half a reply has.

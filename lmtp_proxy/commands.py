@@ -69,8 +69,13 @@ class Commands(Place):
     def send_envelope(
         self, session: BackendSession, envelope: Envelope, destinations: Sequence[Destination], *, data_follows: bool
     ) -> None:
-        """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError."""
+        """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError.
+
+        Those who get mail with SMTPUTF8 that the backend cannot take are left out; see `may_take`.
+        """
         offered = session.offered
+        if envelope.smtputf8 and "smtputf8" not in offered:
+            destinations = [destination for destination in destinations if may_take(session, envelope, destination)]
         commands: list[Command] = []
         lines: list[bytes] = []
         if destinations and not self.mail_sent:
@@ -146,6 +151,13 @@ class Commands(Place):
         self.deadline = time.monotonic() + self.pool.backend.timeouts.command
         if self._latest and self._latest < self.deadline:
             self.deadline = self._latest
+
+
+def may_take(session: BackendSession | None, envelope: Envelope, destination: Destination) -> bool:
+    """A backend without SMTPUTF8 takes nothing that needs it (RFC 6531 section 3.5)."""
+    if not envelope.smtputf8 or session is None or "smtputf8" in session.offered:
+        return True
+    return envelope.path.isascii() and destination.recipient.path.isascii()
 
 
 def _fitting(lines: Sequence[bytes], most: int) -> int:

@@ -59,10 +59,10 @@ class CommitPoint(Flight):
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
     accepted: the recipients that the delivery is for; replies: the final ones, to as many of them as have one. asked:
-    those that the backend has not answered for yet. The caller sees to these.
+    those that the backend has not answered for yet. The caller sees to these. ended: it did.
     """
 
-    __slots__ = ("_cutover", "_dot_at", "_ended", "_message", "_pool", "accepted", "asked", "replies")
+    __slots__ = ("_cutover", "_dot_at", "_message", "_pool", "accepted", "asked", "ended", "replies")
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class CommitPoint(Flight):
         self._pool = pool
         self._message = message
         self._cutover = cutover
-        self._ended = False
+        self.ended = False
         self._dot_at = 0.0  # time.monotonic
         cutover.in_flight.begin(self)
 
@@ -152,8 +152,8 @@ class CommitPoint(Flight):
 
     def passed_well(self) -> None:
         """Every recipient has its final reply, or none is wanted."""
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             cutover = self._cutover
             if self.phase is _FINAL_DOT:
                 self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
@@ -162,17 +162,13 @@ class CommitPoint(Flight):
                     self._note_delivered()
             cutover.in_flight.leave(self)
 
-    def count_final_replies(self) -> None:
-        """Each recipient has its final reply, or never gets one."""
-        self._pool.counts.count(self.replies)
-
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
         unknown = self.accepted[len(self.replies) :]
-        if self._ended or self.phase is not _FINAL_DOT or not unknown:
+        if self.ended or self.phase is not _FINAL_DOT or not unknown:
             self.passed_well()
             return
-        self._ended = True
+        self.ended = True
         self._pool.counts.uncertain += len(unknown)
         self._note_delivered()
         receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id

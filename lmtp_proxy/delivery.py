@@ -43,6 +43,11 @@ class Delivery(Asking):
         self._dot_waits = False  # there was no room for any of it
 
     @property
+    def over(self) -> bool:
+        """It was left or abandoned."""
+        return self._commit.ended
+
+    @property
     def wanted(self) -> bool:
         """Some recipient waits for this delivery's final replies, and it has not failed."""
         return bool(self.accepted) and self._failure is None
@@ -72,6 +77,8 @@ class Delivery(Asking):
         When `advance` is done, each accepted recipient has its final_reply. dot: when the client can have sent its
         final dot at the earliest (time.monotonic); `final_reply` counts from there, because its own patience does.
         """
+        if not self.accepted:
+            return
         self._finishing = True
         self.deadline = dot + self.pool.backend.timeouts.final_reply
         session = self.session
@@ -117,12 +124,14 @@ class Delivery(Asking):
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
         self._commit.passed_well()
-        if self._dot_begun:
-            self._commit.count_final_replies()
-            self.over = True
-            self.give_back(self.pool.release)
-        else:  # none of its recipients was accepted
+        if not self._dot_begun:  # none of its recipients was accepted
             self._part(self.pool.reset)
+            return
+        pool, session = self.pool, self.session
+        pool.counts.count(self.replies)
+        if session is not None:
+            self.session = None
+            pool.release(session)
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
@@ -194,4 +203,4 @@ class Delivery(Asking):
         if unsaid := len(self.accepted) - self.said:
             self.replies += [error.reply] * unsaid
             self.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
-        self._commit.count_final_replies()
+        self.pool.counts.count(self.replies)

@@ -93,7 +93,7 @@ def write_lines(texts: Sequence[str]) -> None:
 def write_alike(beginning: str, middles: Sequence[str], end: str) -> None:
     """As `write_lines`, for lines that begin and end with the same text. All of it is `printable`."""
     if _batch is not None:
-        _batch.add_alike(logging.INFO, beginning, middles, end)
+        _batch.take(_batch.channel.lines_alike(logging.INFO, beginning, middles, end))
     else:
         write_lines([f"{beginning}{middle}{end}" for middle in middles])
 

@@ -7,7 +7,7 @@ It knows neither sockets nor what the lines say.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 from lmtp_proxy.log_channel import Channel
@@ -41,13 +41,10 @@ class LogBatch:
 
     def add(self, level: int, *texts: str) -> None:
         """Lines. level: of the module logging."""
-        self._take(self.channel.lines(level, texts))
+        self.take(self.channel.lines(level, texts))
 
-    def add_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> None:
-        """Lines that begin and end with the same text, which holds no end of a line."""
-        self._take(self.channel.lines_alike(level, beginning, middles, end))
-
-    def _take(self, new: list[bytes]) -> None:
+    def take(self, new: list[bytes]) -> None:
+        """Lines as the channel has them."""
         lines = self._lines
         before = len(lines)
         lines += new

@@ -35,16 +35,17 @@ class Place:
         session = self.session
         return None if session is None else session.stream
 
-    def reserve_place(self, before_wait: Callable[[], None]) -> bool:
-        """Take a place, unless that was done; whether a session has to be opened on it. Raises BackendError.
+    def reserve_place(self, before_wait: Callable[[], None]) -> None:
+        """Take a place, unless that was done. Raises BackendError.
 
         before_wait: called before a wait for the place.
         """
         if not self.reserved:
-            session = self.session = self.pool.reserve(before_wait)
-            self.reserved = session is None
-            self.unheard = session is not None
-        return self.reserved
+            self.session = self.pool.reserve(before_wait)
+            if self.session is None:
+                self.reserved = True
+            else:
+                self.unheard = True
 
     def open_session(self) -> None:
         """Open a session. Raises BackendError; the place stays reserved."""

@@ -7,7 +7,7 @@ backend's failure means is settled in its Delivery; what the client's failure me
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
@@ -64,7 +64,7 @@ class Transaction:
         self._parking = parking
         self._began = time.monotonic()
         self._parked = self._asking = False
-        self._in_data = self._finishing = False
+        self._in_data = False
         self.new: list[Destination] = []
         self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
@@ -97,43 +97,20 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        groups = self._by_pool()
-        if None in groups and any(destination.route.held for destination in groups[None]):
-            self._park()
-            groups = self._by_pool()
-        refused = groups.pop(None, ())
-        for destination in refused:
-            self._count_refused(destination.route)
+        groups, refused = self._by_pool()
+        if refused:
+            if any(destination.route.held for destination in refused):
+                self._park()
+                groups, refused = self._by_pool()
+            for destination in refused:
+                self._count_refused(destination.route)
         self._asking = True
-        deliveries: list[Delivery] = []
-        for pool in groups:
-            if pool is None:
-                continue
-            delivery = self._deliveries.get(pool)
-            if delivery is None:
-                delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
-            deliveries.append(delivery)
-        # One after the other in an order that all transactions share: two that wait for each other's place would both
-        # fail.
-        if len(deliveries) > 1:
-            deliveries.sort(key=_name)
-        before_wait = self._client.flush
-        unopened = False
-        for delivery in deliveries:
-            if delivery.reserve(groups[delivery.pool], before_wait):
-                unopened = True
-        if unopened:
-            before_wait()
-            open_all([delivery for delivery in deliveries if delivery.reserved])
-        for delivery in deliveries:
-            delivery.ask(data_follows=data_follows)
-        # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
-        self._await(deliveries, flush=not data_follows)
         new = self.new
-        if len(deliveries) == 1 and not refused:
-            replies = deliveries[0].rcpt_replies
+        if len(groups) == 1 and not refused:
+            [(pool, asked)] = groups.items()
+            replies = self._ask_one(pool, asked, data_follows=data_follows)
         else:
-            of_each: dict[BackendPool | None, Iterable[Reply]] = {each.pool: each.rcpt_replies for each in deliveries}
+            of_each: dict[BackendPool | None, Sequence[Reply]] = self._ask_all(groups, data_follows=data_follows)
             of_each[None] = [destination.route.refusal or say.INTERNAL_ERROR for destination in refused]
             replies = in_order(new, of_each)
         if len(replies) != len(new):
@@ -144,20 +121,61 @@ class Transaction:
         if max(map(_code, replies)) < 300:
             self._accepted += new
             return
-        why: dict[BackendPool | None, Iterable[str]] = {each.pool: repeat(each.trouble) for each in deliveries}
+        why: dict[BackendPool | None, Iterable[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
         why[None] = [_shown(destination.route.trouble) for destination in refused]
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
-        refusals = zip(*[each for each in answered if each[1].code >= 300], strict=True)
-        destinations, replies, troubles = refusals
+        destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
         self._note_refused(destinations, replies, troubles)
         log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
 
-    def _by_pool(self) -> dict[BackendPool | None, list[Destination]]:
-        groups: dict[BackendPool | None, list[Destination]] = defaultdict(list)
+    def _by_pool(self) -> tuple[dict[BackendPool, list[Destination]], list[Destination]]:
+        """The new recipients of each backend, and those without one."""
+        groups: dict[BackendPool, list[Destination]] = defaultdict(list)
+        nowhere: list[Destination] = []
         for destination in self.new:
-            groups[destination.pool].append(destination)
-        return groups
+            if (pool := destination.pool) is None:
+                nowhere.append(destination)
+            else:
+                groups[pool].append(destination)
+        return groups, nowhere
+
+    def _delivery(self, pool: BackendPool) -> Delivery:
+        delivery = self._deliveries.get(pool)
+        if delivery is None:
+            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+        return delivery
+
+    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], *, data_follows: bool) -> Sequence[Reply]:
+        """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
+        delivery, flush = self._delivery(pool), self._client.flush
+        if delivery.reserve(asked, flush):
+            flush()
+            delivery.open()
+        delivery.ask(data_follows=data_follows)
+        wait_for_one(delivery, None if data_follows else flush, None)
+        return delivery.rcpt_replies
+
+    def _ask_all(
+        self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool
+    ) -> dict[BackendPool | None, Sequence[Reply]]:
+        """All backends at once; the replies of each."""
+        # One after the other in an order that all transactions share: two that wait for each other's place would both
+        # fail.
+        deliveries = sorted(map(self._delivery, groups), key=_name)
+        flush = self._client.flush
+        unopened = False
+        for delivery in deliveries:
+            if delivery.reserve(groups[delivery.pool], flush):
+                unopened = True
+        if unopened:
+            flush()
+            open_all([delivery for delivery in deliveries if delivery.reserved])
+        for delivery in deliveries:
+            delivery.ask(data_follows=data_follows)
+        # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
+        self._await(deliveries, flush=not data_follows)
+        return {delivery.pool: delivery.rcpt_replies for delivery in deliveries}
 
     def _count_refused(self, route: Route) -> None:
         tallies = self._cutover.tallies
@@ -226,18 +244,19 @@ class Transaction:
         """
         self._count(last)
         self._message.size = size
-        self._finishing = True
         try:
             if refusal is None:
-                deliveries = [delivery for delivery in self._deliveries.values() if delivery.accepted]
+                deliveries = [*self._deliveries.values()]
                 for delivery in deliveries:
                     delivery.finish(last, dot)
-                self._await(deliveries)
+                if len(deliveries) == 1:
+                    wait_for_one(deliveries[0], self._client.flush, self._answer_known)
+                else:
+                    wait_for_all(deliveries, self._client.flush, self._answer_known)
         finally:
             # Also where an error of ours ended one delivery: what the other backends have said stands.
+            self._close()
             for delivery in self._deliveries.values():
-                if not delivery.over:
-                    delivery.abandon()
                 if unsaid := len(delivery.accepted) - len(delivery.replies):
                     delivery.said = len(delivery.accepted)
                     delivery.replies += [refusal or say.INTERNAL_ERROR] * unsaid
@@ -303,12 +322,7 @@ class Transaction:
 
     def _await(self, deliveries: list[Delivery], *, flush: bool = True) -> None:
         """Wait until each has done its step. flush: before each wait the client gets what is known."""
-        before_wait = self._client.flush if flush else None
-        advanced = self._answer_known if self._finishing else None
-        if len(deliveries) == 1:
-            wait_for_one(deliveries[0], before_wait, advanced)
-        else:
-            wait_for_all(deliveries, before_wait, advanced)
+        wait_for_all(deliveries, self._client.flush if flush else None, None)
 
     def _close(self) -> None:
         for delivery in self._deliveries.values():

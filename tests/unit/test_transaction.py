@@ -35,6 +35,9 @@ class Session(BackendSession):
         self.dotted = self.dotted or octets.endswith(b".\r\n")
         return len(octets)
 
+    def put(self, octets: bytes) -> None:
+        self.send_now(octets)
+
     def check_quiet(self, *, in_data: bool = False) -> bool:
         return False
 
