@@ -6,6 +6,7 @@ It knows the order of commands and replies, and when the next reply is due. What
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from operator import attrgetter
@@ -52,7 +53,7 @@ class Commands(Place):
         self.mail_sent = self.data_sent = self.just_asked = False
         self.hears_until = 0.0
         self.expected: Sequence[Command] = ()
-        self._latest = 0.0  # for all replies to what was asked
+        self._latest = math.inf  # for all replies to what was asked
         self._unsent: Sequence[Command] = ()
         self._unsent_lines: Sequence[bytes] = ()  # of each of these, with CRLF
 
@@ -95,7 +96,7 @@ class Commands(Place):
     def send_data(self, session: BackendSession) -> None:
         """Send DATA. Raises BackendError."""
         self.data_sent = True
-        self._latest = 0.0
+        self._latest = math.inf
         self._unsent, self._unsent_lines = [_DATA], [_DATA_LINE]
         self.send_more(session)
 
@@ -107,13 +108,15 @@ class Commands(Place):
         lines = self._unsent_lines
         if not lines:
             return
-        number = len(lines)
         most = _BATCH_COMMANDS if "pipelining" in session.offered else 1
-        if number > most or len(octets := b"".join(lines)) > _BATCH_OCTETS:
+        if len(lines) <= most and len(octets := b"".join(lines)) <= _BATCH_OCTETS:
+            self.expected = self._unsent
+            self._unsent = self._unsent_lines = ()
+        else:
             number = _fitting(lines, most)
             octets = b"".join(lines[:number])
-        self.expected, self._unsent = self._unsent[:number], self._unsent[number:]
-        self._unsent_lines = lines[number:]
+            self.expected, self._unsent = self._unsent[:number], self._unsent[number:]
+            self._unsent_lines = lines[number:]
         session.put(octets)
         self.just_asked = True
         self.set_deadline()
@@ -148,9 +151,8 @@ class Commands(Place):
 
     def set_deadline(self) -> None:
         """The next reply is waited for from now on."""
-        self.deadline = time.monotonic() + self.pool.backend.timeouts.command
-        if self._latest and self._latest < self.deadline:
-            self.deadline = self._latest
+        deadline = time.monotonic() + self.pool.backend.timeouts.command
+        self.deadline = deadline if deadline < self._latest else self._latest
 
 
 def may_take(session: BackendSession | None, envelope: Envelope, destination: Destination) -> bool:

@@ -42,7 +42,9 @@ def log_recipients(
     if not _log.isEnabledFor(logging.INFO):
         return
     envelope = message.envelope
-    beginning = f"{message.session}: from={_shown(envelope.path)}, to="
+    path = envelope.path
+    sender = _shown(path) if len(path) <= _LONGEST_PATH else printable(path)
+    beginning = f"{message.session}: from={sender}, to="
     middle = f", size={message.size}, delay={delay:.2f}, dsn="
     queue_id = envelope.queue_id
     if queue_id:
@@ -76,11 +78,7 @@ def log_aborted(message: Message, destinations: Sequence[Destination], asked: in
 
 
 # Of paths: the same senders send mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
-_shown_before = lru_cache(4096)(printable)
-
-
-def _shown(path: bytes) -> str:
-    return _shown_before(path) if len(path) <= _LONGEST_PATH else printable(path)
+_shown = lru_cache(4096)(printable)
 
 
 def _end(reply: Reply) -> str:

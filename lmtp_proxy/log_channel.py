@@ -61,7 +61,7 @@ class SyslogChannel:
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
         """See Channel. All at once: that takes a tenth of the time for each."""
-        beginning = f"{self._prefixes.get(level) or self._prefixes[logging.ERROR]}{beginning}"
+        beginning = (self._prefixes.get(level) or self._prefixes[logging.ERROR]) + beginning
         joined = (beginning + f"{end}\n{beginning}".join(middles) + end).encode("utf-8", "backslashreplace")
         lines = joined.split(b"\n")
         return lines if len(joined) <= _LONGEST else [line[:_LONGEST] for line in lines]

@@ -229,7 +229,8 @@ class Transaction:
 
         dot: when the client can have sent its final dot at the earliest (time.monotonic).
         """
-        self._count(octets)
+        self._message.size += len(octets)
+        self._keep_head(octets)
         wanted = self._wanted()
         for delivery in wanted:
             delivery.write(octets, dot)
@@ -242,7 +243,7 @@ class Transaction:
         the message must not be delivered. dot: as for `write`; one for all backends, because the client waits for the
         last reply, however many there are.
         """
-        self._count(last)
+        self._keep_head(last)
         self._message.size = size
         try:
             if refusal is None:
@@ -254,21 +255,20 @@ class Transaction:
                 else:
                     wait_for_all(deliveries, self._client.flush, self._answer_known)
         finally:
-            # Also where an error of ours ended one delivery: what the other backends have said stands.
-            self._close()
-            for delivery in self._deliveries.values():
-                if unsaid := len(delivery.accepted) - len(delivery.replies):
-                    delivery.said = len(delivery.accepted)
-                    delivery.replies += [refusal or say.INTERNAL_ERROR] * unsaid
             self._answer_known()
+            if self._answered < len(self._accepted):
+                # The message is refused, or an error of ours ended one delivery: what other backends have said stands.
+                self._close()
+                for delivery in self._deliveries.values():
+                    if unsaid := len(delivery.accepted) - len(delivery.replies):
+                        delivery.said = len(delivery.accepted)
+                        delivery.replies += [refusal or say.INTERNAL_ERROR] * unsaid
+                self._answer_known()
 
-    def _count(self, octets: bytes) -> None:
+    def _keep_head(self, octets: bytes) -> None:
         message = self._message
-        message.size += len(octets)
-        if not message.head:
-            message.head = octets[:HEAD]
-        elif len(message.head) < HEAD:
-            message.head += octets[: HEAD - len(message.head)]
+        if (missing := HEAD - len(message.head)) > 0:
+            message.head += octets[:missing]
 
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
