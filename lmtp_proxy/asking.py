@@ -33,9 +33,9 @@ _MAIL, _RCPT, _DATA = Phase.MAIL, Phase.RCPT, Phase.DATA
 class Asking(Commands):
     """The conversation with one backend in one transaction, up to the message.
 
-    rcpt_replies: to all that were asked for last. accepted: the recipients that wait for final replies. trouble: why
-    the last replies to be known, if they are ours, are what they are; for the log, escaped. in_data: the backend takes
-    the message.
+    rcpt_replies: to all that were asked for last. accepted: the recipients that wait for final replies; replies: these,
+    to as many of the first of them as have one. trouble: why the last replies to be known, if they are ours, are what
+    they are; for the log, escaped. in_data: the backend takes the message.
     """
 
     trouble = ""
@@ -45,8 +45,10 @@ class Asking(Commands):
         self._envelope = message.envelope
         commit = self._commit = CommitPoint(pool, message, cutover)
         self.accepted = commit.accepted
+        self.replies = commit.replies
         self.rcpt_replies: Sequence[Reply] = ()
-        self.in_data = False
+        self.in_data = self._finishing = self._dot_begun = False
+        self._dot_waits = False  # there was no room for any of it
         self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
         self._failure: BackendError | None = None
 
@@ -84,7 +86,7 @@ class Asking(Commands):
         """
         session = self.session
         if session is None:
-            self._answer_asked()
+            self.answer_asked()
             return
         try:
             # One that was used before may have died, or said something that the loop has not seen yet.
@@ -95,7 +97,7 @@ class Asking(Commands):
         except BackendError as error:
             self.envelope_failed(error)
 
-    def _answer_asked(self) -> None:
+    def answer_asked(self) -> None:
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
         asked = self._asked
         self._asked = self._commit.asked = ()
@@ -159,7 +161,7 @@ class Asking(Commands):
         if session.unread and not self.quiet(session, in_data=self.in_data):
             return False
         if self._asked:
-            self._answer_asked()
+            self.answer_asked()
         return True
 
     def _take(self, replies: Sequence[Reply]) -> None:
@@ -181,14 +183,14 @@ class Asking(Commands):
         if self.accepted or any(said.positive for said in self.rcpt_replies):
             if reply.code != 354:
                 if reply.negative and self._asked:
-                    self._answer_asked()  # accepted, all the same
+                    self.answer_asked()  # accepted, all the same
                 judge(_DATA, reply)
             self.in_data = True
             self._commit.data_begun()
         elif reply.negative:
             self.data_sent = False
         elif self.session is not None:
-            self._answer_asked()
+            self.answer_asked()
             self.session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
             raise BackendError(say.BACKEND_ODD, f"it takes a message without a recipient: {reply}")
 
@@ -203,7 +205,7 @@ class Asking(Commands):
         except BackendError as again:
             error = again
         self.fail(error)
-        self._answer_asked()
+        self.answer_asked()
         return True
 
     # --- the end -----------------------------------------------------------------------------------------------------

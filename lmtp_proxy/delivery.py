@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING
 from lmtp_proxy import reply as say
 from lmtp_proxy.asking import Asking
 from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import Cutover, Message
 from lmtp_proxy.dot_stuffing import FINAL_DOT
 from lmtp_proxy.failure import Phase, judge
 from lmtp_proxy.plain_replies import KnownReplies
-from lmtp_proxy.pool import BackendPool
 
 if TYPE_CHECKING:
     from lmtp_proxy.backend import BackendSession
@@ -30,17 +28,11 @@ _FINAL_DOT = Phase.FINAL_DOT
 class Delivery(Asking):
     """The conversation with one backend in one transaction.
 
-    deadline: until when `advance` has to be done (time.monotonic). replies: the final ones, to as many of the first of
-    `accepted` as have one. said: how many of them are the backend's, where some are not.
+    deadline: until when `advance` has to be done (time.monotonic). said: how many of the final replies are the
+    backend's, where some are not.
     """
 
     said = 0
-
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
-        super().__init__(pool, message, cutover)
-        self.replies = self._commit.replies
-        self._finishing = self._dot_begun = False
-        self._dot_waits = False  # there was no room for any of it
 
     @property
     def over(self) -> bool:
@@ -127,11 +119,10 @@ class Delivery(Asking):
         if not self._dot_begun:  # none of its recipients was accepted
             self._part(self.pool.reset)
             return
-        pool, session = self.pool, self.session
-        pool.counts.count(self.replies)
+        session = self.session
         if session is not None:
             self.session = None
-            pool.release(session)
+            self.pool.release(session)
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +134,10 @@ class Delivery(Asking):
         try:
             if self.hears_until:
                 # Amid the message the other backends do not wait for what this one has to say.
-                return self.quiet(session, in_data=self.in_data) or (self.in_data and not self._finishing)
+                done = self.quiet(session, in_data=self.in_data) or (self.in_data and not self._finishing)
+                if done and self._asked:
+                    self.answer_asked()
+                return done
             if self.in_data:
                 return self._advance_in_data(session)
             return self.advance_commands(session)
@@ -163,11 +157,11 @@ class Delivery(Asking):
                     return self.in_time("no answer in time")
                 if isinstance(replies, KnownReplies) and replies.positive:
                     final += replies
+                    self.pool.counts.sent += len(replies)
                     continue
                 for reply in replies:
-                    if reply.code >= 300:
-                        judge(_FINAL_DOT, reply)
-                    final.append(reply)
+                    final.append(judge(_FINAL_DOT, reply))
+                    self.pool.counts.count((reply,))
             stream = session.stream
             if stream is not None and stream.full:
                 if session.unread and not self.quiet(session, in_data=True):
@@ -202,5 +196,5 @@ class Delivery(Asking):
         self.said = len(self.replies)
         if unsaid := len(self.accepted) - self.said:
             self.replies += [error.reply] * unsaid
+            self.pool.counts.count([error.reply] * unsaid)
             self.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
-        self.pool.counts.count(self.replies)

@@ -5,7 +5,7 @@ Nothing is known here of what is said to the client or to a backend.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import TypeVar
 
@@ -21,12 +21,11 @@ _just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
 
 
 def in_order(
-    destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterable[_Each]]
+    destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]
 ) -> list[_Each]:
     """The next value of its pool for each of these, up to the first whose pool has no more."""
-    values = {pool: iter(each) for pool, each in of_each.items()}
     # `next` on one that has no more ends the list, as any StopIteration does.
-    return list(map(next, map(values.__getitem__, map(_pool, destinations))))
+    return list(map(next, map(of_each.__getitem__, map(_pool, destinations))))
 
 
 def open_all(deliveries: Sequence[Delivery]) -> None:

@@ -29,7 +29,7 @@ class Channel(Protocol):
         """`texts` as they go out. level: of the module logging."""
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
-        """The same for texts that begin and end alike, none of which holds the end of a line."""
+        """The same for texts, one at least, that begin and end alike and none of which holds the end of a line."""
 
     def send(self, lines: Sequence[bytes]) -> int:
         """Send lines in order; how many went out without waiting."""

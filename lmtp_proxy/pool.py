@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -35,7 +34,6 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
-_code = attrgetter("code")
 
 
 @dataclass(slots=True)
@@ -62,13 +60,10 @@ class Counts:
 
     def count(self, replies: Sequence[Reply]) -> None:
         """So many recipients have got their last reply."""
-        if replies and max(map(_code, replies)) < 300:
-            self.sent += len(replies)
-            return
-        for code in map(_code, replies):
-            if code < 300:
+        for reply in replies:
+            if reply.code < 300:
                 self.sent += 1
-            elif code < 500:
+            elif reply.code < 500:
                 self.deferred += 1
             else:
                 self.bounced += 1

@@ -6,8 +6,8 @@ backend's failure means is settled in its Delivery; what the client's failure me
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
@@ -110,9 +110,13 @@ class Transaction:
             [(pool, asked)] = groups.items()
             replies = self._ask_one(pool, asked, data_follows=data_follows)
         else:
-            of_each: dict[BackendPool | None, Sequence[Reply]] = self._ask_all(groups, data_follows=data_follows)
-            of_each[None] = [destination.route.refusal or say.INTERNAL_ERROR for destination in refused]
-            replies = in_order(new, of_each)
+            said: dict[BackendPool | None, Iterator[Reply]] = {
+                delivery.pool: iter(delivery.rcpt_replies)
+                for delivery in self._ask_all(groups, data_follows=data_follows)
+            }
+            if refused:
+                said[None] = iter([destination.route.refusal or say.INTERNAL_ERROR for destination in refused])
+            replies = in_order(new, said)
         if len(replies) != len(new):
             raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
@@ -121,8 +125,8 @@ class Transaction:
         if max(map(_code, replies)) < 300:
             self._accepted += new
             return
-        why: dict[BackendPool | None, Iterable[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
-        why[None] = [_shown(destination.route.trouble) for destination in refused]
+        why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
+        why[None] = iter([_shown(destination.route.trouble) for destination in refused])
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -148,7 +152,8 @@ class Transaction:
 
     def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], *, data_follows: bool) -> Sequence[Reply]:
         """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
-        delivery, flush = self._delivery(pool), self._client.flush
+        flush = self._client.flush
+        delivery = self._delivery(pool)
         if delivery.reserve(asked, flush):
             flush()
             delivery.open()
@@ -158,8 +163,8 @@ class Transaction:
 
     def _ask_all(
         self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool
-    ) -> dict[BackendPool | None, Sequence[Reply]]:
-        """All backends at once; the replies of each."""
+    ) -> list[Delivery]:
+        """All backends at once, each for its group."""
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
         deliveries = sorted(map(self._delivery, groups), key=_name)
@@ -175,7 +180,7 @@ class Transaction:
             delivery.ask(data_follows=data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
-        return {delivery.pool: delivery.rcpt_replies for delivery in deliveries}
+        return deliveries
 
     def _count_refused(self, route: Route) -> None:
         tallies = self._cutover.tallies
@@ -259,10 +264,10 @@ class Transaction:
             if self._answered < len(self._accepted):
                 # The message is refused, or an error of ours ended one delivery: what other backends have said stands.
                 self._close()
-                for delivery in self._deliveries.values():
-                    if unsaid := len(delivery.accepted) - len(delivery.replies):
-                        delivery.said = len(delivery.accepted)
-                        delivery.replies += [refusal or say.INTERNAL_ERROR] * unsaid
+                for pool, number in Counter(map(_pool, self._accepted)).items():
+                    delivery = self._deliveries[pool]
+                    delivery.said = number
+                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (number - len(delivery.replies))
                 self._answer_known()
 
     def _keep_head(self, octets: bytes) -> None:
@@ -291,7 +296,7 @@ class Transaction:
             (delivery,) = deliveries
             replies = delivery.replies
         else:
-            replies = in_order(accepted, {each.pool: each.replies for each in deliveries})
+            replies = in_order(accepted, {each.pool: iter(each.replies) for each in deliveries})
         known = len(replies)
         if known == answered:
             return
@@ -301,7 +306,7 @@ class Transaction:
         self._client.answer(*replies)
         troubles: Sequence[str] = ()
         if max(map(_code, replies)) >= 300:
-            why: dict[BackendPool | None, Iterable[str]]
+            why: dict[BackendPool | None, Iterator[str]]
             why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
             troubles = in_order(self._accepted[:known], why)[answered:]
             self._note_refused(accepted, replies, troubles)
@@ -330,7 +335,7 @@ class Transaction:
                 delivery.abandon()
 
 
-_code = attrgetter("code")
+_code, _pool = attrgetter("code"), attrgetter("pool")
 
 
 def _name(delivery: Delivery) -> str:

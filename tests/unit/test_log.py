@@ -184,6 +184,18 @@ def test_without_a_loop_each_line_goes_at_once_and_the_end_waits_a_second_at_mos
     batch.channel.close()
 
 
+def test_lines_that_are_alike_are_as_if_they_were_made_one_by_one(path: Path) -> None:
+    middles = ["<a@x>", "<\udcff\N{SNOWMAN}@x>", "", "x" * 70_000]
+    for level in (logging.INFO, logging.ERROR):
+        for some in (middles, middles[:3], middles[:1]):
+            for channel in (SyslogChannel(str(path), "mail"), StreamChannel(2)):
+                one_by_one = channel.lines(level, [f"8f3a: to={middle}, sent" for middle in some])
+                alike = channel.lines_alike(level, "8f3a: to=", some, ", sent")
+                # Standard error has the time in front.
+                cut = 0 if isinstance(channel, SyslogChannel) else 24
+                assert [line[cut:] for line in alike] == [line[cut:] for line in one_by_one]
+
+
 # --- standard error --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a backend says to MAIL, RCPT and DATA: the same whether its replies are known, new, or come in pieces."""
+
+import socket
+import time
+from _socket import socket as Socket
+from collections.abc import Iterator
+
+import pytest
+
+from lmtp_proxy import reply as say
+from lmtp_proxy.backend import BackendSession
+from lmtp_proxy.commit import Cutover, Message
+from lmtp_proxy.config_values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery import Delivery
+from lmtp_proxy.envelope import Envelope, Recipient
+from lmtp_proxy.generation import first_generation
+from lmtp_proxy.in_flight import InFlight, Phase
+from lmtp_proxy.plain_replies import KNOWN
+from lmtp_proxy.stream import Stream
+from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.uncertain_log import UncertainLog
+
+OLD = Backend("old", UnixAddress("/old"))
+ALICE, BOB = Recipient(b"<alice@x>", "alice", "x"), Recipient(b"<bob@x>", "bob", "x")
+UTF8 = Recipient("<\N{LATIN SMALL LETTER A WITH DIAERESIS}@x>".encode(), "\N{LATIN SMALL LETTER A WITH DIAERESIS}", "x")
+YES, NO, DATA = b"250 2.1.5 yes\r\n", b"550 5.1.1 no\r\n", b"354 go ahead\r\n"
+
+
+class Site:
+    """A kept connection to a backend, and a delivery that has been asked for some recipients."""
+
+    def __init__(self, *recipients: Recipient, envelope: Envelope | None = None) -> None:
+        users = StaticTable({"alice@x": "old", "bob@x": "old", "\N{LATIN SMALL LETTER A WITH DIAERESIS}@x": "old"})
+        generation = first_generation(Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD}, users=users))
+        ours, self.theirs = socket.socketpair()
+        session = BackendSession(OLD, "proxy")
+        session.stream = self.stream = Stream(Socket(fileno=ours.detach()))
+        session.offered = frozenset({"pipelining"})
+        self.pool = generation.pools["old"]
+        self.pool._taken = 1
+        self.pool._kept.append(session)
+        self.in_flight = InFlight()
+        cutover = Cutover(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
+        self.delivery = Delivery(self.pool, Message("8f3a", envelope or Envelope(b"<s@x>")), cutover)
+        assert not self.delivery.reserve([generation.destinations[each] for each in recipients], lambda: None)
+        self.delivery.ask(data_follows=True)
+
+    def hear(self, *pieces: bytes) -> bool:
+        done = False
+        for piece in pieces:
+            if self.delivery.session is None:
+                return True
+            self.theirs.send(piece)
+            self.stream.wait(time.monotonic() + 1)
+            done = self.delivery.advance()
+        return done
+
+    @property
+    def outcome(self) -> tuple[object, ...]:
+        delivery = self.delivery
+        flights = [(flight.phase, flight.recipients) for flight in self.in_flight]
+        return (
+            list(delivery.rcpt_replies), [each.recipient for each in delivery.accepted], delivery.in_data,
+            flights, delivery.trouble, delivery.session is None, self.pool.counts.deferred, self.pool.counts.bounced,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.delivery.abandon()
+        self.stream.close()
+        self.theirs.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> Iterator[None]:
+    before = dict(KNOWN)
+    KNOWN.clear()
+    yield
+    KNOWN.clear()
+    KNOWN.update(before)
+
+
+def outcomes(octets: bytes, *recipients: Recipient) -> list[tuple[object, ...]]:
+    """Of replies that are new, that are known, and that come one octet after the other."""
+    found = []
+    for pieces in ((octets,), (octets,), tuple(octets[at : at + 1] for at in range(len(octets)))):
+        site = Site(*recipients)
+        assert site.hear(*pieces)
+        found.append(site.outcome)
+        site.close()
+    assert len(KNOWN) > 0
+    return found
+
+
+@pytest.mark.parametrize("recipients", [(ALICE,), (ALICE, BOB), (BOB, ALICE, BOB)])
+def test_yes_to_all(recipients: tuple[Recipient, ...]) -> None:
+    octets = YES + YES * len(recipients) + DATA
+    first, *others = outcomes(octets, *recipients)
+    assert others == [first, first] and octets in KNOWN
+    replies, accepted, in_data, flights, *_ = first
+    assert [str(reply) for reply in replies] == ["250 2.1.5 yes"] * len(recipients)  # type: ignore[attr-defined]
+    assert (accepted, in_data, flights) == (list(recipients), True, [(Phase.DATA, list(recipients))])
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        YES + YES + NO + DATA,
+        YES + NO + YES + DATA,
+        YES + NO + NO + NO,
+        YES + NO + NO + DATA,
+        YES + YES + YES + b"451 4.3.0 full\r\n",
+        YES + YES + YES + b"250 2.0.0 no 354\r\n",
+        YES + YES + b"354 too early\r\n" + DATA,
+        b"451 4.3.0 not now\r\n" + NO + NO + NO,
+        b"354 go ahead\r\n" + YES + YES + DATA,
+    ],
+)
+def test_anything_else(octets: bytes) -> None:
+    first, second, third = outcomes(octets, ALICE, BOB)
+    assert first == second == third
+
+
+def test_half_a_reply_behind_the_354_takes_nobody_away() -> None:
+    """What it is about is heard amid the message; that the recipients were accepted stands."""
+    site = Site(ALICE, BOB)
+    site.hear(YES * 3 + DATA + b"4")
+    assert site.delivery.advance()
+    assert [each.recipient for each in site.delivery.accepted] == [ALICE, BOB]
+    assert len(site.delivery.rcpt_replies) == 2
+    site.close()
+
+
+def test_who_needs_smtputf8_is_answered_in_his_place() -> None:
+    site = Site(ALICE, UTF8, BOB, envelope=Envelope(b"<s@x>", smtputf8=True))
+    assert site.theirs.recv(1000) == b"MAIL FROM:<s@x>\r\nRCPT TO:<alice@x>\r\nRCPT TO:<bob@x>\r\nDATA\r\n"
+    assert site.hear(YES * 3 + DATA)
+    yes = site.delivery.rcpt_replies[0]
+    assert list(site.delivery.rcpt_replies) == [yes, say.NO_SMTPUTF8, yes] and yes.positive
+    assert [each.recipient for each in site.delivery.accepted] == [ALICE, BOB]
+    assert site.pool.counts.bounced == 1
+    site.close()
