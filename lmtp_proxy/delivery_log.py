@@ -51,7 +51,7 @@ def log_recipients(
         tos = [f"{each.path}, orig_queue_id={queue_id}, {each.via}" for each in destinations]
     else:
         tos = list(map(_to, destinations))
-    if not troubles and len(set(map(_wire, replies))) == 1:
+    if not troubles and (len(replies) == 1 or len(set(map(_wire, replies))) == 1):
         write_alike(beginning, tos, middle + _end(replies[0]))
         return
     ends = list(map(_end, replies))
