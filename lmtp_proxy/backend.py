@@ -299,7 +299,7 @@ class BackendSession(smtplib.LMTP):
         stream = self.stream
         return stream is None or stream.ended or stream.received != b"" or self._received != b""
 
-    def check_quiet(self, *, in_data: bool = False) -> bool:
+    def check_quiet(self, in_data: bool = False) -> bool:
         """Make sure that up to now nothing has come which nobody asked for; True if half a reply has.
 
         Raises BackendError. Amid the data a negative reply is the backend's early verdict on the message; anywhere else

@@ -48,7 +48,7 @@ class Commands(Place):
     """
 
     def __init__(self, pool: BackendPool) -> None:
-        super().__init__(pool)
+        Place.__init__(self, pool)
         self.deadline = 0.0
         self.mail_sent = self.data_sent = self.just_asked = False
         self.hears_until = 0.0
@@ -68,7 +68,7 @@ class Commands(Place):
         self.mail_sent = self.data_sent = False
 
     def send_envelope(
-        self, session: BackendSession, envelope: Envelope, destinations: Sequence[Destination], *, data_follows: bool
+        self, session: BackendSession, envelope: Envelope, destinations: Sequence[Destination], data_follows: bool
     ) -> None:
         """Send MAIL (once), RCPT of each, and DATA where that may go in the same write. Raises BackendError.
 
@@ -128,13 +128,13 @@ class Commands(Place):
             self.set_deadline()
         return answered
 
-    def quiet(self, session: BackendSession, *, in_data: bool = False) -> bool:
+    def quiet(self, session: BackendSession, in_data: bool = False) -> bool:
         """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.
 
         Raises BackendError if something has. Where that is no whole reply yet, the answer is False, and this has to be
         asked again until `hears_until`.
         """
-        if not session.check_quiet(in_data=in_data):
+        if not session.check_quiet(in_data):
             return True
         now = time.monotonic()
         if not self.hears_until:

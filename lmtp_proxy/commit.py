@@ -65,7 +65,7 @@ class CommitPoint(Flight):
     __slots__ = ("_cutover", "_dot_at", "_message", "_pool", "accepted", "asked", "ended", "replies")
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
-        super().__init__()
+        Flight.__init__(self)
         self.accepted: list[Destination] = []
         self.asked: Sequence[Destination] = ()
         self.replies: list[Reply] = []

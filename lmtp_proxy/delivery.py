@@ -110,7 +110,7 @@ class Delivery(Asking):
     def _pass_commit_point(self, session: BackendSession) -> None:
         """The last look before the final dot; it waits for nothing."""
         self._commit.enter()
-        if self.quiet(session, in_data=True):
+        if self.quiet(session, self.in_data):
             self._commit.look()
 
     def leave(self) -> None:
@@ -134,7 +134,7 @@ class Delivery(Asking):
         try:
             if self.hears_until:
                 # Amid the message the other backends do not wait for what this one has to say.
-                done = self.quiet(session, in_data=self.in_data) or (self.in_data and not self._finishing)
+                done = self.quiet(session, self.in_data) or (self.in_data and not self._finishing)
                 if done and self._asked:
                     self.answer_asked()
                 return done

@@ -108,7 +108,7 @@ class Transaction:
         new = self.new
         if len(groups) == 1 and not refused:
             [(pool, asked)] = groups.items()
-            replies = self._ask_one(pool, asked, data_follows=data_follows)
+            replies = self._ask_one(pool, asked, data_follows)
         else:
             said: dict[BackendPool | None, Iterator[Reply]] = {
                 delivery.pool: iter(delivery.rcpt_replies)
@@ -150,14 +150,14 @@ class Transaction:
             delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
         return delivery
 
-    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], *, data_follows: bool) -> Sequence[Reply]:
+    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
         """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
         flush = self._client.flush
         delivery = self._delivery(pool)
         if delivery.reserve(asked, flush):
             flush()
             delivery.open()
-        delivery.ask(data_follows=data_follows)
+        delivery.ask(data_follows)
         wait_for_one(delivery, None if data_follows else flush, None)
         return delivery.rcpt_replies
 
@@ -177,7 +177,7 @@ class Transaction:
             flush()
             open_all([delivery for delivery in deliveries if delivery.reserved])
         for delivery in deliveries:
-            delivery.ask(data_follows=data_follows)
+            delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
         return deliveries

@@ -110,7 +110,7 @@ class ModelSession(BackendSession):
     def keep(self, octets: bytes | memoryview) -> None:
         assert octets == b""
 
-    def check_quiet(self, *, in_data: bool = False) -> bool:
+    def check_quiet(self, in_data: bool = False) -> bool:
         pause()
         return False
 

@@ -38,7 +38,7 @@ class Session(BackendSession):
     def put(self, octets: bytes) -> None:
         self.send_now(octets)
 
-    def check_quiet(self, *, in_data: bool = False) -> bool:
+    def check_quiet(self, in_data: bool = False) -> bool:
         return False
 
     unread = False
