@@ -152,13 +152,13 @@ class Asking(Commands):
                 self.expected = ()
                 self.in_data = True
                 self._commit.data_begun()
-                if not session.unread:
+                if not session.unread():
                     self.accepted += self._asked
                     self._asked = self._commit.asked = ()
                     return True
             else:
                 self._take(replies)
-        if session.unread and not self.quiet(session, self.in_data):
+        if session.unread() and not self.quiet(session, self.in_data):
             return False
         if self._asked:
             self.answer_asked()

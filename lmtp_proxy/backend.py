@@ -293,9 +293,8 @@ class BackendSession(smtplib.LMTP):
                 say.BACKEND_SILENT, f"read: {stream.error}" if stream.error else "it closed the connection"
             )
 
-    @property
     def unread(self) -> bool:
-        """Something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
+        """Whether something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
         stream = self.stream
         return stream is None or stream.ended or stream.received != b"" or self._received != b""
 

@@ -52,7 +52,7 @@ class Delivery(Asking):
         if session is None:
             return
         try:
-            if (session.unread or self.hears_until) and not self.quiet(session, in_data=True):
+            if (session.unread() or self.hears_until) and not self.quiet(session, in_data=True):
                 return
             session.put(octets)
             self._commit.sent(len(octets))
@@ -164,7 +164,7 @@ class Delivery(Asking):
                     self.pool.counts.count((reply,))
             stream = session.stream
             if stream is not None and stream.full:
-                if session.unread and not self.quiet(session, in_data=True):
+                if session.unread() and not self.quiet(session, in_data=True):
                     return not self._finishing
                 return self.in_time("write: timed out")
             if not self._dot_waits:

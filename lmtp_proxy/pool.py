@@ -221,7 +221,7 @@ class BackendPool:
         counts against the limit it has itself.
         """
         now = self._heard = time.monotonic()
-        if session.unread:
+        if session.unread():
             self.discard(session)
         elif self._retired or not self.backend.idle_timeout:
             self.leave(session)

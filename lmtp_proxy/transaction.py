@@ -295,6 +295,8 @@ class Transaction:
         if len(deliveries) == 1:
             (delivery,) = deliveries
             replies = delivery.replies
+        elif not answered and accepted and not self._deliveries[_pool(accepted[0])].replies:
+            return
         else:
             replies = in_order(accepted, {each.pool: iter(each.replies) for each in deliveries})
         known = len(replies)

@@ -41,7 +41,8 @@ class Session(BackendSession):
     def check_quiet(self, in_data: bool = False) -> bool:
         return False
 
-    unread = False
+    def unread(self) -> bool:
+        return False
 
     def next_replies(self, most: int) -> list[Reply]:
         if self.dotted and self.backend.name == "broken":
