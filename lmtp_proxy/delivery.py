@@ -10,6 +10,7 @@ does not know the other backends.
 from __future__ import annotations
 
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from lmtp_proxy import reply as say
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lmtp_proxy.backend import BackendSession
 
 _FINAL_DOT = Phase.FINAL_DOT
+_code = attrgetter("code")
 
 
 class Delivery(Asking):
@@ -155,7 +157,7 @@ class Delivery(Asking):
                 replies = session.next_replies(len(accepted) - len(final))
                 if not replies:
                     return self.in_time("no answer in time")
-                if isinstance(replies, KnownReplies) and replies.positive:
+                if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
                     final += replies
                     self.pool.counts.sent += len(replies)
                     continue
