@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +49,21 @@ def test_an_idle_process_has_nothing_in_memory_but_what_it_needs() -> None:
             assert client.deliver("s@x", ["u@a"]).verdict(0).positive
             client.quit()
         assert loaded() == {"_ssl", "_hashlib"}
+
+
+@pytest.mark.parametrize("processes", [1, 2], ids=["alone", "workers"])
+def test_an_idle_process_has_imported_nothing_that_it_can_do_without(processes: int) -> None:
+    """As Python itself tells it, of the process and of workers, to the last import before clients are served."""
+    without = {"ast", "dis", "inspect"} if sys.version_info < (3, 12) else set()
+    with (
+        FakeBackend() as a,
+        ProxyProcess(
+            config_of({"a": a}), workers=processes, environment={"PYTHONPROFILEIMPORTTIME": "1"}
+        ) as proxy,
+    ):
+        imported = set(re.findall(r"^import time: .* \| *([\w.]+)$", proxy.log(), re.MULTILINE))
+        assert {"lmtp_proxy.server", "gevent.monkey"} <= imported
+        assert without & imported == set()
 
 
 def test_a_message_of_200_mib(fresh: Pair) -> None:
