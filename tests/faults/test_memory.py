@@ -66,13 +66,13 @@ def imports_until_ready(workers: int) -> set[str]:
 def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
     imported = imports_until_ready(1)
     assert {"lmtp_proxy.server", "gevent.monkey"} <= imported
-    assert {"ipaddress", "logging.handlers", *INSPECT} & imported == set()
+    assert {"argparse", "ipaddress", "locale", "logging.handlers", *INSPECT} & imported == set()
 
 
 def test_neither_have_workers_and_their_supervisor() -> None:
     imported = imports_until_ready(2)
     assert {"lmtp_proxy.team", "lmtp_proxy.server", "gevent.monkey"} <= imported
-    assert {"logging.handlers", *INSPECT} & imported == set()
+    assert {"argparse", "logging.handlers", *INSPECT} & imported == set()
 
 
 def test_a_message_of_200_mib(fresh: Pair) -> None:
