@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The control socket until its first client comes: only then HTTP is loaded, which takes 1 to 6 MB.
+"""A server until its first client comes: only then HTTP is loaded, and all that answers, which takes 1 to 9 MB.
 
 It knows neither requests nor answers.
 """
@@ -7,7 +7,7 @@ It knows neither requests nor answers.
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 import gevent.socket
@@ -18,17 +18,28 @@ _log = logging.getLogger(__name__)
 _PAUSE = 1.0  # seconds
 
 
-class ControlOnDemand:
-    """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening."""
+class Server(Protocol):
+    """What accepts clients."""
 
-    def __init__(self, listener: socket.socket, application: Callable[..., Any]) -> None:
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class OnDemand:
+    """Accepts clients on `listener`, a gevent socket, bound and listening, by the server that `make` makes of it.
+
+    make: called when a client is there; it may import. name: for the log.
+    """
+
+    def __init__(self, name: str, listener: socket.socket, make: Callable[[socket.socket], Server]) -> None:
+        self._name = name
         self._listener = listener
-        self._application = application
-        self._server: Any = None
+        self._make = make
+        self._server: Server | None = None
         self._waiting: Any = None
 
     def __repr__(self) -> str:
-        return f"<ControlOnDemand {self._server or 'not asked yet'}>"
+        return f"<OnDemand {self._name}: {self._server or 'not asked yet'}>"
 
     def start(self) -> None:
         """Begin to accept."""
@@ -39,12 +50,11 @@ class ControlOnDemand:
         while self._server is None:
             try:
                 with late_import():
-                    from lmtp_proxy.control_server import ControlServer
+                    self._server = self._make(self._listener)
             except (ImportError, OSError) as error:  # the former while the program is replaced on the disk
-                _log.warning("control: cannot accept a client: %s; clients wait, next try in %g s", error, _PAUSE)
+                what = f"cannot accept a client: {error}; clients wait, next try in {_PAUSE:g} s"
+                _log.warning("%s: %s", self._name, what)
                 gevent.sleep(_PAUSE)
-            else:
-                self._server = ControlServer(self._listener, self._application)
         self._server.start()
 
     def stop(self) -> None:
