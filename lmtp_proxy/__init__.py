@@ -50,6 +50,7 @@ Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
+    one_thread         a thread for work that waits, made when there is some
     backend_error      that a conversation with a backend failed
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
