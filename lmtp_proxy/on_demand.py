@@ -52,14 +52,16 @@ class OnDemand:
                 with late_import():
                     self._server = self._make(self._listener)
             except (ImportError, OSError) as error:  # the former while the program is replaced on the disk
-                what = f"cannot accept a client: {error}; clients wait, next try in {_PAUSE:g} s"
-                _log.warning("%s: %s", self._name, what)
+                _log.warning(
+                    "%s: cannot accept a client: %s; clients wait, next try in %g s", self._name, error, _PAUSE
+                )
                 gevent.sleep(_PAUSE)
         self._server.start()
 
     def stop(self) -> None:
         """Accept nobody any more, give requests under way a second to end, and close the rest without an answer."""
-        self._waiting.kill()
+        if self._waiting is not None:
+            self._waiting.kill()
         if self._server is None:
             self._listener.close()
         else:
