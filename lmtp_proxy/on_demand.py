@@ -6,7 +6,8 @@ It knows neither requests nor answers.
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, Protocol
 
 import gevent
@@ -16,6 +17,14 @@ from lmtp_proxy.late_import import late_import
 
 _log = logging.getLogger(__name__)
 _PAUSE = 1.0  # seconds
+_REST = 0.001  # seconds
+
+CONTROL = (
+    *("gevent.threadpool", "urllib.parse", "email.message", "gevent.pywsgi"),
+    *("lmtp_proxy.control_server", "lmtp_proxy.control"),
+)
+"""For `modules` of OnDemand: 3 to 7 ms each, all at once 33. The thread is for a reload, which may be asked for."""
+METRICS = (*CONTROL, "lmtp_proxy.metrics_server")
 
 
 class Server(Protocol):
@@ -28,12 +37,16 @@ class Server(Protocol):
 class OnDemand:
     """Accepts clients on `listener`, a gevent socket, bound and listening, by the server that `make` makes of it.
 
-    make: called when a client is there; it may import. name: for the log.
+    name: for the log. modules: imported when a client is there; mail goes on between them. make: called then; it may
+    import, too.
     """
 
-    def __init__(self, name: str, listener: socket.socket, make: Callable[[socket.socket], Server]) -> None:
+    def __init__(
+        self, name: str, listener: socket.socket, modules: Sequence[str], make: Callable[[socket.socket], Server]
+    ) -> None:
         self._name = name
         self._listener = listener
+        self._modules = [*modules]
         self._make = make
         self._server: Server | None = None
         self._waiting: Any = None
@@ -49,6 +62,11 @@ class OnDemand:
         gevent.socket.wait_read(self._listener.fileno())
         while self._server is None:
             try:
+                while self._modules:
+                    with late_import():
+                        import_module(self._modules[0])
+                    del self._modules[0]
+                    gevent.sleep(_REST)
                 with late_import():
                     self._server = self._make(self._listener)
             except (ImportError, OSError) as error:  # the former while the program is replaced on the disk

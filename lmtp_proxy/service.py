@@ -38,7 +38,7 @@ from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop_watch import LoopWatch
 from lmtp_proxy.metrics import Tallies
-from lmtp_proxy.on_demand import OnDemand
+from lmtp_proxy.on_demand import CONTROL, METRICS, OnDemand
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.samples import Samples
@@ -179,10 +179,10 @@ def serve(
     servers: list[OnDemand | Samples] = []
     answers = _Answers(service.state, config.hostname)
     if control is not None:
-        servers.append(OnDemand("control", cooperative(control), answers.on_control))
+        servers.append(OnDemand("control", cooperative(control), CONTROL, answers.on_control))
     if metrics is not None:
         servers.append(answers.samples)
-        servers.append(OnDemand("metrics", cooperative(metrics), answers.on_metrics))
+        servers.append(OnDemand("metrics", cooperative(metrics), METRICS, answers.on_metrics))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
     for server in servers:

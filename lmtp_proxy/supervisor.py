@@ -84,7 +84,7 @@ def serve(
 
             return metrics_server(listener, application, samples, config.hostname)
 
-        servers.append(OnDemand("metrics", _cooperative(metrics), metrics_server))
+        servers.append(OnDemand("metrics", _cooperative(metrics), (), metrics_server))
     reloads = gevent.spawn(team.run)
     if team.start(stopping):
         for server in servers:
