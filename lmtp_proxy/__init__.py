@@ -111,8 +111,7 @@ Ring 7, the command, without gevent:
     notify             tells systemd that clients are served
     pid_file           the pid file and its lock
     worker             the command that a supervisor runs as a worker
-    cli_arguments      the arguments of lmtp-proxy
-    cli                start order, exit codes of lmtp-proxy
+    cli                argv, start order, exit codes of lmtp-proxy
     config_file        the configuration file, changed as a whole or not at all
     control_client     HTTP over the control socket, from the outside
     ctl_output         what lmtp-proxyctl shows

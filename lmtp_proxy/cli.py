@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command `lmtp-proxy`: start order, exit status.
+"""The command `lmtp-proxy`: arguments, start order, exit status.
 
 All that an operator can get wrong is done while somebody looks at the terminal: read the configuration, lock the pid
 file, bind the socket. Only then the process becomes a daemon, and only after that gevent is imported, because a gevent
 hub does not survive the fork.
 """
 
+import argparse
 import os
 import pwd
 import signal
@@ -20,7 +21,7 @@ from lmtp_proxy.late_inspect import without_inspect
 with without_inspect():
     import dataclasses  # noqa: F401  (for all that follows)
 
-from lmtp_proxy.cli_arguments import parsed
+from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.loading import is_large_file, load
@@ -28,6 +29,7 @@ from lmtp_proxy.notify import notify_ready
 from lmtp_proxy.pid_file import PidFile
 from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
 
+DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # Modules that a process imports with its first mail, reload, request or scrape.
 _LOADED_LATE = (
@@ -39,7 +41,7 @@ _FOR_METRICS = ("lmtp_proxy.exposition_thread", "lmtp_proxy.metrics_server", "pr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments."""
-    options = parsed(arguments)
+    options = _parser().parse_args(arguments)
     try:
         config = load(options.config)
         if options.check:
@@ -54,6 +56,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmtp-proxy",
+        description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
+        epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
+        allow_abbrev=False,
+        # While options are added. Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
+        formatter_class=partial(argparse.HelpFormatter, width=78),
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        nargs="?",
+        const=DEFAULT_CONFIG,
+        default=DEFAULT_CONFIG,
+        help="configuration file location (default: %(default)s)",
+    )
+    parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
+    parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
+    parser.formatter_class = argparse.HelpFormatter
+    return parser
 
 
 def _summary(config: Config) -> str:

@@ -72,7 +72,7 @@ def imports_until_ready(workers: int) -> set[str]:
 def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
     imported = imports_until_ready(1)
     assert {"lmtp_proxy.server", "lmtp_proxy.samples", "gevent.monkey"} <= imported
-    unused = {"argparse", "ipaddress", "locale", "logging.handlers", *INSPECT}
+    unused = {"ipaddress", "logging.handlers", *INSPECT}
     for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control", "lmtp_proxy.status_page"}
     for_a_thread = {"gevent.threadpool", "concurrent.futures"}
     for_mail = {"smtplib", "ssl", "lmtp_proxy.backend"}
@@ -83,7 +83,7 @@ def test_workers_and_their_supervisor_have_not_much_more() -> None:
     """They speak HTTP from the beginning."""
     imported = imports_until_ready(2)
     assert {"lmtp_proxy.team", "lmtp_proxy.server", "gevent.pywsgi", "gevent.monkey"} <= imported
-    unused = {"argparse", "logging.handlers", *INSPECT, "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
+    unused = {"logging.handlers", *INSPECT, "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
     assert unused & imported == set()
 
 

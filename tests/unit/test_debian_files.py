@@ -5,7 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from lmtp_proxy import __version__, cli_arguments, ctl_arguments
+from lmtp_proxy import __version__, cli, ctl_arguments
 from lmtp_proxy.config_keys import _SECONDS_MAX
 from lmtp_proxy.config_values import Config, UnixAddress
 from lmtp_proxy.yaml_text import Mapping, Scalar, Sequence, read_source
@@ -61,11 +61,11 @@ def test_the_first_configuration_is_the_example_with_what_a_package_can_know(tmp
 def test_paths() -> None:
     defaults = dict(re.findall(r"(?m)^(\w+)=(\S+)$", text("debian/lmtp-proxy.default")))
     pid = Config("", UnixAddress(""), "").pid
-    assert defaults == {"CONFIG": cli_arguments.DEFAULT_CONFIG, "PIDFILE": pid}
-    assert ctl_arguments.DEFAULT_CONFIG == cli_arguments.DEFAULT_CONFIG
+    assert defaults == {"CONFIG": cli.DEFAULT_CONFIG, "PIDFILE": pid}
+    assert ctl_arguments.DEFAULT_CONFIG == cli.DEFAULT_CONFIG
     script = dict(re.findall(r"(?m)^(CONFIG|PIDFILE)=(\S+)$", text("debian/lmtp-proxy.init")))
     assert script == defaults
-    assert f"Environment=CONFIG={cli_arguments.DEFAULT_CONFIG}\n" in text("debian/lmtp-proxy.service")
+    assert f"Environment=CONFIG={cli.DEFAULT_CONFIG}\n" in text("debian/lmtp-proxy.service")
     assert keys(ROOT / "etc/lmtp-proxy.yml")["config.pid"] == pid
 
 
