@@ -21,7 +21,6 @@ Ring 0, pure values and the protocol, no I/O:
     message_id         the Message-ID in the beginning of a message
     metrics            what a process counts: integers and histograms
 Ring 1, files, tables and the log:
-    late_inspect       imports without a large module that few of them need
     config_error       that a configuration cannot be used
     yaml_text          a YAML file as text scalars with line numbers
     tables             where the backend of a key is written down

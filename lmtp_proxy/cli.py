@@ -16,11 +16,6 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
-from lmtp_proxy.late_inspect import without_inspect
-
-with without_inspect():
-    import dataclasses  # noqa: F401  (for all that follows)
-
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.config_values import Config
@@ -118,11 +113,9 @@ def _run(config: Config, *, daemonise: bool) -> int:
     # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
     serve: Callable[..., int]
     if config.workers == 1:
-        with without_inspect():
-            from lmtp_proxy.service import serve
+        from lmtp_proxy.service import serve
     else:
-        with without_inspect():
-            from lmtp_proxy.supervisor import serve
+        from lmtp_proxy.supervisor import serve
 
         serve = partial(serve, users=len(config.users))
         config.users.close()  # each worker has its own

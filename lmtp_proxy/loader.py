@@ -10,12 +10,8 @@ import pickle
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-
-from lmtp_proxy.late_inspect import without_inspect
-
-with without_inspect():
-    import dataclasses
 
 from lmtp_proxy.config import load_config
 from lmtp_proxy.config_difference import compare_users
@@ -36,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         config = load_config(order.path, order.store)
         old = config.users if order.old is None else StaticTable.of_file(*order.old)
         users = compare_users(old, config.users)
-        answer = Answer((), dataclasses.replace(config, users=StaticTable()), config.users.shape, users)
+        answer = Answer((), replace(config, users=StaticTable()), config.users.shape, users)
     except ConfigError as error:
         answer = Answer(error.errors)
     octets = pickle.dumps(answer)

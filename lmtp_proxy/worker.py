@@ -9,11 +9,6 @@ import signal
 import socket
 import sys
 
-from lmtp_proxy.late_inspect import without_inspect
-
-with without_inspect():
-    import dataclasses  # noqa: F401  (for all that follows)
-
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
 from lmtp_proxy.loading import load
@@ -38,8 +33,7 @@ def main(text: str) -> int:
 
         say(channel, list(error.errors))
         return 1
-    with without_inspect():
-        from lmtp_proxy import worker_service
+    from lmtp_proxy import worker_service
 
     worker_service.serve(config, settings, channel)
     return 0

@@ -53,10 +53,6 @@ def test_an_idle_process_has_nothing_in_memory_but_what_it_needs() -> None:
         assert loaded() == {"_ssl", "_hashlib"}
 
 
-# What other modules import needlessly; dataclasses of Python 3.12 does need it.
-INSPECT = {"ast", "dis", "inspect"} if sys.version_info < (3, 12) else set()
-
-
 def imports_until_ready(workers: int) -> set[str]:
     """What it has imported before it serves, beyond what a Python has at its start; that of workers, too."""
     told = {"PYTHONPROFILEIMPORTTIME": "1"}
@@ -72,7 +68,7 @@ def imports_until_ready(workers: int) -> set[str]:
 def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
     imported = imports_until_ready(1)
     assert {"lmtp_proxy.server", "lmtp_proxy.samples", "gevent.monkey"} <= imported
-    unused = {"ipaddress", "logging.handlers", *INSPECT}
+    unused = {"ipaddress", "logging.handlers"}
     for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control", "lmtp_proxy.status_page"}
     for_a_thread = {"gevent.threadpool", "concurrent.futures"}
     for_mail = {"smtplib", "ssl", "lmtp_proxy.backend"}
@@ -83,7 +79,7 @@ def test_workers_and_their_supervisor_have_not_much_more() -> None:
     """They speak HTTP from the beginning."""
     imported = imports_until_ready(2)
     assert {"lmtp_proxy.team", "lmtp_proxy.server", "gevent.pywsgi", "gevent.monkey"} <= imported
-    unused = {"logging.handlers", *INSPECT, "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
+    unused = {"logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
     assert unused & imported == set()
 
 
