@@ -49,6 +49,7 @@ Ring 2, decisions:
     routing            recipient -> Route
     in_flight          deliveries under way; which of them a drain waits for
 Ring 3, the backends:
+    one_thread         a thread for work that waits, made when there is some
     backend_error      that a conversation with a backend failed
     backend            one LMTP conversation with a backend
     pool               the connections to one backend: how many, which are kept
@@ -79,6 +80,9 @@ Ring 6, the process:
     reloads            one reload at a time, for however many ask
     config_manager     the greenlet that reloads on SIGUSR1
     figures            what the processes have counted, as plain values
+    control_state      the parts of a process that can be asked about
+    samples            the counters of the last minutes
+    on_demand          a server until its first client comes
     exposition         the figures in the words of Prometheus
     control_request    one request on the control socket, looked at strictly
     control_application  a WSGI application: a table of resources, answers in JSON
@@ -87,10 +91,8 @@ Ring 6, the process:
     control_json       the parts of the process as JSON values
     receipts_json      what is known of some mailboxes
     control_server     HTTP on the control socket, proof against bad clients
-    control_on_demand  the control socket until its first client comes
     control            what the operator can ask one process for
     loop_watch         notices when the event loop is kept from its work
-    samples            the counters of the last minutes
     page_graphics      numbers as text, curves and bars as inline SVG
     page_frame         the status page without its content
     status_page        its content

@@ -27,7 +27,10 @@ from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # Modules that a process imports with its first mail, reload, request or scrape.
-_LOADED_LATE = ("lmtp_proxy.backend", "lmtp_proxy.config", "lmtp_proxy.control_server")
+_LOADED_LATE = (
+    *("gevent.threadpool", "lmtp_proxy.backend", "lmtp_proxy.config", "lmtp_proxy.control"),
+    "lmtp_proxy.control_server",
+)
 _FOR_METRICS = ("lmtp_proxy.exposition_thread", "lmtp_proxy.metrics_server", "prometheus_client")
 
 

@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
 from lmtp_proxy.config_error import shown
+from lmtp_proxy.config_values import FACILITIES
 from lmtp_proxy.yaml_text import Mapping, Node, Problem, Scalar, Sequence
 
 T = TypeVar("T")
@@ -42,10 +43,6 @@ _SECONDS_MAX: dict[str, tuple[int, str]] = {
     "hold_timeout": (290, "Postfix waits 300 s for the reply to RCPT"),
 }
 WORKERS_MAX = 64  # processes; more than one for each core are of no use
-_FACILITIES = (
-    *("auth", "authpriv", "cron", "daemon", "ftp", "kern", "lpr", "mail", "news", "syslog", "user", "uucp"),
-    *(f"local{number}" for number in range(8)),
-)
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -200,7 +197,7 @@ def delimiter(text: str) -> str:
 
 
 def facility(text: str) -> str:
-    return _one_of(text, _FACILITIES)
+    return _one_of(text, tuple(FACILITIES))
 
 
 def level(text: str) -> str:

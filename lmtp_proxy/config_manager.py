@@ -16,13 +16,13 @@ import gevent
 import gevent.os
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
-from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.config_difference import compare_users, difference
-from lmtp_proxy.config_error import ConfigError
+from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
+from lmtp_proxy.one_thread import OneThread
 from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
 from lmtp_proxy.share import WHOLE, Share
 from lmtp_proxy.tables.static import StaticTable
@@ -56,8 +56,8 @@ class ConfigManager(Reloads):
         self._generation_changed = generation_changed
         self.loaded = time.time()
         # Of its own: the hub's threads are also those of DNS, which may keep them all for long.
-        self._thread = ThreadPool(1)
-        self._aside = ThreadPool(1)
+        self._thread = OneThread()
+        self._aside = OneThread()
         self._comparing = BoundedSemaphore()  # one at a time, for the sake of memory
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class ConfigManager(Reloads):
         """What the file at `path` would change, see config_difference. No reload waits for it."""
         with self._comparing:
             old = self._generation.config
-            loaded = self._aside.apply(_load, (path, old.users))
+            loaded = _load_in(self._aside, path, old.users)
             if loaded is None:
                 old = self._generation.config  # a reload meanwhile closed the table of the one before
                 loaded = _load_aside(path, old.users)
@@ -91,7 +91,7 @@ class ConfigManager(Reloads):
         began = time.monotonic()
         previous = self._generation
         path, users = previous.config.path, previous.config.users
-        loaded = self._thread.apply(_load, (path, users)) or _load_aside(path, users)
+        loaded = _load_in(self._thread, path, users) or _load_aside(path, users)
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
@@ -122,6 +122,15 @@ class ConfigManager(Reloads):
 
 def _differs(one: Config, other: Config, key: str) -> bool:
     return bool(getattr(one, key) != getattr(other, key))
+
+
+def _load_in(thread: OneThread, path: str, old: StaticTable) -> Loaded | ConfigError | None:
+    """See `_load`."""
+    try:
+        thread.prepare()
+    except (ImportError, OSError) as error:
+        return ConfigError((f"{shown(path, 4096)}: cannot be loaded: no thread for it: {error}",))
+    return thread.apply(_load, (path, old))
 
 
 def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:

@@ -4,22 +4,28 @@
 It does not know where they come from: no YAML, no file, no checks. Times are in seconds, sizes in octets.
 """
 
-import ipaddress
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.tables.static import StaticTable
+
+if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
 
 LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
-_LOOPBACK: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+FACILITIES: Mapping[str, int] = {
+    "auth": 4, "authpriv": 10, "cron": 9, "daemon": 3, "ftp": 11, "kern": 0, "lpr": 6, "mail": 2, "news": 7,
+    "syslog": 5, "user": 1, "uucp": 8,
+    **{f"local{number}": 16 + number for number in range(8)},
+}
+"""Of syslog. The table of the standard library is in logging.handlers, which is 0.2 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ class Config:
     ignore_domain: bool = False
     fallback_backend: str | None = None
     pid: str = "/var/run/lmtp-proxy.pid"
-    allow: tuple[IPv4Network | IPv6Network, ...] | None = None
+    allow: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     run_as: str | None = None
     case_sensitive: bool = False
     recipient_delimiter: str = "+"
@@ -128,7 +134,7 @@ class Config:
     metrics: TcpAddress | None = None
     uncertain_log: str | None = None
     receipts: str | None = None
-    trusted: tuple[IPv4Network | IPv6Network, ...] | None = None
+    trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     workers: int = 1
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
@@ -150,7 +156,8 @@ def is_own_listener(listener: Address, backend: Address) -> bool:
         return False
     here, there = _addresses(listener.host), _addresses(backend.host)
     # To connect to 0.0.0.0 or :: is to connect to loopback.
-    targets = {_LOOPBACK[ip.version] if ip.is_unspecified else ip for ip in there if not isinstance(ip, str)}
+    loopback = {ip.version: ip for ip in _loopback()}
+    targets = {loopback[ip.version] if ip.is_unspecified else ip for ip in there if not isinstance(ip, str)}
     if here & there or here & targets:
         return True
     wildcards = [ip for ip in here if not isinstance(ip, str) and ip.is_unspecified]
@@ -169,14 +176,21 @@ def _same_file(one: str, other: str) -> bool:
         return False
 
 
-def _addresses(host: str) -> frozenset[IPv4Address | IPv6Address | str]:
+def _addresses(host: str) -> "frozenset[IPv4Address | IPv6Address | str]":
     """What `host` stands for: IP addresses, or its own name in one spelling."""
+    from ipaddress import ip_address
+
     name = host.lower().rstrip(".")
     if name in LOCALHOST:
-        return frozenset(_LOOPBACK.values())
+        return frozenset(_loopback())
     try:
-        address = ipaddress.ip_address(name)
+        address = ip_address(name)
     except ValueError:
         return frozenset({name})
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return frozenset({mapped or address})
+    return frozenset({getattr(address, "ipv4_mapped", None) or address})
+
+
+def _loopback() -> "tuple[IPv4Address, IPv6Address]":
+    from ipaddress import IPv4Address, IPv6Address
+
+    return IPv4Address("127.0.0.1"), IPv6Address("::1")

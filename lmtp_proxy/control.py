@@ -7,9 +7,8 @@ nothing but by a reload, and never does so much at once that mail waits. It know
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import gevent
@@ -18,7 +17,6 @@ from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_error import ConfigError
-from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.control_application import Json, JsonApplication, Resources
 from lmtp_proxy.control_json import MAX_SHOWN, backend_json, entry_of, flights_json, sessions_json
 from lmtp_proxy.control_request import (
@@ -33,49 +31,21 @@ from lmtp_proxy.control_request import (
     shown,
     slices,
 )
+from lmtp_proxy.control_state import ControlState
 from lmtp_proxy.exposition_thread import exposed
-from lmtp_proxy.figures import Figures, figures_of, with_reloads
 from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import InFlight, Phase
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.log import printable
-from lmtp_proxy.metrics import Tallies
-from lmtp_proxy.parking import Parking
 from lmtp_proxy.preflight import preflight
-from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.receipts_json import receipts_json
 from lmtp_proxy.reloads import Refused, history_json, moved_json, reload_json
 from lmtp_proxy.routing import HOLD
-from lmtp_proxy.session import SessionState
 from lmtp_proxy.uncertain import iso_time
-from lmtp_proxy.uncertain_log import UncertainLog
 
 _LOOK = 1.0  # seconds between two looks whether the client is still there
 _AT_ONCE = 2  # preflights of one backend: they take places that mail may need
 _RECENT = 3600.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ControlState:
-    """The parts of the process that can be asked about.
-
-    sessions: those of the server. stopping: whether it accepts no more. address: where clients connect, as text.
-    after_crash: the process before this one did not end well. instance: names this process, so that who asks twice can
-    tell that it was another one in between. started: seconds since the epoch.
-    """
-
-    manager: ConfigManager
-    in_flight: InFlight
-    parking: Parking
-    uncertain: UncertainLog
-    sessions: Callable[[], Sequence[SessionState]]
-    stopping: Callable[[], bool]
-    address: str
-    after_crash: bool = False
-    instance: str = field(default_factory=lambda: os.urandom(8).hex())
-    started: float = field(default_factory=time.time)
-    receipts: Receipts = field(default_factory=Receipts)
-    tallies: Tallies = field(default_factory=Tallies)
 
 
 class Application(JsonApplication):
@@ -83,7 +53,6 @@ class Application(JsonApplication):
 
     def __init__(self, state: ControlState, more: Resources | None = None) -> None:
         self._state = state
-        self._began = time.monotonic()
         self._preflights: dict[str, BoundedSemaphore] = {}
         own: Resources = {
             "/status": {"GET": self._status},
@@ -92,8 +61,8 @@ class Application(JsonApplication):
             "/inflight": {"GET": lambda _: {"in_flight": flights_json(self._state.in_flight)}},
             "/lookup": {"GET": self._lookup},
             "/uncertain": {"GET": self._uncertain},
-            "/figures": {"GET": lambda _: self.figures()},
-            "/metrics": {"GET": lambda request: exposed(self.figures(), request.accept)},
+            "/figures": {"GET": lambda _: state.figures()},
+            "/metrics": {"GET": lambda request: exposed(state.figures(), request.accept)},
             "/history": {"GET": lambda _: {"history": history_json(self._state.manager.history)}},
             "/reload": {"POST": self._reload},
             "/drain": {"POST": self._drain},
@@ -150,7 +119,7 @@ class Application(JsonApplication):
 
     @property
     def _uptime(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._state.began
 
     def _crash_json(self) -> Json | None:
         """That a process died before this one started: what it had handed over may still be finishing in a store.
@@ -200,12 +169,6 @@ class Application(JsonApplication):
             "backend": name,
             "answer": answer,
         }
-
-    def figures(self) -> Figures:
-        """All that is counted."""
-        state, generation = self._state, self._generation
-        own = figures_of(generation, state.in_flight, state.parking, state.uncertain, state.tallies)
-        return with_reloads(own, state.manager, generation.number, state.started)
 
     # --- what can be done --------------------------------------------------------------------------------------------
 

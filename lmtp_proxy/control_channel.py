@@ -13,8 +13,9 @@ from typing import Any
 
 import gevent.socket
 
-from lmtp_proxy.control_request import MAX_CONNECTIONS, UID
+from lmtp_proxy.control_request import UID
 from lmtp_proxy.control_server import Acceptor, ControlServer
+from lmtp_proxy.control_state import MAX_CONNECTIONS
 
 _log = logging.getLogger(__name__)
 

@@ -28,8 +28,6 @@ GONE = "lmtp_proxy.gone"
 """Key of the environment: a callable that says whether the client has closed the connection. It does not wait."""
 
 MAX_USERS = 200_000
-MAX_CONNECTIONS = 64
-"""Clients of the control socket at once; the next ones wait in the kernel's backlog."""
 DRAIN_TIMEOUT = 60.0
 DRAIN_LONGEST = 600.0
 UNSETTLED = 2**53 - 1

@@ -19,7 +19,8 @@ from typing import Any
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
-from lmtp_proxy.control_request import GONE, MAX_CONNECTIONS, UID, Fairness
+from lmtp_proxy.control_request import GONE, UID, Fairness
+from lmtp_proxy.control_state import MAX_CONNECTIONS
 from lmtp_proxy.patient_acceptor import PatientAcceptor
 
 _log = logging.getLogger(__name__)

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TypeVar
 
-from gevent.threadpool import ThreadPool
-
 from lmtp_proxy.control_application import Text
 from lmtp_proxy.control_request import Problem
 from lmtp_proxy.exposition import render
 from lmtp_proxy.figures import Figures
 from lmtp_proxy.late_import import late_import
+from lmtp_proxy.one_thread import OneThread
 
 A = TypeVar("A")
 T = TypeVar("T")
 
 _imported: list[bool] = []  # True, once that has gone well
-_threads: list[ThreadPool] = []  # one, of its own, from the first time on: prometheus_client is used in no other
+_thread = OneThread()  # of its own: prometheus_client is used in no other
 
 
 def exposed(figures: Figures, accept: str) -> Text:
@@ -42,13 +41,15 @@ def _import(_: None) -> None:
 
 
 def in_thread(work: Callable[[A], T], argument: A) -> T:
-    """What `work` returns or raises; it may not know gevent. One after the other."""
-    if not _threads:
-        _threads.append(ThreadPool(1))
-    outcome = _threads[0].apply(_caught, (work, argument))
+    """What `work` returns or raises; it may not know gevent. One after the other. Raises Problem if it cannot be."""
+    try:
+        _thread.prepare()
+    except (ImportError, OSError) as error:
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"there can be no thread for it: {error}") from error
+    outcome = _thread.apply(_caught, (work, argument))
     if isinstance(outcome, _Raised):
         raise outcome.error
-    return outcome  # type: ignore[no-any-return]  # ThreadPool.apply says nothing of it
+    return outcome  # type: ignore[no-any-return]  # what a thread returns is anything
 
 
 class _Raised:

@@ -12,8 +12,9 @@ import time
 from _socket import socket as Socket
 from collections.abc import Sequence
 from itertools import islice
-from logging.handlers import SysLogHandler
 from typing import Protocol
+
+from lmtp_proxy.config_values import FACILITIES
 
 DEFAULT_SYSLOG = "/dev/log"
 _LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
@@ -50,9 +51,8 @@ class SyslogChannel:
         self._socket: Socket | None = None
         self._prefixes: dict[int, str] = {}
         ident = "lmtp-proxy: " if pid is None else f"lmtp-proxy[{pid}]: "
-        facility_number = SysLogHandler.facility_names[facility]
         for level, severity in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
-            self._prefixes[level] = f"<{facility_number << 3 | severity}>{ident}"
+            self._prefixes[level] = f"<{FACILITIES[facility] << 3 | severity}>{ident}"
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """See Channel."""

@@ -8,7 +8,6 @@ came with mail. Those are for the control socket. Whatever a client does here co
 import re
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -21,7 +20,6 @@ from lmtp_proxy.control_request import Problem, Request
 from lmtp_proxy.control_server import Acceptor, ControlServer, Handler
 from lmtp_proxy.exposition import OPENMETRICS, PLAIN, wants_openmetrics
 from lmtp_proxy.exposition_thread import in_thread
-from lmtp_proxy.figures import Figures
 from lmtp_proxy.page_frame import HEADERS, framed
 from lmtp_proxy.samples import Samples
 from lmtp_proxy.shared_answer import SharedAnswer
@@ -154,30 +152,10 @@ class _Acceptor(Acceptor):
         return self.pool is not None and self.pool.free_count() < 1
 
 
-class _MetricsServer(ControlServer):
-    """With the samples that it shows."""
-
-    def __init__(self, listener: Any, application: MetricsApplication, samples: Samples) -> None:
-        super().__init__(listener, application, _Acceptor, CONNECTIONS, _Handler)
-        self._samples = samples
-        self._sampling: gevent.Greenlet[..., None] | None = None
-
-    def start(self) -> None:
-        super().start()
-        self._sampling = gevent.spawn(self._samples.run)
-
-    def stop(self) -> None:
-        super().stop()
-        if self._sampling is not None:
-            self._sampling.kill()
-
-
-def metrics_server(
-    listener: Any, control: JsonApplication, collect: Callable[[], Figures | None], hostname: str
-) -> ControlServer:
-    """The server on `listener`, a gevent socket of TCP. control, hostname: see MetricsApplication; collect: Samples."""
-    samples = Samples(collect)
-    return _MetricsServer(listener, MetricsApplication(control, samples, hostname), samples)
+def metrics_server(listener: Any, control: JsonApplication, samples: Samples, hostname: str) -> ControlServer:
+    """The server on `listener`, a gevent socket of TCP. The rest: see MetricsApplication."""
+    application = MetricsApplication(control, samples, hostname)
+    return ControlServer(listener, application, _Acceptor, CONNECTIONS, _Handler)
 
 
 def _without_text(trouble: str | None) -> str | None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.log import printable
+from lmtp_proxy.one_thread import OneThread
 from lmtp_proxy.receipts_batch import Batch, Json, ReceiptsError
 from lmtp_proxy.reply import Reply
 
@@ -61,7 +61,7 @@ class Receipts:
         self._lost: float | None = None  # since when notes were thrown away
         self._armed = False
         self._failing = False
-        self._thread: ThreadPool | None = None
+        self._thread = OneThread()
         self._one = BoundedSemaphore()
         self._writer = _Writer()
         self._over = False
@@ -117,7 +117,7 @@ class Receipts:
     def stop(self) -> None:
         """Writes what is left, for some seconds at most. Nothing comes any more."""
         self._over = True
-        if self._thread is None and self.path is None:
+        if not self._thread.used and self.path is None:
             return
         gevent.with_timeout(_LAST_WORDS, self._in_thread, None, timeout_value=None)
 
@@ -138,10 +138,14 @@ class Receipts:
         """Writes all notes there are, and then reads."""
         with self._one:
             self._armed = False
+            try:
+                self._thread.prepare()
+            except (ImportError, OSError) as failed:
+                error = ReceiptsError(f"there can be no thread to write them: {failed}")
+                self._tell(error)
+                return error
             notes, self._notes = self._notes, []
             lost, self._lost = self._lost, None
-            if self._thread is None:
-                self._thread = ThreadPool(1)
             work = (self.path, notes, lost, mailboxes, self._over)
             answer = self._thread.apply(self._writer.work, work)
             self._tell(answer if isinstance(answer, ReceiptsError) else None)

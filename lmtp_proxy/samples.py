@@ -43,12 +43,21 @@ class Samples:
     def __init__(self, collect: Callable[[], Figures | None]) -> None:
         self._collect = collect
         self._samples: deque[Sample] = deque(maxlen=KEPT)
+        self._sampling: gevent.Greenlet[..., None] | None = None
 
     def __repr__(self) -> str:
         return f"<Samples {len(self._samples)}>"
 
-    def run(self) -> None:
-        """Take one now and then, for ever."""
+    def start(self) -> None:
+        """Begin to take one now and then."""
+        self._sampling = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """Take no more."""
+        if self._sampling is not None:
+            self._sampling.kill()
+
+    def _run(self) -> None:
         while True:
             figures = self._collect()
             if figures is not None:

@@ -10,8 +10,7 @@ import socket
 import time
 from _socket import socket as Socket
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
@@ -20,6 +19,9 @@ from lmtp_proxy.acceptor import Acceptor
 from lmtp_proxy.log import printable
 from lmtp_proxy.session import Session, SessionState, Shared
 from lmtp_proxy.stream import Stream
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 100
@@ -133,7 +135,9 @@ class Server:
             stream.close()
 
 
-def _is_within(host: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
+def _is_within(host: str, networks: "Iterable[IPv4Network | IPv6Network]") -> bool:
+    from ipaddress import ip_address  # is loaded: networks come from there
+
     address = ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return any((mapped or address) in network or address in network for network in networks)

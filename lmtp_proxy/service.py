@@ -32,16 +32,16 @@ from greenlet import greenlet
 from lmtp_proxy.commit import Cutover
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.control import Application, ControlState
-from lmtp_proxy.control_on_demand import ControlOnDemand
-from lmtp_proxy.control_request import MAX_CONNECTIONS
+from lmtp_proxy.control_state import MAX_CONNECTIONS, ControlState
 from lmtp_proxy.generation import retire
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop_watch import LoopWatch
 from lmtp_proxy.metrics import Tallies
+from lmtp_proxy.on_demand import CONTROL, METRICS, OnDemand
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.receipts import Receipts
+from lmtp_proxy.samples import Samples
 from lmtp_proxy.server import Server
 from lmtp_proxy.session import Shared
 from lmtp_proxy.share import WHOLE, Share
@@ -49,6 +49,7 @@ from lmtp_proxy.start_log import log_ready
 from lmtp_proxy.uncertain_log import UncertainLog
 
 if TYPE_CHECKING:
+    from lmtp_proxy.control import Application
     from lmtp_proxy.control_server import ControlServer
 
 _log = logging.getLogger(__name__)
@@ -175,14 +176,13 @@ def serve(
         gevent.signal_handler(number, service.stopping.set)
     for early in received:
         (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
-    servers: list[ControlOnDemand | ControlServer] = []
-    application = Application(service.state)
+    servers: list[OnDemand | Samples] = []
+    answers = _Answers(service.state, config.hostname)
     if control is not None:
-        servers.append(ControlOnDemand(cooperative(control), application))
+        servers.append(OnDemand("control", cooperative(control), CONTROL, answers.on_control))
     if metrics is not None:
-        from lmtp_proxy.metrics_server import metrics_server  # the page takes memory, and few look at it
-
-        servers.append(metrics_server(cooperative(metrics), application, application.figures, config.hostname))
+        servers.append(answers.samples)
+        servers.append(OnDemand("metrics", cooperative(metrics), METRICS, answers.on_metrics))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
     for server in servers:
@@ -201,6 +201,35 @@ def serve(
     _log.info("stopped")
     finish_log()
     return 0
+
+
+class _Answers:
+    """Who answers those who ask; loaded when somebody does."""
+
+    def __init__(self, state: ControlState, hostname: str) -> None:
+        self.samples = Samples(state.figures)
+        self._state = state
+        self._hostname = hostname
+        self._application: Application | None = None
+
+    def on_control(self, listener: socket.socket) -> "ControlServer":
+        """The server on the control socket."""
+        from lmtp_proxy.control_server import ControlServer
+
+        return ControlServer(listener, self._control())
+
+    def on_metrics(self, listener: socket.socket) -> "ControlServer":
+        """The server of `config.metrics`."""
+        from lmtp_proxy.metrics_server import metrics_server
+
+        return metrics_server(listener, self._control(), self.samples, self._hostname)
+
+    def _control(self) -> "Application":
+        if self._application is None:
+            from lmtp_proxy.control import Application
+
+            self._application = Application(self._state)
+        return self._application
 
 
 def begin_log(config: Config, *, daemonised: bool, with_pid: bool = False) -> None:

@@ -6,12 +6,12 @@ The same from one process that serves and from a supervisor of several.
 
 import logging
 import socket
-from ipaddress import ip_address
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_values import LOCALHOST, Config
 
 _log = logging.getLogger(__name__)
+_LOOPBACK = socket.inet_pton(socket.AF_INET6, "::1")
 
 
 def log_ready(config: Config, listener: socket.socket, users: int, by: str = "") -> None:
@@ -32,6 +32,7 @@ def log_ready(config: Config, listener: socket.socket, users: int, by: str = "")
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:  # a name
+        octets = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    except OSError:  # a name
         return host.lower().rstrip(".") in LOCALHOST
+    return octets[0] == 127 if len(octets) == 4 else octets == _LOOPBACK

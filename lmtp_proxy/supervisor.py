@@ -19,10 +19,12 @@ from gevent.event import Event
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config_values import Config
-from lmtp_proxy.control_request import MAX_CONNECTIONS
 from lmtp_proxy.control_server import ControlServer
+from lmtp_proxy.control_state import MAX_CONNECTIONS
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.merged_control import MergedApplication
+from lmtp_proxy.on_demand import OnDemand
+from lmtp_proxy.samples import Samples
 from lmtp_proxy.start_log import log_ready
 from lmtp_proxy.team import Team
 from lmtp_proxy.worker_settings import WorkerSettings
@@ -69,16 +71,20 @@ def serve(
         gevent.signal_handler(number, stopping.set)
     for early in received:
         (stopping.set if early in (SIGTERM, SIGINT) else team.request_reload)()
-    servers: list[ControlServer] = []
+    servers: list[ControlServer | OnDemand | Samples] = []
     application = MergedApplication(team, stopping.is_set, after_crash=after_crash)
     _allow_open_files(config.workers)
     if control is not None:
         servers.append(ControlServer(_cooperative(control), application))
     if metrics is not None:
-        from lmtp_proxy.metrics_server import metrics_server  # as in `service`
+        servers.append(samples := Samples(application.team_figures.collect))
 
-        collect = application.team_figures.collect
-        servers.append(metrics_server(_cooperative(metrics), application, collect, config.hostname))
+        def metrics_server(listener: socket.socket) -> ControlServer:
+            from lmtp_proxy.metrics_server import metrics_server  # as in `service`
+
+            return metrics_server(listener, application, samples, config.hostname)
+
+        servers.append(OnDemand("metrics", _cooperative(metrics), (), metrics_server))
     reloads = gevent.spawn(team.run)
     if team.start(stopping):
         for server in servers:

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 import gevent
-from gevent.threadpool import ThreadPool
 
 from lmtp_proxy.generation import CurrentGeneration
 from lmtp_proxy.in_flight import Flight, InFlight
+from lmtp_proxy.one_thread import OneThread
 from lmtp_proxy.uncertain import Uncertain
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class UncertainLog:
         self._current = current
         self._in_flight = in_flight
         self._recent: deque[Uncertain] = deque(maxlen=_REMEMBERED)
-        self._thread: ThreadPool | None = None  # few processes ever need it
+        self._thread = OneThread()
         self._writing: set[gevent.Greenlet[..., None]] = set()
 
     def __repr__(self) -> str:
@@ -69,10 +69,10 @@ class UncertainLog:
         gevent.joinall(list(self._writing), timeout=_LAST_WORDS)
 
     def _write(self, path: str, records: Sequence[Uncertain], flight: Flight) -> None:
-        if self._thread is None:
-            self._thread = ThreadPool(1)
         try:
             error = self._thread.apply(_append, (path, b"".join(record.to_line() for record in records)))
+        except (ImportError, OSError) as failed:  # there can be no thread
+            error = str(failed)
         finally:
             self._in_flight.leave(flight)
         if error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from tests.faults.conftest import Pair
 from tests.support.backend import FakeBackend
 from tests.support.client import Disconnected
+from tests.support.control import add_control
+from tests.support.http import add_metrics
 from tests.support.proxy import ProxyProcess, config_of
 
 MIB = 1024  # in KiB, as /proc counts
@@ -47,6 +50,36 @@ def test_an_idle_process_has_nothing_in_memory_but_what_it_needs() -> None:
             assert client.deliver("s@x", ["u@a"]).verdict(0).positive
             client.quit()
         assert loaded() == {"_ssl", "_hashlib"}
+
+
+def imports_until_ready(workers: int) -> set[str]:
+    """What it has imported before it serves, beyond what a Python has at its start; that of workers, too."""
+    told = {"PYTHONPROFILEIMPORTTIME": "1"}
+    with FakeBackend() as a:
+        proxy = ProxyProcess(config_of({"a": a}), workers=workers, environment=told)
+        add_control(proxy)
+        add_metrics(proxy)
+        with proxy:
+            imported = proxy.log().partition("| site\n")[2]
+    return set(re.findall(r"^import time: .*\| *([\w.]+)$", imported, re.MULTILINE))
+
+
+def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
+    imported = imports_until_ready(1)
+    assert {"lmtp_proxy.server", "lmtp_proxy.samples", "gevent.monkey"} <= imported
+    unused = {"ipaddress", "logging.handlers"}
+    for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control", "lmtp_proxy.status_page"}
+    for_a_thread = {"gevent.threadpool", "concurrent.futures"}
+    for_mail = {"smtplib", "ssl", "lmtp_proxy.backend"}
+    assert (unused | for_a_client | for_a_thread | for_mail | {"yaml", "sqlite3"}) & imported == set()
+
+
+def test_workers_and_their_supervisor_have_not_much_more() -> None:
+    """They speak HTTP from the beginning."""
+    imported = imports_until_ready(2)
+    assert {"lmtp_proxy.team", "lmtp_proxy.server", "gevent.pywsgi", "gevent.monkey"} <= imported
+    unused = {"logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
+    assert unused & imported == set()
 
 
 def test_a_message_of_200_mib(fresh: Pair) -> None:

@@ -294,6 +294,16 @@ def test_nothing_names_a_person(watched: Watched) -> None:
 
 
 @BOTH_MODES
+def test_the_curves_have_what_was_before_anybody_looked(watched: Watched) -> None:
+    time.sleep(1.0)  # there is one sample at the start, and another one every five seconds
+    watched.deliver("alice@example.org")
+    time.sleep(6.0)
+    curve = fetch(watched.address, "/").text.partition("<title>Clients accepted per second")[2]
+    highest = re.search(r"<figcaption>max (.*?)</figcaption>", curve)
+    assert highest is not None and highest[1] != "0"
+
+
+@BOTH_MODES
 def test_it_is_read_only(watched: Watched) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         for path in ("/", "/metrics", "/status"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -36,6 +37,20 @@ def test_a_reload_moves_a_user(move: Move) -> None:
         check_earned(outcome, [move.new, move.old])
         assert outcome.verdict(0).positive and outcome.verdict(1).positive
         client.quit()
+
+
+def test_a_first_reload_without_a_descriptor_left_is_refused_and_not_the_last() -> None:
+    """What a reload needs is loaded only then; what cannot be loaded at the moment can be later."""
+    with FakeBackend() as old, ProxyProcess(config_of({"old": old}, dict.fromkeys("uv", "old")), workers=1) as proxy:
+        limits = resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert "reload refused: 1 error" in proxy.reload()
+        finally:
+            resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, limits)
+        assert f"{proxy.config_path}: cannot be loaded: no thread for it: [Errno 24] Too many open files" in proxy.log()
+        assert "Traceback" not in proxy.log()
+        assert "generation 2 active" in proxy.route("u", "reject")
 
 
 def test_sighup_reloads_too(move: Move) -> None:

@@ -19,6 +19,7 @@ import pytest
 from tests.support.backend import FakeBackend
 from tests.support.client import Disconnected, LmtpClient
 from tests.support.ctl import Run, controlled, ctl, end_ctl, start_ctl
+from tests.support.http import add_metrics
 from tests.support.proxy import ProxyProcess
 from tests.support.script import Await, Close, Pause, Script, say
 
@@ -274,6 +275,7 @@ def test_all_workers_die_at_once(site: Site) -> None:
 def test_one_that_cannot_start_at_all_ends_the_start(site: Site) -> None:
     """The file changes between the look of the command and that of its workers: nobody serves, and it says why."""
     assert site.proxy.stop() == 0
+    add_metrics(site.proxy)
     site.set_backend("old", user="u", password_file="secret")
     password = Path(site.proxy.directory) / "secret"
     password.write_text("secret\n")
@@ -285,6 +287,7 @@ def test_one_that_cannot_start_at_all_ends_the_start(site: Site) -> None:
     assert process.wait(15) == 1
     line = site.proxy.wait_log("cannot serve", since=since)
     assert "password_file: cannot be read" in line
+    assert "stopped: a worker could not be started" in site.proxy.log() and "Traceback" not in site.proxy.log()
     assert not os.path.exists(str(site.proxy.address)) and not os.path.exists(f"{site.proxy.directory}/ctl")
 
 

@@ -20,7 +20,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy import config_keys
 from lmtp_proxy.config import (
     KEYS,
     RESERVED,
@@ -35,7 +34,7 @@ from lmtp_proxy.config import (
     UnixAddress,
     load_config,
 )
-from lmtp_proxy.config_values import is_own_listener
+from lmtp_proxy.config_values import FACILITIES, is_own_listener
 from lmtp_proxy.keys import KeyRules
 from lmtp_proxy.tables.static import StaticTable
 
@@ -548,7 +547,7 @@ def test_the_default_hostname(load: Load, monkeypatch: pytest.MonkeyPatch, own: 
 
 
 def test_facilities_are_those_of_the_syslog_handler() -> None:
-    assert set(config_keys._FACILITIES) < set(logging.handlers.SysLogHandler.facility_names)
+    assert FACILITIES.items() < logging.handlers.SysLogHandler.facility_names.items()
 
 
 # --- backends: ---

@@ -13,8 +13,9 @@ import pytest
 
 from lmtp_proxy.config_manager import ConfigManager
 from lmtp_proxy.config_values import Config, UnixAddress
-from lmtp_proxy.control import Application, ControlState
+from lmtp_proxy.control import Application
 from lmtp_proxy.control_request import GONE, MAX_USERS, UID
+from lmtp_proxy.control_state import ControlState
 from lmtp_proxy.envelope import Recipient
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.parking import Parking
