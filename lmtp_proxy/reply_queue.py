@@ -11,38 +11,47 @@ from lmtp_proxy.reply import Reply
 
 
 class ReplyQueue:
-    """What goes out to one client."""
+    """What goes out to one client. owed: replies that are not known yet."""
+
+    __slots__ = ("_ready", "_waiting", "owed")
 
     def __init__(self) -> None:
+        self.owed = 0
         self._ready: list[bytes] = []
-        self._waiting: deque[Reply | None] = deque()  # empty, or from the oldest that is owed (None) on
+        # From the oldest that is owed (None) on, but only where one that is known stands behind: nearly never.
+        self._waiting: deque[Reply | None] = deque()
 
-    def say(self, *replies: Reply) -> None:
-        """The next replies, known already; they go out behind those that are owed."""
-        if self._waiting:
-            self._waiting.extend(replies)
-        else:
-            self._ready += [reply.wire for reply in replies]
+    def say(self, reply: Reply) -> None:
+        """The next reply, known already; it goes out behind those that are owed."""
+        if not self.owed:
+            self._ready.append(reply.wire)
+            return
+        if not self._waiting:
+            self._waiting.extend([None] * self.owed)
+        self._waiting.append(reply)
 
-    def owe(self, replies: int = 1) -> None:
+    def owe(self, replies: int) -> None:
         """The next replies are not known yet."""
-        self._waiting.extend([None] * replies)
+        self.owed += replies
+        if self._waiting:
+            self._waiting.extend([None] * replies)
 
     def settle(self, replies: Sequence[Reply]) -> None:
         """The oldest replies that are owed; not more than are."""
-        waiting = self._waiting
-        if len(replies) == len(waiting):  # all that wait, so nothing else stands among them
-            waiting.clear()
-            self._ready += [reply.wire for reply in replies]
-            return
+        self.owed -= len(replies)
+        ready, waiting = self._ready, self._waiting
         for reply in replies:
+            if not waiting:
+                ready.append(reply.wire)
+                continue
             waiting[0] = reply
             while waiting and (known := waiting[0]) is not None:
-                self._ready.append(known.wire)
+                ready.append(known.wire)
                 waiting.popleft()
 
     def forget_owed(self) -> None:
         """What is owed is never said, nor what stands behind it."""
+        self.owed = 0
         self._waiting.clear()
 
     def take(self) -> bytes:
