@@ -57,7 +57,7 @@ class Tallies:
     lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
     longest: float = 0.0
 
-    def finished(self, size: int, *, refused: bool) -> None:
+    def finished(self, size: int, refused: bool) -> None:
         """A transaction came to its final dot, with a message of so many octets."""
         self.octets += size
         if refused:

@@ -106,8 +106,7 @@ class Protocol:
     @property
     def data_follows(self) -> bool:
         """Whether the next command, which waits for replies that are owed, is DATA."""
-        at = self._lines.position
-        return self._lines.octets[at : at + 6].upper() == b"DATA\r\n"
+        return self._lines.rest[:6].upper() == b"DATA\r\n"
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -137,6 +136,15 @@ class Protocol:
                     self._accepted += 1
         elif not queue.owed:
             self._end_transaction()
+
+    def take_data(self) -> bool:
+        """Whether the DATA behind an EnvelopeCommand is next, as if it were an event; not if nobody was accepted."""
+        if not self._accepted or self._replies.owed:
+            return False
+        self._lines.position += len(b"DATA\r\n")
+        self._turn += 1
+        self._halted = _DATA
+        return True
 
     def start_data(self) -> None:
         """Ask for the message (354)."""
@@ -171,13 +179,8 @@ class Protocol:
                 self._turn = 0
                 return Wait.BUSY
             owed = self._replies.owed
-            if self._envelope is None:
-                if self._greeted and (command := self._plain_envelope()):
-                    return command
-            elif self._accepted and not owed and lines.take(b"DATA\r\n"):
-                self._turn, self._errors = self._turn + 1, 0  # without the detour by the table of verbs
-                self._halted = _DATA
-                return _DATA
+            if self._envelope is None and self._greeted and (command := self._plain_envelope()):
+                return command
             line = lines.next(self._may_run_ahead if owed else None)
             if line is None:
                 return _PAUSED if owed else _CLOSED if self._eof else _NEED_DATA
@@ -232,10 +235,7 @@ class Protocol:
         return say.SIZE_TOO_BIG if size and size > self._largest else None
 
     def _may_run_ahead(self, line: bytes) -> bool:
-        """Whether a command can be taken before the replies that are owed, since nothing depends on them.
-
-        Only RCPT, and not one that may be over the limit of recipients or of errors (h11 calls the rest PAUSED).
-        """
+        """Whether a command can be taken before the replies that are owed: RCPT, unless it may be over a limit."""
         return (
             line[:4].upper() == b"RCPT"
             and not self._lines.skipping
