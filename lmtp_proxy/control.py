@@ -46,7 +46,7 @@ from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.receipts_json import receipts_json
 from lmtp_proxy.reloads import Refused, history_json, moved_json, reload_json
 from lmtp_proxy.routing import HOLD
-from lmtp_proxy.session import SessionState
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.uncertain import iso_time
 from lmtp_proxy.uncertain_log import UncertainLog
 

@@ -19,23 +19,26 @@ class DotClock:
     __slots__ = ("_marks", "_octets", "earliest")
 
     def __init__(self, now: float) -> None:
-        self._marks: deque[float] = deque(maxlen=_AHEAD // _STEP + 1)  # when each next _STEP had come
-        self.restart(now)
+        self._marks: deque[float] | None = None  # when each next _STEP had come
+        self.earliest = now
+        self._octets = 0
 
     def restart(self, now: float) -> None:
         """For the next message."""
         self.earliest = now
         self._octets = 0
-        if self._marks:
-            self._marks.clear()
+        self._marks = None
 
     def received(self, octets: int, now: float, *, waited: bool) -> None:
         """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
         before = self._octets
         self._octets = after = before + octets
+        marks = self._marks
         if after >= _STEP:
-            self._marks.extend([now] * (after // _STEP - before // _STEP))
+            if marks is None:
+                marks = self._marks = deque(maxlen=_AHEAD // _STEP + 1)
+            marks.extend([now] * (after // _STEP - before // _STEP))
         if waited:
             self.earliest = now
-        elif len(self._marks) == self._marks.maxlen:
-            self.earliest = max(self.earliest, self._marks[0])
+        elif marks is not None and len(marks) == marks.maxlen:
+            self.earliest = max(self.earliest, marks[0])

@@ -39,6 +39,7 @@ AT_ONCE = 100
 
 _DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
 _NEED_DATA, _PAUSED = Wait.NEED_DATA, Wait.PAUSED
+_SENDER_OK, _START_DATA = say.SENDER_OK.wire, say.START_DATA.wire
 _tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 _HOST = re.compile(rb"[!-~]+").fullmatch
 
@@ -51,8 +52,8 @@ class Protocol:
     """One client's session.
 
     hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
-    trusted: the client may say XFORWARD. data_to_send: all replies that may go out now, each handed out once. in_data:
-    between 354 and the final dot.
+    trusted: the client may say XFORWARD. output: what may go out now; who sends it clears it. in_data: between 354 and
+    the final dot.
     """
 
     def __init__(
@@ -62,27 +63,24 @@ class Protocol:
         self._max_message_size = max_message_size
         self._largest = max_message_size or sys.maxsize
         self._max_recipients = max_recipients
+        self._most_at_once = min(max_recipients, AT_ONCE)
         self._smtputf8 = smtputf8
         self._forwarded = Forwarded(trusted)
         self._lines = CommandLines()
-        self._eof = self._greeted = False
-        self._errors = 0
+        self._eof = self._greeted = self.in_data = False
+        self._errors = self._accepted = 0
         self._turn = 0  # commands taken in this one
         self._replies = ReplyQueue()
-        self.data_to_send: Callable[[], bytes] = self._replies.take
+        self.output = self._replies.ready
         self._envelope: Envelope | None = None
-        self._accepted = 0
-        self.in_data = False
         self._data: MessageData | None = None  # unless the message came at once
         # What there is to do whatever has come: start_data, the replies after the final dot, to close.
         self._halted: DataCommand | Wait | ConnectionClosed | None = None
 
     def __repr__(self) -> str:
-        return f"<Protocol {self._phase()} accepted={self._accepted} owed={self.owed} buffered={len(self._lines)}>"
-
-    def _phase(self) -> str:
-        known = {_CLOSED: "closed", _PAUSED: "replying"}.get(self._halted)
-        return known or ("data" if self.in_data else "envelope" if self._envelope else "idle")
+        phase = "data" if self.in_data else "envelope" if self._envelope else "idle"
+        phase = {_CLOSED: "closed", _PAUSED: "replying"}.get(self._halted, phase)
+        return f"<Protocol {phase} accepted={self._accepted} owed={self.owed} buffered={len(self._lines)}>"
 
     # --- what the session may ask ------------------------------------------------------------------------------------
 
@@ -119,7 +117,7 @@ class Protocol:
         if octets:
             self._turn = 0
             lines = self._lines
-            lines.octets = octets if lines.position == len(lines.octets) else lines.rest + octets
+            lines.octets = lines.octets[lines.position :] + octets
             lines.position = 0
         else:
             self._eof = True
@@ -129,20 +127,19 @@ class Protocol:
         queue = self._replies
         if len(replies) > queue.owed:
             raise LocalProtocolError(f"{queue.owed} replies are owed, but got {[str(reply) for reply in replies]}")
-        queue.settle(replies)
+        positive = queue.settle(replies)
         if self._halted is None:
-            for reply in replies:
-                if reply.code < 300:
-                    self._accepted += 1
-        elif not queue.owed:
-            self._end_transaction()
+            self._accepted += positive
+        elif not queue.owed:  # all after the final dot
+            self._envelope = self._halted = None
+            self._forwarded.queue_id = ""
+            self._accepted = 0
 
     def take_data(self) -> bool:
         """Whether the DATA behind an EnvelopeCommand is next, as if it were an event; not if nobody was accepted."""
         if not self._accepted or self._replies.owed:
             return False
         self._lines.position += len(b"DATA\r\n")
-        self._turn += 1
         self._halted = _DATA
         return True
 
@@ -152,7 +149,7 @@ class Protocol:
             raise LocalProtocolError("there was no DATA")
         self._halted = None
         self.in_data = True
-        self._replies.say(say.START_DATA)
+        self._replies.ready.append(_START_DATA)
 
     def close(self, reply: Reply) -> None:
         """Say `reply` as the last thing; what is owed is not answered any more."""
@@ -163,18 +160,24 @@ class Protocol:
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
+    def data_to_send(self) -> bytes:
+        """All of `output`, each octet handed out once."""
+        octets = b"".join(self.output)
+        self.output.clear()
+        return octets
+
     def next_event(self) -> Event | Wait:
         """The next thing to do, or why there is none."""
         lines = self._lines
         while True:
-            if self.in_data:
-                return self._next_in_data()
             if (halted := self._halted) is not None:
                 if halted is _DATA:
                     raise LocalProtocolError("DATA was not followed by start_data")
                 return halted
-            if lines.position == len(lines.octets) and not self._eof:
-                return _PAUSED if self._replies.owed else _NEED_DATA
+            if lines.position == len(lines.octets):
+                return _PAUSED if self._replies.owed else _CLOSED if self._eof else _NEED_DATA
+            if self.in_data:
+                return self._next_in_data(lines.rest if lines.position else lines.octets)
             if self._turn >= AT_ONCE:
                 self._turn = 0
                 return Wait.BUSY
@@ -195,21 +198,18 @@ class Protocol:
             return None
         envelope, recipients, end = parsed
         number = len(recipients)
-        if number > AT_ONCE or number > self._max_recipients or self._size_refusal(envelope.size):
+        if number > self._most_at_once or (envelope.size or 0) > self._largest:
             return None
         lines.position = end
-        self._turn += number + 1
+        self._turn += number + 2
         self._errors = 0
         self._envelope = envelope
-        self._replies.say(say.SENDER_OK)
-        self._replies.owe(number)
+        self._replies.ready.append(_SENDER_OK)
+        self._replies.owed = number
         return _tuple(EnvelopeCommand, (envelope, recipients))
 
-    def _next_in_data(self) -> Event | Wait:
+    def _next_in_data(self, octets: bytes) -> Event | Wait:
         lines = self._lines
-        octets = lines.rest if lines.position else lines.octets
-        if not octets:
-            return _CLOSED if self._eof else _NEED_DATA
         lines.position = 0
         refusal: Reply | None = None
         if self._data is None and (whole := whole_message(octets)) is not None:
@@ -228,7 +228,7 @@ class Protocol:
         if size > self._largest and refusal is None:
             refusal = say.SIZE_TOO_BIG
         self.in_data, self._halted = False, _PAUSED
-        self._replies.owe(self._accepted)
+        self._replies.owed = self._accepted
         return _tuple(EndOfMessage, (size, refusal, b"" if refusal else octets))
 
     def _size_refusal(self, size: int | None) -> Reply | None:

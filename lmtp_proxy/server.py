@@ -18,7 +18,8 @@ from gevent.event import Event
 from lmtp_proxy import reply as say
 from lmtp_proxy.acceptor import Acceptor
 from lmtp_proxy.log import printable
-from lmtp_proxy.session import Session, SessionState, Shared
+from lmtp_proxy.session import Session, Shared
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.stream import Stream
 
 _log = logging.getLogger(__name__)

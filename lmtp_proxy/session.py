@@ -34,6 +34,7 @@ from lmtp_proxy.events import (
 from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.stream import Stream
 from lmtp_proxy.transaction import Client, Transaction
 
@@ -55,23 +56,6 @@ class Shared:
     parking: Parking
 
 
-@dataclass(frozen=True, slots=True)
-class SessionState:
-    """A session for an operator.
-
-    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
-    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
-    """
-
-    name: str
-    peer: str
-    seconds: float
-    state: str
-    sender: str | None
-    recipients: int
-    octets: int
-
-
 class Session:
     """One client's connection; `run` it in a greenlet of its own. peer: its name in the log. trusted: see Protocol."""
 
@@ -89,7 +73,7 @@ class Session:
             smtputf8=config.smtputf8,
             trusted=trusted,
         )
-        self._take_output = self._protocol.data_to_send
+        self._output = self._protocol.output
         self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._idle = config.timeouts.client_idle
         self._connected = time.monotonic()
@@ -173,7 +157,7 @@ class Session:
                     self._flush()  # a client that reads its final replies slowly is to get all of them
                     raise _StopNow
                 event = next_event()
-                if event is _NEED_DATA and ((transaction := self._transaction) is None or not transaction.new):
+                if event is _NEED_DATA:
                     self._flush()
                     self._receive()
                 elif handler := _HANDLERS.get(type(event)):
@@ -226,7 +210,7 @@ class Session:
     def _begin(self, envelope: Envelope) -> Transaction:
         self._may_begin_until = 0.0
         self._idle = self._cutover.current().config.timeouts.client_idle
-        transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
+        self._transaction = transaction = Transaction(self._client, envelope, self._cutover, self._parking)
         return transaction
 
     def _rcpt(self, event: RcptCommand) -> None:
@@ -269,7 +253,12 @@ class Session:
         size, refusal, octets = event
         self._committing = True
         transaction.finish(octets, size, refusal, self._clock.earliest)
-        self._cutover.tallies.finished(size, refusal is not None)
+        tallies = self._cutover.tallies
+        tallies.octets += size
+        if refusal is None:
+            tallies.answered += 1
+        else:
+            tallies.refused += 1
         self._transaction = None
         self._committing = False
 
@@ -290,7 +279,7 @@ class Session:
 
     def _receive(self) -> None:
         stream, protocol = self._stream, self._protocol
-        waited = not stream.received and not stream.ended
+        waited = protocol.in_data and not stream.received and not stream.ended
         octets = stream.receive(time.monotonic() + self._idle)
         if not octets:
             if octets is None:
@@ -312,7 +301,9 @@ class Session:
             if self._lost:
                 raise ConnectionError("it took no replies")
             self._wait_for_room(self._idle)
-        if output := self._take_output():
+        if ready := self._output:
+            output = ready[0] if len(ready) == 1 else b"".join(ready)
+            ready.clear()
             try:
                 sent = stream.send(output)
             except OSError:

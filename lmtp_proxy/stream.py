@@ -14,7 +14,6 @@ from _socket import MSG_PEEK
 from _socket import socket as Socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
@@ -43,6 +42,7 @@ class _Deadlines:
         self.hub = hub
         self.switch: Callable[[], object] = hub.switch
         self.streams: set[Stream] = set()
+        _deadlines[hub] = self
         self._timer: Any = None
         self.due = math.inf
 
@@ -69,7 +69,7 @@ class _Deadlines:
                 waiter.switch(False)
 
 
-_deadlines: "WeakKeyDictionary[Any, _Deadlines]" = WeakKeyDictionary()
+_deadlines: dict[Any, _Deadlines] = {}  # of each hub: there is one
 
 
 class Stream:
@@ -89,9 +89,7 @@ class Stream:
     def __init__(self, sock: Socket) -> None:
         sock.setblocking(False)
         hub = get_hub()
-        if (deadlines := _deadlines.get(hub)) is None:
-            deadlines = _deadlines[hub] = _Deadlines(hub)
-        self._deadlines = deadlines
+        self._deadlines = deadlines = _deadlines.get(hub) or _Deadlines(hub)
         deadlines.streams.add(self)
         self._sock = sock
         self._recv, self._send = sock.recv, sock.send

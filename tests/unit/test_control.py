@@ -18,7 +18,7 @@ from lmtp_proxy.control_request import GONE, MAX_USERS, UID
 from lmtp_proxy.envelope import Recipient
 from lmtp_proxy.in_flight import Flight, InFlight
 from lmtp_proxy.parking import Parking
-from lmtp_proxy.session import SessionState
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.uncertain_log import UncertainLog
 
 
