@@ -338,9 +338,11 @@ class Protocol:
         return None
 
     def _reset(self) -> Event | None:
-        event = None if self._envelope is None else _RESET
+        if self._envelope is None:
+            self._forwarded.queue_id = ""
+            return None
         self._end_transaction()
-        return event
+        return _RESET
 
     def _end_transaction(self) -> None:
         self._envelope = self._data = self._halted = None

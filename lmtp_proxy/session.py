@@ -19,8 +19,8 @@ from greenlet import getcurrent, greenlet
 from lmtp_proxy import reply as say
 from lmtp_proxy.client_watch import ClientGone, ClientWatch
 from lmtp_proxy.commit import Cutover
+from lmtp_proxy.config_values import Config
 from lmtp_proxy.dot_clock import DotClock
-from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.events import (
     DataCommand,
     EndOfMessage,
@@ -57,10 +57,12 @@ class Shared:
 
 
 class Session:
-    """One client's connection; `run` it in a greenlet of its own. peer: its name in the log. trusted: see Protocol."""
+    """One client's connection; `run` it, once, in a greenlet of its own.
 
-    def __init__(self, sock: Socket, peer: str, shared: Shared, *, trusted: bool = False) -> None:
-        config = shared.cutover.current().config
+    peer: its name in the log. config: that of now. trusted: see Protocol.
+    """
+
+    def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
         self._stream = Stream(sock)
@@ -124,6 +126,7 @@ class Session:
             self._greenlet = None
             self._end_transaction(why)
             self._stream.close()
+            del self._client  # which refers to this session: so nothing of it is left to the garbage collector
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
@@ -197,21 +200,19 @@ class Session:
     # --- events: the first two begin a transaction; after an error of ours the others may come without one -----------
 
     def _mail(self, event: MailCommand) -> None:
-        self._begin(event.envelope)
+        self._may_begin_until = 0.0
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        self._transaction = Transaction(self._client, event.envelope, self._cutover, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
         envelope, recipients = event
-        transaction = self._begin(envelope)
+        self._may_begin_until = 0.0
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
         transaction.add(recipients)
         self._answer_recipients(transaction, data_follows=True)
         if self._protocol.take_data():
             self._start_data(transaction)
-
-    def _begin(self, envelope: Envelope) -> Transaction:
-        self._may_begin_until = 0.0
-        self._idle = self._cutover.current().config.timeouts.client_idle
-        self._transaction = transaction = Transaction(self._client, envelope, self._cutover, self._parking)
-        return transaction
 
     def _rcpt(self, event: RcptCommand) -> None:
         if self._transaction is None:
