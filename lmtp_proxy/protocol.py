@@ -60,10 +60,8 @@ class Protocol:
         self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool, trusted: bool = False
     ) -> None:
         self._hostname = hostname
-        self._max_message_size = max_message_size
-        self._largest = max_message_size or sys.maxsize
-        self._max_recipients = max_recipients
-        self._most_at_once = min(max_recipients, AT_ONCE)
+        self._max_message_size, self._largest = max_message_size, max_message_size or sys.maxsize
+        self._max_recipients, self._most_at_once = max_recipients, min(max_recipients, AT_ONCE)
         self._smtputf8 = smtputf8
         self._forwarded = Forwarded(trusted)
         self._lines = CommandLines()
@@ -225,8 +223,7 @@ class Protocol:
                     return MessageOctets(octets)
                 return _CLOSED if self._eof else _NEED_DATA
             self._data = None
-        if size > self._largest and refusal is None:
-            refusal = say.SIZE_TOO_BIG
+        refusal = refusal or (say.SIZE_TOO_BIG if size > self._largest else None)
         self.in_data, self._halted = False, _PAUSED
         self._replies.owed = self._accepted
         return _tuple(EndOfMessage, (size, refusal, b"" if refusal else octets))
