@@ -31,14 +31,15 @@ class DotClock:
 
     def received(self, octets: int, now: float, *, waited: bool) -> None:
         """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
+        if waited:  # as if the message began here: what the client is ahead of us it has sent since
+            self.earliest = now
+            self._octets = 0
+            self._marks = None
+            return
         before = self._octets
         self._octets = after = before + octets
-        marks = self._marks
         if after >= _STEP:
-            if marks is None:
-                marks = self._marks = deque(maxlen=_AHEAD // _STEP + 1)
+            marks = self._marks = self._marks or deque(maxlen=_AHEAD // _STEP + 1)
             marks.extend([now] * (after // _STEP - before // _STEP))
-        if waited:
-            self.earliest = now
-        elif marks is not None and len(marks) == marks.maxlen:
-            self.earliest = max(self.earliest, marks[0])
+            if len(marks) == marks.maxlen:
+                self.earliest = max(self.earliest, marks[0])

@@ -135,9 +135,10 @@ class Protocol:
 
     def take_data(self) -> bool:
         """Whether the DATA behind an EnvelopeCommand is next, as if it were an event; not if nobody was accepted."""
-        if not self._accepted or self._replies.owed:
+        lines = self._lines
+        if not self._accepted or self._replies.owed or not lines.octets.startswith(b"DATA\r\n", lines.position):
             return False
-        self._lines.position += len(b"DATA\r\n")
+        lines.position += len(b"DATA\r\n")
         self._halted = _DATA
         return True
 

@@ -303,7 +303,7 @@ class Session:
                 raise ConnectionError("it took no replies")
             self._wait_for_room(self._idle)
         if ready := self._output:
-            output = ready[0] if len(ready) == 1 else b"".join(ready)
+            output = b"".join(ready)
             ready.clear()
             try:
                 sent = stream.send(output)
