@@ -105,13 +105,14 @@ class Simulation:
     def run(self, messages: int, finished: Callable[[], None] = lambda: None) -> None:
         """So many messages, `finished` after each."""
         each = self.per_connection or messages
+        config = self.generation.config
         for _ in range(messages // each):
             mailer = Mailer(self.hub, each, self.recipients, bool(self.per_connection), self.number)
             mailer.finished = finished
             self.number = (self.number + each * self.recipients) % USERS
             self.hub.ready.clear()
             if mailer.octets:
-                served = session.Session(mailer, "127.0.0.1:1", self.shared)  # type: ignore[arg-type]
+                served = session.Session(mailer, "127.0.0.1:1", self.shared, config)  # type: ignore[arg-type]
                 assert mailer.watcher is not None
                 self.hub.ready.append(mailer.watcher)
                 served.run()

@@ -72,6 +72,7 @@ Ring 4, a transaction:
 Ring 5, clients:
     dot_clock          when the client can have sent its final dot
     client_watch       notices a client that goes away while a backend is waited for
+    session_state      a session as an operator sees it
     session            the loop between client socket, protocol and transaction
     patient_acceptor   waits where there is no file left for a client
     acceptor           accepts clients up to a limit, each in a greenlet of its own

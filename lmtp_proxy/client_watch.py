@@ -27,18 +27,18 @@ class ClientGone(BaseException):
 
 
 class ClientWatch:
-    """The watch over one client's stream, between `begin` and `end`.
+    """The watch over one client's stream, from `begin` until somebody puts `waiting` away.
 
     completes: told the octets that were not read yet, says whether the client has sent its whole message; then the end
-    of file behind it is no reason to stop.
+    of file behind it is no reason to stop. waiting: who is told, None where it is of no interest.
     """
 
-    __slots__ = ("_completes", "_stream", "_timer", "_waiting")
+    __slots__ = ("_completes", "_stream", "_timer", "waiting")
 
     def __init__(self, stream: Stream, completes: Callable[[bytes], bool]) -> None:
         self._stream = stream
         self._completes = completes
-        self._waiting: greenlet | None = None
+        self.waiting: greenlet | None = None
         self._timer: Any = None
         stream.on_event = self._stirred
 
@@ -48,40 +48,43 @@ class ClientWatch:
         Raises it at once if the client has gone.
         """
         stream = self._stream
-        if (stream.ended or stream.paused) and self._gone():
-            raise ClientGone
-        self._waiting = getcurrent()
-        if stream.paused:
-            self._look_again()
-
-    def end(self) -> None:
-        """Whatever the client does is of no interest any more."""
-        self._waiting = None
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
+        if stream.ended or stream.paused:
+            if self._gone():
+                raise ClientGone
+            if stream.paused:
+                self._look_again()
+        self.waiting = getcurrent()
 
     def _stirred(self) -> None:
         # Runs in the hub, as _look does: nothing here may wait.
-        if self._waiting is None:
+        if self.waiting is None:
             return
         if self._stream.ended:
             self._throw_if_gone()
-        elif self._stream.paused and self._timer is None:
+        elif self._stream.paused:
             self._look_again()
 
     def _look_again(self) -> None:
-        self._timer = get_hub().loop.timer(INTERVAL, INTERVAL)
-        self._timer.start(self._look)
+        if self._timer is None:
+            self._timer = get_hub().loop.timer(INTERVAL, INTERVAL)
+            self._timer.start(self._look)
 
     def _look(self) -> None:
-        self._throw_if_gone()
+        if self.waiting is None:
+            self._end()
+        else:
+            self._throw_if_gone()
+
+    def _end(self) -> None:
+        self.waiting = None
+        if self._timer is not None:
+            self._timer.close()  # which stops it
+            self._timer = None
 
     def _throw_if_gone(self) -> None:
-        waiting = self._waiting
+        waiting = self.waiting
         if waiting is not None and self._gone():
-            self.end()
+            self._end()
             waiting.throw(ClientGone)
 
     def _gone(self) -> bool:
@@ -99,6 +102,6 @@ class ClientWatch:
             return True
         # Nothing comes behind an end of file, so the answer stays. It may take a while, and runs in the hub: once.
         if len(ahead) == _PEEK or self._completes(stream.received + ahead):
-            self.end()
+            self._end()
             return False
         return True

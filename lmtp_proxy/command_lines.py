@@ -34,13 +34,6 @@ class CommandLines:
         """This, and nothing else, was not used."""
         self.octets, self.position = octets, 0
 
-    def take(self, line: bytes) -> bool:
-        """Whether the next line is this one, given with its line end; it is taken then."""
-        if self.skipping or not self.octets.startswith(line, self.position):
-            return False
-        self.position += len(line)
-        return True
-
     def next(self, wanted: Callable[[bytes], bool] | None) -> bytes | None:
         """The next line without its line end; None if there is none, or if it is not `wanted` now."""
         octets, start = self.octets, self.position

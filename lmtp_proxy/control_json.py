@@ -14,7 +14,7 @@ from lmtp_proxy.generation import Generation
 from lmtp_proxy.in_flight import Flight
 from lmtp_proxy.log import printable
 from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.session import SessionState
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.tables import TableUnavailable
 
 Json: TypeAlias = dict[str, Any]

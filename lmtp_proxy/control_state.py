@@ -15,7 +15,7 @@ from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.metrics import Tallies
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.receipts import Receipts
-from lmtp_proxy.session import SessionState
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.uncertain_log import UncertainLog
 
 MAX_CONNECTIONS = 64

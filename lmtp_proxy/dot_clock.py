@@ -14,31 +14,32 @@ _AHEAD = 8 << 20
 
 
 class DotClock:
-    """Fed with each receipt of one message's data. Times are time.monotonic."""
+    """Fed with each receipt of one message's data. Times are time.monotonic. earliest: the dot was not sent before."""
+
+    __slots__ = ("_marks", "_octets", "earliest")
 
     def __init__(self, now: float) -> None:
-        self._marks: deque[float] = deque(maxlen=_AHEAD // _STEP + 1)  # when each next _STEP had come
-        self.restart(now)
+        self._marks: deque[float] | None = None  # when each next _STEP had come
+        self.earliest = now
+        self._octets = 0
 
     def restart(self, now: float) -> None:
         """For the next message."""
-        self._caught_up = now
+        self.earliest = now
         self._octets = 0
-        self._marks.clear()
-        self._marks.append(now)
+        self._marks = None
 
     def received(self, octets: int, now: float, *, waited: bool) -> None:
         """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
-        if waited:
-            self._caught_up = now
+        if waited:  # as if the message began here: what the client is ahead of us it has sent since
+            self.earliest = now
+            self._octets = 0
+            self._marks = None
+            return
         before = self._octets
-        self._octets = before + octets
-        steps = self._octets // _STEP - before // _STEP
-        if steps:
-            self._marks.extend([now] * steps)
-
-    @property
-    def earliest(self) -> float:
-        """The dot was not sent before this."""
-        oldest = self._marks[0] if len(self._marks) == self._marks.maxlen else 0.0
-        return max(self._caught_up, oldest)
+        self._octets = after = before + octets
+        if after >= _STEP:
+            marks = self._marks = self._marks or deque(maxlen=_AHEAD // _STEP + 1)
+            marks.extend([now] * (after // _STEP - before // _STEP))
+            if len(marks) == marks.maxlen:
+                self.earliest = max(self.earliest, marks[0])

@@ -23,6 +23,35 @@ _END = b"\r\n.\r\n"
 FINAL_DOT = b".\r\n"
 """The end of data; what stands before it ends with CRLF, or is nothing."""
 _LINE_END = (b"\r", b"\n", b"")
+_FEW = 16  # dots that are looked at one by one
+_BEHIND = len(_END) + len(b"QUIT\r\n")  # octets: what a client may have written along with the end
+
+
+def whole_message(octets: bytes) -> tuple[int, int] | None:
+    """Size and end of a message that came at once, so that MessageData would say the same, only slower: what most are.
+
+    None for all that is not plainly one. The end is where the final dot stands.
+    """
+    end = octets.rfind(_END, -_BEHIND) + 2
+    if end < 2 or end > _LONG:  # so no line is a very long one
+        return None
+    find = octets.find
+    dot = find(b".")
+    if dot < 2:  # what stands before it is not in these octets
+        return None
+    stuffed = 0
+    for _ in range(_FEW):
+        if dot == end:
+            return end - stuffed, end
+        if octets[dot - 1] not in b"\r\n":
+            dot = find(b".", dot + 1)
+        elif octets[dot + 1] in b"\r\n":
+            return None  # an end that is nobody's, or an earlier one
+        else:
+            stuffed += octets.startswith(b"\r\n", dot - 2)
+            dot = find(b".", dot + 2)
+    # No further one at the start of a line but the last.
+    return (end - stuffed, end) if find(b"\n.", dot - 1) == end - 1 and find(b"\r.", dot - 1, end) < 0 else None
 
 
 @dataclass(slots=True)

@@ -24,15 +24,14 @@ _DOMAIN = rb"(?:%s|%s)" % (_NAME, _LITERAL)
 _ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)
 _PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, _ATOM, _QUOTED, _DOMAIN))
 # What nearly all commands look like. Everything else goes the long way round, to the same result in thrice the time.
-_PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]+)@([A-Za-z0-9_.\-]+)"
+# Of at most 256 octets, as RFC 5321 section 4.5.3.1.3 has it; so no line of these is too long, and all are remembered.
+_PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,127})@([A-Za-z0-9_.\-]{1,126})"
 _PLAIN_MAIL = re.compile(rb"FROM:(<(?:%s)?>)(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?" % _PLAIN)
 _PLAIN_RCPT = re.compile(rb"TO:(<%s>)" % _PLAIN)
 _PLAIN_ENVELOPE = re.compile(
     rb"MAIL %s\r\n((?:RCPT %s\r\n)+)(?=DATA\r\n)"
     % (_PLAIN_MAIL.pattern, _PLAIN_RCPT.pattern.replace(b"(", b"(?:"))
 )
-_PLAIN_PATHS = re.compile(rb"<[^>]+>")  # in a row of these
-_LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3): the longest that is remembered
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -84,23 +83,18 @@ class Recipient(NamedTuple):
         return RCPT + self.path
 
 
-def parse_envelope(
-    octets: bytes, start: int, longest: int, queue_id: str = ""
-) -> tuple[Envelope, list[Recipient], int] | None:
+def parse_envelope(octets: bytes, start: int, queue_id: str = "") -> tuple[Envelope, list[Recipient], int] | None:
     """MAIL, its RCPTs and where they end in `octets`, which have DATA behind; None unless each of these is a plain one.
 
-    start: of MAIL. longest: octets of a line, CRLF included. queue_id: for the envelope.
+    start: of MAIL. queue_id: for the envelope. No line is longer than any limit for plain ones.
     """
-    found = _PLAIN_ENVELOPE.match(octets, start)
+    found = _plain_envelope(octets, start)
     if found is None:
         return None
     path, size, body, rcpts = found.group(1, 4, 5, 6)
-    end = found.end()
-    if end - start > longest and max(map(len, octets[start:end].split(b"\n"))) >= longest:
-        return None
-    paths = _PLAIN_PATHS.findall(rcpts)
-    recipients = list(map(_plain_recipient if len(max(paths, key=len)) <= _LONGEST_PATH else _new_recipient, paths))
-    return Envelope(path, None if size is None else int(size), body, False, queue_id), recipients, end
+    recipients = list(map(_plain_recipient, rcpts[8:-2].split(b"\r\nRCPT TO:")))
+    envelope = _tuple(Envelope, (path, None if size is None else int(size), body, False, queue_id))
+    return envelope, recipients, found.end()
 
 
 def _new_recipient(path: bytes) -> Recipient:
@@ -108,8 +102,10 @@ def _new_recipient(path: bytes) -> Recipient:
     return Recipient(path, local_part, domain)
 
 
+_plain_envelope = _PLAIN_ENVELOPE.match
 # The same users get mail again. About 1 MB when it is full.
 _plain_recipient = lru_cache(4096)(_new_recipient)
+_tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 
 
 def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:

@@ -57,14 +57,6 @@ class Tallies:
     lateness: Histogram = field(default_factory=lambda: Histogram(LATENESS_BOUNDS))
     longest: float = 0.0
 
-    def finished(self, size: int, *, refused: bool) -> None:
-        """A transaction came to its final dot, with a message of so many octets."""
-        self.octets += size
-        if refused:
-            self.refused += 1
-        else:
-            self.answered += 1
-
     def late(self, seconds: float) -> None:
         """The event loop did something so much later than it should have."""
         self.lateness.observe(seconds)

@@ -8,11 +8,12 @@ is to PIPELINING (RFC 2920).
 """
 
 import re
+import sys
 from collections.abc import Callable
 
 from lmtp_proxy import reply as say
-from lmtp_proxy.command_lines import MAX_COMMAND, TOO_LONG, CommandLines
-from lmtp_proxy.dot_stuffing import MessageData
+from lmtp_proxy.command_lines import TOO_LONG, CommandLines
+from lmtp_proxy.dot_stuffing import FINAL_DOT, MessageData, whole_message
 from lmtp_proxy.envelope import Envelope, parse_envelope, parse_mail, parse_rcpt
 from lmtp_proxy.events import (
     ConnectionClosed,
@@ -36,7 +37,10 @@ MAX_ERRORS = 20
 AT_ONCE = 100
 """Commands of one client that are taken before the other clients have their turn."""
 
-_DATA, _RESET, _CLOSED, _NEED_DATA = DataCommand(), TransactionReset(), ConnectionClosed(), Wait.NEED_DATA
+_DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
+_NEED_DATA, _PAUSED = Wait.NEED_DATA, Wait.PAUSED
+_SENDER_OK, _START_DATA = say.SENDER_OK.wire, say.START_DATA.wire
+_tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 _HOST = re.compile(rb"[!-~]+").fullmatch
 
 
@@ -48,65 +52,57 @@ class Protocol:
     """One client's session.
 
     hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
-    trusted: the client may say XFORWARD. data_to_send: all replies that may go out now, each handed out once. owed:
-    replies that `reply` has to bring before the session can go on.
+    trusted: the client may say XFORWARD. output: what may go out now; who sends it clears it. in_data: between 354 and
+    the final dot.
     """
 
     def __init__(
         self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool, trusted: bool = False
     ) -> None:
         self._hostname = hostname
-        self._max_message_size = max_message_size
-        self._max_recipients = max_recipients
+        self._max_message_size, self._largest = max_message_size, max_message_size or sys.maxsize
+        self._max_recipients, self._most_at_once = max_recipients, min(max_recipients, AT_ONCE)
         self._smtputf8 = smtputf8
         self._forwarded = Forwarded(trusted)
         self._lines = CommandLines()
-        self._eof = False
-        self._closed = False
-        self._greeted = False
-        self._errors = 0
+        self._eof = self._greeted = self.in_data = False
+        self._errors = self._accepted = 0
         self._turn = 0  # commands taken in this one
         self._replies = ReplyQueue()
-        self.data_to_send: Callable[[], bytes] = self._replies.take
+        self.output = self._replies.ready
         self._envelope: Envelope | None = None
-        self._accepted = 0
-        self.owed = 0
-        self._data_expected = False
-        self._data: MessageData | None = None
-        self._replying = False  # after the final dot
+        self._data: MessageData | None = None  # unless the message came at once
+        # What there is to do whatever has come: start_data, the replies after the final dot, to close.
+        self._halted: DataCommand | Wait | ConnectionClosed | None = None
 
     def __repr__(self) -> str:
-        return f"<Protocol {self._phase()} accepted={self._accepted} owed={self.owed} buffered={len(self._lines)}>"
-
-    def _phase(self) -> str:
-        if self._closed or self._replying:
-            return "closed" if self._closed else "replying"
-        return "data" if self._data is not None else "envelope" if self._envelope else "idle"
+        phase = "data" if self.in_data else "envelope" if self._envelope else "idle"
+        phase = {_CLOSED: "closed", _PAUSED: "replying"}.get(self._halted, phase)
+        return f"<Protocol {phase} accepted={self._accepted} owed={self.owed} buffered={len(self._lines)}>"
 
     # --- what the session may ask ------------------------------------------------------------------------------------
+
+    @property
+    def owed(self) -> int:
+        """Replies that `reply` has to bring before the session can go on."""
+        return self._replies.owed
 
     @property
     def in_transaction(self) -> bool:
         """Between MAIL and the last reply of its message."""
         return self._envelope is not None
 
-    @property
-    def in_data(self) -> bool:
-        """Between 354 and the final dot."""
-        return self._data is not None
-
     def completes(self, ahead: bytes) -> bool:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""
         octets = self._lines.rest + ahead
-        if self._data is not None or self._data_expected:
+        if self.in_data or self._halted is _DATA:
             return (self._data or MessageData()).ends_in(octets)
         return b"\r\n.\r\n" in octets
 
     @property
     def data_follows(self) -> bool:
         """Whether the next command, which waits for replies that are owed, is DATA."""
-        at = self._lines.position
-        return self._lines.octets[at : at + 6].upper() == b"DATA\r\n"
+        return self._lines.rest[:6].upper() == b"DATA\r\n"
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -119,71 +115,77 @@ class Protocol:
         if octets:
             self._turn = 0
             lines = self._lines
-            lines.octets, lines.position = (lines.rest + octets if lines else octets), 0
+            lines.octets = lines.octets[lines.position :] + octets
+            lines.position = 0
         else:
             self._eof = True
 
     def reply(self, *replies: Reply) -> None:
         """The oldest replies that are owed: to RCPTs, or for recipients after the final dot."""
-        owed = self.owed - len(replies)
-        if owed < 0:
-            raise LocalProtocolError(f"{self.owed} replies are owed, but got {[str(reply) for reply in replies]}")
-        self.owed = owed
-        if self._replying:
-            self._replies.say(*replies)
-            if not owed:
-                self._end_transaction()
-            return
-        self._accepted += sum([reply.code < 300 for reply in replies])
-        self._replies.settle(replies)
+        queue = self._replies
+        if len(replies) > queue.owed:
+            raise LocalProtocolError(f"{queue.owed} replies are owed, but got {[str(reply) for reply in replies]}")
+        positive = queue.settle(replies)
+        if self._halted is None:
+            self._accepted += positive
+        elif not queue.owed:  # all after the final dot
+            self._envelope = self._halted = None
+            self._forwarded.queue_id = ""
+            self._accepted = 0
+
+    def take_data(self) -> bool:
+        """Whether the DATA behind an EnvelopeCommand is next, as if it were an event; not if nobody was accepted."""
+        lines = self._lines
+        if not self._accepted or self._replies.owed or not lines.octets.startswith(b"DATA\r\n", lines.position):
+            return False
+        lines.position += len(b"DATA\r\n")
+        self._halted = _DATA
+        return True
 
     def start_data(self) -> None:
         """Ask for the message (354)."""
-        if not self._data_expected:
+        if self._halted is not _DATA:
             raise LocalProtocolError("there was no DATA")
-        self._data_expected = False
-        self._data = MessageData()
-        self._replies.say(say.START_DATA)
+        self._halted = None
+        self.in_data = True
+        self._replies.ready.append(_START_DATA)
 
     def close(self, reply: Reply) -> None:
         """Say `reply` as the last thing; what is owed is not answered any more."""
         self._replies.forget_owed()
-        self.owed = 0
         self._end_transaction()
         self._replies.say(reply)
-        self._closed = True
+        self._halted = _CLOSED
 
     # --- out ---------------------------------------------------------------------------------------------------------
+
+    def data_to_send(self) -> bytes:
+        """All of `output`, each octet handed out once."""
+        octets = b"".join(self.output)
+        self.output.clear()
+        return octets
 
     def next_event(self) -> Event | Wait:
         """The next thing to do, or why there is none."""
         lines = self._lines
         while True:
-            if self._closed:
-                return _CLOSED
-            if self._data is not None:
-                return self._next_in_data(self._data)
-            if self._data_expected:
-                raise LocalProtocolError("DATA was not followed by start_data")
-            if self._replying:
-                return Wait.PAUSED
-            if lines.position == len(lines.octets) and not self._eof:
-                return Wait.PAUSED if self.owed else _NEED_DATA
+            if (halted := self._halted) is not None:
+                if halted is _DATA:
+                    raise LocalProtocolError("DATA was not followed by start_data")
+                return halted
+            if lines.position == len(lines.octets):
+                return _PAUSED if self._replies.owed else _CLOSED if self._eof else _NEED_DATA
+            if self.in_data:
+                return self._next_in_data(lines.rest if lines.position else lines.octets)
             if self._turn >= AT_ONCE:
                 self._turn = 0
                 return Wait.BUSY
-            if self._envelope is None:
-                if self._greeted and (command := self._plain_envelope()):
-                    return command
-            elif self._accepted and not self.owed and lines.take(b"DATA\r\n"):
-                self._turn, self._errors = self._turn + 1, 0  # without the detour by the table of verbs
-                self._data_expected = True
-                return _DATA
-            line = lines.next(self._may_run_ahead if self.owed else None)
+            owed = self._replies.owed
+            if self._envelope is None and self._greeted and (command := self._plain_envelope()):
+                return command
+            line = lines.next(self._may_run_ahead if owed else None)
             if line is None:
-                if self.owed:
-                    return Wait.PAUSED
-                return _CLOSED if self._eof else Wait.NEED_DATA
+                return _PAUSED if owed else _CLOSED if self._eof else _NEED_DATA
             event = self._command(line)
             if event is not None:
                 return event
@@ -191,52 +193,51 @@ class Protocol:
     def _plain_envelope(self) -> EnvelopeCommand | None:
         """What Postfix sends in one write, taken as a whole. One by one the commands come to the same, but slower."""
         lines = self._lines
-        queue_id = self._forwarded.queue_id
-        if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, MAX_COMMAND, queue_id)):
+        if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, self._forwarded.queue_id)):
             return None
         envelope, recipients, end = parsed
-        if self._size_refusal(envelope.size) or len(recipients) > min(self._max_recipients, AT_ONCE):
+        number = len(recipients)
+        if number > self._most_at_once or (envelope.size or 0) > self._largest:
             return None
         lines.position = end
-        self._turn += len(recipients) + 1
+        self._turn += number + 2
         self._errors = 0
         self._envelope = envelope
-        self.owed = len(recipients)
-        self._replies.say(say.SENDER_OK)
-        self._replies.owe(len(recipients))
-        return EnvelopeCommand(envelope, recipients)
+        self._replies.ready.append(_SENDER_OK)
+        self._replies.owed = number
+        return _tuple(EnvelopeCommand, (envelope, recipients))
 
-    def _next_in_data(self, data: MessageData) -> Event | Wait:
+    def _next_in_data(self, octets: bytes) -> Event | Wait:
         lines = self._lines
-        octets = lines.rest
-        if not octets:
-            return _CLOSED if self._eof else _NEED_DATA
-        octets, lines.octets = data.feed(octets)
         lines.position = 0
-        refusal = say.AMBIGUOUS_DATA if data.ambiguous else self._size_refusal(data.size)
-        if refusal:
-            octets = b""
-        if data.ended:
+        refusal: Reply | None = None
+        if self._data is None and (whole := whole_message(octets)) is not None:
+            size, end = whole
+            octets, lines.octets = octets[:end], octets[end + len(FINAL_DOT) :]
+        else:
+            data = self._data = self._data or MessageData()
+            octets, lines.octets = data.feed(octets)
+            size = data.size
+            refusal = say.AMBIGUOUS_DATA if data.ambiguous else None
+            if not data.ended:
+                if octets and not refusal and not self._size_refusal(size):
+                    return MessageOctets(octets)
+                return _CLOSED if self._eof else _NEED_DATA
             self._data = None
-            self._replying = True
-            self.owed = self._accepted
-            return EndOfMessage(data.size, refusal, octets)
-        if octets:
-            return MessageOctets(octets)
-        return _CLOSED if self._eof else _NEED_DATA
+        refusal = refusal or (say.SIZE_TOO_BIG if size > self._largest else None)
+        self.in_data, self._halted = False, _PAUSED
+        self._replies.owed = self._accepted
+        return _tuple(EndOfMessage, (size, refusal, b"" if refusal else octets))
 
     def _size_refusal(self, size: int | None) -> Reply | None:
-        return say.SIZE_TOO_BIG if size and 0 < self._max_message_size < size else None
+        return say.SIZE_TOO_BIG if size and size > self._largest else None
 
     def _may_run_ahead(self, line: bytes) -> bool:
-        """Whether a command can be taken before the replies that are owed, since nothing depends on them.
-
-        Only RCPT, and not one that may be over the limit of recipients or of errors (h11 calls the rest PAUSED).
-        """
+        """Whether a command can be taken before the replies that are owed: RCPT, unless it may be over a limit."""
         return (
             line[:4].upper() == b"RCPT"
             and not self._lines.skipping
-            and self._accepted + self.owed < self._max_recipients
+            and self._accepted + self._replies.owed < self._max_recipients
             and self._errors < MAX_ERRORS - 1
         )
 
@@ -294,8 +295,7 @@ class Protocol:
             return self._refuse(parsed)
         if self._accepted >= self._max_recipients:
             return self._answer(say.TOO_MANY_RECIPIENTS)
-        self.owed += 1
-        self._replies.owe()
+        self._replies.owe(1)
         return RcptCommand(parsed)
 
     def _data_verb(self, arguments: bytes) -> Event | None:
@@ -305,7 +305,7 @@ class Protocol:
             return self._refuse(say.NO_ARGUMENTS)
         if not self._accepted:
             return self._refuse(say.NO_RECIPIENTS)
-        self._data_expected = True
+        self._halted = _DATA
         return _DATA
 
     def _rset(self, arguments: bytes) -> Event | None:
@@ -318,7 +318,7 @@ class Protocol:
         if arguments:
             return self._refuse(say.NO_ARGUMENTS)
         self._answer(say.BYE)
-        self._closed = True
+        self._halted = _CLOSED
         return None
 
     # --- shared by the verbs -----------------------------------------------------------------------------------------
@@ -336,17 +336,17 @@ class Protocol:
         return None
 
     def _reset(self) -> Event | None:
-        event = None if self._envelope is None else _RESET
+        if self._envelope is None:
+            self._forwarded.queue_id = ""
+            return None
         self._end_transaction()
-        return event
+        return _RESET
 
     def _end_transaction(self) -> None:
-        self._envelope = None
+        self._envelope = self._data = self._halted = None
         self._forwarded.queue_id = ""
         self._accepted = 0
-        self._data_expected = False
-        self._data = None
-        self._replying = False
+        self.in_data = False
 
 
 _VERBS: dict[bytes, Callable[[Protocol, bytes], Event | None]] = {

@@ -11,45 +11,58 @@ from lmtp_proxy.reply import Reply
 
 
 class ReplyQueue:
-    """What goes out to one client."""
+    """What goes out to one client.
+
+    ready: what may go out now; who sends it clears it. owed: replies that are not known yet; only while there are none
+    may others add to `ready`.
+    """
+
+    __slots__ = ("_waiting", "owed", "ready")
 
     def __init__(self) -> None:
-        self._ready: list[bytes] = []
-        self._waiting: deque[Reply | None] = deque()  # empty, or from the oldest that is owed (None) on
+        self.owed = 0
+        self.ready: list[bytes] = []
+        # From the oldest that is owed (None) on, but only where one that is known stands behind: nearly never.
+        self._waiting: deque[Reply | None] = deque()
 
-    def say(self, *replies: Reply) -> None:
-        """The next replies, known already; they go out behind those that are owed."""
-        if self._waiting:
-            self._waiting.extend(replies)
-        else:
-            self._ready += [reply.wire for reply in replies]
-
-    def owe(self, replies: int = 1) -> None:
-        """The next replies are not known yet."""
-        self._waiting.extend([None] * replies)
-
-    def settle(self, replies: Sequence[Reply]) -> None:
-        """The oldest replies that are owed; not more than are."""
-        waiting = self._waiting
-        if len(replies) == len(waiting):  # all that wait, so nothing else stands among them
-            waiting.clear()
-            self._ready += [reply.wire for reply in replies]
+    def say(self, reply: Reply) -> None:
+        """The next reply, known already; it goes out behind those that are owed."""
+        if not self.owed:
+            self.ready.append(reply.wire)
             return
+        if not self._waiting:
+            self._waiting.extend([None] * self.owed)
+        self._waiting.append(reply)
+
+    def owe(self, replies: int) -> None:
+        """The next replies are not known yet."""
+        self.owed += replies
+        if self._waiting:
+            self._waiting.extend([None] * replies)
+
+    def settle(self, replies: Sequence[Reply]) -> int:
+        """The oldest replies that are owed, not more than are; how many of them are positive."""
+        self.owed -= len(replies)
+        if self._waiting:
+            self._settle_in_turn(replies)
+            return sum([reply.code < 300 for reply in replies])
+        say = self.ready.append
+        positive = 0
+        for reply in replies:
+            say(reply.wire)
+            if reply.code < 300:
+                positive += 1
+        return positive
+
+    def _settle_in_turn(self, replies: Sequence[Reply]) -> None:
+        waiting = self._waiting
         for reply in replies:
             waiting[0] = reply
             while waiting and (known := waiting[0]) is not None:
-                self._ready.append(known.wire)
+                self.ready.append(known.wire)
                 waiting.popleft()
 
     def forget_owed(self) -> None:
         """What is owed is never said, nor what stands behind it."""
+        self.owed = 0
         self._waiting.clear()
-
-    def take(self) -> bytes:
-        """All that may go out now; each octet is handed out once."""
-        ready = self._ready
-        if not ready:
-            return b""
-        octets = b"".join(ready)
-        ready.clear()
-        return octets

@@ -17,7 +17,8 @@ from gevent.event import Event
 from lmtp_proxy import reply as say
 from lmtp_proxy.acceptor import Acceptor
 from lmtp_proxy.log import printable
-from lmtp_proxy.session import Session, SessionState, Shared
+from lmtp_proxy.session import Session, Shared
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.stream import Stream
 
 if TYPE_CHECKING:
@@ -91,32 +92,30 @@ class Server:
             self._changed.wait()
 
     def _serve(self, sock: Socket, address: Any) -> None:
-        peer = f"{address[0]}:{address[1]}" if self._tcp else "unix"
-        if self._tcp and not self._may_connect(str(address[0])):
-            self._turn_away(sock, peer)
-            return
-        session = Session(sock, peer, self._shared, trusted=not self._tcp or self._is_trusted(str(address[0])))
+        config = self._shared.cutover.current().config
+        peer, trusted = "unix", True
+        if self._tcp:
+            host, port = address[:2]
+            peer = f"{host}:{port}"
+            if config.allow is not None and not _is_within(host, config.allow):
+                self._turn_away(sock, peer)
+                return
+            trusted = config.trusted is not None and _is_within(host, config.trusted)
+        session = Session(sock, peer, self._shared, config, trusted=trusted)
         _log.debug("%s: connect from %s", session.name, peer)
-        self._sessions.add(session)
-        self._shared.cutover.tallies.accepted += 1
-        self._sessions_changed(len(self._sessions))
+        sessions, tallies = self._sessions, self._shared.cutover.tallies
+        sessions.add(session)
+        tallies.accepted += 1
+        self._sessions_changed(len(sessions))
         try:
             session.run()
         finally:
-            self._sessions.discard(session)
-            self._shared.cutover.tallies.ended += 1
+            sessions.discard(session)
+            tallies.ended += 1
             if self._stopping:
                 self._changed.set()
-            self._sessions_changed(len(self._sessions))
+            self._sessions_changed(len(sessions))
             _log.debug("%s: disconnect from %s", session.name, peer)
-
-    def _may_connect(self, host: str) -> bool:
-        allow = self._shared.cutover.current().config.allow
-        return allow is None or _is_within(host, allow)
-
-    def _is_trusted(self, host: str) -> bool:
-        trusted = self._shared.cutover.current().config.trusted
-        return trusted is not None and _is_within(host, trusted)
 
     def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))

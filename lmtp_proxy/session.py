@@ -19,9 +19,9 @@ from greenlet import getcurrent, greenlet
 from lmtp_proxy import reply as say
 from lmtp_proxy.client_watch import ClientGone, ClientWatch
 from lmtp_proxy.commit import Cutover
+from lmtp_proxy.config_values import Config
 from lmtp_proxy.dot_clock import DotClock
 from lmtp_proxy.events import (
-    ConnectionClosed,
     DataCommand,
     EndOfMessage,
     EnvelopeCommand,
@@ -34,6 +34,7 @@ from lmtp_proxy.events import (
 from lmtp_proxy.log import printable
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.stream import Stream
 from lmtp_proxy.transaction import Client, Transaction
 
@@ -55,32 +56,18 @@ class Shared:
     parking: Parking
 
 
-@dataclass(frozen=True, slots=True)
-class SessionState:
-    """A session for an operator.
+class Session:
+    """One client's connection; `run` it, once, in a greenlet of its own.
 
-    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
-    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
+    peer: its name in the log. config: that of now. trusted: see Protocol.
     """
 
-    name: str
-    peer: str
-    seconds: float
-    state: str
-    sender: str | None
-    recipients: int
-    octets: int
-
-
-class Session:
-    """One client's connection; `run` it in a greenlet of its own. peer: its name in the log. trusted: see Protocol."""
-
-    def __init__(self, sock: Socket, peer: str, shared: Shared, *, trusted: bool = False) -> None:
-        config = shared.cutover.current().config
+    def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
         self._stream = Stream(sock)
-        self._shared = shared
+        self._cutover = shared.cutover
+        self._parking = shared.parking
         self._protocol = Protocol(
             config.hostname,
             max_message_size=config.max_message_size,
@@ -88,13 +75,14 @@ class Session:
             smtputf8=config.smtputf8,
             trusted=trusted,
         )
+        self._output = self._protocol.output
         self._watch = ClientWatch(self._stream, self._protocol.completes)
+        self._idle = config.timeouts.client_idle
         self._connected = time.monotonic()
         self._clock = DotClock(self._connected)
         self._client = Client(self.name, self._protocol.reply, self._flush)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
-        self._receiving = False
         self._committing = False
         self._lost = False
         self._stopping = False
@@ -138,6 +126,7 @@ class Session:
             self._greenlet = None
             self._end_transaction(why)
             self._stream.close()
+            del self._client  # which refers to this session: so nothing of it is left to the garbage collector
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
@@ -152,7 +141,7 @@ class Session:
         gevent.get_hub().loop.run_callback(self._interrupt_uncommitted)
 
     def _interrupt_idle(self) -> None:
-        if self._greenlet and self._receiving and not self._protocol.in_transaction:
+        if self._greenlet and self._stream.awaited and not self._protocol.in_transaction:
             self._greenlet.throw(_StopNow)
 
     def _interrupt_uncommitted(self) -> None:
@@ -164,26 +153,22 @@ class Session:
     def _serve(self) -> bool:
         """True when there is nothing more to do; False after an error of ours, which costs the transaction."""
         protocol = self._protocol
+        next_event = protocol.next_event
         try:
             while True:
                 if self._stopping and not protocol.in_transaction and time.monotonic() >= self._may_begin_until:
                     self._flush()  # a client that reads its final replies slowly is to get all of them
                     raise _StopNow
-                event = protocol.next_event()
-                transaction = self._transaction
-                if event is _NEED_DATA and (transaction is None or not transaction.new):
+                event = next_event()
+                if event is _NEED_DATA:
                     self._flush()
                     self._receive()
-                elif transaction is not None and (handler := _HANDLERS.get(type(event))):
+                elif handler := _HANDLERS.get(type(event)):
                     handler(self, event)
-                elif beginning := _BEGINNINGS.get(type(event)):
-                    beginning(self, event)
                 elif isinstance(event, Wait):
                     self._wait(event)
-                elif isinstance(event, ConnectionClosed):
+                else:  # ConnectionClosed
                     return True
-                else:
-                    self._after_internal_error(event)
         except OSError:
             raise
         except Exception:  # noqa: BLE001  (an error of ours costs the transaction, not the client)
@@ -205,67 +190,81 @@ class Session:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
 
     def _answer_recipients(self, transaction: Transaction, *, data_follows: bool) -> None:
-        self._watch.begin()
+        watch = self._watch
+        watch.begin()
         try:
             transaction.answer_recipients(data_follows=data_follows)
         finally:
-            self._watch.end()
+            watch.waiting = None
 
-    # --- events: of a transaction, but for MAIL, which begins one ----------------------------------------------------
+    # --- events: the first two begin a transaction; after an error of ours the others may come without one -----------
 
     def _mail(self, event: MailCommand) -> None:
         self._may_begin_until = 0.0
-        self._transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        self._transaction = Transaction(self._client, event.envelope, self._cutover, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
+        envelope, recipients = event
         self._may_begin_until = 0.0
-        transaction = Transaction(self._client, event.envelope, self._shared.cutover, self._shared.parking)
-        self._transaction = transaction
-        transaction.add(event.recipients)
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
+        transaction.add(recipients)
         self._answer_recipients(transaction, data_follows=True)
+        if self._protocol.take_data():
+            self._start_data(transaction)
 
     def _rcpt(self, event: RcptCommand) -> None:
-        self._open_transaction.add((event.recipient,))
+        if self._transaction is None:
+            self._answer_owed()
+        else:
+            self._transaction.add((event.recipient,))
 
     def _data(self, _: DataCommand) -> None:
-        transaction = self._open_transaction
+        if self._transaction is None:
+            self._protocol.start_data()
+        else:
+            self._start_data(self._transaction)
+
+    def _start_data(self, transaction: Transaction) -> None:
         try:
             if asked := transaction.start_data():
                 self._watch.begin()
                 transaction.await_data(asked)
         finally:
-            self._watch.end()
+            self._watch.waiting = None
             self._protocol.start_data()
             self._clock.restart(time.monotonic())
 
     def _octets(self, event: MessageOctets) -> None:
-        self._watch.begin()
+        if self._transaction is None:
+            return
+        watch = self._watch
+        watch.begin()
         try:
-            self._open_transaction.write(event.octets, self._clock.earliest)
+            self._transaction.write(event.octets, self._clock.earliest)
         finally:
-            self._watch.end()
+            watch.waiting = None
 
     def _end(self, event: EndOfMessage) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            self._answer_owed()
+            return
+        size, refusal, octets = event
         self._committing = True
-        self._open_transaction.finish(event.octets, event.size, event.refusal, self._clock.earliest)
-        self._shared.cutover.tallies.finished(event.size, refused=event.refusal is not None)
+        transaction.finish(octets, size, refusal, self._clock.earliest)
+        tallies = self._cutover.tallies
+        tallies.octets += size
+        if refusal is None:
+            tallies.answered += 1
+        else:
+            tallies.refused += 1
         self._transaction = None
         self._committing = False
 
     def _reset(self, _: TransactionReset) -> None:
         self._end_transaction("the client reset the transaction")
-
-    @property
-    def _open_transaction(self) -> Transaction:
-        if self._transaction is None:
-            raise LocalProtocolError("there is no transaction")
-        return self._transaction
-
-    def _after_internal_error(self, event: object) -> None:
-        """The protocol goes on with a transaction that is no more."""
-        if isinstance(event, DataCommand):
-            self._protocol.start_data()
-        self._answer_owed()
 
     def _answer_owed(self) -> None:
         while self._protocol.owed:
@@ -274,53 +273,49 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            self._shared.cutover.tallies.aborted += 1
+            self._cutover.tallies.aborted += 1
             transaction.abort(why)
 
     # --- octets ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        stream = self._stream
-        protocol = self._protocol
-        waited = not stream.received and not stream.ended
-        if waited:
-            deadline = time.monotonic() + self._idle()
-            self._receiving = True
-            try:
-                while not stream.wait(deadline) or not (stream.received or stream.ended):
-                    if time.monotonic() >= deadline:
-                        self._end_transaction("the client was idle for too long")
-                        protocol.close(say.IDLE_TOO_LONG)
-                        return
-            finally:
-                self._receiving = False
-        octets = stream.take()
-        if not octets and stream.error is not None:
-            raise stream.error
-        if self._transaction is not None and protocol.in_data:
+        stream, protocol = self._stream, self._protocol
+        waited = protocol.in_data and not stream.received and not stream.ended
+        octets = stream.receive(time.monotonic() + self._idle)
+        if not octets:
+            if octets is None:
+                self._end_transaction("the client was idle for too long")
+                protocol.close(say.IDLE_TOO_LONG)
+                return
+            if stream.error is not None:
+                raise stream.error
+        if protocol.in_data:
             self._clock.received(len(octets), time.monotonic(), waited=waited)
         protocol.receive_data(octets)
 
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""
         stream = self._stream
-        if self._committing and (stream.full or self._lost):
-            return
-        if self._lost:
-            raise ConnectionError("it took no replies")
-        try:
-            if stream.full:
-                self._wait_for_room(self._idle())
-            if output := self._protocol.data_to_send():
+        if stream.full or self._lost:
+            if self._committing:
+                return
+            if self._lost:
+                raise ConnectionError("it took no replies")
+            self._wait_for_room(self._idle)
+        if ready := self._output:
+            output = b"".join(ready)
+            ready.clear()
+            try:
                 sent = stream.send(output)
-                if sent < len(output):
-                    stream.keep(output[sent:])
-                    if not self._committing:
-                        self._wait_for_room(self._idle())
-        except OSError:
-            self._lost = True
-            if not self._committing:
-                raise
+            except OSError:
+                self._lost = True
+                if not self._committing:
+                    raise
+                return
+            if stream.full:
+                stream.keep(output[sent:])
+                if not self._committing:
+                    self._wait_for_room(self._idle)
 
     def _wait_for_room(self, seconds: float) -> None:
         if not self._stream.wait_for_room(time.monotonic() + seconds):
@@ -337,16 +332,11 @@ class Session:
         except OSError:
             pass  # who does not listen misses nothing
 
-    def _idle(self) -> float:
-        return self._shared.cutover.current().config.timeouts.client_idle
-
 
 _NEED_DATA = Wait.NEED_DATA
-_BEGINNINGS: dict[type, Callable[[Session, Any], None]] = {  # of a transaction
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     MailCommand: Session._mail,
     EnvelopeCommand: Session._envelope,
-}
-_HANDLERS: dict[type, Callable[[Session, Any], None]] = {  # in a transaction
     RcptCommand: Session._rcpt,
     DataCommand: Session._data,
     MessageOctets: Session._octets,

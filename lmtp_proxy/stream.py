@@ -14,7 +14,6 @@ from _socket import MSG_PEEK
 from _socket import socket as Socket
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
@@ -43,6 +42,7 @@ class _Deadlines:
         self.hub = hub
         self.switch: Callable[[], object] = hub.switch
         self.streams: set[Stream] = set()
+        _deadlines[hub] = self
         self._timer: Any = None
         self.due = math.inf
 
@@ -69,28 +69,27 @@ class _Deadlines:
                 waiter.switch(False)
 
 
-_deadlines: "WeakKeyDictionary[Any, _Deadlines]" = WeakKeyDictionary()
+_deadlines: dict[Any, _Deadlines] = {}  # of each hub: there is one
 
 
 class Stream:
     """Owns `sock`, a connected socket of the C type, until `close`.
 
     received: what has come and was not taken. ended: nothing more comes. error: why, if not in order. full: what was
-    written has not gone out yet, or no room was found to write anything. on_event: called in the hub, so it must not
-    wait, when something came or the stream ended and nobody waits for it.
+    written has not gone out yet, or no room was found to write anything. paused: so much has come that the end of the
+    stream is not looked for until somebody takes it. on_event: called in the hub, so it must not wait, when something
+    came or the stream ended and nobody waits for it.
     """
 
     __slots__ = (
-        *("_deadline", "_deadlines", "_loop", "_most", "_paused", "_poll", "_reads", "_recv", "_roomy", "_send"),
-        *("_sock", "_unsent", "_waiter", "_writes", "ended", "error", "full", "on_event", "received"),
+        *("_deadline", "_deadlines", "_loop", "_most", "_poll", "_reads", "_recv", "_roomy", "_send", "_sock"),
+        *("_unsent", "_waiter", "_writes", "ended", "error", "full", "on_event", "paused", "received"),
     )
 
     def __init__(self, sock: Socket) -> None:
         sock.setblocking(False)
         hub = get_hub()
-        if (deadlines := _deadlines.get(hub)) is None:
-            deadlines = _deadlines[hub] = _Deadlines(hub)
-        self._deadlines = deadlines
+        self._deadlines = deadlines = _deadlines.get(hub) or _Deadlines(hub)
         deadlines.streams.add(self)
         self._sock = sock
         self._recv, self._send = sock.recv, sock.send
@@ -98,7 +97,6 @@ class Stream:
         self._waiter: greenlet | None = None
         self._deadline = 0.0  # of this one
         self._most = AHEAD
-        self._paused = False
         self._roomy = False  # there was room again while nobody waited
         self._unsent: bytes | memoryview = b""
         self._writes: Any = None
@@ -107,12 +105,13 @@ class Stream:
         self.ended = False
         self.error: OSError | None = None
         self.full = False
+        self.paused = False
         self.on_event: OnEvent | None = None
         self._reads: Any = self._loop.io(sock.fileno(), _READ)
         self._reads.start(self._readable)
 
     def __repr__(self) -> str:
-        state = "ended" if self.ended else "paused" if self._paused else "full" if self.full else "open"
+        state = "ended" if self.ended else "paused" if self.paused else "full" if self.full else "open"
         return f"<Stream {state} received={len(self.received)} unsent={len(self._unsent)}>"
 
     def fileno(self) -> int:
@@ -120,17 +119,45 @@ class Stream:
         return self._sock.fileno()
 
     @property
-    def paused(self) -> bool:
-        """So much has come that the end of the stream is not looked for until somebody takes it."""
-        return self._paused
+    def awaited(self) -> bool:
+        """Somebody waits for what comes, and not for room."""
+        return self._waiter is not None and not self.full
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def take(self) -> bytes:
         """What has come, b"" if nothing has."""
-        octets, self.received = self.received, b""
-        if self._paused:
-            self._paused = False
+        octets = self.received
+        self.received = b""
+        if self.paused:
+            self.paused = False
+            self._reads.start(self._readable)
+        return octets
+
+    def receive(self, deadline: float) -> bytes | None:
+        """Take what has come, or else what comes until `deadline`: None if nothing does, b"" at the end of the stream.
+
+        See `wait`; not to be called while `full`.
+        """
+        while not self.received and not self.ended:
+            deadlines = self._deadlines
+            if deadline < deadlines.due:
+                deadlines.set(deadline)
+            self._deadline = deadline
+            self._waiter = getcurrent()
+            try:
+                woken = deadlines.switch()
+            except BaseException:
+                self._waiter = None
+                raise
+            if woken is not True:
+                self._waiter = None
+                if time.monotonic() >= deadline:
+                    return None
+        octets = self.received
+        self.received = b""
+        if self.paused:
+            self.paused = False
             self._reads.start(self._readable)
         return octets
 
@@ -173,9 +200,14 @@ class Stream:
         self._deadline = deadline
         self._waiter = getcurrent()
         try:
-            return deadlines.switch() is True
-        finally:
+            woken = deadlines.switch()
+        except BaseException:
             self._waiter = None
+            raise
+        if woken is True:  # whoever says so has put the waiter away
+            return True
+        self._waiter = None
+        return False
 
     def wait_for_room(self, deadline: float) -> bool:
         """Wait until the stream is not `full`; False at `deadline`. Raises OSError where nothing goes out any more."""
@@ -187,25 +219,31 @@ class Stream:
         return True
 
     def _readable(self) -> None:
+        waiter = self._waiter
         try:
-            octets = self._recv(self._most if self._waiter is not None and not self.full else AHEAD)
+            octets = self._recv(AHEAD if waiter is None or self.full else self._most)
         except BlockingIOError:
             return  # `look` was faster
         except OSError as error:
             self._end(error)
         else:
-            if octets:
+            if not octets:
+                self._end(None)
+            elif waiter is not None and not self.received and len(octets) < AHEAD:  # what follows is for more
+                self.received = octets
+                self._most = AHEAD
+                self._waiter = None
+                waiter.switch(True)
+                return
+            else:
                 self.received = self.received + octets if self.received else octets
                 self._most = BULK if len(octets) >= AHEAD else AHEAD
-            else:
-                self._end(None)
-        waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             waiter.switch(True)
         # Who waits for room leaves it where it is.
         if self.received and len(self.received) >= AHEAD and not self.ended:
-            self._paused = True
+            self.paused = True
             self._reads.stop()
         if waiter is None and self.on_event is not None:
             self.on_event()
@@ -271,30 +309,17 @@ class Stream:
     def close(self) -> None:
         """Close the socket, whatever is unread or unsent. May be called again."""
         self.ended = True
-        self.full = False
+        self.full = self.paused = False
         self.on_event = None
         self._unsent = b""
-        for watcher in (self._reads, self._writes):
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-        self._writes = None
-        self._reads = _CLOSED
+        if self._reads is not None:
+            self._reads.close()  # which stops it
+            self._reads = None
+        if self._writes is not None:
+            self._writes.close()
+            self._writes = None
         self._deadlines.streams.discard(self)
         self._sock.close()
-
-
-class _ClosedWatcher:
-    """Takes the place of the watcher of a closed stream."""
-
-    def start(self, _: object) -> None: ...
-
-    def stop(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-_CLOSED = _ClosedWatcher()
 
 
 def wait_for_any(streams: Sequence[Stream], deadline: float) -> bool:

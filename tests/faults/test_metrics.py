@@ -79,6 +79,17 @@ def eventually(condition: Callable[[], bool], seconds: float = 8.0) -> None:
 
 
 @BOTH_MODES
+def test_a_message_that_is_refused_as_a_whole_is_no_answered_one(watched: Watched) -> None:
+    with watched.proxy.client() as client:
+        client.deliver("s@x", ["alice@example.org"], b"12345\n.\r\n")
+        client.deliver("s@x", ["alice@example.org"], b"12345\r\n")
+        found = watched.metrics()
+    assert value(found, "transactions_total", result="refused") == 1
+    assert value(found, "transactions_total", result="answered") == 1
+    assert value(found, "received_message_bytes_total") == 9 + 7
+
+
+@BOTH_MODES
 def test_the_counters_are_those_of_the_mail(watched: Watched) -> None:
     watched.old.script = replace(HEALTHY, rcpt_by={"full@example.org": say("452 4.2.2 full")})
     watched.proxy.config["users"]["full@example.org"] = "old"

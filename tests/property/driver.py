@@ -117,6 +117,8 @@ class Driver:
             self._take(MailCommand(event.envelope))
             for recipient in event.recipients:
                 self._take(RcptCommand(recipient))
+            if self.eager and self.protocol.take_data():  # the other one leaves DATA to the table of verbs
+                self._take(DataCommand())
             return
         if isinstance(event, EndOfMessage) and event.octets:
             self._take(MessageOctets(event.octets))

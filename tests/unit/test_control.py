@@ -19,7 +19,7 @@ from lmtp_proxy.control_state import ControlState
 from lmtp_proxy.envelope import Recipient
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.parking import Parking
-from lmtp_proxy.session import SessionState
+from lmtp_proxy.session_state import SessionState
 from lmtp_proxy.uncertain_log import UncertainLog
 from tests.support.flight import SomeFlight
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from lmtp_proxy.dot_stuffing import MessageData
+from lmtp_proxy.dot_stuffing import MessageData, whole_message
 
 END = b"\r\n.\r\n"
 # Bodies that are beyond doubt, each up to and including the CRLF in front of the final dot.
@@ -165,6 +165,54 @@ def test_every_short_stream_against_the_rule() -> None:
                 elif lone.end() + 1 < len(text):  # the judgement may wait for one octet more
                     assert data.ambiguous, stream
                 assert passed == (text[2 : lone.start()] if lone else decided[2:]), stream
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("tail", [b"", b"QUIT\r\n", b"RSET\r\n", b"MAIL FROM:<s@x>\r\n", b"x\r\n.\r\n", b"."])
+def test_a_message_that_came_at_once_is_what_it_is_in_pieces(name: str, tail: bytes) -> None:
+    octets = BODIES[name] + b".\r\n" + tail
+    if (whole := whole_message(octets)) is not None:
+        data, passed, rest = feed([octets])
+        assert (data.ended, data.ambiguous) == (True, False)
+        assert whole == (data.size, len(passed))
+        assert rest == octets[len(passed) + 3 :]
+
+
+@pytest.mark.parametrize("dots", [0, 1, 14, 15, 16, 17, 200])
+@pytest.mark.parametrize(
+    "more", [b"", b".", b"\r\n.", b"\r\n..", b"\n.x", b"\r.x", b"\n.\n", b"\r.\r", b"\r\n.\n", b"x.\r"]
+)
+def test_many_dots_before_and_behind_anything(dots: int, more: bytes) -> None:
+    for body in (b"a." * dots + more + b"a.\r\n", b"a" + b"\r\n.." * dots + more + b"b" * 70 + b"\r\n"):
+        octets = body + b".\r\nQUIT\r\n"
+        data, passed, _ = feed([octets])
+        whole = whole_message(octets)
+        assert whole is None or (not data.ambiguous and whole == (data.size, len(passed)))
+
+
+def test_what_is_usual_is_taken_at_once() -> None:
+    head = b"Received: from mail-1.example.org (192.0.2.10)\r\n" * 20
+    for body in (b"", b"Subject: x\r\n\r\ntext\r\n", b"Subject: x\r\n\r\n..\r\n.. x\r\n", head + b"\r\ntext\r\n"):
+        for behind in (b"", b"QUIT\r\n"):
+            octets = b"To: u@x\r\n" + body + b".\r\n" + behind
+            assert whole_message(octets) == (feed([octets])[0].size, 9 + len(body))
+    assert whole_message(b"x" * (LONG - 2) + b"\r\n.\r\n") == (LONG, LONG)
+    assert whole_message(b"x" * (LONG - 1) + b"\r\n.\r\n") is None
+
+
+def test_every_short_message_at_once_or_in_pieces() -> None:
+    taken = 0
+    for length in range(8):
+        for letters in itertools.product(b"a.\r\n", repeat=length):
+            octets = bytes(letters) + b"\r\n.\r\n"
+            data, passed, rest = feed([octets])
+            if (whole := whole_message(octets)) is not None:
+                taken += 1
+                assert (data.ended, data.ambiguous, rest) == (True, False, b""), octets
+                assert whole == (data.size, len(passed)), octets
+            else:
+                assert b"." in octets[:2] or re.search(rb"[\r\n]\.[\r\n]", octets[:-3]), octets
+    assert taken > 5000
 
 
 # Cyrus 3.6 reads at most 8189 octets of a line at a time and looks for the final dot at the start of each piece. Where

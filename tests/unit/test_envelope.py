@@ -316,7 +316,7 @@ ENVELOPE = b"MAIL FROM:<s+1@x.org> SIZE=100 BODY=8BITMIME\r\nRCPT TO:<a@x>\r\nRC
 
 @pytest.mark.parametrize("before", [b"", b"RSET\r\n"])
 def test_an_envelope_as_a_whole_is_what_its_commands_are(before: bytes) -> None:
-    parsed = parse_envelope(before + ENVELOPE + b"DATA\r\nbody", len(before), 2048)
+    parsed = parse_envelope(before + ENVELOPE + b"DATA\r\nbody", len(before))
     assert parsed is not None
     envelope, recipients, end = parsed
     assert envelope == parse_mail(b"FROM:<s+1@x.org> SIZE=100 BODY=8BITMIME", smtputf8=True)
@@ -325,7 +325,7 @@ def test_an_envelope_as_a_whole_is_what_its_commands_are(before: bytes) -> None:
 
 
 def test_an_envelope_of_a_bounce() -> None:
-    parsed = parse_envelope(b"MAIL FROM:<>\r\nRCPT TO:<a@x>\r\nDATA\r\n", 0, 2048, "4fX")
+    parsed = parse_envelope(b"MAIL FROM:<>\r\nRCPT TO:<a@x>\r\nDATA\r\n", 0, "4fX")
     assert parsed is not None and parsed[0] == Envelope(b"<>", queue_id="4fX")
 
 
@@ -347,13 +347,17 @@ def test_an_envelope_of_a_bounce() -> None:
     ],
 )
 def test_anything_else_is_taken_one_by_one(octets: bytes) -> None:
-    assert parse_envelope(octets, 0, 2048) is None
+    assert parse_envelope(octets, 0) is None
 
 
-@pytest.mark.parametrize("octets", [2048, 2049])
+@pytest.mark.parametrize(("octets", "local"), [(256, 127), (257, 127), (255, 128)])
 @pytest.mark.parametrize("recipients", [1, 60])
-def test_a_line_that_is_too_long_is_not_taken_along(octets: int, recipients: int) -> None:
-    line = b"RCPT TO:<" + b"u" * (octets - len(b"RCPT TO:<@x>\r\n")) + b"@x>\r\n"
-    group = b"MAIL FROM:<s@x>\r\n" + b"RCPT TO:<a@example.org>\r\n" * recipients + line + b"DATA\r\n"
-    parsed = parse_envelope(group, 0, 2048)
-    assert (parsed is not None) == (octets <= 2048)
+def test_only_paths_of_a_usual_length_are_taken_along(octets: int, local: int, recipients: int) -> None:
+    """A line that is too long is none of these; what is between is taken one by one, to the same result."""
+    path = b"<" + b"u" * local + b"@" + b"x" * (octets - local - 3) + b">"
+    group = b"MAIL FROM:<s@x>\r\n" + b"RCPT TO:<a@example.org>\r\n" * recipients
+    parsed = parse_envelope(group + b"RCPT TO:" + path + b"\r\nDATA\r\n", 0)
+    assert (parsed is not None) == (octets == 256)
+    one = parse_rcpt(b"TO:" + path, smtputf8=False)
+    assert isinstance(one, Recipient) and one.path == path
+    assert parsed is None or parsed[1][-1] == one

@@ -96,11 +96,8 @@ def test_bounds_rise(bounds: tuple[float, ...]) -> None:
     assert sorted(set(bounds)) == list(bounds)
 
 
-def test_transactions_and_lateness() -> None:
+def test_lateness() -> None:
     tallies = Tallies()
-    tallies.finished(10, refused=False)
-    tallies.finished(5, refused=True)
-    assert (tallies.answered, tallies.refused, tallies.octets) == (1, 1, 15)
     tallies.late(0.5)
     tallies.late(0.1)
     assert tallies.longest == 0.5 and sum(tallies.lateness.counts) == 2

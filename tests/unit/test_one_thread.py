@@ -18,6 +18,7 @@ from lmtp_proxy.one_thread import OneThread
 from lmtp_proxy.receipts import Receipts
 from lmtp_proxy.receipts_batch import ReceiptsError
 from lmtp_proxy.uncertain_log import UncertainLog
+from tests.support.flight import SomeFlight
 from tests.unit.test_uncertain import RECORD
 
 
@@ -51,7 +52,7 @@ def test_uncertain_deliveries_without_a_descriptor_left(
     """They are in the log at least, and nobody waits for them for ever."""
     path = tmp_path / "uncertain"
     config = Config("/c.yml", UnixAddress("/s"), "mx", uncertain_log=str(path))
-    in_flight, flights = InFlight(), [Flight("s", "old", "/run/old", b"<s@example.net>") for _ in range(2)]
+    in_flight, flights = InFlight(), [SomeFlight(), SomeFlight()]
     uncertain = UncertainLog(ConfigManager(config, lambda: None).current, in_flight)
 
     def record(flight: Flight) -> None:

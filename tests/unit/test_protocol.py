@@ -545,6 +545,31 @@ def test_own_answers_queue_behind_those_that_are_owed() -> None:
     assert protocol.next_event() is Wait.NEED_DATA
 
 
+def test_data_that_came_along_is_taken_only_once_somebody_was_accepted() -> None:
+    protocol = new_protocol()
+    protocol.receive_data(LHLO + MAIL + ALICE + NOBODY + DATA)
+    assert isinstance(protocol.next_event(), EnvelopeCommand)
+    assert not protocol.take_data()
+    protocol.reply(accept(1))
+    assert not protocol.take_data()
+    protocol.reply(Reply(550, (b"5.1.1 no",)))
+    assert protocol.take_data()
+    with pytest.raises(LocalProtocolError):
+        protocol.next_event()
+    protocol.start_data()
+    assert protocol.in_data and not protocol.take_data()
+
+
+def test_data_that_came_along_is_refused_where_nobody_was_accepted() -> None:
+    protocol = new_protocol()
+    protocol.receive_data(LHLO + MAIL + NOBODY + LATER + DATA)
+    assert isinstance(protocol.next_event(), EnvelopeCommand)
+    protocol.reply(Reply(550, (b"5.1.1 no",)), Reply(450, (b"4.2.1 later",)))
+    assert not protocol.take_data()
+    assert drain(protocol) == [Wait.NEED_DATA]
+    assert [reply.code for reply in parse_replies(protocol.data_to_send())][-3:] == [550, 450, 503]
+
+
 def test_only_2xx_accepts_a_recipient() -> None:
     protocol, _ = started(ALICE, NOBODY, LATER, DATA)
     for code in (354, 450, 550):
