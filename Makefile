@@ -10,9 +10,9 @@ CONFIG := etc/lmtp-proxy.yml
 # For pytest: `make test ARGS="-k reload -x"` runs just these, without linters and coverage. For bench: see --help.
 ARGS :=
 
-# Most tests wait most of the time. Those of one file share servers, so they stay together. tests/packaging changes the
-# machine, so it has it for itself.
-PARALLEL := -n auto --dist loadfile
+# Most tests wait most of the time: four at once also on two cores. Those of one file share servers, so they stay
+# together. tests/packaging changes the machine, so it has it for itself.
+PARALLEL := -n $(shell cores=$$(nproc 2>&1) || cores=4; echo $$((cores > 4 ? cores : 4))) --dist loadfile
 
 PY := .venv/bin/python
 STAMP := .venv/made-for
