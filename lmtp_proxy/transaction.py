@@ -25,7 +25,6 @@ from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,8 @@ class Transaction:
 
     new: recipients who wait for `answer_recipients`.
     """
+
+    _refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
 
     def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
         self._client = client
@@ -99,11 +100,12 @@ class Transaction:
         """
         groups, refused = self._by_pool()
         if refused:
+            self._refuse([destination for destination in refused if not destination.route.held])
             if any(destination.route.held for destination in refused):
+                held = [destination.route.held for destination in self.new]
                 self._park()
                 groups, refused = self._by_pool()
-            for destination in refused:
-                self._count_refused(destination.route)
+                self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
         self._asking = True
         new = self.new
         if len(groups) == 1 and not refused:
@@ -182,14 +184,21 @@ class Transaction:
         self._await(deliveries, flush=not data_follows)
         return deliveries
 
-    def _count_refused(self, route: Route) -> None:
-        tallies = self._cutover.tallies
-        if route.trouble is not None:
-            tallies.lookup += 1
-        elif route.refusal is say.UNKNOWN_USER:
-            tallies.unknown += 1
-        else:
-            tallies.parked += 1
+    def _refuse(self, destinations: Sequence[Destination]) -> None:
+        """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
+        does not wait for what the others in this message wait for."""
+        tallies, queue_id = self._cutover.tallies, self._envelope.queue_id
+        for destination in destinations:
+            route = destination.route
+            if route.trouble is not None:
+                tallies.lookup += 1
+            elif route.refusal is say.UNKNOWN_USER:
+                tallies.unknown += 1
+            else:
+                tallies.parked += 1
+            refusal = route.refusal or say.INTERNAL_ERROR
+            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.trouble))
+        self._refused |= {*destinations}
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
@@ -282,7 +291,8 @@ class Transaction:
         asked = len(given_up) + (len(self.new) if self._asking else 0)
         given_up += self.new
         for number, destination in enumerate(given_up):
-            self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
+            if destination not in self._refused:
+                self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
             if number < asked and destination.pool is not None:
                 destination.pool.counts.aborted += 1
         log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
@@ -319,7 +329,7 @@ class Transaction:
     ) -> None:
         receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
         for destination, reply, why in zip(destinations, replies, troubles, strict=True):
-            if reply.code >= 300:
+            if reply.code >= 300 and destination not in self._refused:
                 receipts.refused(destination, reply, queue_id, why)
 
     # --- all backends at once ----------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_the_queue_id_is_in_each_line_of_its_transaction_and_no_other(own: Move)
         client.deliver("s@x", ["alice@x"])
         client.quit()
     own.proxy.wait_log("status=aborted")
+    own.proxy.wait_log("to=<alice@x>, backend=old.*status=sent")
     lines = [line for line in own.proxy.log().splitlines() if "status=" in line]
     assert sum("orig_queue_id=4fXa, " in line for line in lines) == 3
     [aborted] = [line for line in lines if "status=aborted" in line]
@@ -169,6 +170,34 @@ def test_what_was_deferred_waits_until_it_is_delivered_or_bounces(own: Move) -> 
     own.new.script = Script(rcpt=say("550 5.1.1 unknown"))
     deliver(own.proxy, "4fX2", "bob@x")
     assert of(own.proxy, "bob@x") == ([("new", 1, 0)], [])
+
+
+@pytest.mark.parametrize("others", ["slow-store", "held"])
+def test_what_is_refused_is_there_although_the_client_has_yet_to_hear_of_it(own: Move, others: str) -> None:
+    """Replies to RCPTs that came together go out together: until then bob may have been moved, and be asked about."""
+    go = threading.Event()
+    own.old.script = Script(rcpt=(Await(go), *say("250 2.1.5 ok")))
+    own.proxy.config["users"]["held@x"] = "hold"
+    own.proxy.write_config()
+    assert ctl("-c", own.proxy.config_path, "reload").status == 0
+    other = "alice@x" if others == "slow-store" else "held@x"
+    with own.proxy.client(timeout=20) as client:
+        client.send(b"XFORWARD IDENT=4fX7\r\nMAIL FROM:<s@x>\r\n")
+        assert [client.reply().code for _ in range(2)] == [250, 250]
+        client.send(f"RCPT TO:<bob@x>\r\nRCPT TO:<{other}>\r\nDATA\r\n".encode())
+        deadline = time.monotonic() + 3
+        while not of(own.proxy, "bob@x")[1] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert of(own.proxy, "bob@x") == ([], [("4fX7", 1, "450 4.2.1 Mailbox is being moved, try again later")])
+        assert client.silent(0.1)
+        own.proxy.config["users"] |= {"bob@x": "new", "held@x": "new"}
+        own.proxy.write_config()
+        assert ctl("-c", own.proxy.config_path, "reload").status == 0
+        go.set()
+        assert [client.reply().code for _ in range(3)] == [450, 250, 354]
+        client.send(b"x\r\n.\r\nQUIT\r\n")
+        assert [client.reply().code for _ in range(2)] == [250, 221]
+    assert of(own.proxy, "bob@x")[1] == [("4fX7", 1, "450 4.2.1 Mailbox is being moved, try again later")]
 
 
 @BOTH_MODES
