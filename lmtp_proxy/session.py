@@ -41,7 +41,7 @@ from lmtp_proxy.transaction import Client, Transaction
 _log = logging.getLogger(__name__)
 _names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each
 _LAST_WORDS = 1.0  # seconds
-_NEWCOMER = 1.0  # seconds: Postfix connects when it has mail, and takes a 421 before MAIL for a reason to defer it
+_NEWCOMER = 1.5  # seconds since it said something: Postfix connects when it has mail, and defers that on a 421 to MAIL
 
 
 class _StopNow(BaseException):
@@ -142,7 +142,10 @@ class Session:
 
     def _interrupt_idle(self) -> None:
         if self._greenlet and self._stream.awaited and not self._protocol.in_transaction:
-            self._greenlet.throw(_StopNow)
+            if self._may_begin_until > time.monotonic():
+                self.stop()
+            else:
+                self._greenlet.throw(_StopNow)
 
     def _interrupt_uncommitted(self) -> None:
         if self._greenlet and not self._committing:
@@ -282,6 +285,8 @@ class Session:
         stream, protocol = self._stream, self._protocol
         waited = protocol.in_data and not stream.received and not stream.ended
         octets = stream.receive(time.monotonic() + self._idle)
+        if self._may_begin_until:
+            self._may_begin_until = time.monotonic() + _NEWCOMER
         if not octets:
             if octets is None:
                 self._end_transaction("the client was idle for too long")

@@ -59,6 +59,22 @@ def test_a_transaction_may_finish(moment: str) -> None:
         assert backend.transactions("s@x")[0].dotted
 
 
+def test_a_client_that_is_about_to_send_mail_may() -> None:
+    """Postfix says LHLO and XFORWARD first, one after the other; a busy machine takes its time over each."""
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend})) as proxy:
+        with proxy.client(greeted=False) as client:
+            client.reply()
+            proxy.signal(signal.SIGTERM)
+            for command in ("LHLO mta", "XFORWARD NAME=c ADDR=192.0.2.1", "XFORWARD PROTO=ESMTP HELO=h IDENT=4fX"):
+                time.sleep(0.9)
+                assert client.command(command).code == 250
+            time.sleep(0.9)
+            assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+            assert client.reply(1).code == 421
+        assert proxy.wait(3) == 0
+        assert backend.transactions("s@x")[0].dotted
+
+
 def test_past_the_dot_it_waits_longer() -> None:
     script = Script(final=(Pause(1.5), *say("250 2.0.0 stored")))
     config_timeouts = {"shutdown": 0.3, "final_reply": 6}
