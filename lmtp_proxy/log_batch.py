@@ -19,7 +19,7 @@ INTERVAL = 0.05  # seconds
 KEPT = 10_000
 """Lines that wait for a channel which takes none: some megabytes."""
 
-_FULL = 500  # lines that are written at once, before the interval is over
+_FULL = 64  # lines that are written before the interval is over: 0.2 ms, in which nobody is served
 _SOON = 0.002  # seconds: a syslog socket takes 10 datagrams where nobody has raised net.unix.max_dgram_qlen
 _DEAD = 1.0  # seconds: twice as long after each attempt that got rid of no line, up to this
 _LAST = 1.0  # seconds for what is left when the process ends

@@ -105,6 +105,20 @@ def test_lines_go_out_in_batches(path: Path) -> None:
     batch.channel.close()
 
 
+def test_many_lines_go_out_before_the_interval_is_over_so_that_no_batch_keeps_the_loop_long(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    with listen(path) as syslog:
+        syslog.setblocking(False)
+        for number in range(63):
+            batch.add(logging.INFO, str(number))
+        with pytest.raises(BlockingIOError):
+            syslog.recv(1000)
+        batch.add(logging.INFO, "enough")
+        assert syslog.recv(1000) == b"<22>lmtp-proxy: 0"
+        assert clock.asked, "for those that found no room"
+    batch.channel.close()
+
+
 def test_lines_that_nobody_takes_are_kept_and_tried_again_now_and_then(path: Path) -> None:
     batch, clock = syslog_batch(path)
     batch.add(logging.INFO, "kept")
