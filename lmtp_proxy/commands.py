@@ -47,15 +47,13 @@ class Commands(Place):
     half a reply has come out of turn, and has until then to become whole; else 0.
     """
 
-    def __init__(self, pool: BackendPool) -> None:
-        Place.__init__(self, pool)
-        self.deadline = 0.0
-        self.mail_sent = self.data_sent = self.just_asked = False
-        self.hears_until = 0.0
-        self.expected: Sequence[Command] = ()
-        self._latest = math.inf  # for all replies to what was asked
-        self._unsent: Sequence[Command] = ()
-        self._unsent_lines: Sequence[bytes] = ()  # of each of these, with CRLF
+    deadline = 0.0
+    mail_sent = data_sent = just_asked = False
+    hears_until = 0.0
+    expected: Sequence[Command] = ()
+    _latest = math.inf  # for all replies to what was asked
+    _unsent: Sequence[Command] = ()
+    _unsent_lines: Sequence[bytes] = ()  # of each of these, with CRLF
 
     @property
     def outstanding(self) -> bool:

@@ -62,18 +62,17 @@ class CommitPoint(Flight):
     those that the backend has not answered for yet. The caller sees to these. ended: it did.
     """
 
-    __slots__ = ("_cutover", "_dot_at", "_message", "_pool", "accepted", "asked", "ended", "replies")
+    asked: Sequence[Destination] = ()
+    ended = False
+    _dot_at = 0.0  # time.monotonic
 
     def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
-        Flight.__init__(self)
+        self.began = time.monotonic()  # all that a Flight begins with
         self.accepted: list[Destination] = []
-        self.asked: Sequence[Destination] = ()
         self.replies: list[Reply] = []
         self._pool = pool
         self._message = message
         self._cutover = cutover
-        self.ended = False
-        self._dot_at = 0.0  # time.monotonic
         cutover.in_flight.begin(self)
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------

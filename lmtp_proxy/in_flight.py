@@ -34,14 +34,13 @@ class Flight:
     time.monotonic.
     """
 
-    __slots__ = ("_forms", "began", "number", "octets", "phase")
+    number = 0
+    phase = _ENVELOPE
+    octets = 0
+    _forms: tuple[KeyRules, frozenset[str]] | None = None
 
     def __init__(self) -> None:
-        self.number = 0
-        self.phase = _ENVELOPE
-        self.octets = 0
         self.began = time.monotonic()
-        self._forms: tuple[KeyRules, frozenset[str]] | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)

@@ -23,11 +23,10 @@ class Place:
     has to be called. unheard: the session was used before, and has not said anything in this transaction yet.
     """
 
-    def __init__(self, pool: BackendPool) -> None:
-        self.pool = pool
-        self.session: BackendSession | None = None
-        self.reserved = False
-        self.unheard = False
+    pool: BackendPool
+    session: BackendSession | None = None
+    reserved = False
+    unheard = False
 
     @property
     def stream(self) -> Stream | None:
