@@ -75,21 +75,29 @@ class Commands(Place):
         offered = session.offered
         if envelope.smtputf8 and "smtputf8" not in offered:
             destinations = [destination for destination in destinations if may_take(session, envelope, destination)]
-        commands: list[Command] = []
-        lines: list[bytes] = []
+        pipelining = "pipelining" in offered
+        commands: Sequence[Command] = destinations
+        lines = list(map(_command, destinations))
         if destinations and not self.mail_sent:
             self.mail_sent = True
-            commands.append(_MAIL)
-            lines.append(envelope.mail_command(offered) + b"\r\n")
-        commands += destinations
-        lines += map(_command, destinations)
-        if data_follows and self.mail_sent and "pipelining" in offered:
+            commands = [_MAIL, *commands]
+            lines.insert(0, envelope.mail_command(offered) + b"\r\n")
+        if data_follows and pipelining and self.mail_sent:
             self.data_sent = True
-            commands.append(_DATA)
+            commands = [*commands, _DATA]
             lines.append(_DATA_LINE)
-        self._latest = time.monotonic() + _ENVELOPE * self.pool.backend.timeouts.command
-        self._unsent, self._unsent_lines = commands, lines
-        self.send_more(session)
+        now = time.monotonic()
+        patience = self.pool.backend.timeouts.command
+        self._latest = now + _ENVELOPE * patience
+        if pipelining and 0 < len(lines) <= _BATCH_COMMANDS and len(octets := b"".join(lines)) <= _BATCH_OCTETS:
+            # All in one write, as `send_more` would do it.
+            self.expected = commands
+            session.put(octets)
+            self.just_asked = True
+            self.deadline = now + patience
+        else:
+            self._unsent, self._unsent_lines = commands, lines
+            self.send_more(session)
 
     def send_data(self, session: BackendSession) -> None:
         """Send DATA. Raises BackendError."""

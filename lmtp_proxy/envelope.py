@@ -58,12 +58,11 @@ class Envelope(NamedTuple):
 
         A parameter that was not offered is left out: Dovecot 2.3 answers 555 to `SIZE=`, which bounces the mail.
         """
-        line = b"MAIL FROM:" + self.path
-        if self.size is not None and "size" in offered:
-            line += b" SIZE=%d" % self.size
-        if self.body is not None and "8bitmime" in offered:
-            line += b" BODY=" + self.body
-        if self.smtputf8 and "smtputf8" in offered:
+        path, size, body, smtputf8, _ = self
+        line = b"MAIL FROM:" + path if size is None or "size" not in offered else b"MAIL FROM:%b SIZE=%d" % (path, size)
+        if body is not None and "8bitmime" in offered:
+            line += b" BODY=" + body
+        if smtputf8 and "smtputf8" in offered:
             line += b" SMTPUTF8"
         return line
 
