@@ -18,7 +18,6 @@ from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope
 from lmtp_proxy.failure import Phase
 from lmtp_proxy.place import Place
-from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
 
 if TYPE_CHECKING:

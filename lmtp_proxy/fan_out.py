@@ -5,6 +5,7 @@ Nothing is known here of what is said to the client or to a backend.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import TypeVar
@@ -16,6 +17,9 @@ from lmtp_proxy.destination import Destination
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.stream import Stream, wait_for_any
 
+# Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long that
+# the timer, which looks at all connections there are, takes no time that can be measured.
+_A_LITTLE = 0.1
 _Each = TypeVar("_Each")
 _just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
 
@@ -52,11 +56,10 @@ def wait_for_all(
     when the others are done.
     """
     failed: Exception | None = None
-    pending = deliveries
-    if pending and all(map(_just_asked, pending)):
-        _wait(pending, before_wait)  # no answer can have come yet
-    while pending:
-        deliveries, pending = pending, []
+    pending: list[Delivery] = []
+    if deliveries and all(map(_just_asked, deliveries)):  # no answer can have come yet
+        deliveries, pending = _wait_for_first(deliveries, before_wait)
+    while deliveries or pending:
         for delivery in deliveries:
             try:
                 if not delivery.advance():
@@ -68,6 +71,7 @@ def wait_for_all(
             if advanced is not None:
                 advanced()
             _wait(pending, before_wait)
+        deliveries, pending = pending, []
     if failed is not None:
         raise failed
 
@@ -95,10 +99,43 @@ def wait_for_one(
             session.stream.wait(delivery.deadline)
 
 
+def _wait_for_first(
+    asked: list[Delivery], before_wait: Callable[[], None] | None
+) -> tuple[list[Delivery], list[Delivery]]:
+    """Wait a little for the first of those that were just asked; which of them have said something, and which have not.
+
+    The first recipient is mostly his, and nobody can be answered before him. So no time is lost, and by then the others
+    have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the client.
+    """
+    if before_wait is not None:
+        before_wait()
+    until = time.monotonic() + _A_LITTLE
+    heard: list[Delivery] = []
+    silent: list[Delivery] = []
+    for delivery in asked:
+        delivery.just_asked = False
+        session = delivery.session
+        if session is None or (stream := session.stream) is None:
+            heard.append(delivery)
+            continue
+        if until:
+            stream.wait(until if until < delivery.deadline else delivery.deadline)
+            until = 0.0
+        (heard if stream.look() else silent).append(delivery)
+    return heard, silent
+
+
 def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> None:
     """Until the first of them can go on, or is too late."""
     if before_wait is not None:
         before_wait()
+    if len(pending) == 1:
+        [delivery] = pending
+        delivery.just_asked = False
+        session = delivery.session
+        if session is not None and session.stream is not None:
+            session.stream.wait(delivery.deadline)
+        return
     streams: list[Stream] = []
     deadline = math.inf
     for delivery in pending:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Values of several backends in the order of the recipients."""
+"""Several backends at once: values in the order of the recipients, and who goes on when."""
 
+import time
 from itertools import chain, repeat
+
+import gevent
+import pytest
 
 from lmtp_proxy.config_values import Backend, UnixAddress
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.fan_out import in_order
+from lmtp_proxy.fan_out import in_order, wait_for_all
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Route
+from tests.unit.test_asking import ALICE, BOB, DATA, YES, Site
 
 A, B = (BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in "ab")
 RECIPIENT = Recipient(b"<u@x>", "u", "x")
@@ -28,3 +33,43 @@ def test_the_first_that_has_none_is_the_end() -> None:
 
 def test_values_that_never_end_are_taken_as_needed() -> None:
     assert in_order([TO_A, TO_B, TO_A], {A: chain([""], repeat("why")), B: repeat("")}) == ["", "", "why"]
+
+
+def test_the_first_is_waited_for_only_a_little_before_another_goes_on() -> None:
+    first, second = Site(ALICE), Site(BOB)
+    seen: list[tuple[bool, bool, bool]] = []
+    began = time.monotonic()
+
+    def advanced() -> None:
+        seen.append((first.delivery.in_data, second.delivery.in_data, time.monotonic() - began < 0.4))
+        gevent.spawn(first.theirs.send, YES + YES + DATA)
+
+    second.theirs.send(YES + YES + DATA)
+    wait_for_all([first.delivery, second.delivery], None, advanced)
+    assert seen == [(False, True, True)] and first.delivery.in_data
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_who_has_spoken_when_the_first_does_goes_on_with_it(order: tuple[int, int]) -> None:
+    sites = Site(ALICE), Site(BOB)
+    waits: list[None] = []
+    advances: list[None] = []
+    for number in order:
+        sites[number].theirs.send(YES + YES + DATA)
+    wait_for_all([site.delivery for site in sites], lambda: waits.append(None), lambda: advances.append(None))
+    assert all(site.delivery.in_data for site in sites) and (len(waits), len(advances)) == (1, 0)
+    for site in sites:
+        site.close()
+
+
+def test_one_that_closes_is_no_reason_to_forget_the_other() -> None:
+    first, second = Site(ALICE), Site(BOB)
+    first.delivery.unheard = second.delivery.unheard = False
+    second.theirs.close()
+    gevent.spawn_later(0.2, first.theirs.send, YES + YES + DATA)
+    wait_for_all([first.delivery, second.delivery], None, None)
+    assert first.delivery.in_data and second.delivery.trouble
+    first.close()
+    second.close()
