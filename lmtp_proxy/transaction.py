@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.commit import Cutover, Message
@@ -138,13 +138,9 @@ class Transaction:
     def _by_pool(self) -> tuple[dict[BackendPool, list[Destination]], list[Destination]]:
         """The new recipients of each backend, and those without one."""
         groups: dict[BackendPool, list[Destination]] = defaultdict(list)
-        nowhere: list[Destination] = []
-        for destination in self.new:
-            if (pool := destination.pool) is None:
-                nowhere.append(destination)
-            else:
-                groups[pool].append(destination)
-        return groups, nowhere
+        new = self.new
+        any(map(list.append, map(groups.__getitem__, map(_pool, new)), new))  # to the end: what `append` gives is false
+        return groups, groups.pop(_NO_POOL, [])
 
     def _delivery(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries.get(pool)
@@ -348,6 +344,7 @@ class Transaction:
 
 
 _code, _pool = attrgetter("code"), attrgetter("pool")
+_NO_POOL: Any = None
 
 
 def _name(delivery: Delivery) -> str:
