@@ -91,16 +91,18 @@ class Delivery(Asking):
     def _send_final_dot(self, session: BackendSession, last: bytes) -> None:
         """The dot goes out right after the look; where there is no room for any of it, not before another one."""
         self._dot_waits = False
-        self._pass_commit_point(session)
-        if self.hears_until:
+        commit = self._commit
+        commit.enter()
+        if session.check_quiet(self.in_data) and not self.quiet(session, self.in_data):
             return
+        commit.look()  # and wait for nothing any more
         octets = last + FINAL_DOT
         sent = session.send_now(octets)
         if sent == len(octets):
-            self._commit.sent(len(last))
+            commit.sent(len(last))
             self._dot_begun = self.just_asked = True
             return
-        self._commit.sent(min(sent, len(last)))
+        commit.sent(min(sent, len(last)))
         if sent > len(last):
             self._dot_begun = True
             session.keep(octets[sent:])
@@ -108,12 +110,6 @@ class Delivery(Asking):
             self._dot_waits = True
             self._commit.step_back()
             session.keep(memoryview(last)[sent:])
-
-    def _pass_commit_point(self, session: BackendSession) -> None:
-        """The last look before the final dot; it waits for nothing."""
-        self._commit.enter()
-        if self.quiet(session, self.in_data):
-            self._commit.look()
 
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""

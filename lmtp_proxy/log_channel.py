@@ -61,7 +61,10 @@ class SyslogChannel:
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
         """See Channel. All at once: that takes a tenth of the time for each."""
-        beginning = (self._prefixes.get(level) or self._prefixes[logging.ERROR]) + beginning
+        prefix = self._prefixes.get(level) or self._prefixes[logging.ERROR]
+        if len(middles) == 1:
+            return [f"{prefix}{beginning}{middles[0]}{end}".encode("utf-8", "backslashreplace")[:_LONGEST]]
+        beginning = prefix + beginning
         joined = (beginning + f"{end}\n{beginning}".join(middles) + end).encode("utf-8", "backslashreplace")
         lines = joined.split(b"\n")
         return lines if len(joined) <= _LONGEST else [line[:_LONGEST] for line in lines]

@@ -41,10 +41,8 @@ class Place:
         """
         if not self.reserved:
             self.session = self.pool.reserve(before_wait)
-            if self.session is None:
-                self.reserved = True
-            else:
-                self.unheard = True
+            self.reserved = self.session is None
+            self.unheard = not self.reserved
 
     def open_session(self) -> None:
         """Open a session. Raises BackendError; the place stays reserved."""

@@ -227,8 +227,11 @@ class BackendPool:
             self.leave(session)
         elif self._queue:
             self._give_place(session)
-        else:
-            self._keep(session, now)
+        else:  # as `_keep` does it
+            self._kept.append(session)
+            session.kept_until = now + self.backend.idle_timeout
+            if self._timer is None:
+                self._set_timer(self.backend.idle_timeout)
 
     def reset(self, session: BackendSession) -> None:
         """A transaction is open on the backend, whose message was never begun: RSET, and then as `release`."""

@@ -253,8 +253,12 @@ class Transaction:
         the message must not be delivered. dot: as for `write`; one for all backends, because the client waits for the
         last reply, however many there are.
         """
-        self._keep_head(last)
-        self._message.size = size
+        message = self._message
+        message.size = size
+        if message.head:
+            self._keep_head(last)
+        else:
+            message.head = last  # all of it: nothing is to be copied, and it goes when the message does
         try:
             if refusal is None:
                 deliveries = [*self._deliveries.values()]
