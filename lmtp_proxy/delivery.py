@@ -91,11 +91,10 @@ class Delivery(Asking):
     def _send_final_dot(self, session: BackendSession, last: bytes) -> None:
         """The dot goes out right after the look; where there is no room for any of it, not before another one."""
         self._dot_waits = False
-        commit = self._commit
-        commit.enter()
-        if session.check_quiet(self.in_data) and not self.quiet(session, self.in_data):
+        self._pass_commit_point(session)
+        if self.hears_until:
             return
-        commit.look()  # and wait for nothing any more
+        commit = self._commit
         octets = last + FINAL_DOT
         sent = session.send_now(octets)
         if sent == len(octets):
@@ -110,6 +109,13 @@ class Delivery(Asking):
             self._dot_waits = True
             self._commit.step_back()
             session.keep(memoryview(last)[sent:])
+
+    def _pass_commit_point(self, session: BackendSession) -> None:
+        """The last look before the final dot; it waits for nothing."""
+        commit = self._commit
+        commit.enter()
+        if not session.check_quiet(self.in_data) or self.quiet(session, self.in_data):
+            commit.look()
 
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
