@@ -8,7 +8,7 @@ is not kept here. What a table that may change has said is not remembered: the c
 from collections.abc import Mapping
 from sys import intern
 
-from lmtp_proxy.envelope import RCPT, Recipient
+from lmtp_proxy.envelope import RCPT, Recipient, plain_recipient
 from lmtp_proxy.log import printable
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Route, Routing
@@ -40,8 +40,11 @@ class Destination:
         return f"<Destination {self.path} {self.pool} generation={self.generation}>"
 
 
-class Destinations(dict[Recipient, Destination]):
-    """Those of one generation: the destination of any recipient, remembered where the table cannot change."""
+class Destinations(dict[bytes, Destination]):
+    """Those of one generation: the destination of any recipient, remembered where the table cannot change.
+
+    By path, which says all that a Recipient does. Asked directly it has to be a plain one; see `plain_recipient`.
+    """
 
     def __init__(self, generation: int, routing: Routing, pools: Mapping[str, BackendPool]) -> None:
         super().__init__()
@@ -52,14 +55,21 @@ class Destinations(dict[Recipient, Destination]):
     def __repr__(self) -> str:
         return f"<Destinations {len(self)} remembered, generation={self._generation}>"
 
-    def __missing__(self, recipient: Recipient) -> Destination:
+    def __missing__(self, path: bytes) -> Destination:
+        return self._made(plain_recipient(path))
+
+    def of(self, recipient: Recipient) -> Destination:
+        """Of any recipient."""
+        return self.get(recipient.path) or self._made(recipient)
+
+    def _made(self, recipient: Recipient) -> Destination:
         route = self._routing.route(recipient)
         pool = None if route.backend is None else self._pools[route.backend]
         destination = Destination(recipient, route, self._generation, pool)
         if self._routing.constant and route.trouble is None and len(recipient.path) <= _LONGEST_PATH:
             if len(self) >= _REMEMBERED:
                 self.clear()
-            self[recipient] = destination
+            self[recipient.path] = destination
         return destination
 
 

@@ -7,7 +7,6 @@ Paths are kept as they came, octet for octet, because they go on to a backend th
 
 import re
 from collections.abc import Container
-from functools import lru_cache
 from typing import NamedTuple
 
 from lmtp_proxy import reply
@@ -82,28 +81,27 @@ class Recipient(NamedTuple):
         return RCPT + self.path
 
 
-def parse_envelope(octets: bytes, start: int, queue_id: str = "") -> tuple[Envelope, list[Recipient], int] | None:
-    """MAIL, its RCPTs and where they end in `octets`, which have DATA behind; None unless each of these is a plain one.
+def parse_envelope(octets: bytes, start: int, queue_id: str = "") -> tuple[Envelope, list[bytes], int] | None:
+    """MAIL, the paths of its RCPTs and where they end in `octets`, which have DATA behind.
 
-    start: of MAIL. queue_id: for the envelope. No line is longer than any limit for plain ones.
+    None unless each of these is a plain one; see `plain_recipient` for the paths. start: of MAIL. queue_id: for the
+    envelope. No line is longer than any limit for plain ones.
     """
     found = _plain_envelope(octets, start)
     if found is None:
         return None
     path, size, body, rcpts = found.group(1, 4, 5, 6)
-    recipients = list(map(_plain_recipient, rcpts[8:-2].split(b"\r\nRCPT TO:")))
     envelope = _tuple(Envelope, (path, None if size is None else int(size), body, False, queue_id))
-    return envelope, recipients, found.end()
+    return envelope, rcpts[8:-2].split(b"\r\nRCPT TO:"), found.end()
 
 
-def _new_recipient(path: bytes) -> Recipient:
+def plain_recipient(path: bytes) -> Recipient:
+    """Of a path that `parse_envelope` gave: as `parse_rcpt` has it."""
     local_part, _, domain = path[1:-1].decode("ascii").partition("@")  # a plain local part holds no @
     return Recipient(path, local_part, domain)
 
 
 _plain_envelope = _PLAIN_ENVELOPE.match
-# The same users get mail again. About 1 MB when it is full.
-_plain_recipient = lru_cache(4096)(_new_recipient)
 _tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 
 

@@ -34,10 +34,13 @@ class RcptCommand(NamedTuple):
 
 
 class EnvelopeCommand(NamedTuple):
-    """A MailCommand and RcptCommands which came together, with DATA behind them. Owes each recipient a reply."""
+    """A MailCommand and RcptCommands which came together, with DATA behind them. Owes each recipient a reply.
+
+    paths: of the recipients. Who has not seen one before makes a Recipient of it with `plain_recipient`.
+    """
 
     envelope: Envelope
-    recipients: list[Recipient]
+    paths: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,8 +195,8 @@ class Protocol:
         lines = self._lines
         if lines.skipping or not (parsed := parse_envelope(lines.octets, lines.position, self._forwarded.queue_id)):
             return None
-        envelope, recipients, end = parsed
-        number = len(recipients)
+        envelope, paths, end = parsed
+        number = len(paths)
         if number > self._most_at_once or (envelope.size or 0) > self._largest:
             return None
         lines.position = end
@@ -205,7 +205,7 @@ class Protocol:
         self._envelope = envelope
         self._replies.ready.append(_SENDER_OK)
         self._replies.owed = number
-        return _tuple(EnvelopeCommand, (envelope, recipients))
+        return _tuple(EnvelopeCommand, (envelope, paths))
 
     def _next_in_data(self, octets: bytes) -> Event | Wait:
         lines = self._lines

@@ -208,11 +208,11 @@ class Session:
         self._transaction = Transaction(self._client, event.envelope, self._cutover, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
-        envelope, recipients = event
+        envelope, paths = event
         self._may_begin_until = 0.0
         self._idle = self._cutover.current().config.timeouts.client_idle
         transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
-        transaction.add(recipients)
+        transaction.add((), paths)
         self._answer_recipients(transaction, data_follows=True)
         if self._protocol.take_data():
             self._start_data(transaction)

@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
-from lmtp_proxy.envelope import Recipient
+from lmtp_proxy.envelope import Recipient, plain_recipient
 from lmtp_proxy.events import (
     ConnectionClosed,
     DataCommand,
@@ -115,8 +115,8 @@ class Driver:
     def _take(self, event: Event) -> None:
         if isinstance(event, EnvelopeCommand):  # the same as these
             self._take(MailCommand(event.envelope))
-            for recipient in event.recipients:
-                self._take(RcptCommand(recipient))
+            for path in event.paths:
+                self._take(RcptCommand(plain_recipient(path)))
             if self.eager and self.protocol.take_data():  # the other one leaves DATA to the table of verbs
                 self._take(DataCommand())
             return

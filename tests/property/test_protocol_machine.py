@@ -212,8 +212,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                     self.events.append(("mail", envelope.path))
                 case RcptCommand():
                     self.events.append("rcpt")
-                case EnvelopeCommand(envelope, recipients):
-                    self.events += [("mail", envelope.path), *["rcpt"] * len(recipients)]
+                case EnvelopeCommand(envelope, paths):
+                    self.events += [("mail", envelope.path), *["rcpt"] * len(paths)]
                 case DataCommand():
                     self.events.append("data")
                     self.protocol.start_data()

@@ -43,7 +43,7 @@ class Site:
         self.in_flight = InFlight()
         cutover = Cutover(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
         self.delivery = Delivery(self.pool, Message("8f3a", envelope or Envelope(b"<s@x>")), cutover)
-        assert not self.delivery.reserve([generation.destinations[each] for each in recipients], lambda: None)
+        assert not self.delivery.reserve([generation.destinations.of(each) for each in recipients], lambda: None)
         self.delivery.ask(data_follows=True)
 
     def hear(self, *pieces: bytes) -> bool:

@@ -36,7 +36,7 @@ class Proxy:
         pool = self.generation.pools["old"]
         cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
         self.commit = CommitPoint(pool, self.message, cutover)
-        self.commit.asked = [self.generation.destinations[recipient] for recipient in (ALICE, BOB)]
+        self.commit.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
         assert self.commit.recipients == [ALICE, BOB]
         self.commit.accepted += self.commit.asked
         self.commit.asked = ()
@@ -130,7 +130,7 @@ def test_a_step_back_is_not_waited_for_and_leaves_no_record(proxy: Proxy) -> Non
     ],
 )
 def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, user: str) -> None:
-    proxy.commit.accepted[:] = [proxy.generation.destinations[recipient]]
+    proxy.commit.accepted[:] = [proxy.generation.destinations.of(recipient)]
     proxy.commit.enter()
     proxy.commit.phase = proxy.commit.phase.FINAL_DOT
     proxy.commit.given_up("gone")

@@ -47,7 +47,7 @@ class Site:
         self.stream = session.stream
         self.delivery.session = session
         self.delivery.in_data = True
-        self.delivery.accepted.append(self.generation.destinations[ALICE])
+        self.delivery.accepted.append(self.generation.destinations.of(ALICE))
         pool._taken = 1
 
     def fill(self) -> None:

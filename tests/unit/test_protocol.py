@@ -455,7 +455,7 @@ def test_an_envelope_behind_xforward_is_still_taken_as_a_whole() -> None:
     protocol = new_protocol(trusted=True)
     protocol.receive_data(LHLO + XFORWARD + MAIL + ALICE + DATA)
     event = protocol.next_event()
-    assert event == EnvelopeCommand(Envelope(b"<s@x>", queue_id="4fX1z0"), [A.recipient])
+    assert event == EnvelopeCommand(Envelope(b"<s@x>", queue_id="4fX1z0"), [A.recipient.path])
 
 
 # --- PIPELINING: what waits for what ---------------------------------------------------------------------------------
