@@ -75,28 +75,31 @@ class Commands(Place):
         if envelope.smtputf8 and "smtputf8" not in offered:
             destinations = [destination for destination in destinations if may_take(session, envelope, destination)]
         pipelining = "pipelining" in offered
-        commands: Sequence[Command] = destinations
-        lines = list(map(_command, destinations))
-        if destinations and not self.mail_sent:
-            self.mail_sent = True
-            commands = [_MAIL, *commands]
-            lines.insert(0, envelope.mail_command(offered) + b"\r\n")
-        if data_follows and pipelining and self.mail_sent:
-            self.data_sent = True
-            commands = [*commands, _DATA]
-            lines.append(_DATA_LINE)
         now = time.monotonic()
         patience = self.pool.backend.timeouts.command
         self._latest = now + _ENVELOPE * patience
-        if pipelining and 0 < len(lines) <= _BATCH_COMMANDS and len(octets := b"".join(lines)) <= _BATCH_OCTETS:
-            # All in one write, as `send_more` would do it.
-            self.expected = commands
-            session.put(octets)
-            self.just_asked = True
-            self.deadline = now + patience
-        else:
-            self._unsent, self._unsent_lines = commands, lines
-            self.send_more(session)
+        if data_follows and pipelining and not self.mail_sent and 0 < len(destinations) <= _BATCH_COMMANDS - 2:
+            octets = b"%b\r\n%bDATA\r\n" % (envelope.mail_command(offered), b"".join(map(_command, destinations)))
+            if len(octets) <= _BATCH_OCTETS:  # as nearly always: what the long way would send
+                self.mail_sent = self.data_sent = self.just_asked = True
+                self.expected = [_MAIL, *destinations, _DATA]
+                session.put(octets)
+                self.deadline = now + patience
+                return
+        commands: list[Command] = []
+        lines: list[bytes] = []
+        if destinations and not self.mail_sent:
+            self.mail_sent = True
+            commands.append(_MAIL)
+            lines.append(envelope.mail_command(offered) + b"\r\n")
+        commands += destinations
+        lines += map(_command, destinations)
+        if data_follows and pipelining and self.mail_sent:
+            self.data_sent = True
+            commands.append(_DATA)
+            lines.append(_DATA_LINE)
+        self._unsent, self._unsent_lines = commands, lines
+        self.send_more(session)
 
     def send_data(self, session: BackendSession) -> None:
         """Send DATA. Raises BackendError."""

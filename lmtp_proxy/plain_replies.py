@@ -30,7 +30,8 @@ class KnownReplies(tuple[Reply, ...]):
 KNOWN: dict[bytes, KnownReplies] = {}
 """Octets that were nothing but whole plain replies, and these: backends say the same again and again, and a reply is a
 value. So most replies are not even looked at: as few as 2.5 us for all that answers an envelope become 0.1. About
-200 KB when it is full."""
+200 KB when it is full. What comes once is not among them: the final replies of real stores have an id each."""
+_once: set[bytes] = set()  # those that have come once
 
 
 def plain_replies(octets: bytes, start: int, most: int) -> tuple[list[Reply], int]:
@@ -42,6 +43,11 @@ def plain_replies(octets: bytes, start: int, most: int) -> tuple[list[Reply], in
         at = match.end()
         replies.append(reply_from_wire(int(code), (text,), wire))
     if replies and start == 0 and at == len(octets) <= _LONGEST:
+        if octets not in _once:
+            if len(_once) >= _MOST:
+                _once.clear()
+            _once.add(octets)
+            return replies, at
         if len(KNOWN) >= _MOST:
             KNOWN.clear()
         known = KNOWN[octets] = KnownReplies(replies)
