@@ -84,7 +84,7 @@ class Transaction:
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> None:
-        """These wait for `answer_recipients`. plain: paths of others, as an EnvelopeCommand has them."""
+        """These wait for `answer_recipients`. plain: or those with these paths, as an EnvelopeCommand has them."""
         generation, message = self._cutover.current(), self._message
         number = generation.number
         if not (self._accepted or self.new):
@@ -93,7 +93,8 @@ class Transaction:
             message.generation = 0
         if plain:
             self.new += map(generation.destinations.__getitem__, plain)
-        self.new += map(generation.destinations.of, recipients)
+        else:
+            self.new += map(generation.destinations.of, recipients)
 
     def answer_recipients(self, *, data_follows: bool) -> None:
         """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
