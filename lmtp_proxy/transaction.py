@@ -140,8 +140,10 @@ class Transaction:
 
     def _by_pool(self) -> tuple[dict[BackendPool, list[Destination]], list[Destination]]:
         """The new recipients of each backend, and those without one."""
-        groups: dict[BackendPool, list[Destination]] = defaultdict(list)
         new = self.new
+        if len(new) == 1 and (pool := new[0].pool) is not None:
+            return {pool: new}, []
+        groups: dict[BackendPool, list[Destination]] = defaultdict(list)
         any(map(list.append, map(groups.__getitem__, map(_pool, new)), new))  # to the end: what `append` gives is false
         return groups, groups.pop(_NO_POOL, [])
 
