@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several deliveries at once: opened, waited for, and what they gave put into the order of the recipients.
+"""Several deliveries at once: for whom each is, opened, waited for, and what they gave in the order of the recipients.
 
 Nothing is known here of what is said to the client or to a backend.
 """
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gevent
 
@@ -22,6 +23,19 @@ from lmtp_proxy.stream import Stream, wait_for_any
 _A_LITTLE = 0.1
 _Each = TypeVar("_Each")
 _just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
+_NO_POOL: Any = None
+
+
+def by_pool(
+    destinations: Sequence[Destination],
+) -> tuple[Mapping[BackendPool, Sequence[Destination]], Sequence[Destination]]:
+    """Those of each backend, and those without one."""
+    if len(destinations) == 1 and (pool := destinations[0].pool) is not None:
+        return {pool: destinations}, ()
+    groups: dict[BackendPool, list[Destination]] = defaultdict(list)
+    # To the end: what `append` gives is false.
+    any(map(list.append, map(groups.__getitem__, map(_pool, destinations)), destinations))
+    return groups, groups.pop(_NO_POOL, ())
 
 
 def in_order(

@@ -6,12 +6,12 @@ backend's failure means is settled in its Delivery; what the client's failure me
 """
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lmtp_proxy import reply as say
 from lmtp_proxy.commit import Cutover, Message
@@ -19,7 +19,7 @@ from lmtp_proxy.delivery import Delivery
 from lmtp_proxy.delivery_log import log_aborted, log_recipients
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.fan_out import in_order, open_all, wait_for_all, wait_for_one
+from lmtp_proxy.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.log import printable
 from lmtp_proxy.message_id import HEAD
 from lmtp_proxy.parking import Parking
@@ -101,13 +101,13 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        groups, refused = self._by_pool()
+        groups, refused = by_pool(self.new)
         if refused:
             self._refuse([destination for destination in refused if not destination.route.held])
             if any(destination.route.held for destination in refused):
                 held = [destination.route.held for destination in self.new]
                 self._park()
-                groups, refused = self._by_pool()
+                groups, refused = by_pool(self.new)
                 self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
         self._asking = True
         new = self.new
@@ -137,15 +137,6 @@ class Transaction:
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
         self._note_refused(destinations, replies, troubles)
         log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
-
-    def _by_pool(self) -> tuple[dict[BackendPool, list[Destination]], list[Destination]]:
-        """The new recipients of each backend, and those without one."""
-        new = self.new
-        if len(new) == 1 and (pool := new[0].pool) is not None:
-            return {pool: new}, []
-        groups: dict[BackendPool, list[Destination]] = defaultdict(list)
-        any(map(list.append, map(groups.__getitem__, map(_pool, new)), new))  # to the end: what `append` gives is false
-        return groups, groups.pop(_NO_POOL, [])
 
     def _delivery(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries.get(pool)
@@ -353,7 +344,6 @@ class Transaction:
 
 
 _code, _pool = attrgetter("code"), attrgetter("pool")
-_NO_POOL: Any = None
 
 
 def _name(delivery: Delivery) -> str:

@@ -10,7 +10,7 @@ import pytest
 from lmtp_proxy.config_values import Backend, UnixAddress
 from lmtp_proxy.destination import Destination
 from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.fan_out import in_order, wait_for_all
+from lmtp_proxy.fan_out import by_pool, in_order, wait_for_all
 from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.routing import Route
 from tests.unit.test_asking import ALICE, BOB, DATA, YES, Site
@@ -18,6 +18,14 @@ from tests.unit.test_asking import ALICE, BOB, DATA, YES, Site
 A, B = (BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in "ab")
 RECIPIENT = Recipient(b"<u@x>", "u", "x")
 TO_A, TO_B, NOWHERE = (Destination(RECIPIENT, Route(("u@x",)), 1, pool) for pool in (A, B, None))
+
+
+def test_recipients_of_each_backend_in_their_order() -> None:
+    assert by_pool([TO_A]) == ({A: [TO_A]}, ())
+    assert by_pool([NOWHERE]) == ({}, [NOWHERE])
+    groups, nowhere = by_pool([TO_B, NOWHERE, TO_A, TO_B, TO_A, TO_A])
+    assert (list(groups.items()), nowhere) == ([(B, [TO_B] * 2), (A, [TO_A] * 3)], [NOWHERE])
+    assert by_pool([]) == ({}, ())
 
 
 def test_each_gets_the_next_of_its_own() -> None:
