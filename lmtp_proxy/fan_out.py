@@ -20,7 +20,7 @@ from lmtp_proxy.stream import Stream, wait_for_any
 
 # Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long
 # that the timer, which looks at all connections there are, takes no time that can be measured.
-_A_LITTLE = 0.1
+_A_LITTLE = 0.02
 _Each = TypeVar("_Each")
 _just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
 _NO_POOL: Any = None
