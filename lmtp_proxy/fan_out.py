@@ -58,6 +58,7 @@ def wait_for_all(
     while pending:
         deliveries, pending = pending, []
         for delivery in deliveries:
+            delivery.just_asked = False  # it may have its answer already, where another one took its time
             try:
                 if not delivery.advance():
                     pending.append(delivery)
