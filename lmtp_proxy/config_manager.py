@@ -8,8 +8,10 @@ changes nothing.
 
 import dataclasses
 import logging
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import gevent
@@ -21,6 +23,7 @@ from lmtp_proxy.config_difference import compare_users, difference
 from lmtp_proxy.config_error import ConfigError, shown
 from lmtp_proxy.config_values import Config
 from lmtp_proxy.generation import Generation, first_generation, next_generation, retire
+from lmtp_proxy.late_import import late_import
 from lmtp_proxy.loading import LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.one_thread import OneThread
 from lmtp_proxy.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
@@ -141,8 +144,11 @@ def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
     if is_large(path, old):
         return None
     # Here, because a process that was never told to reload does without YAML, which takes 3 MB.
-    from lmtp_proxy.config import load_config
-
+    try:
+        with nullcontext() if "lmtp_proxy.config" in sys.modules else late_import():
+            from lmtp_proxy.config import load_config
+    except Exception as error:  # noqa: BLE001  (what half an import finds missing may be anything)
+        return ConfigError((f"{shown(path, 4096)}: cannot be loaded: what reads it cannot be: {error}",))
     try:
         config = load_config(path)
     except ConfigError as error:

@@ -75,6 +75,7 @@ def wait_for_all(
         deliveries, pending = _wait_for_first(deliveries, before_wait)
     while deliveries or pending:
         for delivery in deliveries:
+            delivery.just_asked = False  # it may have its answer already, where another one took its time
             try:
                 if not delivery.advance():
                     pending.append(delivery)

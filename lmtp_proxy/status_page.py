@@ -4,10 +4,10 @@
 Values in, HTML out. It gets no name of a person, and asks nobody for anything.
 """
 
-import calendar
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from lmtp_proxy.control_application import Json
 from lmtp_proxy.figures import Figures
@@ -334,7 +334,8 @@ def _list(title: str, more: str, rows: str, otherwise: str, head: tuple[str, ...
 
 def _when(iso: str, now: float) -> str:
     """The time of the day, and how long ago that was. iso: as iso_time makes it."""
-    ago = now - calendar.timegm(time.strptime(iso[:19], "%Y-%m-%dT%H:%M:%S"))
+    # Not time.strptime: it opens a file, at its first call, which may come when none can be opened.
+    ago = now - datetime.fromisoformat(f"{iso[:19]}+00:00").timestamp()
     return f'<time datetime="{escape(iso)}">{escape(iso[11:19])}</time> <small>{duration(max(0.0, ago))} ago</small>'
 
 

@@ -208,6 +208,7 @@ class Transaction:
                         self.add([destination.recipient])
                     else:
                         self.new.append(destination)
+                self._message.generation = 0  # not even `add` knows those who were not held
         self._parked = False
 
     # --- data --------------------------------------------------------------------------------------------------------

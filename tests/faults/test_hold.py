@@ -97,6 +97,26 @@ def test_rejected_and_unknown_users_touch_no_backend(holding: Move) -> None:
     assert not holding.old.connections and not holding.new.connections
 
 
+@pytest.mark.parametrize("recipients", [("h", "v"), ("v", "h"), ("h", "v", "h2")])
+def test_the_reload_that_ends_a_hold_may_move_those_who_were_not_held(
+    holding: Move, recipients: tuple[str, ...]
+) -> None:
+    rcpts = b"".join(b"RCPT TO:<%s@x>\r\n" % user.encode() for user in recipients)
+    with holding.proxy.client() as client:
+        client.send(b"MAIL FROM:<s@x>\r\n" + rcpts + b"DATA\r\n")
+        assert client.reply(0.5).code == 250
+        time.sleep(0.3)
+        holding.proxy.config["users"].update(h="new", h2="new")
+        holding.proxy.route("v", "new")
+        assert [client.reply(1).code for _ in recipients] == [250] * len(recipients)
+        assert client.reply(1).code == 354
+        client.send(b"x\r\n.\r\n")
+        codes = dict(zip(recipients, [client.reply().code for _ in recipients], strict=True))
+        client.quit()
+    assert codes == dict.fromkeys(recipients, 250) | {"v": 451}
+    assert not any(seen.dotted for seen in holding.old.transactions())
+
+
 def test_reject_during_a_slow_rcpt_is_found_at_the_commit_point(holding: Move) -> None:
     holding.old.script = Script(rcpt=(Pause(0.4), *say("250 2.1.5 ok")))
     with holding.proxy.client() as client:

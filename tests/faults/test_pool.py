@@ -258,6 +258,24 @@ def test_silence_is_not_death() -> None:
         assert len(backend.connections) == 1
 
 
+def test_one_that_died_and_has_no_successor_delays_no_other_backend() -> None:
+    """While a second backend is tried in vain, the first one answers; a third one fails before that."""
+    gone = (*say("421 4.3.2 closing"), Close())
+    second = [Script(after_finals=(Pause(0.3), Close())), Script(greeting=(Pause(0.3), *gone))]
+    third = Script(greeting=(Pause(0.6), *gone))
+    with FakeBackend() as a, FakeBackend(lambda index: second[min(index, 1)]) as b, FakeBackend(third) as c:
+        config = config_of({"a": a, "b": b, "c": c}, idle_timeout=30, timeouts={**TIMEOUTS, "command": 5})
+        with ProxyProcess(config) as proxy, proxy.client() as client:
+            assert codes(client.deliver("1@x", ["u@a", "u@b"])) == [250, 250]
+            outcome = client.envelope("2@x", ["u@a", "u@b", "u@c"])
+            assert [reply.code for reply in outcome.rcpts] == [250, 451, 451]
+            began = time.monotonic()
+            client.finals_after(outcome, b"x" * 70 + b"\r\n" + b"y" * 200_000 + b"\r\n.\r\n")
+            assert outcome.verdict(0).code == 250
+            assert time.monotonic() - began < 2
+            client.quit()
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 

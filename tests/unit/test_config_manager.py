@@ -51,3 +51,20 @@ def test_a_reload_that_is_given_up_takes_it_along(manager: ConfigManager, tmp_pa
         gevent.sleep(0.01)
     reload.kill()
     check_gone(tmp_path)
+
+
+def test_a_first_reload_without_a_descriptor_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reads YAML is imported then; half of it would stay so for ever."""
+    path = tmp_path / "c.yml"
+    path.write_text("config: {socket: /s}\nusers:\n  a: hold\n")
+    manager = ConfigManager(load(str(path)), lambda: None)
+    manager._thread.prepare()
+    with monkeypatch.context() as meanwhile:
+        meanwhile.delitem(sys.modules, "lmtp_proxy.config", raising=False)
+        meanwhile.setattr(os, "devnull", "/dev/null/none")
+        outcome = manager.reload()
+        assert "lmtp_proxy.config" not in sys.modules
+    assert isinstance(outcome, Refused)
+    (error,) = outcome.errors
+    assert error.startswith(f"{path}: cannot be loaded: what reads it cannot be: ") and "Not a directory" in error
+    assert not isinstance(manager.reload(), Refused)

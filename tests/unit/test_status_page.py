@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -162,6 +163,12 @@ def test_what_is_said() -> None:
         assert part in said.replace("\u202f", " "), part
     title, state, _ = page(shown())
     assert (title, state) == ("old: lmtp-proxy", "good")
+
+
+def test_it_needs_no_module_that_comes_with_the_first_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be asked for when no file can be opened, or by a user who cannot read it."""
+    monkeypatch.setitem(sys.modules, "_strptime", None)
+    assert " ago</small>" in page(shown())[2]
 
 
 def changed(**values: Any) -> Shown:
