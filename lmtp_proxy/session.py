@@ -8,6 +8,7 @@ and decides nothing about mail. Here is the only broad `except`: an error of our
 import logging
 import random
 import time
+from _socket import MSG_MORE
 from _socket import socket as Socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class Session:
         self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._idle = config.timeouts.client_idle
         self._connected = time.monotonic()
-        self._clock = DotClock(self._connected)
+        self._earliest_dot = 0.0
+        self._clock: DotClock | None = None  # where more came than what the client was waited for
         self._client = Client(self.name, self._protocol.reply, self._flush)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
@@ -113,7 +115,7 @@ class Session:
             self._protocol.greet()
             while not self._serve():
                 pass
-            self._flush()
+            self._flush_last(self._idle)
         except ClientGone:
             why = "the client went away"
         except OSError as error:
@@ -188,11 +190,11 @@ class Session:
         if wait is Wait.BUSY:
             gevent.sleep(0)
         elif self._transaction is not None and self._transaction.new:
-            self._answer_recipients(self._transaction, data_follows=self._protocol.data_follows)
+            self._answer_recipients(self._transaction, self._protocol.data_follows)
         else:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
 
-    def _answer_recipients(self, transaction: Transaction, *, data_follows: bool) -> None:
+    def _answer_recipients(self, transaction: Transaction, data_follows: bool) -> None:
         watch = self._watch
         watch.begin()
         try:
@@ -213,7 +215,7 @@ class Session:
         self._idle = self._cutover.current().config.timeouts.client_idle
         transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
         transaction.add((), paths)
-        self._answer_recipients(transaction, data_follows=True)
+        self._answer_recipients(transaction, True)
         if self._protocol.take_data():
             self._start_data(transaction)
 
@@ -237,7 +239,7 @@ class Session:
         finally:
             self._watch.waiting = None
             self._protocol.start_data()
-            self._clock.restart(time.monotonic())
+            self._earliest_dot, self._clock = time.monotonic(), None
 
     def _octets(self, event: MessageOctets) -> None:
         if self._transaction is None:
@@ -245,7 +247,7 @@ class Session:
         watch = self._watch
         watch.begin()
         try:
-            self._transaction.write(event.octets, self._clock.earliest)
+            self._transaction.write(event.octets, self._earliest_dot)
         finally:
             watch.waiting = None
 
@@ -256,7 +258,7 @@ class Session:
             return
         size, refusal, octets = event
         self._committing = True
-        transaction.finish(octets, size, refusal, self._clock.earliest)
+        transaction.finish(octets, size, refusal, self._earliest_dot)
         tallies = self._cutover.tallies
         tallies.octets += size
         if refusal is None:
@@ -283,7 +285,7 @@ class Session:
 
     def _receive(self) -> None:
         stream, protocol = self._stream, self._protocol
-        waited = protocol.in_data and not stream.received and not stream.ended
+        there = stream.received or stream.ended
         octets = stream.receive(time.monotonic() + self._idle)
         if self._may_begin_until:
             self._may_begin_until = time.monotonic() + _NEWCOMER
@@ -295,7 +297,12 @@ class Session:
             if stream.error is not None:
                 raise stream.error
         if protocol.in_data:
-            self._clock.received(len(octets), time.monotonic(), waited=waited)
+            if there:
+                clock = self._clock = self._clock or DotClock(self._earliest_dot)
+                clock.received(len(octets), time.monotonic())
+                self._earliest_dot = clock.earliest
+            else:
+                self._earliest_dot, self._clock = time.monotonic(), None
         protocol.receive_data(octets)
 
     def _flush(self) -> None:
@@ -323,19 +330,24 @@ class Session:
                     self._wait_for_room(self._idle)
 
     def _wait_for_room(self, seconds: float) -> None:
-        if not self._stream.wait_for_room(time.monotonic() + seconds):
+        if self._stream.full and not self._stream.wait_for_room(time.monotonic() + seconds):
             raise TimeoutError("timed out")
 
     def _say_last(self, reply: say.Reply) -> None:
         self._protocol.close(reply)
         try:
-            stream, output = self._stream, self._protocol.data_to_send()
-            if stream.full:
-                self._wait_for_room(_LAST_WORDS)
-            stream.keep(output[stream.send(output) :])
-            self._wait_for_room(_LAST_WORDS)
+            self._flush_last(_LAST_WORDS)
         except OSError:
             pass  # who does not listen misses nothing
+
+    def _flush_last(self, seconds: float) -> None:
+        """As `_flush`; the end of the stream goes along in the same segment, which saves the kernel 10 us."""
+        stream, output = self._stream, self._protocol.data_to_send()
+        self._wait_for_room(seconds)
+        if output:
+            stream.keep(output[stream.send(output, MSG_MORE) :])
+            self._wait_for_room(seconds)
+            stream.finish()  # `close` would throw away what waits for its segment, if the client had said more
 
 
 _NEED_DATA = Wait.NEED_DATA
