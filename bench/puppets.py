@@ -140,12 +140,9 @@ class Mailer(Peer):
     def __init__(self, hub: Hub, messages: int, recipients: int, quits: bool, number: int) -> None:
         super().__init__(hub)
         self.left, self.recipients, self.quits, self.number = messages, recipients, quits, number
-        self.lines = 0  # of replies that are to come
-        self.step = self.envelope
+        self.lines = 1  # of replies that are to come: the greeting
+        self.step = self.lhlo
         self.finished: Callable[[], None] = lambda: None
-        self.octets.append(b"LHLO bench.example\r\n" + self.envelope_octets())
-        self.lines = 1 + 5 + 2 + recipients  # to the greeting, LHLO, the envelope
-        self.step = self.body
 
     def envelope_octets(self) -> bytes:
         users = range(self.number, self.number + self.recipients)
@@ -153,19 +150,27 @@ class Mailer(Peer):
         lines = [b"RCPT TO:<u%06d@bench.example>" % (user % USERS) for user in users]
         return b"\r\n".join([b"MAIL FROM:<%s> SIZE=%d" % (SENDER, OCTETS), *lines, b"DATA", b""])
 
+    def lhlo(self) -> None:
+        self.lines = 5
+        self.step = self.envelope
+        self.say(b"LHLO bench.example\r\n")
+
     def envelope(self) -> None:
+        self.lines = 2 + self.recipients
+        self.step = self.body
+        self.say(self.envelope_octets())
+
+    def delivered(self) -> None:
         self.finished()
         self.left -= 1
         if self.left > 0:
-            self.lines = 2 + self.recipients
-            self.step = self.body
-            self.say(self.envelope_octets())
+            self.envelope()
         elif not self.quits:
             self.say(b"")
 
     def body(self) -> None:
         self.lines = self.recipients
-        self.step = self.envelope
+        self.step = self.delivered
         last = self.quits and self.left == 1
         self.lines += last
         self.say(_BODY + b"QUIT\r\n" if last else _BODY)

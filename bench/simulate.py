@@ -8,6 +8,7 @@ instructions of the interpreter for each message. Figures of the bench are what 
 """
 
 import argparse
+import socket
 import statistics
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from lmtp_proxy.config import load_config
 from lmtp_proxy.generation import Generation, first_generation
 from lmtp_proxy.in_flight import InFlight
 from lmtp_proxy.parking import Parking
+from lmtp_proxy.server import Server
 from lmtp_proxy.uncertain_log import UncertainLog
 
 ROUND = 50  # messages: short enough that many rounds see no other process
@@ -72,9 +74,11 @@ class Simulation:
             config = load_config(str(path))
         self.generation: Generation = first_generation(config)
         in_flight = InFlight()
-        self.shared = session.Shared(
+        shared = session.Shared(
             Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking()
         )
+        with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody ever connects to it
+            self.server = Server(listener, shared, 1, lambda sessions: None)
         log.set_up_log(config.log, daemonised=False, later=lambda seconds, call: None)
         self.syslog = Syslog()
         assert log._batch is not None
@@ -105,17 +109,12 @@ class Simulation:
     def run(self, messages: int, finished: Callable[[], None] = lambda: None) -> None:
         """So many messages, `finished` after each."""
         each = self.per_connection or messages
-        config = self.generation.config
         for _ in range(messages // each):
             mailer = Mailer(self.hub, each, self.recipients, bool(self.per_connection), self.number)
             mailer.finished = finished
             self.number = (self.number + each * self.recipients) % USERS
             self.hub.ready.clear()
-            if mailer.octets:
-                served = session.Session(mailer, "127.0.0.1:1", self.shared, config)  # type: ignore[arg-type]
-                assert mailer.watcher is not None
-                self.hub.ready.append(mailer.watcher)
-                served.run()
+            self.server._serve(mailer, ("127.0.0.1", 1))  # type: ignore[arg-type]
             if mailer.left:
                 raise AssertionError(f"{mailer.left} messages were not delivered")
 
