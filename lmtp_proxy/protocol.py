@@ -30,7 +30,7 @@ from lmtp_proxy.events import (
 from lmtp_proxy.fixed_answers import ANSWERS, REFUSALS
 from lmtp_proxy.reply import Reply
 from lmtp_proxy.reply_queue import ReplyQueue
-from lmtp_proxy.xforward import Forwarded
+from lmtp_proxy.xforward import NOBODY, Forwarded
 
 MAX_ERRORS = 20
 """Refused commands in a row after which the session is closed."""
@@ -63,7 +63,7 @@ class Protocol:
         self._max_message_size, self._largest = max_message_size, max_message_size or sys.maxsize
         self._max_recipients, self._most_at_once = max_recipients, min(max_recipients, AT_ONCE)
         self._smtputf8 = smtputf8
-        self._forwarded = Forwarded(trusted)
+        self._forwarded = Forwarded(True) if trusted else NOBODY
         self._lines = CommandLines()
         self._eof = self._greeted = self.in_data = False
         self._errors = self._accepted = 0
@@ -249,7 +249,7 @@ class Protocol:
         verb = word.upper()
         errors = self._errors
         if (handler := _VERBS.get(verb)) is not None:
-            event = handler(self, arguments.strip(b" "))
+            event = handler(self, arguments and arguments.strip(b" "))
         elif (answer := ANSWERS.get(verb)) is not None:
             event = self._answer(answer)
         else:
@@ -264,8 +264,8 @@ class Protocol:
         if not _HOST(arguments):
             return self._refuse(say.BAD_LHLO)
         self._greeted = True
-        size, offered = self._max_message_size, self._forwarded.offered
-        self._answer(say.lhlo(self._hostname, max_message_size=size, smtputf8=self._smtputf8, xforward=offered))
+        offer = say.lhlo(self._hostname, self._max_message_size, self._smtputf8, self._forwarded.offered)
+        self._replies.say(offer)
         return self._reset()
 
     def _mail(self, arguments: bytes) -> Event | None:
@@ -317,7 +317,7 @@ class Protocol:
     def _quit(self, arguments: bytes) -> Event | None:
         if arguments:
             return self._refuse(say.NO_ARGUMENTS)
-        self._answer(say.BYE)
+        self._replies.say(say.BYE)
         self._halted = _CLOSED
         return None
 

@@ -172,7 +172,7 @@ def greeting(hostname: str) -> Reply:
 
 
 @lru_cache(8)
-def lhlo(hostname: str, *, max_message_size: int, smtputf8: bool, xforward: tuple[str, ...] = ()) -> Reply:
+def lhlo(hostname: str, max_message_size: int, smtputf8: bool, xforward: tuple[str, ...] = ()) -> Reply:
     """The answer to LHLO. Always the same three extensions, so that what is offered never shrinks by accident.
 
     Without 8BITMIME Postfix re-encodes the body, which breaks DKIM signatures. A `SIZE` without a number says that

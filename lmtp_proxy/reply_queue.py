@@ -23,7 +23,7 @@ class ReplyQueue:
         self.owed = 0
         self.ready: list[bytes] = []
         # From the oldest that is owed (None) on, but only where one that is known stands behind: nearly never.
-        self._waiting: deque[Reply | None] = deque()
+        self._waiting: deque[Reply | None] | None = None
 
     def say(self, reply: Reply) -> None:
         """The next reply, known already; it goes out behind those that are owed."""
@@ -31,7 +31,7 @@ class ReplyQueue:
             self.ready.append(reply.wire)
             return
         if not self._waiting:
-            self._waiting.extend([None] * self.owed)
+            self._waiting = deque([None] * self.owed)
         self._waiting.append(reply)
 
     def owe(self, replies: int) -> None:
@@ -44,7 +44,7 @@ class ReplyQueue:
         """The oldest replies that are owed, not more than are; how many of them are positive."""
         self.owed -= len(replies)
         if self._waiting:
-            self._settle_in_turn(replies)
+            self._settle_in_turn(self._waiting, replies)
             return sum([reply.code < 300 for reply in replies])
         say = self.ready.append
         positive = 0
@@ -54,8 +54,7 @@ class ReplyQueue:
                 positive += 1
         return positive
 
-    def _settle_in_turn(self, replies: Sequence[Reply]) -> None:
-        waiting = self._waiting
+    def _settle_in_turn(self, waiting: "deque[Reply | None]", replies: Sequence[Reply]) -> None:
         for reply in replies:
             waiting[0] = reply
             while waiting and (known := waiting[0]) is not None:
@@ -65,4 +64,4 @@ class ReplyQueue:
     def forget_owed(self) -> None:
         """What is owed is never said, nor what stands behind it."""
         self.owed = 0
-        self._waiting.clear()
+        self._waiting = None

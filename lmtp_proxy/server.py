@@ -102,7 +102,8 @@ class Server:
                 return
             trusted = config.trusted is not None and _is_within(host, config.trusted)
         session = Session(sock, peer, self._shared, config, trusted=trusted)
-        _log.debug("%s: connect from %s", session.name, peer)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: connect from %s", session.name, peer)
         sessions, tallies = self._sessions, self._shared.cutover.tallies
         sessions.add(session)
         tallies.accepted += 1
@@ -115,7 +116,8 @@ class Server:
             if self._stopping:
                 self._changed.set()
             self._sessions_changed(len(sessions))
-            _log.debug("%s: disconnect from %s", session.name, peer)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s: disconnect from %s", session.name, peer)
 
     def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))

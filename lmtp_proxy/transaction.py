@@ -8,7 +8,6 @@ backend's failure means is settled in its Delivery; what the client's failure me
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import NamedTuple
@@ -27,7 +26,6 @@ from lmtp_proxy.pool import BackendPool
 from lmtp_proxy.reply import Reply
 
 
-@dataclass(frozen=True, slots=True)
 class Client:
     """What a transaction may do to its client.
 
@@ -35,9 +33,12 @@ class Client:
     taken; called before each wait, and never fails once the message is complete.
     """
 
-    name: str
-    answer: Callable[..., None]
-    flush: Callable[[], None]
+    __slots__ = ("answer", "flush", "name")
+
+    def __init__(self, name: str, answer: Callable[..., None], flush: Callable[[], None]) -> None:
+        self.name = name
+        self.answer = answer
+        self.flush = flush
 
 
 class Summary(NamedTuple):

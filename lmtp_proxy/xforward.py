@@ -56,6 +56,10 @@ class Forwarded:
         return reply.OK
 
 
+NOBODY = Forwarded(False)
+"""All clients who are not trusted: nothing is taken from them, so nothing stays here."""
+
+
 def _queue_id(text: bytes) -> str:
     """"" where there is none. Another MTA's id of some other form is no mistake of its own, and not worth a refusal."""
     return text.decode("ascii") if _QUEUE_ID.fullmatch(text) else ""
