@@ -6,8 +6,11 @@ It knows order and nothing else: neither what a reply says nor what it answers.
 
 from collections import deque
 from collections.abc import Sequence
+from operator import attrgetter
 
 from lmtp_proxy.reply import Reply
+
+_wire, _code = attrgetter("wire"), attrgetter("code")
 
 
 class ReplyQueue:
@@ -46,13 +49,12 @@ class ReplyQueue:
         if self._waiting:
             self._settle_in_turn(self._waiting, replies)
             return sum([reply.code < 300 for reply in replies])
-        say = self.ready.append
-        positive = 0
-        for reply in replies:
-            say(reply.wire)
-            if reply.code < 300:
-                positive += 1
-        return positive
+        if len(replies) == 1:
+            self.ready.append(replies[0].wire)
+            return replies[0].code < 300
+        self.ready += map(_wire, replies)
+        codes = list(map(_code, replies))
+        return len(codes) if max(codes, default=0) < 300 else sum([code < 300 for code in codes])
 
     def _settle_in_turn(self, waiting: "deque[Reply | None]", replies: Sequence[Reply]) -> None:
         for reply in replies:
