@@ -14,7 +14,11 @@ _AHEAD = 8 << 20
 
 
 class DotClock:
-    """Fed with each receipt of one message's data. Times are time.monotonic. earliest: the dot was not sent before."""
+    """Fed with each receipt of one message's data. Times are time.monotonic. earliest: the dot was not sent before.
+
+    now: the message begins. Where the client was waited for, what it is ahead of us it has sent since: so the message
+    might as well begin then, with a new clock.
+    """
 
     __slots__ = ("_marks", "_octets", "earliest")
 
@@ -23,19 +27,8 @@ class DotClock:
         self.earliest = now
         self._octets = 0
 
-    def restart(self, now: float) -> None:
-        """For the next message."""
-        self.earliest = now
-        self._octets = 0
-        self._marks = None
-
-    def received(self, octets: int, now: float, *, waited: bool) -> None:
-        """More of the message came; `waited`: not before `now`, so the dot had not been sent before either."""
-        if waited:  # as if the message began here: what the client is ahead of us it has sent since
-            self.earliest = now
-            self._octets = 0
-            self._marks = None
-            return
+    def received(self, octets: int, now: float) -> None:
+        """More of the message, which lay there already, was taken in."""
         before = self._octets
         self._octets = after = before + octets
         if after >= _STEP:

@@ -79,7 +79,8 @@ class Session:
         self._watch = ClientWatch(self._stream, self._protocol.completes)
         self._idle = config.timeouts.client_idle
         self._connected = time.monotonic()
-        self._clock = DotClock(self._connected)
+        self._earliest_dot = 0.0
+        self._clock: DotClock | None = None  # where more came than what the client was waited for
         self._client = Client(self.name, self._protocol.reply, self._flush)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
@@ -188,17 +189,14 @@ class Session:
         if wait is Wait.BUSY:
             gevent.sleep(0)
         elif self._transaction is not None and self._transaction.new:
-            self._answer_recipients(self._transaction, data_follows=self._protocol.data_follows)
+            watch = self._watch
+            watch.begin()
+            try:
+                self._transaction.answer_recipients(data_follows=self._protocol.data_follows)
+            finally:
+                watch.waiting = None
         else:
             raise LocalProtocolError("replies are owed, but nobody is there to give them")
-
-    def _answer_recipients(self, transaction: Transaction, *, data_follows: bool) -> None:
-        watch = self._watch
-        watch.begin()
-        try:
-            transaction.answer_recipients(data_follows=data_follows)
-        finally:
-            watch.waiting = None
 
     # --- events: the first two begin a transaction; after an error of ours the others may come without one -----------
 
@@ -213,7 +211,12 @@ class Session:
         self._idle = self._cutover.current().config.timeouts.client_idle
         transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
         transaction.add(recipients)
-        self._answer_recipients(transaction, data_follows=True)
+        watch = self._watch
+        watch.begin()
+        try:
+            transaction.answer_recipients(data_follows=True)
+        finally:
+            watch.waiting = None
         if self._protocol.take_data():
             self._start_data(transaction)
 
@@ -237,7 +240,8 @@ class Session:
         finally:
             self._watch.waiting = None
             self._protocol.start_data()
-            self._clock.restart(time.monotonic())
+            self._earliest_dot = time.monotonic()
+            self._clock = None
 
     def _octets(self, event: MessageOctets) -> None:
         if self._transaction is None:
@@ -245,7 +249,7 @@ class Session:
         watch = self._watch
         watch.begin()
         try:
-            self._transaction.write(event.octets, self._clock.earliest)
+            self._transaction.write(event.octets, self._earliest_dot)
         finally:
             watch.waiting = None
 
@@ -256,7 +260,7 @@ class Session:
             return
         size, refusal, octets = event
         self._committing = True
-        transaction.finish(octets, size, refusal, self._clock.earliest)
+        transaction.finish(octets, size, refusal, self._earliest_dot)
         tallies = self._cutover.tallies
         tallies.octets += size
         if refusal is None:
@@ -283,7 +287,7 @@ class Session:
 
     def _receive(self) -> None:
         stream, protocol = self._stream, self._protocol
-        waited = protocol.in_data and not stream.received and not stream.ended
+        there = stream.received or stream.ended
         octets = stream.receive(time.monotonic() + self._idle)
         if self._may_begin_until:
             self._may_begin_until = time.monotonic() + _NEWCOMER
@@ -295,7 +299,13 @@ class Session:
             if stream.error is not None:
                 raise stream.error
         if protocol.in_data:
-            self._clock.received(len(octets), time.monotonic(), waited=waited)
+            if there:
+                clock = self._clock = self._clock or DotClock(self._earliest_dot)
+                clock.received(len(octets), time.monotonic())
+                self._earliest_dot = clock.earliest
+            else:
+                self._earliest_dot = time.monotonic()
+                self._clock = None
         protocol.receive_data(octets)
 
     def _flush(self) -> None:
