@@ -13,7 +13,7 @@ TOO_LONG = b"\n"
 
 
 class CommandLines:
-    """What has come and was not used. position: in `octets`; what stands before it was."""
+    """What has come and was not used. position: in `octets`; what stands before it was. Nothing is left: no octets."""
 
     __slots__ = ("octets", "position", "skipping")
 
@@ -47,7 +47,10 @@ class CommandLines:
         line = octets[start:end]
         if wanted is not None and not wanted(line):
             return None
-        self.position = end + 1
+        if end + 1 == len(octets):
+            self.octets, self.position = b"", 0
+        else:
+            self.position = end + 1
         if self.skipping or end - start >= MAX_COMMAND:
             self.skipping = False
             return TOO_LONG

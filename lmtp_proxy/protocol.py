@@ -115,8 +115,7 @@ class Protocol:
         if octets:
             self._turn = 0
             lines = self._lines
-            lines.octets = lines.octets[lines.position :] + octets
-            lines.position = 0
+            lines.octets, lines.position = lines.rest + octets if lines.octets else octets, 0
         else:
             self._eof = True
 
@@ -138,7 +137,7 @@ class Protocol:
         lines = self._lines
         if not self._accepted or self._replies.owed or not lines.octets.startswith(b"DATA\r\n", lines.position):
             return False
-        lines.position += len(b"DATA\r\n")
+        lines.octets, lines.position = lines.octets[lines.position + len(b"DATA\r\n") :], 0
         self._halted = _DATA
         return True
 
@@ -173,16 +172,16 @@ class Protocol:
                 if halted is _DATA:
                     raise LocalProtocolError("DATA was not followed by start_data")
                 return halted
-            if lines.position == len(lines.octets):
+            if not lines.octets:
                 return _PAUSED if self._replies.owed else _CLOSED if self._eof else _NEED_DATA
             if self.in_data:
                 return self._next_in_data(lines.rest if lines.position else lines.octets)
             if self._turn >= AT_ONCE:
                 self._turn = 0
                 return Wait.BUSY
-            owed = self._replies.owed
             if self._envelope is None and self._greeted and (command := self._plain_envelope()):
                 return command
+            owed = self._replies.owed
             line = lines.next(self._may_run_ahead if owed else None)
             if line is None:
                 return _PAUSED if owed else _CLOSED if self._eof else _NEED_DATA
