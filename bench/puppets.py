@@ -76,12 +76,14 @@ class Peer:
             raise BlockingIOError
         return self.octets.pop(0)
 
-    def send(self, octets: bytes) -> int:
+    def send(self, octets: bytes, flags: int = 0) -> int:
         self.answer(octets)
         return len(octets)
 
     def answer(self, octets: bytes) -> None:
         raise NotImplementedError
+
+    def shutdown(self, how: int) -> None: ...
 
     def setblocking(self, flag: bool) -> None: ...
 

@@ -255,13 +255,13 @@ class Stream:
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
-    def send(self, octets: bytes) -> int:
+    def send(self, octets: bytes, flags: int = 0) -> int:
         """Send what goes out without waiting; how many octets that were. `full` if not all. Raises OSError.
 
-        Not to be called while `full`.
+        flags: MSG_MORE where `finish` comes next. Not to be called while `full`.
         """
         try:
-            sent = self._send(octets)
+            sent = self._send(octets, flags)
         except BlockingIOError:
             sent = 0
         if sent < len(octets):

@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import time
+from _socket import MSG_MORE
 from _socket import socket as Socket
 from collections.abc import Callable, Iterator
 
@@ -257,6 +258,21 @@ def test_a_peer_that_goes_while_room_is_waited_for(connected: Pair) -> None:
     with pytest.raises(OSError):
         stream.wait_for_room(soon())
     assert stream.ended
+
+
+def test_the_last_octets_arrive_whatever_the_peer_has_said_meanwhile() -> None:
+    """They wait for the end of the stream to go along, and closing with unread octets throws away what waits."""
+    stream, peer = pair("tcp")
+    peer.sendall(b"more")
+    assert stream.send(b"bye", MSG_MORE) == 3
+    peer.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        peer.recv(10)
+    peer.settimeout(5)
+    stream.finish()
+    stream.close()
+    assert peer.recv(10) == b"bye"
+    peer.close()
 
 
 def test_a_closed_stream_is_at_its_end_and_may_be_closed_again(connected: Pair) -> None:
