@@ -11,6 +11,7 @@ import time
 from _socket import MSG_MORE
 from _socket import socket as Socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,9 @@ class Session:
         except _StopNow:
             why = "lmtp-proxy was stopped"
             self._greenlet = None  # once is enough: nothing is to interrupt the last words
-            self._say_last(say.SHUTTING_DOWN)
+            self._protocol.close(say.SHUTTING_DOWN)
+            with suppress(OSError):  # who does not listen misses nothing
+                self._flush_last(_LAST_WORDS)
         finally:
             self._greenlet = None
             self._end_transaction(why)
@@ -332,13 +335,6 @@ class Session:
     def _wait_for_room(self, seconds: float) -> None:
         if self._stream.full and not self._stream.wait_for_room(time.monotonic() + seconds):
             raise TimeoutError("timed out")
-
-    def _say_last(self, reply: say.Reply) -> None:
-        self._protocol.close(reply)
-        try:
-            self._flush_last(_LAST_WORDS)
-        except OSError:
-            pass  # who does not listen misses nothing
 
     def _flush_last(self, seconds: float) -> None:
         """As `_flush`; the end of the stream goes along in the same segment, which saves the kernel 10 us."""

@@ -55,6 +55,21 @@ def test_final_replies_share_one_deadline(quick: Pair) -> None:
         client.quit()
 
 
+@pytest.mark.parametrize("pieces", [(b"x\r\n.\r\n",), (b"x\r\n", b"y\r\n.\r\n"), (b"x\r\n", b"y\r\n", b".\r\n")])
+def test_the_final_reply_of_a_slow_client_counts_from_its_dot(quick: Pair, pieces: tuple[bytes, ...]) -> None:
+    """Longer than the whole deadline between 354 and the dot, and a backend that takes most of it then."""
+    quick.a.script = Script(final=(Pause(0.7), *say("250 2.0.0 stored")))
+    with quick.proxy.client() as client:
+        outcome = client.envelope("s@x", ["u@a"])
+        for piece in pieces[:-1]:
+            time.sleep(0.6)
+            client.send(piece)
+        time.sleep(0.6)
+        client.finals_after(outcome, pieces[-1])
+        assert outcome.verdict(0).text[:9] == "250 2.0.0"
+        client.quit()
+
+
 def test_a_stalled_backend_delays_the_body_once(quick: Pair) -> None:
     quick.a.script = quick.b.script = Script(body=BodyTrigger(1000, (Hang(),)))
     with quick.proxy.client() as client:

@@ -138,7 +138,7 @@ def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site)
     site.stream.full = False
     sent: list[int] = []
 
-    def one_octet(octets: bytes) -> int:
+    def one_octet(octets: bytes, flags: int = 0) -> int:
         sent.append(len(octets))
         return 1
 
