@@ -9,6 +9,7 @@ here, to show that the model can see what it is for.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -246,7 +247,7 @@ def all_orders(one_run: Callable[[Callable[[int], int]], None]) -> int:
 
 def check(events: list[tuple[str, str, str]]) -> None:
     """No final dot for a user goes to a backend after a move away from it has returned."""
-    left: dict[str, set[str]] = {"alice@x": set(), "bob@x": set()}
+    left: defaultdict[str, set[str]] = defaultdict(set)
     for what, user, backend in events:
         if what == "swapped":
             left[user].discard(backend)  # it may be taken up again before the move says so
