@@ -146,10 +146,10 @@ class Session:
         gevent.get_hub().loop.run_callback(self._interrupt_uncommitted)
 
     def _interrupt_idle(self) -> None:
-        if self._greenlet and self._stream.awaited and not self._protocol.in_transaction:
+        if self._greenlet and not self._protocol.in_transaction:
             if self._may_begin_until > time.monotonic():
                 self.stop()
-            else:
+            elif self._stream.awaited:
                 self._greenlet.throw(_StopNow)
 
     def _interrupt_uncommitted(self) -> None:
@@ -335,6 +335,8 @@ class Session:
     def _wait_for_room(self, seconds: float) -> None:
         if self._stream.full and not self._stream.wait_for_room(time.monotonic() + seconds):
             raise TimeoutError("timed out")
+        if self._stopping:
+            self.stop()  # while it waited here it could not be told
 
     def _flush_last(self, seconds: float) -> None:
         """As `_flush`; the end of the stream goes along in the same segment, which saves the kernel 10 us."""

@@ -75,6 +75,33 @@ def test_a_client_that_is_about_to_send_mail_may() -> None:
         assert backend.transactions("s@x")[0].dotted
 
 
+@pytest.mark.parametrize("newcomer", [True, False])
+def test_a_client_who_reads_late_is_told_when_it_has(newcomer: bool) -> None:
+    """Its replies have no room when it would be told, and it has said something since the stop began."""
+    commands = b"NOOP\r\n" * 40_000 if newcomer else b"HELP\r\n" * 8_000  # these are taken in at once
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}, timeouts={"shutdown": 8})) as proxy:
+        with proxy.client() as client:
+            if not newcomer:
+                assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+            sender = threading.Thread(target=client.send, args=(commands,))
+            if newcomer:
+                proxy.signal(signal.SIGTERM)
+                proxy.wait_log("stopping: 1 ")
+                sender.start()
+                time.sleep(1.8)
+            else:
+                sender.start()
+                time.sleep(0.3)
+                proxy.signal(signal.SIGTERM)
+                proxy.wait_log("stopping: 1 ")
+            for _ in range(commands.count(b"\n")):
+                assert client.reply(2).positive
+            sender.join()
+            assert client.reply(3).code == 421
+            assert client.at_end()
+        assert proxy.wait(3) == 0
+
+
 def test_past_the_dot_it_waits_longer() -> None:
     script = Script(final=(Pause(1.5), *say("250 2.0.0 stored")))
     config_timeouts = {"shutdown": 0.3, "final_reply": 6}
