@@ -290,7 +290,7 @@ class Session:
         stream, protocol = self._stream, self._protocol
         there = stream.received or stream.ended
         octets = stream.receive(time.monotonic() + self._idle)
-        if self._may_begin_until:
+        if self._transaction is None:
             self._may_begin_until = time.monotonic() + _NEWCOMER
         if not octets:
             if octets is None:

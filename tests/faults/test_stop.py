@@ -102,6 +102,23 @@ def test_a_client_who_reads_late_is_told_when_it_has(newcomer: bool) -> None:
         assert proxy.wait(3) == 0
 
 
+def test_a_client_that_uses_its_connection_again_may() -> None:
+    """Postfix says RSET to see whether a kept one lives, then XFORWARD, and defers the mail if a 421 comes then."""
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend})) as proxy:
+        with proxy.client() as client, proxy.client() as other:
+            for each in (client, other):
+                assert each.deliver("s@x", ["u@a"]).verdict(0).positive
+            assert client.command("RSET").code == 250
+            proxy.signal(signal.SIGTERM)
+            assert other.reply(0.5).code == 421
+            time.sleep(0.5)
+            assert client.command("XFORWARD NAME=c IDENT=4fX").code == 250
+            assert client.deliver("t@x", ["u@a"]).verdict(0).positive
+            assert client.reply(0.5).code == 421
+        assert proxy.wait(3) == 0
+        assert backend.transactions("t@x")[0].dotted
+
+
 def test_past_the_dot_it_waits_longer() -> None:
     script = Script(final=(Pause(1.5), *say("250 2.0.0 stored")))
     config_timeouts = {"shutdown": 0.3, "final_reply": 6}
