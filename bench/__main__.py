@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import machine
-from bench.floor import Floor
+from bench.floor import FLOOR, Floor
 from bench.peers import Direct, Dovecot, HAProxy, Program
 from bench.plot import plot
 from bench.processes import BenchError
@@ -120,6 +120,8 @@ def _measure(options: argparse.Namespace) -> Results:
             left_out = {*missing, *(QUICK_WITHOUT.get(workload.letter, ()) if options.quick else ())}
             if workload.letter != "C":
                 left_out.add(UNLOGGED)
+            if workload.letter not in "ABC":  # it knows no NOOP, and keeps no message in pieces
+                left_out.add(FLOOR)
             if options.quick and workload.letter != "B":
                 left_out.add(TWO_WORKERS)
             chosen = [program for program in programs if program.name not in left_out]
