@@ -79,7 +79,7 @@ def test_without_it_the_same_restart_defers(patient_stack: Stack, proxy: tuple[P
         time.sleep(0.5)
         assert process.stop(30) == 0
         stack.proxy_socket.rename(away)
-        time.sleep(0.5)
+        time.sleep(1.5)
         away.rename(stack.proxy_socket)
         process.start()
     deliver_the_rest(stack)  # one flush may come before the last is deferred
