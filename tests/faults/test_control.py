@@ -562,6 +562,7 @@ def test_a_slow_reload_makes_no_other_request_wait(served: Served) -> None:
 
 
 def test_a_drain_ends_in_time_even_if_a_reload_does_not(served: Served) -> None:
+    served.control.post("/drain", {"users": ["u001"]})  # a first client waits for imports, longer than a reload takes
     served.proxy.config["users"].update({f"user{number}@x": "old" for number in range(50_000)})
     served.proxy.write_config()
     served.proxy.signal(signal.SIGUSR1)
