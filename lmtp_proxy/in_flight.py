@@ -7,6 +7,7 @@ looks in here afterwards; the other order leaves a gap. It knows neither tables 
 
 import enum
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 
@@ -27,7 +28,7 @@ _ENVELOPE, _COMMIT = Phase.ENVELOPE, Phase.COMMIT
 _COMMITTED = frozenset({Phase.COMMIT, Phase.FINAL_DOT})
 
 
-class Flight:
+class Flight(ABC):
     """One delivery, from its first recipient to its last reply. What it is of, its kind says, when it is asked.
 
     number: rises with each entering of any flight, 0 before the first. octets: of the message, sent so far. began:
@@ -47,29 +48,29 @@ class Flight:
         return f"<Flight {self.number} to {self.backend} for {names}: {self.phase.value}>"
 
     @property
+    @abstractmethod
     def session(self) -> str:
         """The name of the client's session."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def backend(self) -> str:
         """Its name."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def address(self) -> str:
         """Of the backend."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def sender(self) -> bytes:
         """With angle brackets."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def recipients(self) -> Sequence[Recipient]:
         """Those that the backend has not refused. The same from the moment on that the flight has entered."""
-        raise NotImplementedError
 
     @property
     def committed(self) -> bool:

@@ -196,7 +196,7 @@ class Protocol:
             return None
         envelope, paths, end = parsed
         number = len(paths)
-        if number > self._most_at_once or (envelope.size or 0) > self._largest:
+        if number > self._most_at_once or self._size_refusal(envelope.size):
             return None
         lines.position = end
         self._turn += number + 2
@@ -223,7 +223,7 @@ class Protocol:
                     return MessageOctets(octets)
                 return _CLOSED if self._eof else _NEED_DATA
             self._data = None
-        refusal = refusal or (say.SIZE_TOO_BIG if size > self._largest else None)
+        refusal = refusal or self._size_refusal(size)
         self.in_data, self._halted = False, _PAUSED
         self._replies.owed = self._accepted
         return _tuple(EndOfMessage, (size, refusal, b"" if refusal else octets))

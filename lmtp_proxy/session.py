@@ -317,9 +317,8 @@ class Session:
             if self._lost:
                 raise ConnectionError("it took no replies")
             self._wait_for_room(self._idle)
-        if ready := self._output:
-            output = b"".join(ready)
-            ready.clear()
+        if self._output:
+            output = self._protocol.data_to_send()
             try:
                 sent = stream.send(output)
             except OSError:

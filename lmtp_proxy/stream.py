@@ -140,26 +140,9 @@ class Stream:
         See `wait`; not to be called while `full`.
         """
         while not self.received and not self.ended:
-            deadlines = self._deadlines
-            if deadline < deadlines.due:
-                deadlines.set(deadline)
-            self._deadline = deadline
-            self._waiter = getcurrent()
-            try:
-                woken = deadlines.switch()
-            except BaseException:
-                self._waiter = None
-                raise
-            if woken is not True:
-                self._waiter = None
-                if time.monotonic() >= deadline:
-                    return None
-        octets = self.received
-        self.received = b""
-        if self.paused:
-            self.paused = False
-            self._reads.start(self._readable)
-        return octets
+            if not self.wait(deadline) and time.monotonic() >= deadline:
+                return None
+        return self.take()
 
     def look(self) -> bool:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
