@@ -45,7 +45,9 @@ setup(
             "types-setuptools",
         ],
     },
-    entry_points={"console_scripts": ["lmtp-proxy = lmtp_proxy.cli:main", "lmtp-proxyctl = lmtp_proxy.ctl:main"]},
+    entry_points={
+        "console_scripts": ["lmtp-proxy = lmtp_proxy.cli:main", "lmtp-proxyctl = lmtp_proxy.ctl.command:main"],
+    },
     classifiers=[
         "Environment :: No Input/Output (Daemon)",
         "Intended Audience :: System Administrators",

@@ -56,7 +56,7 @@ class Proxy:
             return self.kept[address].pop()
         from _socket import socket as Socket
 
-        from lmtp_proxy.stream import Stream
+        from lmtp_proxy.loop.stream import Stream
 
         host, _, port = address.rpartition(":")
         sock = Socket()
@@ -71,7 +71,7 @@ class Proxy:
 
     def serve(self, sock: Any) -> None:
         """One client, from its greeting to its QUIT."""
-        from lmtp_proxy.stream import Stream
+        from lmtp_proxy.loop.stream import Stream
 
         stream = Stream(sock)
         stream.send(b"220 floor\r\n")

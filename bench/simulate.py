@@ -22,14 +22,17 @@ from typing import Any
 
 from bench import puppets
 from bench.puppets import USERS, Hub, Mailer, Quiet, Store, Syslog, Watcher
-from lmtp_proxy import backend, log, session, stream
-from lmtp_proxy.commit import Cutover
-from lmtp_proxy.config import load_config
-from lmtp_proxy.generation import Generation, first_generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.server import Server
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy import log
+from lmtp_proxy.backends import session as backend
+from lmtp_proxy.clients import session
+from lmtp_proxy.clients.server import Server
+from lmtp_proxy.config.read import load_config
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation, first_generation
+from lmtp_proxy.loop import stream
 
 ROUND = 50  # messages: short enough that many rounds see no other process
 COUNTED = 20

@@ -17,21 +17,21 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config_error import ConfigError
-from lmtp_proxy.config_values import Config
-from lmtp_proxy.loading import is_large_file, load
-from lmtp_proxy.notify import notify_ready
-from lmtp_proxy.pid_file import PidFile
-from lmtp_proxy.sockets import Listener, listen, listen_for_control, listen_for_metrics
+from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.loading import is_large_file, load
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.start.notify import notify_ready
+from lmtp_proxy.start.pid_file import PidFile
+from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # Modules that a process imports with its first mail, reload, request or scrape.
 _LOADED_LATE = (
-    *("gevent.threadpool", "lmtp_proxy.backend", "lmtp_proxy.config", "lmtp_proxy.control"),
-    "lmtp_proxy.control_server",
+    *("gevent.threadpool", "lmtp_proxy.backends.session", "lmtp_proxy.config.read", "lmtp_proxy.control.resources"),
+    "lmtp_proxy.control.server",
 )
-_FOR_METRICS = ("lmtp_proxy.exposition_thread", "lmtp_proxy.metrics_server", "prometheus_client")
+_FOR_METRICS = ("lmtp_proxy.figures.exposition_thread", "lmtp_proxy.web.server", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
     if config.workers == 1:
         from lmtp_proxy.service import serve
     else:
-        from lmtp_proxy.supervisor import serve
+        from lmtp_proxy.workers.supervisor import serve
 
         serve = partial(serve, users=len(config.users))
         config.users.close()  # each worker has its own
@@ -221,7 +221,7 @@ def _receipts_error(config: Config) -> str | None:
     if path is None:
         return None
     try:
-        import lmtp_proxy.receipts_file  # noqa: F401  (and now, because `run_as` may not be able to read it)
+        import lmtp_proxy.receipts.file  # noqa: F401  (and now, because `run_as` may not be able to read it)
     except ImportError as error:
         return f"config.receipts: this Python cannot use SQLite: {error}"
     directory = os.path.dirname(path)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the log goes, and how foreign text is written in it.
+"""Where the log goes: one format, to syslog or to stderr.
 
-One format, to syslog or to stderr. What is logged, and when, is decided by those who log.
+What is logged, and when, is decided by those who log.
 """
 
 import logging
@@ -9,27 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lmtp_proxy.config_values import Log
+from lmtp_proxy.config.values import Log
 from lmtp_proxy.log_batch import Later, LogBatch
 from lmtp_proxy.log_channel import DEFAULT_SYSLOG, StreamChannel, SyslogChannel
 
 _NAME = "lmtp_proxy"
-_MAX_TEXT = 600  # of one piece of foreign text: a syslog line should stay below 1 KiB or two
-
-
-def printable(octets: bytes) -> str:
-    """Text from a client or backend as it may stand in a log: one line, no controls, not too long.
-
-    What is not valid UTF-8 or not printable becomes an escape, and so does a backslash, so that it can be told apart.
-    """
-    if len(octets) <= _MAX_TEXT and octets.isascii():
-        text = octets.decode("ascii")
-        if text.isprintable() and "\\" not in text:
-            return text
-    text = octets[:_MAX_TEXT].replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return text if len(octets) <= _MAX_TEXT else text + "..."
 
 
 class _Events(logging.Handler):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
 
-from lmtp_proxy.config_values import FACILITIES
+from lmtp_proxy.config.values import FACILITIES
 
 DEFAULT_SYSLOG = "/dev/log"
 _LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out

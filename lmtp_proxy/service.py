@@ -29,28 +29,28 @@ import setproctitle
 from gevent.event import Event
 from greenlet import greenlet
 
-from lmtp_proxy.commit import Cutover
-from lmtp_proxy.config_manager import ConfigManager
-from lmtp_proxy.config_values import Config
-from lmtp_proxy.control_state import MAX_CONNECTIONS, ControlState
-from lmtp_proxy.generation import retire
-from lmtp_proxy.in_flight import InFlight
+from lmtp_proxy.clients.server import Server
+from lmtp_proxy.clients.session import Shared
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.control.state import MAX_CONNECTIONS, ControlState
+from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.figures.loop_watch import LoopWatch
+from lmtp_proxy.figures.samples import Samples
+from lmtp_proxy.generations.generation import retire
+from lmtp_proxy.generations.manager import ConfigManager
+from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.log import finish_log, set_up_log
-from lmtp_proxy.loop_watch import LoopWatch
-from lmtp_proxy.metrics import Tallies
-from lmtp_proxy.on_demand import CONTROL, METRICS, OnDemand
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.receipts import Receipts
-from lmtp_proxy.samples import Samples
-from lmtp_proxy.server import Server
-from lmtp_proxy.session import Shared
-from lmtp_proxy.share import WHOLE, Share
-from lmtp_proxy.start_log import log_ready
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.loop.on_demand import CONTROL, METRICS, OnDemand
+from lmtp_proxy.receipts.receipts import Receipts
+from lmtp_proxy.start.start_log import log_ready
 
 if TYPE_CHECKING:
-    from lmtp_proxy.control import Application
-    from lmtp_proxy.control_server import ControlServer
+    from lmtp_proxy.control.resources import Application
+    from lmtp_proxy.control.server import ControlServer
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
@@ -214,19 +214,19 @@ class _Answers:
 
     def on_control(self, listener: socket.socket) -> "ControlServer":
         """The server on the control socket."""
-        from lmtp_proxy.control_server import ControlServer
+        from lmtp_proxy.control.server import ControlServer
 
         return ControlServer(listener, self._control())
 
     def on_metrics(self, listener: socket.socket) -> "ControlServer":
         """The server of `config.metrics`."""
-        from lmtp_proxy.metrics_server import metrics_server
+        from lmtp_proxy.web.server import metrics_server
 
         return metrics_server(listener, self._control(), self.samples, self._hostname)
 
     def _control(self) -> "Application":
         if self._application is None:
-            from lmtp_proxy.control import Application
+            from lmtp_proxy.control.resources import Application
 
             self._application = Application(self._state)
         return self._application

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmtp_proxy.migrate.journal import open_journal
-from lmtp_proxy.migrate.report import Report, read_report
+from lmtp_proxy.ctl.migrate.journal import open_journal
+from lmtp_proxy.ctl.migrate.report import Report, read_report
 from tests.support.proxy import ROOT, ProxyProcess
 
 from .conftest import Stack

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.report_text import report_lines
+from lmtp_proxy.ctl.migrate.report_text import report_lines
 from tests.support.passed import PassedSocketProxy, listening_unix
 
 from .conftest import Stack

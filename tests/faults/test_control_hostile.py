@@ -467,7 +467,7 @@ def test_a_first_client_while_the_program_is_being_replaced_is_not_the_last(tmp_
     with FakeBackend() as store:
         proxy = ProxyProcess(config_of({"old": store}, {"a": "old"}), workers=1)
         path = add_control(proxy)
-        module = tmp_path / "lmtp_proxy" / "control_server.py"
+        module = tmp_path / "lmtp_proxy" / "control" / "server.py"
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-B", "-P", "-c", code, "-c", proxy.config_path], stderr=log, cwd=tmp_path

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.control_client import ControlClient, ControlError
+from lmtp_proxy.ctl.client import ControlClient, ControlError
 from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
 from tests.support.ctl import PROGRAM, Answer, FakeControl, Run, controlled, ctl, end_ctl, http, start_ctl

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.config import ConfigError, load_config
-from lmtp_proxy.loading import LARGE
+from lmtp_proxy.config.loading import LARGE
+from lmtp_proxy.config.read import ConfigError, load_config
 from tests.faults.conftest import Move
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
@@ -97,7 +97,7 @@ def stopped_loader(proxy: ProxyProcess) -> int:
     Not before its exec: until then posix_spawn, which is a vfork, has its parent stand still.
     """
     deadline = time.monotonic() + 8
-    while not (found := [pid for pid in children(proxy.pid) if b"lmtp_proxy.loader" in command_line(pid)]):
+    while not (found := [pid for pid in children(proxy.pid) if b"lmtp_proxy.config.loader" in command_line(pid)]):
         assert time.monotonic() < deadline, proxy.log()
         time.sleep(0.002)
     (pid,) = found

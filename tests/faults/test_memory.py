@@ -66,19 +66,19 @@ def imports_until_ready(workers: int) -> set[str]:
 
 def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
     imported = imports_until_ready(1)
-    assert {"lmtp_proxy.server", "lmtp_proxy.samples", "gevent.monkey"} <= imported
+    assert {"lmtp_proxy.clients.server", "lmtp_proxy.figures.samples", "gevent.monkey"} <= imported
     unused = {"ipaddress", "logging.handlers"}
-    for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control", "lmtp_proxy.status_page"}
+    for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control.resources", "lmtp_proxy.web.page"}
     for_a_thread = {"gevent.threadpool", "concurrent.futures"}
-    for_mail = {"smtplib", "ssl", "lmtp_proxy.backend"}
+    for_mail = {"smtplib", "ssl", "lmtp_proxy.backends.session"}
     assert (unused | for_a_client | for_a_thread | for_mail | {"yaml", "sqlite3"}) & imported == set()
 
 
 def test_workers_and_their_supervisor_have_not_much_more() -> None:
     """They speak HTTP from the beginning."""
     imported = imports_until_ready(2)
-    assert {"lmtp_proxy.team", "lmtp_proxy.server", "gevent.pywsgi", "gevent.monkey"} <= imported
-    unused = {"logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.status_page"}
+    assert {"lmtp_proxy.workers.team", "lmtp_proxy.clients.server", "gevent.pywsgi", "gevent.monkey"} <= imported
+    unused = {"logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.web.page"}
     assert unused & imported == set()
 
 

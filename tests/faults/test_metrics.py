@@ -332,8 +332,8 @@ def test_it_is_read_only(watched: Watched) -> None:
 
 def test_what_nobody_asks_for_is_not_loaded() -> None:
     code = (
-        "import sys, lmtp_proxy.service, lmtp_proxy.supervisor, lmtp_proxy.worker_service;"
-        "print([name for name in ('prometheus_client', 'lmtp_proxy.status_page', 'lmtp_proxy.metrics_server')"
+        "import sys, lmtp_proxy.service, lmtp_proxy.workers.supervisor, lmtp_proxy.workers.service;"
+        "print([name for name in ('prometheus_client', 'lmtp_proxy.web.page', 'lmtp_proxy.web.server')"
         " if name in sys.modules])"
     )
     root = PROGRAM.parents[1]

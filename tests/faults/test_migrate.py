@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.config import load_config
+from lmtp_proxy.config.read import load_config
 from tests.support.backend import FakeBackend
 from tests.support.ctl import Run, controlled, ctl, end_ctl, start_ctl
 from tests.support.proxy import ProxyProcess

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy import config_file
-from lmtp_proxy.control_client import ControlClient
-from lmtp_proxy.drain import Progress
-from lmtp_proxy.move import Order
-from lmtp_proxy.move import move as move_users
+from lmtp_proxy.config import file as config_file
+from lmtp_proxy.ctl.client import ControlClient
+from lmtp_proxy.ctl.drain import Progress
+from lmtp_proxy.ctl.move import Order
+from lmtp_proxy.ctl.move import move as move_users
 from tests.faults.conftest import Move
 from tests.faults.test_ctl import DRAINED, in_flight, pieces, run
 from tests.support.backend import FakeBackend

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.control_client import ControlClient, Refusal
+from lmtp_proxy.ctl.client import ControlClient, Refusal
 from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient, Outcome

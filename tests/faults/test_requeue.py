@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.control_client import ControlClient, ControlError
-from lmtp_proxy.requeue import Requeued, command_for, requeue
+from lmtp_proxy.ctl.client import ControlClient, ControlError
+from lmtp_proxy.ctl.requeue import Requeued, command_for, requeue
 from tests.support.ctl import FakeControl, Run, ctl, http
 
 

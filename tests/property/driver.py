@@ -10,8 +10,8 @@ import re
 from collections import deque
 from collections.abc import Iterable
 
-from lmtp_proxy.envelope import Recipient, plain_recipient
-from lmtp_proxy.events import (
+from lmtp_proxy.wire.envelope import Recipient, plain_recipient
+from lmtp_proxy.wire.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
@@ -22,8 +22,8 @@ from lmtp_proxy.events import (
     RcptCommand,
     Wait,
 )
-from lmtp_proxy.protocol import Protocol
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.wire.protocol import Protocol
+from lmtp_proxy.wire.reply import Reply
 
 
 def new_protocol(

@@ -20,20 +20,20 @@ from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backend import BackendSession
-from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import Cutover, Message
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery import Delivery
-from lmtp_proxy.destination import Destination
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import Generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Routing
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.backends.session import BackendSession
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.generations.generation import Generation
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
 
 BACKENDS = {name: Backend(name, UnixAddress(f"/{name}")) for name in ("old", "new")}
 FOREVER = time.monotonic() + 10**6

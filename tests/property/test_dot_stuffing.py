@@ -10,7 +10,7 @@ import re
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lmtp_proxy.dot_stuffing import MessageData
+from lmtp_proxy.wire.dot_stuffing import MessageData
 from tests.property.driver import cut
 
 # Where a receiver takes a dot for the end; what stands in front of the data is the CRLF of DATA.

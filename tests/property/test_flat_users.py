@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy import config as config_module
-from lmtp_proxy.config import Config, ConfigError, load_config
-from lmtp_proxy.flat_users import Doubt, FlatUsers
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.users_edit import EditError, edit_users
-from lmtp_proxy.users_excerpt import edit_file
-from lmtp_proxy.yaml_text import parse
+from lmtp_proxy.config import read as config_module
+from lmtp_proxy.config.flat_users import Doubt, FlatUsers
+from lmtp_proxy.config.read import Config, ConfigError, load_config
+from lmtp_proxy.config.users_edit import EditError, edit_users
+from lmtp_proxy.config.users_excerpt import edit_file
+from lmtp_proxy.config.yaml_text import parse
+from lmtp_proxy.routing.keys import KeyRules
 
 HEADS = [
     "config:\n  socket: /run/x\n",

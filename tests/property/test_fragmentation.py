@@ -7,9 +7,9 @@ And whatever a client sends: nothing raises, each reply is whole, and nothing is
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.command_lines import MAX_COMMAND
-from lmtp_proxy.events import ConnectionClosed, EndOfMessage, Event, MessageOctets, Wait
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.wire.command_lines import MAX_COMMAND
+from lmtp_proxy.wire.events import ConnectionClosed, EndOfMessage, Event, MessageOctets, Wait
+from lmtp_proxy.wire.reply import Reply
 from tests.property.driver import Driver, buffered, cut, new_protocol, parse_replies
 
 GOOD = [

@@ -15,20 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backend import BackendSession
-from lmtp_proxy.commit import Cutover
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.envelope import Envelope, plain_recipient
-from lmtp_proxy.generation import Generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Routing
-from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.transaction import Client, Transaction
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.backends.session import BackendSession
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.transaction import Client, Transaction
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.wire.envelope import Envelope, plain_recipient
+from lmtp_proxy.wire.reply import Reply
 from tests.property.test_cutover_model import BACKENDS, FOREVER, all_orders, check, pause, run
 
 OK, GO_ON = Reply(250, (b"2.0.0 ok",)), Reply(354, (b"go on",))

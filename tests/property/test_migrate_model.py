@@ -23,15 +23,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.migrate import states, user_run
-from lmtp_proxy.migrate.events import Silent
-from lmtp_proxy.migrate.hooks import KILLED, OK, Ran
-from lmtp_proxy.migrate.journal import Journal
-from lmtp_proxy.migrate.journal_file import JournalError
-from lmtp_proxy.migrate.plan import Hook, Plan
-from lmtp_proxy.migrate.proxy import Delivered, Interrupted, Moved, ProxyError, Receipts, Requeued
-from lmtp_proxy.migrate.steps import Ended, Parts, Steps
-from lmtp_proxy.migrate.user_run import JournalFailed, UserRun
+from lmtp_proxy.ctl.migrate import states, user_run
+from lmtp_proxy.ctl.migrate.events import Silent
+from lmtp_proxy.ctl.migrate.hooks import KILLED, OK, Ran
+from lmtp_proxy.ctl.migrate.journal import Journal
+from lmtp_proxy.ctl.migrate.journal_file import JournalError
+from lmtp_proxy.ctl.migrate.plan import Hook, Plan
+from lmtp_proxy.ctl.migrate.proxy import Delivered, Interrupted, Moved, ProxyError, Receipts, Requeued
+from lmtp_proxy.ctl.migrate.steps import Ended, Parts, Steps
+from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 
 USER = "alice"
 HOOKS = ("sync", "final_sync", "block", "redirect", "unblock", "verify")

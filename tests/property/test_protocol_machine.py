@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lmtp_proxy.command_lines import MAX_COMMAND
-from lmtp_proxy.events import (
+from lmtp_proxy.wire.command_lines import MAX_COMMAND
+from lmtp_proxy.wire.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
@@ -24,8 +24,8 @@ from lmtp_proxy.events import (
     TransactionReset,
     Wait,
 )
-from lmtp_proxy.protocol import MAX_ERRORS
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.wire.protocol import MAX_ERRORS
+from lmtp_proxy.wire.reply import Reply
 from tests.property.driver import buffered, cut, new_protocol, parse_replies
 
 LIMIT = 100  # octets of a message

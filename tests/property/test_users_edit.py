@@ -12,8 +12,8 @@ import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.users_edit import edit_users
+from lmtp_proxy.config.users_edit import edit_users
+from lmtp_proxy.routing.keys import KeyRules
 
 PLAIN = ["old", "new", "reject", "hold", "store-2", "größe", "a.b@c", "it's", "x#y", "Old Store", "\U0001f4ee"]
 QUOTED = [*PLAIN, "no", "0123", "@x", "* y", "a: b", "a #b", 'say "hi"', "back\\slash", "{}", ""]

@@ -6,9 +6,9 @@ import re
 from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.envelope import Envelope, Recipient, parse_mail, parse_rcpt
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.reply import MAX_LINE, Reply
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.wire.envelope import Envelope, Recipient, parse_mail, parse_rcpt
+from lmtp_proxy.wire.reply import MAX_LINE, Reply
 from tests.property.driver import parse_replies
 
 # --- replies ---------------------------------------------------------------------------------------------------------

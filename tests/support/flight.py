@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A flight that says what it is told to: without a message, a pool and a commit point."""
 
-from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.in_flight import Flight
+from lmtp_proxy.delivery.in_flight import Flight
+from lmtp_proxy.wire.envelope import Recipient
 
 
 class SomeFlight(Flight):

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 
-from lmtp_proxy.migrate.events import Summary
-from lmtp_proxy.migrate.live import watcher_for
+from lmtp_proxy.ctl.migrate.events import Summary
+from lmtp_proxy.ctl.migrate.live import watcher_for
 
 NAMES = ("anna", "[bold red]bela[/]", "carl\x1b[2J\x07", ":smile: dora", "jörg 漢字", "a-very-long-name" * 12)
 JOBS = 6

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmtp_proxy.migrate.journal import open_journal
+from lmtp_proxy.ctl.migrate.journal import open_journal
 
 EVENING = 1795467600.0
 """2026-11-23 21:00 UTC."""

@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.commit import CommitPoint, Cutover, Message
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import Generation, first_generation, next_generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.reply import Reply
-from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}")) for name in ("old", "new"))
 ALICE, BOB = Recipient(b"<alice+x@x>", "alice+x", "x"), Recipient(b"<bob@x>", "bob", "x")

@@ -20,7 +20,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.config import (
+from lmtp_proxy.config.read import (
     KEYS,
     RESERVED,
     Address,
@@ -34,9 +34,9 @@ from lmtp_proxy.config import (
     UnixAddress,
     load_config,
 )
-from lmtp_proxy.config_values import FACILITIES, is_own_listener
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.config.values import FACILITIES, is_own_listener
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.static_table import StaticTable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "etc/lmtp-proxy.yml"
@@ -618,7 +618,7 @@ def test_backend_errors(errors: Errors, lines: list[str], expected: list[str]) -
 
 
 def test_a_lone_surrogate_is_no_password(errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmtp_proxy.yaml_text._LOADER", yaml.SafeLoader)  # the parser in C refuses it itself
+    monkeypatch.setattr("lmtp_proxy.config.yaml_text._LOADER", yaml.SafeLoader)  # the parser in C refuses it itself
     lines = ("socket: /a", "user: u", 'password: "\\ud800"')
     assert errors(backend_with(*lines)) == ["7: backends.b.password: is not UTF-8 text"]
 
@@ -1038,7 +1038,7 @@ def test_any_locale(tmp_path: Path, locale: str) -> None:
     bad.write_text(users_with("grüße: älter"), "utf-8")
     code = """
 import sys
-from lmtp_proxy.config import ConfigError, load_config
+from lmtp_proxy.config.read import ConfigError, load_config
 assert load_config(sys.argv[1]).users == {"gr\\xfc\\xdfe": "old"}
 try:
     load_config(sys.argv[2])

@@ -4,10 +4,10 @@
 from dataclasses import replace
 from typing import Any
 
-from lmtp_proxy import config_difference
-from lmtp_proxy.config_difference import compare_users
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.config import difference as config_difference
+from lmtp_proxy.config.difference import compare_users
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.routing.static_table import StaticTable
 
 OLD = Config(
     path="/etc/a.yml",

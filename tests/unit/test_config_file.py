@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import config_file
-from lmtp_proxy.config import ConfigError, load_config
-from lmtp_proxy.config_file import Change, change_users
+from lmtp_proxy.config import file as config_file
+from lmtp_proxy.config.file import Change, change_users
+from lmtp_proxy.config.read import ConfigError, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = "config:\n  socket: /run/mail\nbackends:\n  old: {socket: /run/old}\n  new: {socket: /run/new}\n"
@@ -260,7 +260,7 @@ def test_two_with_the_lock_of_two_files(path: Path, before_rename: list[Callable
 
 CHANGE = """
 import sys, time
-from lmtp_proxy.config_file import change_users
+from lmtp_proxy.config.file import change_users
 path, backend, *users = sys.argv[1:]
 change = change_users(path, users, backend, deadline=time.monotonic() + 50, waiting=lambda what: None)
 print(change.previous)
@@ -268,7 +268,7 @@ print(change.previous)
 
 BACK_AND_FORTH = """
 import sys, time
-from lmtp_proxy.config_file import change_users
+from lmtp_proxy.config.file import change_users
 print("ready", flush=True)
 while True:
     for backend in ("new", "old"):

@@ -11,16 +11,16 @@ from typing import Any, cast
 
 import pytest
 
-from lmtp_proxy.config_manager import ConfigManager
-from lmtp_proxy.config_values import Config, UnixAddress
-from lmtp_proxy.control import Application
-from lmtp_proxy.control_request import GONE, MAX_USERS, UID
-from lmtp_proxy.control_state import ControlState
-from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.session_state import SessionState
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.config.values import Config, UnixAddress
+from lmtp_proxy.control.request import GONE, MAX_USERS, UID
+from lmtp_proxy.control.resources import Application
+from lmtp_proxy.control.state import ControlState
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.manager import ConfigManager
+from lmtp_proxy.wire.envelope import Recipient
 from tests.support.flight import SomeFlight
 
 

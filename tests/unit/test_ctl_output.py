@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_proxy import ctl_output as show
-from lmtp_proxy.control_client import Answer, ControlError
-from lmtp_proxy.drain import Drained, Progress
+from lmtp_proxy.ctl import output as show
+from lmtp_proxy.ctl.client import Answer, ControlError
+from lmtp_proxy.ctl.drain import Drained, Progress
 
 LONG = (
     "first.middle.last-name.with-a-long-local-part-of-64-octets-exactly+detail@"

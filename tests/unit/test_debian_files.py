@@ -5,10 +5,11 @@ import re
 import subprocess
 from pathlib import Path
 
-from lmtp_proxy import __version__, cli, ctl_arguments
-from lmtp_proxy.config_keys import _SECONDS_MAX
-from lmtp_proxy.config_values import Config, UnixAddress
-from lmtp_proxy.yaml_text import Mapping, Scalar, Sequence, read_source
+from lmtp_proxy import __version__, cli
+from lmtp_proxy.config.types import _SECONDS_MAX
+from lmtp_proxy.config.values import Config, UnixAddress
+from lmtp_proxy.config.yaml_text import Mapping, Scalar, Sequence, read_source
+from lmtp_proxy.ctl import arguments as ctl_arguments
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendSession
-from lmtp_proxy.commit import Cutover, Message
-from lmtp_proxy.config_values import Backend, Config, Timeouts, UnixAddress
-from lmtp_proxy.delivery import Delivery
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import Generation, first_generation, next_generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.stream import Stream
-from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.backends.session import BackendSession
+from lmtp_proxy.config.values import Backend, Config, Timeouts, UnixAddress
+from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
+from lmtp_proxy.loop.stream import Stream
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}"), timeouts=Timeouts(final_reply=2)) for name in ("old", "new"))
 ALICE = Recipient(b"<alice@x>", "alice", "x")

@@ -5,15 +5,15 @@ import logging
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.commit import Message
-from lmtp_proxy.config_values import Backend, UnixAddress
-from lmtp_proxy.delivery_log import log_aborted, log_recipients
-from lmtp_proxy.destination import Destination
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Route
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.config.values import Backend, UnixAddress
+from lmtp_proxy.delivery.commit import Message
+from lmtp_proxy.delivery.log import log_aborted, log_recipients
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.routing.routing import Route
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
 
 OK = Reply(250, (b"2.1.5 ok",))
 POOL = BackendPool(Backend("old", UnixAddress("/old")), "proxy")

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where the mail of a recipient goes: what is remembered, for how long, and how it looks in the log."""
 
-from lmtp_proxy.config_values import Backend, UnixAddress
-from lmtp_proxy.destination import Destination, Destinations
-from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.routing import Routing
-from lmtp_proxy.tables import Table, TableUnavailable
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.config.values import Backend, UnixAddress
+from lmtp_proxy.generations.destination import Destination, Destinations
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.routing.table import Table, TableUnavailable
+from lmtp_proxy.wire.envelope import Recipient
 
 ALICE = Recipient(b"<alice@example.org>", "alice", "example.org")
 POOLS = {name: BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in ("old", "new", "o\nd")}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from lmtp_proxy.dot_stuffing import MessageData, whole_message
+from lmtp_proxy.wire.dot_stuffing import MessageData, whole_message
 
 END = b"\r\n.\r\n"
 # Bodies that are beyond doubt, each up to and including the CRLF in front of the final dot.

@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from lmtp_proxy.envelope import Envelope, Recipient, parse_envelope, parse_mail, parse_rcpt, plain_recipient
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.wire.envelope import Envelope, Recipient, parse_envelope, parse_mail, parse_rcpt, plain_recipient
+from lmtp_proxy.wire.reply import Reply
 
 # path as it comes -> local part and domain for the look-up
 PATHS: dict[bytes, tuple[str, str]] = {

@@ -3,10 +3,10 @@
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.backend_error import BackendError
-from lmtp_proxy.failure import Phase, judge
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import Phase, judge
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.reply import Reply
 
 
 def reply(code: int) -> Reply:

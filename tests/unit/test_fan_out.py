@@ -7,12 +7,12 @@ from itertools import chain, repeat
 import gevent
 import pytest
 
-from lmtp_proxy.config_values import Backend, UnixAddress
-from lmtp_proxy.destination import Destination
-from lmtp_proxy.envelope import Recipient
-from lmtp_proxy.fan_out import by_pool, in_order, wait_for_all
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.routing import Route
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.config.values import Backend, UnixAddress
+from lmtp_proxy.delivery.fan_out import by_pool, in_order, wait_for_all
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.routing.routing import Route
+from lmtp_proxy.wire.envelope import Recipient
 from tests.unit.test_asking import ALICE, BOB, DATA, YES, Site
 
 A, B = (BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in "ab")

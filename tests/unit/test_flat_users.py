@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from lmtp_proxy.flat_users import Doubt, Entry, FlatUsers
-from lmtp_proxy.yaml_text import parse
+from lmtp_proxy.config.flat_users import Doubt, Entry, FlatUsers
+from lmtp_proxy.config.yaml_text import parse
 
 TOP = "config:\n  socket: /s\n"
 

@@ -3,8 +3,8 @@
 
 import dataclasses
 
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.generation import first_generation, next_generation
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.generations.generation import first_generation, next_generation
 
 
 def config(*backends: Backend, hostname: str = "mx.test") -> Config:

@@ -3,9 +3,9 @@
 
 import pytest
 
-from lmtp_proxy.envelope import Recipient, parse_rcpt
-from lmtp_proxy.in_flight import Flight, InFlight, Phase
-from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.delivery.in_flight import Flight, InFlight, Phase
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 from tests.support.flight import SomeFlight
 
 RULES = KeyRules()

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lmtp_proxy.keys import KeyRules
+from lmtp_proxy.routing.keys import KeyRules
 
 DEFAULT = KeyRules()
 WITHOUT_DOMAIN = KeyRules(ignore_domain=True)

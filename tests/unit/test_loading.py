@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import loading
-from lmtp_proxy.config import ConfigError, load_config
-from lmtp_proxy.loading import LARGE, LoadingProcess, load
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.config import loading
+from lmtp_proxy.config.loading import LARGE, LoadingProcess, load
+from lmtp_proxy.config.read import ConfigError, load_config
+from lmtp_proxy.routing.static_table import StaticTable
 
 TEXT = "config: {socket: /s}\nbackends: {old: {socket: /o, user: u, password: p}}\nusers:\n"
 
@@ -107,7 +107,7 @@ def test_a_sandbox_that_forbids_nice_does_not_forbid_a_large_file(
         "import os, sys\n"
         "def forbidden(_):\n    raise PermissionError(1, 'Operation not permitted')\n"
         "os.nice = forbidden\n"
-        "from lmtp_proxy.loader import main\n"
+        "from lmtp_proxy.config.loader import main\n"
         "main(sys.argv[1:])\n"
     )
     program = tmp_path / "python"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.log import printable
 from lmtp_proxy.log_batch import KEPT, LogBatch
 from lmtp_proxy.log_channel import StreamChannel, SyslogChannel
+from lmtp_proxy.text import printable
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.loop_watch import LoopWatch
-from lmtp_proxy.metrics import Tallies
+from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.figures.loop_watch import LoopWatch
 from tests.support.flight import SomeFlight
 
 

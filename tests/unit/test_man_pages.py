@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import __version__, config_manager, delivery_log, reply
-from lmtp_proxy.config import KEYS, load_config
-from lmtp_proxy.reply import Reply
+from lmtp_proxy import __version__
+from lmtp_proxy.config.read import KEYS, load_config
+from lmtp_proxy.delivery import log as delivery_log
+from lmtp_proxy.generations import manager as config_manager
+from lmtp_proxy.wire import reply
+from lmtp_proxy.wire.reply import Reply
 from tests.faults import failure_cases as cases
 from tests.faults.failure_cases import Case
 
@@ -260,7 +263,7 @@ def test_events_are_written_so() -> None:
     """Each example is what one of the log's formats makes."""
     formats = [
         str(node.args[0].value)
-        for path in (ROOT / "lmtp_proxy").glob("*.py")
+        for path in (ROOT / "lmtp_proxy").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

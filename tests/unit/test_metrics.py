@@ -17,16 +17,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.exposition import render
-from lmtp_proxy.figures import added, figures_of, merged_figures, with_reloads
-from lmtp_proxy.generation import first_generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.metrics import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS, Histogram, Tallies, quantile
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
-from lmtp_proxy.uncertain_log import UncertainLog
-from lmtp_proxy.yaml_text import Mapping, Scalar, Sequence, read_source
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.config.yaml_text import Mapping, Scalar, Sequence, read_source
+from lmtp_proxy.counts import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS, Histogram, Tallies, quantile
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.figures.exposition import render
+from lmtp_proxy.figures.figures import added, figures_of, merged_figures, with_reloads
+from lmtp_proxy.generations.generation import first_generation
+from lmtp_proxy.generations.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ import io
 import os
 from contextlib import suppress
 
-from lmtp_proxy.migrate.events import LogWatcher, Summary, Watcher, summary_text
+from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary, Watcher, summary_text
 
 
 def summary(**values: object) -> Summary:

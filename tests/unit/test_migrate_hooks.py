@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.hooks import COMMAND, MARK, Cancel, Ran, end_left_over, run
+from lmtp_proxy.ctl.migrate.hooks import COMMAND, MARK, Cancel, Ran, end_left_over, run
 
 
 def sh(text: str, *arguments: str, timeout: float = 20.0, cancel: Cancel | None = None) -> Ran:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.journal import Journal, Run, open_journal
-from lmtp_proxy.migrate.journal_file import JournalError
+from lmtp_proxy.ctl.migrate.journal import Journal, Run, open_journal
+from lmtp_proxy.ctl.migrate.journal_file import JournalError
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_second_runner_is_refused_and_readers_are_not(path: str) -> None:
 def test_a_dead_runner_leaves_all_that_it_entered(path: str) -> None:
     code = (
         "import os, signal, sys\n"
-        "from lmtp_proxy.migrate.journal import open_journal\n"
+        "from lmtp_proxy.ctl.migrate.journal import open_journal\n"
         "journal = open_journal(sys.argv[1])\n"
         "journal.enter(1, 'alice', 'syncing')\n"
         "journal.begin_step(1, 'alice', 'sync')\n"

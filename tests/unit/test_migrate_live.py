@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.events import LogWatcher, Summary
-from lmtp_proxy.migrate.live import LiveWatcher, watcher_for
+from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary
+from lmtp_proxy.ctl.migrate.live import LiveWatcher, watcher_for
 from tests.support.terminal import Tmux
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.plan import HOOK_KEYS, HOOKS, KEYS, Plan, PlanError, environment, load_plan, parse_plan
+from lmtp_proxy.ctl.migrate.plan import HOOK_KEYS, HOOKS, KEYS, Plan, PlanError, environment, load_plan, parse_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
 LEAST = "from: old\nto: new\npark: reject\nsync: [copy, '{user}']\n"

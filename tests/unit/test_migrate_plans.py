@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.migrate.plan import Plan, load_plan
+from lmtp_proxy.ctl.migrate.plan import Plan, load_plan
 
 PLANS = Path(__file__).parents[2] / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.control_client import ControlClient
-from lmtp_proxy.envelope import Recipient, parse_rcpt
-from lmtp_proxy.migrate.hooks import Cancel
-from lmtp_proxy.migrate.proxy import Interrupted, Proxy, ProxyError, quoted
+from lmtp_proxy.ctl.client import ControlClient
+from lmtp_proxy.ctl.migrate.hooks import Cancel
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError, quoted
+from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 from tests.support.ctl import Answer, FakeControl, http
 
 ALICE = "alice@example.org"

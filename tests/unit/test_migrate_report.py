@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_proxy.ctl_output import width
-from lmtp_proxy.drain import Failed
-from lmtp_proxy.migrate.journal import Step, open_journal
-from lmtp_proxy.migrate.report import Report, distribution, outages, read_report
-from lmtp_proxy.migrate.report_command import report
-from lmtp_proxy.migrate.report_html import report_page
-from lmtp_proxy.migrate.report_text import receipt_lines, report_document, report_lines
+from lmtp_proxy.ctl.drain import Failed
+from lmtp_proxy.ctl.migrate.journal import Step, open_journal
+from lmtp_proxy.ctl.migrate.report import Report, distribution, outages, read_report
+from lmtp_proxy.ctl.migrate.report_command import report
+from lmtp_proxy.ctl.migrate.report_html import report_page
+from lmtp_proxy.ctl.migrate.report_text import receipt_lines, report_document, report_lines
+from lmtp_proxy.ctl.output import width
 from tests.support.migrated import EVENING, EVIL, JournalFile, made_journal
 
 VOID = {"meta", "rect", "line", "br"}

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from lmtp_proxy.migrate import states
-from lmtp_proxy.migrate.states import Place, Way, way
+from lmtp_proxy.ctl.migrate import states
+from lmtp_proxy.ctl.migrate.states import Place, Way, way
 
 
 def reachable(begin: str) -> set[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 
-from lmtp_proxy.migrate.turns import Turns
+from lmtp_proxy.ctl.migrate.turns import Turns
 
 
 def test_who_comes_when() -> None:

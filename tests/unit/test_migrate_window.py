@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lmtp_proxy.migrate.window import parse_window
+from lmtp_proxy.ctl.migrate.window import parse_window
 
 
 def at(text: str) -> float:

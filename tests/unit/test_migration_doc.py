@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import ctl
-from lmtp_proxy.config import load_config
-from lmtp_proxy.config_values import Config
-from lmtp_proxy.migrate import DEFAULT_JOURNAL
-from lmtp_proxy.migrate.plan import parse_plan
+from lmtp_proxy.config.read import load_config
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.ctl import command as ctl
+from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
+from lmtp_proxy.ctl.migrate.plan import parse_plan
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")

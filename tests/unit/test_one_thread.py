@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import one_thread
-from lmtp_proxy.config_manager import ConfigManager
-from lmtp_proxy.config_values import Config, UnixAddress
-from lmtp_proxy.in_flight import Flight, InFlight
-from lmtp_proxy.one_thread import OneThread
-from lmtp_proxy.receipts import Receipts
-from lmtp_proxy.receipts_batch import ReceiptsError
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.config.values import Config, UnixAddress
+from lmtp_proxy.delivery.in_flight import Flight, InFlight
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.manager import ConfigManager
+from lmtp_proxy.loop import one_thread
+from lmtp_proxy.loop.one_thread import OneThread
+from lmtp_proxy.receipts.batch import ReceiptsError
+from lmtp_proxy.receipts.receipts import Receipts
 from tests.support.flight import SomeFlight
 from tests.unit.test_uncertain import RECORD
 

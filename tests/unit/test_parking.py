@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lmtp_proxy.parking import Parking, SharedPlaces
+from lmtp_proxy.delivery.parking import Parking, SharedPlaces
 
 # Takes as many places as it can get of its second argument, says how many, and keeps them until its stdin ends.
 TAKE = """
 import sys
-from lmtp_proxy.parking import SharedPlaces
+from lmtp_proxy.delivery.parking import SharedPlaces
 places = SharedPlaces(int(sys.argv[1]))
 taken = 0
 while places.take(int(sys.argv[2])) is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.config import ConfigError
-from lmtp_proxy.pid_file import PidFile
+from lmtp_proxy.config.read import ConfigError
+from lmtp_proxy.start.pid_file import PidFile
 
 
 def test_the_file_goes_away_between_opening_and_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

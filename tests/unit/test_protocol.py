@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.events import (
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.events import (
     ConnectionClosed,
     DataCommand,
     EndOfMessage,
@@ -27,8 +27,8 @@ from lmtp_proxy.events import (
     TransactionReset,
     Wait,
 )
-from lmtp_proxy.protocol import LocalProtocolError, Protocol
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.wire.protocol import LocalProtocolError, Protocol
+from lmtp_proxy.wire.reply import Reply
 from tests.property.driver import Driver, buffered, cut, new_protocol, parse_replies
 
 LHLO = b"LHLO client.test\r\n"

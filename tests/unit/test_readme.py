@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lmtp_proxy import reply
-from lmtp_proxy.config import load_config
-from lmtp_proxy.config_values import Timeouts
-from lmtp_proxy.reply import Reply
+from lmtp_proxy.config.read import load_config
+from lmtp_proxy.config.values import Timeouts
+from lmtp_proxy.wire import reply
+from lmtp_proxy.wire.reply import Reply
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

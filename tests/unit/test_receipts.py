@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.receipts import Receipts
-from lmtp_proxy.receipts_batch import ReceiptsError
+from lmtp_proxy.receipts.batch import ReceiptsError
+from lmtp_proxy.receipts.receipts import Receipts
 
 
 def test_who_asks_a_process_that_ends_is_told_so(tmp_path: Path) -> None:

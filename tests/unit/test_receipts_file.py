@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy import receipts_batch, receipts_file
-from lmtp_proxy.receipts_batch import Batch, ReceiptsError
-from lmtp_proxy.receipts_file import KEPT, ReceiptsFile
+from lmtp_proxy.receipts import batch as receipts_batch
+from lmtp_proxy.receipts import file as receipts_file
+from lmtp_proxy.receipts.batch import Batch, ReceiptsError
+from lmtp_proxy.receipts.file import KEPT, ReceiptsFile
 
 T = 1_800_000_000.0
 
@@ -169,7 +170,7 @@ def test_it_is_private_from_its_first_octet_on(path: str) -> None:
 def open_and_die(path: str, when: float) -> None:
     """In another process."""
     code = f"F({path!r}, {when}); os.kill(os.getpid(), 9)"
-    code = f"import os; from lmtp_proxy.receipts_file import ReceiptsFile as F; {code}"
+    code = f"import os; from lmtp_proxy.receipts.file import ReceiptsFile as F; {code}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
 
 
@@ -214,7 +215,7 @@ def test_gaps_are_bounded(path: str) -> None:
 
 def test_many_open_a_new_one_at_once(path: str) -> None:
     code = (
-        f"import sys; from lmtp_proxy.receipts_file import ReceiptsFile as F; f = F({path!r}, {T});"
+        f"import sys; from lmtp_proxy.receipts.file import ReceiptsFile as F; f = F({path!r}, {T});"
         "sys.stdin.read(); f.close(0, mail_goes_on=False)"
     )
     command = [sys.executable, "-c", code]

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from lmtp_proxy import reply
-from lmtp_proxy.reply import Reply, reply_from_wire
+from lmtp_proxy.wire import reply
+from lmtp_proxy.wire.reply import Reply, reply_from_wire
 
 OWN = {name: value for name, value in vars(reply).items() if isinstance(value, Reply)}
 

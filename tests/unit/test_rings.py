@@ -1,60 +1,62 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rings: who may import whom, as the docstring of the package says it, and what each module may not hold.
+"""The plan of the house: who may import whom, as the maps say it, and what each room may not hold.
 
-The checks are functions over a map and sources, so that they are tested themselves with sources that break the rules.
+The package's docstring lists folders and modules in one order; the docstring of each folder's `__init__.py` lists what
+is in it. The checks are functions over maps and sources, so that they are tested themselves with sources that break the
+rules.
 """
 
 import ast
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 import pytest
-
-import lmtp_proxy
 
 PACKAGE = "lmtp_proxy"
 ROOT = Path(__file__).resolve().parents[2] / PACKAGE
 LEAF = "demo"
 """A program of its own, which may use the package; nothing in the package may use it."""
-MAX_LINES = 360  # the rule is "about 350"
-NAMES_WITHOUT_MEANING = {"util", "utils", "common", "helper", "helpers", "error", "errors", "misc"}
-WITHOUT_GEVENT = {0, 1, 2, 7}
-ON_THE_LOOP = "stream"
-"""Of ring 1, as it is used on both sides; all others of these rings run anywhere."""
+MAX_LINES = 600  # a longer module has more than one subject, as a rule
+MAX_AT_THE_TOP = 8  # files beside the folders
+NAMES_WITHOUT_MEANING = {"util", "utils", "common", "helper", "helpers", "errors", "misc"}
 MONKEY = "service"
-# Ring 0 does no I/O, keeps no time and writes no log.
-NOT_IN_RING_0 = {
+WITHOUT_GEVENT = {"text", "counts", "wire", "routing", "config", "log", "start", "ctl", "cli"}
+"""Folders and modules that are used where there is no loop, too: before it, in the loader, in the command."""
+WITHOUT_GEVENT_IN_OTHERS = {
+    "generations.share", "receipts.batch", "receipts.file", "delivery.uncertain", "delivery.in_flight",
+    "workers.settings", "workers.worker",
+}  # fmt: skip
+PURE = {"text", "counts", "wire"}
+NOT_IN_PURE = {
     "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal",
     "smtplib", "socket", "ssl", "subprocess", "syslog", "tempfile", "threading", "time",
 }  # fmt: skip
+FORMATS_TIMES = "text"
+"""Of those that are pure, the one that writes times; it reads no clock."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a module stands: its ring, and how far down the whole map."""
+def entries(docstring: str) -> list[str]:
+    """The names that a map lists: `    name  what it is` each; a folder has a slash, a module may have its `.py`."""
+    names = re.findall(r"^ {4}([a-z_][a-z0-9_]*(?:/|\.py)?) {2,}\S", docstring, re.MULTILINE)
+    names = [name.removesuffix(".py") for name in names]
+    for name, same in groupby(sorted(name.rstrip("/") for name in names)):
+        if len(list(same)) > 1:
+            raise ValueError(f"{name} stands twice in the map")
+    return names
 
-    ring: int
-    line: int
 
+def in_order(maps: Mapping[str, str], folder: str = "") -> Iterator[str]:
+    """Every module by its dotted name, in the order of all maps. maps: the docstring of each folder, "" the package's.
 
-def parse_map(text: str) -> dict[str, Place]:
-    """`Ring N, ...:` and below it one indented line per module, its name first."""
-    places: dict[str, Place] = {}
-    ring: int | None = None
-    for number, line in enumerate(text.splitlines()):
-        if heading := re.match(r"Ring (\d+)\b.*:$", line):
-            if ring is not None and int(heading[1]) <= ring:
-                raise ValueError(f"ring {heading[1]} stands below ring {ring}")
-            ring = int(heading[1])
-        elif ring is not None and (entry := re.match(r" {4}([a-z_][a-z0-9_.]*) {2,}\S", line)):
-            if entry[1] in places:
-                raise ValueError(f"{entry[1]} stands twice in the map")
-            places[entry[1]] = Place(ring, number)
-        elif ring is not None and line.strip():
-            raise ValueError(f"neither a ring nor a module: {line!r}")
-    return places
+    A folder stands before what is in it: it holds its map, and may hold a value that all of it needs.
+    """
+    for name in entries(maps[folder]):
+        dotted = f"{folder}.{name.rstrip('/')}".lstrip(".")
+        yield dotted
+        if name.endswith("/"):
+            yield from in_order(maps, dotted)
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -66,10 +68,19 @@ def modules_of(root: Path) -> dict[str, Path]:
     return found
 
 
+def maps_of(root: Path) -> dict[str, str]:
+    """The map of each folder below `root`, but for the leaf's: it is a program of its own."""
+    return {
+        module: ast.get_docstring(ast.parse(path.read_text("utf-8")), clean=False) or ""
+        for module, path in modules_of(root).items()
+        if path.name == "__init__.py" and not is_leaf(module)
+    } | {LEAF: ""}
+
+
 def imports_of(source: str, module: str, known: set[str], *, is_package: bool = False) -> set[str]:
     """Every module that a source imports, wherever in it: our own as "lmtp_proxy.x", others by their whole name.
 
-    known: our modules, to tell `from lmtp_proxy.tables import static`, a module, from `... import Table`, a name.
+    known: our modules, to tell `from lmtp_proxy.wire import reply`, a module, from `... import Reply`, a name.
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
@@ -105,40 +116,41 @@ def inner(name: str) -> str:
     return name.removeprefix(PACKAGE).removeprefix(".")
 
 
-def violations(module: str, source: str, places: Mapping[str, Place], *, is_package: bool = False) -> list[str]:
-    """What is wrong with one module's imports, each as one sentence."""
+def is_leaf(module: str) -> bool:
+    return module == LEAF or module.startswith(f"{LEAF}.")
+
+
+def violations(module: str, source: str, order: list[str], *, is_package: bool = False) -> list[str]:
+    """What is wrong with one module's imports, each as one sentence. order: of all maps."""
     wrong: list[str] = []
-    here = places.get(module)
-    for name in sorted(imports_of(source, module, set(places) | {LEAF}, is_package=is_package)):
+    known = {*order, LEAF}
+    room = module.partition(".")[0]
+    for name in sorted(imports_of(source, module, known, is_package=is_package)):
         top = name.partition(".")[0]
         if ours(name):
             target = inner(name)
-            if target == LEAF or target.startswith(f"{LEAF}."):
+            if is_leaf(target):
                 wrong.append(f"{module} imports {target}, which nothing may import")
-            elif target == "" or target == module or here is None:
-                continue  # the package holds its version and this map, no code
-            elif target not in places:
-                wrong.append(f"{module} imports {target}, which is not in the map")
-            elif places[target].ring > here.ring:
-                wrong.append(f"{module} (ring {here.ring}) imports {target} (ring {places[target].ring})")
-            elif places[target].line > here.line:
-                wrong.append(f"{module} imports {target}, which stands below it in ring {here.ring}")
-        elif here is not None:
-            if top in ("gevent", "greenlet") and here.ring in WITHOUT_GEVENT and module != ON_THE_LOOP:
-                wrong.append(f"{module} (ring {here.ring}) imports {name}")
+            elif target in ("", module) or module not in order:
+                continue  # the package holds its version and its map, no code
+            elif target not in order:
+                wrong.append(f"{module} imports {target}, which is in no map")
+            elif order.index(target) > order.index(module):
+                wrong.append(f"{module} imports {target}, which stands below it")
+        elif module in order:
+            without = room in WITHOUT_GEVENT or module in WITHOUT_GEVENT_IN_OTHERS
+            if top in ("gevent", "greenlet") and without:
+                wrong.append(f"{module} imports {name}, and should run without a loop")
             if re.match(r"gevent\.monkey\b", name) and module != MONKEY:
                 wrong.append(f"{module} imports {name}, which is for {MONKEY} alone")
-            if here.ring == 0 and top in NOT_IN_RING_0:
-                wrong.append(f"{module} (ring 0) imports {name}")
+            if room in PURE and top in NOT_IN_PURE and (module, top) != (FORMATS_TIMES, "time"):
+                wrong.append(f"{module} imports {name}, and is to be pure")
     return wrong
 
 
-PLACES = parse_map(lmtp_proxy.__doc__ or "")
 MODULES = modules_of(ROOT)
-
-
-def is_leaf(module: str) -> bool:
-    return module == LEAF or module.startswith(f"{LEAF}.")
+MAPS = maps_of(ROOT)
+ORDER = [*in_order(MAPS)]
 
 
 def is_package(module: str) -> bool:
@@ -148,22 +160,27 @@ def is_package(module: str) -> bool:
 # --- the package -----------------------------------------------------------------------------------------------------
 
 
-def test_the_map_has_all_rings() -> None:
-    assert {place.ring for place in PLACES.values()} == set(range(8))
-
-
-def test_every_module_is_in_the_map_and_every_entry_is_a_module() -> None:
+def test_every_module_is_in_a_map_and_every_entry_is_a_module() -> None:
     existing = {module for module in MODULES if module and not is_leaf(module)}
-    assert existing - set(PLACES) == set(), "not in the map"
-    assert set(PLACES) - existing == set(), "in the map, but there is no such module"
+    listed = set(ORDER) - {LEAF}
+    assert existing - listed == set(), "in no map"
+    assert listed - existing == set(), "in a map, but there is no such module"
+    for folder, text in MAPS.items():
+        for name in entries(text):
+            path = MODULES[f"{folder}.{name.rstrip('/')}".lstrip(".")]
+            assert (path.name == "__init__.py") == name.endswith("/"), f"{name} in the map of {folder or PACKAGE}"
+
+
+def test_the_top_level_fits_on_half_a_screen() -> None:
+    assert len([*ROOT.glob("*.py")]) <= MAX_AT_THE_TOP
 
 
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if not is_leaf(module)))
-def test_a_module_imports_only_from_inside_and_above(module: str) -> None:
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
     source = MODULES[module].read_text("utf-8")
-    assert violations(module, source, PLACES, is_package=is_package(module)) == []
-    if module == "":
-        assert not any(map(ours, imports_of(source, "", set(PLACES), is_package=True))), "the package imports itself"
+    assert violations(module, source, ORDER, is_package=is_package(module)) == []
+    if is_package(module):
+        assert not any(map(ours, imports_of(source, module, set(ORDER), is_package=True))), "a map imports none of ours"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -190,111 +207,119 @@ def test_only_the_service_patches() -> None:
 
 # --- the checks themselves -------------------------------------------------------------------------------------------
 
-MAP = """A package.
+EXAMPLE = {
+    "": """A package. Its order:
 
-Ring 0, values:
-    reply           a reply
-    events          events
-Ring 1, files:
-    tables          the interface
-    tables.static   a driver
-Ring 5, clients:
-    session         the loop
-    server          listening
-Ring 6, the process:
-    service         one process
-Ring 7, the command:
-    cli             the command
-"""
+    text.py      text
+    wire/        octets
+    routing/     routes
+    clients/     clients
+    service.py   one process
+    ctl/         the command
+    cli.py       the command
+    demo/        a program of its own
+""",
+    "wire": "Octets.\n\n    reply   a reply\n    events  events\n",
+    "routing": "Routes.\n\n    table         the interface\n    static_table  a driver\n",
+    "clients": "Clients.\n\n    session  the loop\n    server   listening\n",
+    "ctl": "The command.\n\n    output    words\n    migrate/  a verb\n    command   all verbs\n",
+    "ctl.migrate": "A verb.\n\n    runner   runs\n    command  the verb\n",
+    "demo": "",
+}
 
 
-def test_the_map_is_read() -> None:
-    places = parse_map(MAP)
-    assert [(name, place.ring) for name, place in places.items()] == [
-        ("reply", 0), ("events", 0), ("tables", 1), ("tables.static", 1), ("session", 5), ("server", 5), ("service", 6),
-        ("cli", 7),
+def test_maps_are_read_in_their_order() -> None:
+    assert [*in_order(EXAMPLE)] == [
+        "text", "wire", "wire.reply", "wire.events", "routing", "routing.table", "routing.static_table", "clients",
+        "clients.session", "clients.server", "service", "ctl", "ctl.output", "ctl.migrate", "ctl.migrate.runner",
+        "ctl.migrate.command", "ctl.command", "cli", "demo",
     ]  # fmt: skip
-    assert places["reply"].line < places["events"].line < places["tables"].line
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("Ring 1, b:\n    a  x\nRing 0, a:\n    b  x\n", "ring 0 stands below ring 1"),
-        ("Ring 1, b:\n    a  x\nRing 1, c:\n    b  x\n", "ring 1 stands below ring 1"),
-        ("Ring 0, a:\n    a  x\n    a  x\n", "a stands twice"),
-        ("Ring 0, a:\n  a  x\n", "neither a ring nor a module"),
-        ("Ring 0, a:\n    a\n", "neither a ring nor a module"),
-    ],
-)
-def test_a_broken_map_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_map(text)
+def test_a_name_stands_once_in_a_map() -> None:
+    with pytest.raises(ValueError, match="a stands twice"):
+        entries("    a    x\n    b    x\n    a.py  x\n")
+    assert entries("Text.\n\n  a  not deep enough\n    b\n    c  x\n     d  too deep\n") == ["c"]
 
 
 @pytest.mark.parametrize(
     "module, source, wrong",
     [
         # Right ones.
-        ("session", "import socket\nimport gevent\nfrom lmtp_proxy import reply as say\n", None),
-        ("session", "from lmtp_proxy.reply import Reply\nfrom lmtp_proxy.tables import Table, static\n", None),
-        ("server", "from lmtp_proxy.session import Session\n", None),
-        ("events", "import lmtp_proxy.reply\nfrom lmtp_proxy import __version__\n", None),
-        ("tables.static", "from lmtp_proxy.tables import TableUnavailable\n", None),
-        ("tables.static", "from . import TableUnavailable\nfrom ..reply import OK\n", None),
+        ("clients.session", "import socket\nimport gevent\nfrom lmtp_proxy.wire import reply as say\n", None),
+        ("clients.session", "from lmtp_proxy.wire.reply import Reply\nfrom lmtp_proxy.routing import table\n", None),
+        ("clients.server", "from lmtp_proxy.clients.session import Session\n", None),
+        ("wire.events", "import lmtp_proxy.wire.reply\nfrom lmtp_proxy import __version__\n", None),
+        ("routing.static_table", "from lmtp_proxy.routing.table import TableUnavailable\n", None),
+        ("routing.static_table", "from .table import TableUnavailable\nfrom ..wire.reply import OK\n", None),
         ("service", "from gevent import monkey\nmonkey.patch_all()\n", None),
         ("cli", "def main():\n    from lmtp_proxy import service\n", None),
-        # Outer rings, in each way of writing it.
-        ("reply", "from lmtp_proxy.tables import Table\n", "reply (ring 0) imports tables (ring 1)"),
-        ("reply", "from lmtp_proxy import session\n", "reply (ring 0) imports session (ring 5)"),
-        ("reply", "import lmtp_proxy.session\n", "reply (ring 0) imports session (ring 5)"),
-        ("reply", "import lmtp_proxy.session as s, sys\n", "reply (ring 0) imports session (ring 5)"),
-        ("reply", "from . import session\n", "reply (ring 0) imports session (ring 5)"),
-        ("reply", "from .session import Session\n", "reply (ring 0) imports session (ring 5)"),
-        ("tables.static", "from ..session import Session\n", "tables.static (ring 1) imports session (ring 5)"),
-        ("session", "def f():\n    from lmtp_proxy import service\n", "session (ring 5) imports service (ring 6)"),
-        ("session", "if False:\n    import lmtp_proxy.cli\n", "session (ring 5) imports cli (ring 7)"),
-        ("session", "import importlib\nimportlib.import_module('lmtp_proxy.cli')\n",
-         "session (ring 5) imports cli (ring 7)"),
-        ("session", "__import__('lmtp_proxy.cli')\n", "session (ring 5) imports cli (ring 7)"),
-        ("reply", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lmtp_proxy import cli\n",
-         "reply (ring 0) imports cli (ring 7)"),
-        # Below in the same ring.
-        ("session", "from lmtp_proxy.server import Server\n",
-         "session imports server, which stands below it in ring 5"),
-        ("reply", "from lmtp_proxy import events\n", "reply imports events, which stands below it in ring 0"),
-        ("tables", "from lmtp_proxy.tables import static\n",
-         "tables imports tables.static, which stands below it in ring 1"),
-        ("tables", "from .static import StaticTable\n",
-         "tables imports tables.static, which stands below it in ring 1"),
+        ("ctl.command", "from lmtp_proxy.ctl.migrate.command import migrate\n", None),
+        ("ctl.migrate.runner", "from lmtp_proxy.ctl import migrate, output\n", None),
+        ("text", "import time\n", None),
+        # A folder below, in each way of writing it.
+        ("wire.reply", "from lmtp_proxy.routing.table import Table\n",
+         "wire.reply imports routing.table, which stands below it"),
+        ("wire.reply", "from lmtp_proxy.clients import session\n",
+         "wire.reply imports clients.session, which stands below it"),
+        ("wire.reply", "import lmtp_proxy.clients.session as s, sys\n",
+         "wire.reply imports clients.session, which stands below it"),
+        ("wire.reply", "from ..clients import session\n", "wire.reply imports clients.session, which stands below it"),
+        ("wire.reply", "from ..clients.session import Session\n",
+         "wire.reply imports clients.session, which stands below it"),
+        ("clients.session", "def f():\n    from lmtp_proxy import service\n",
+         "clients.session imports service, which stands below it"),
+        ("clients.session", "if False:\n    import lmtp_proxy.cli\n",
+         "clients.session imports cli, which stands below it"),
+        ("clients.session", "import importlib\nimportlib.import_module('lmtp_proxy.cli')\n",
+         "clients.session imports cli, which stands below it"),
+        ("clients.session", "__import__('lmtp_proxy.cli')\n", "clients.session imports cli, which stands below it"),
+        ("wire.reply", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lmtp_proxy import cli\n",
+         "wire.reply imports cli, which stands below it"),
+        # Below in the same folder, or in the folder around it.
+        ("clients.session", "from lmtp_proxy.clients.server import Server\n",
+         "clients.session imports clients.server, which stands below it"),
+        ("wire.reply", "from lmtp_proxy.wire import events\n", "wire.reply imports wire.events, which stands below it"),
+        ("wire.reply", "from . import events\n", "wire.reply imports wire.events, which stands below it"),
+        ("ctl.migrate.command", "from lmtp_proxy.ctl.command import main\n",
+         "ctl.migrate.command imports ctl.command, which stands below it"),
+        ("ctl.output", "from lmtp_proxy.ctl.migrate import runner\n",
+         "ctl.output imports ctl.migrate.runner, which stands below it"),
         # What is not there.
-        ("session", "import lmtp_proxy.helpers\n", "session imports helpers, which is not in the map"),
-        ("session", "from lmtp_proxy.helpers import x\n", "session imports helpers, which is not in the map"),
+        ("clients.session", "import lmtp_proxy.helpers\n", "clients.session imports helpers, which is in no map"),
+        ("clients.session", "from lmtp_proxy.wire.helpers import x\n",
+         "clients.session imports wire.helpers, which is in no map"),
         # The leaf.
-        ("session", "from lmtp_proxy import demo\n", "session imports demo, which nothing may import"),
+        ("clients.session", "from lmtp_proxy import demo\n", "clients.session imports demo, which nothing may import"),
         ("cli", "import lmtp_proxy.demo.store\n", "cli imports demo.store, which nothing may import"),
         ("cli", "from lmtp_proxy.demo.store import Store\n", "cli imports demo.store, which nothing may import"),
         ("", "from lmtp_proxy import demo\n", " imports demo, which nothing may import"),
         # gevent where it may not be, patching where it may not be.
-        ("tables", "import gevent\n", "tables (ring 1) imports gevent"),
-        ("cli", "from gevent.event import Event\n", "cli (ring 7) imports gevent.event"),
-        ("cli", "import greenlet\n", "cli (ring 7) imports greenlet"),
-        ("server", "from gevent import monkey\n", "server imports gevent.monkey, which is for service alone"),
-        ("server", "import gevent.monkey\n", "server imports gevent.monkey, which is for service alone"),
-        ("server", "from gevent.monkey import patch_all\n", "server imports gevent.monkey, which is for service alone"),
-        # I/O in ring 0.
-        ("reply", "import socket\n", "reply (ring 0) imports socket"),
-        ("events", "from time import monotonic\n", "events (ring 0) imports time"),
-        ("events", "import logging.handlers\n", "events (ring 0) imports logging.handlers"),
+        ("routing.table", "import gevent\n", "routing.table imports gevent, and should run without a loop"),
+        ("cli", "from gevent.event import Event\n", "cli imports gevent.event, and should run without a loop"),
+        ("cli", "import greenlet\n", "cli imports greenlet, and should run without a loop"),
+        ("ctl.migrate.runner", "import gevent\n", "ctl.migrate.runner imports gevent, and should run without a loop"),
+        ("clients.server", "from gevent import monkey\n",
+         "clients.server imports gevent.monkey, which is for service alone"),
+        ("clients.server", "import gevent.monkey\n",
+         "clients.server imports gevent.monkey, which is for service alone"),
+        ("clients.server", "from gevent.monkey import patch_all\n",
+         "clients.server imports gevent.monkey, which is for service alone"),
+        # I/O in what is pure.
+        ("wire.reply", "import socket\n", "wire.reply imports socket, and is to be pure"),
+        ("wire.events", "from time import monotonic\n", "wire.events imports time, and is to be pure"),
+        ("wire.events", "import logging.handlers\n", "wire.events imports logging.handlers, and is to be pure"),
+        ("text", "import os\n", "text imports os, and is to be pure"),
     ],
 )  # fmt: skip
 def test_the_check_finds_what_is_wrong_and_nothing_else(module: str, source: str, wrong: str | None) -> None:
-    found = violations(module, source, parse_map(MAP), is_package=module in ("", "tables"))
+    found = violations(module, source, [*in_order(EXAMPLE)], is_package=module in ("", "wire", "ctl"))
     assert (wrong in found) if wrong else (found == [])
 
 
 def test_modules_are_found_by_their_dotted_names(tmp_path: Path) -> None:
-    (tmp_path / "tables").mkdir()
-    for name in ("__init__.py", "reply.py", "tables/__init__.py", "tables/static.py", "notes.txt"):
+    (tmp_path / "wire").mkdir()
+    for name in ("__init__.py", "text.py", "wire/__init__.py", "wire/reply.py", "notes.txt"):
         (tmp_path / name).touch()
-    assert set(modules_of(tmp_path)) == {"", "reply", "tables", "tables.static"}
+    assert set(modules_of(tmp_path)) == {"", "text", "wire", "wire.reply"}
+    assert set(maps_of(tmp_path)) == {"", "wire", "demo"}

@@ -3,11 +3,11 @@
 
 import pytest
 
-from lmtp_proxy.envelope import Recipient, parse_rcpt
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.routing import Routing
-from lmtp_proxy.tables import TableUnavailable
-from lmtp_proxy.tables.static import StaticTable
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.routing.table import TableUnavailable
+from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
 USERS = {
     "alice@example.test": "new",

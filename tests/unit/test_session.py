@@ -10,13 +10,13 @@ from pathlib import Path
 import gevent
 import pytest
 
-from lmtp_proxy.commit import Cutover
-from lmtp_proxy.config import load_config
-from lmtp_proxy.generation import Generation, first_generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.session import Session, Shared
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.clients.session import Session, Shared
+from lmtp_proxy.config.read import load_config
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation, first_generation
 
 ENVELOPE = b"MAIL FROM:<s@x>\r\nRCPT TO:<u@x>\r\nDATA\r\n"  # nobody is there for u@x
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lmtp_proxy.share import WHOLE, Share
+from lmtp_proxy.generations.share import WHOLE, Share
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 64])

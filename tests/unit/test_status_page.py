@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_proxy.page_frame import HEADERS, framed
-from lmtp_proxy.page_graphics import Part, bar, curve, duration, escape, number, octets, rate, share
-from lmtp_proxy.samples import KEPT, Samples
-from lmtp_proxy.status_page import Shown, page
+from lmtp_proxy.figures.samples import KEPT, Samples
+from lmtp_proxy.web.frame import HEADERS, framed
+from lmtp_proxy.web.graphics import Part, bar, curve, duration, escape, number, octets, rate, share
+from lmtp_proxy.web.page import Shown, page
 
 VOID = {"meta", "link", "br"}
 HISTOGRAM = {"counts": [0] * 4 + [7] + [0] * 13, "sum": 0.1}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from lmtp_proxy.stream import AHEAD, BULK, Stream, wait_for_any
+from lmtp_proxy.loop.stream import AHEAD, BULK, Stream, wait_for_any
 
 Pair = tuple[Stream, socket.socket]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.tables import Table, TableUnavailable
-from lmtp_proxy.tables.static import Change, SameKey, StaticTable, changes, write_table
+from lmtp_proxy.routing.static_table import Change, SameKey, StaticTable, changes, write_table
+from lmtp_proxy.routing.table import Table, TableUnavailable
 
 
 def in_a_file(users: Mapping[str, str]) -> StaticTable:

@@ -5,20 +5,20 @@ import time
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.backend import BackendSession
-from lmtp_proxy.commit import Cutover
-from lmtp_proxy.config_values import Backend, Config, UnixAddress
-from lmtp_proxy.envelope import Envelope, Recipient
-from lmtp_proxy.generation import Generation
-from lmtp_proxy.in_flight import InFlight
-from lmtp_proxy.parking import Parking
-from lmtp_proxy.pool import BackendPool
-from lmtp_proxy.reply import Reply
-from lmtp_proxy.routing import Routing
-from lmtp_proxy.tables.static import StaticTable
-from lmtp_proxy.transaction import Client, Transaction
-from lmtp_proxy.uncertain_log import UncertainLog
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.backends.session import BackendSession
+from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.transaction import Client, Transaction
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.generation import Generation
+from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
 
 OK = Reply(250, (b"2.0.0 ok",))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.uncertain import MAX_LINE, Uncertain, from_json, iso_time, read_log
+from lmtp_proxy.delivery.uncertain import MAX_LINE, Uncertain, from_json, read_log
+from lmtp_proxy.text import iso_time
 
 RECORD = Uncertain(
     time=1795475363.125,

@@ -6,9 +6,9 @@ import time
 import pytest
 import yaml
 
-from lmtp_proxy import users_edit, yaml_text
-from lmtp_proxy.keys import KeyRules
-from lmtp_proxy.users_edit import EditError, edit_users
+from lmtp_proxy.config import users_edit, yaml_text
+from lmtp_proxy.config.users_edit import EditError, edit_users
+from lmtp_proxy.routing.keys import KeyRules
 
 RULES = KeyRules()
 TOP = "config:\n  socket: /s  # mail\n"

@@ -3,8 +3,8 @@
 
 import pytest
 
-from lmtp_proxy import reply as say
-from lmtp_proxy.xforward import NAMES, Forwarded
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.xforward import NAMES, Forwarded
 
 
 def test_whom_it_is_offered() -> None:

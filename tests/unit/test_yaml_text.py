@@ -9,9 +9,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy import yaml_text
-from lmtp_proxy.config_error import shown
-from lmtp_proxy.yaml_text import Mapping, Node, Scalar, Sequence, parse, read_document
+from lmtp_proxy.config import yaml_text
+from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, Sequence, parse, read_document
+from lmtp_proxy.text import shown
 
 LOADERS = [yaml.SafeLoader, *([yaml.CSafeLoader] if yaml.__with_libyaml__ else [])]
 

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a backend's reply means for its recipients, decided in one place.
+
+The table says for each phase and class of reply whether the conversation goes on, whether the reply is a recipient's
+answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see BackendError).
+"""
+
+import enum
+
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.reply import Reply
+
+
+class Phase(enum.Enum):
+    """The command that a reply answers."""
+
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    FINAL_DOT = "the final dot"
+
+
+class _Meaning(enum.Enum):
+    GO_ON = enum.auto()
+    ANSWER = enum.auto()  # of this recipient, verbatim
+    REFUSED = enum.auto()  # all recipients, verbatim
+    ODD = enum.auto()  # impossible here: nobody knows what it answers
+
+
+_TABLE: dict[Phase, dict[int, _Meaning]] = {
+    Phase.MAIL: {2: _Meaning.GO_ON, 3: _Meaning.ODD, 4: _Meaning.REFUSED, 5: _Meaning.REFUSED},
+    Phase.RCPT: {2: _Meaning.ANSWER, 3: _Meaning.ODD, 4: _Meaning.ANSWER, 5: _Meaning.ANSWER},
+    Phase.DATA: {2: _Meaning.ODD, 3: _Meaning.GO_ON, 4: _Meaning.REFUSED, 5: _Meaning.REFUSED},
+    Phase.FINAL_DOT: {2: _Meaning.ANSWER, 3: _Meaning.ODD, 4: _Meaning.ANSWER, 5: _Meaning.ANSWER},
+}
+
+_DATA = Phase.DATA
+
+# Replies to MAIL that say "authenticate first": a 5xx of these would bounce mail for a mistake in our configuration.
+# Cyrus says 430; the others are RFC 4954 section 6.
+_WANTS_AUTH = frozenset({430, 530, 534, 535, 538})
+
+
+def judge(phase: Phase, reply: Reply) -> Reply:
+    """The reply, where the conversation goes on; else raises BackendError with what its recipients get."""
+    if reply.code < 300 and phase is not _DATA:
+        return reply
+    if phase is Phase.MAIL and reply.code in _WANTS_AUTH:
+        raise BackendError(say.BACKEND_AUTH, f"it wants authentication: {reply}", alarm=True)
+    meaning = _TABLE[phase][reply.code // 100]
+    if meaning is _Meaning.ODD or (phase is Phase.DATA and reply.code // 100 == 3 and reply.code != 354):
+        raise BackendError(say.BACKEND_ODD, f"impossible reply to {phase.value}: {reply}")
+    if meaning is _Meaning.REFUSED:
+        raise BackendError(reply, f"in reply to {phase.value}")
+    return reply

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connections to one backend: how many at once, which are kept for the next transaction, whether it can be reached.
+
+`reserve` a place, which may bring a kept session with it, else `open` one; give both back with `release` (it ended
+well), `reset` (a transaction is open, but its message was never begun) or `discard` (any doubt). It speaks no LMTP but
+RSET and QUIT, and knows no recipients.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.config.values import Backend
+from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Histogram
+from lmtp_proxy.loop.late_import import late_import
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backends.session import BackendSession
+
+_log = logging.getLogger(__name__)
+# Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
+# a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
+BACK_OFF = 1.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the recipients of one backend since the start of the process, by their last replies.
+
+    connections, failures: sessions that were opened, and that could not be. waits: for a place. aborted: the client
+    went without a final dot. uncertain: recipients that are among the deferred, whose mail may be stored nevertheless.
+    octets: of messages, sent to the backend. connect: seconds until a session is ready; replies: from the final dot to
+    the last reply.
+    """
+
+    connections: int = 0
+    failures: int = 0
+    sent: int = 0
+    deferred: int = 0
+    bounced: int = 0
+    uncertain: int = 0
+    octets: int = 0
+    waits: int = 0
+    aborted: int = 0
+    connect: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS))
+    replies: Histogram = field(default_factory=lambda: Histogram(REPLY_BOUNDS))
+
+    def count(self, replies: Sequence[Reply]) -> None:
+        """So many recipients have got their last reply."""
+        for reply in replies:
+            if reply.code < 300:
+                self.sent += 1
+            elif reply.code < 500:
+                self.deferred += 1
+            else:
+                self.bounced += 1
+
+
+class BackendPool:
+    """The connections to one backend. hostname: what we call ourselves in LHLO. counts: of an earlier pool.
+
+    down: the last attempt to open a session failed. trouble: why, escaped.
+    """
+
+    def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:
+        self.backend = backend
+        self.hostname = hostname
+        self.counts = counts or Counts()
+        self.down = False
+        self.trouble = ""
+        self.name = f"{backend.name}[{backend.address}]"
+        self.address = str(backend.address)
+        self._taken = 0  # places, those of kept sessions included
+        self._kept: list[BackendSession] = []  # the last one that was released at the end
+        self._queue: deque[AsyncResult[BackendSession | None]] = deque()
+        self._timer: Any = None  # for the first kept session to expire
+        self._retired = False
+        self._failure: BackendError | None = None  # while it is down
+        self._retry_at = 0.0
+        self._heard = -math.inf  # when a session was opened or a transaction ended well
+        self._probing = False
+
+    def __repr__(self) -> str:
+        state = "retired" if self._retired else "down" if self.down else "up"
+        return f"<BackendPool {self} {state} busy={self.busy}/{self.backend.max_connections} idle={self.idle}>"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def busy(self) -> int:
+        """Places taken now, but for those of kept sessions."""
+        return self._taken - len(self._kept)
+
+    @property
+    def idle(self) -> int:
+        """Sessions that are kept for the next transaction."""
+        return len(self._kept)
+
+    @property
+    def waiting(self) -> int:
+        """Transactions that wait for a place."""
+        return len(self._queue)
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
+        """Take a place; with a session that was used before, if one is kept, else it has to be opened.
+
+        If there is no place, wait for one, first come first served, as long as a connect may take. Raises BackendError.
+        """
+        if not self._queue:
+            if self._kept:
+                session = self._kept.pop()
+                session.kept_until = 0.0
+                return session
+            if self._taken < self.backend.max_connections:
+                self._taken += 1
+                return None
+        self.counts.waits += 1
+        before_wait()
+        turn: AsyncResult[BackendSession | None] = AsyncResult()
+        self._queue.append(turn)
+        try:
+            return turn.get(timeout=self.backend.timeouts.connect)
+        except BaseException as error:
+            if turn.ready():  # the place came at the same moment
+                self._give_place(turn.value)
+            else:
+                self._queue.remove(turn)
+            if not isinstance(error, gevent.Timeout):
+                raise
+        limit = self.backend.max_connections
+        raise BackendError(say.BACKEND_BUSY, f"all {limit} connections (max_connections) are in use")
+
+    def cancel(self) -> None:
+        """Give back a place on which no session was opened."""
+        self._give_place(None)
+
+    def _give_place(self, session: BackendSession | None) -> None:
+        """Whoever waits longest gets the place, with its session; else the session is kept, or the place is free."""
+        if self._queue:
+            self._queue.popleft().set(session)
+        elif session is not None:
+            self._keep(session, time.monotonic())
+        else:
+            self._taken -= 1
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self, *, whatever: bool = False) -> BackendSession:
+        """A new session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
+
+        While the backend is down, one attempt is made at a time, and none for some time after a failed one; `whatever`
+        happened before, for an operator who asks.
+        """
+        if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
+            raise BackendError(self._failure.reply, f"{self._failure.reason} (it is down, and is tried again soon)")
+        session = _conversation()(self.backend, self.hostname)
+        probing = self._probing = self._failure is not None
+        began = time.monotonic()
+        try:
+            session.start()
+        except BackendError as error:
+            self._failed(error, began)
+            raise
+        finally:
+            if probing:
+                self._probing = False
+        self.counts.connections += 1
+        self._heard = time.monotonic()
+        self.counts.connect.observe(self._heard - began)
+        if self.down:
+            self.down = False
+            self.trouble = ""
+            self._failure = None
+            _log.warning("backend %s is up again", self)
+        if session.stream:
+            session.stream.on_event = partial(self._stirred, session)
+        return session
+
+    def _failed(self, error: BackendError, began: float) -> None:
+        self.counts.failures += 1
+        self.trouble = error.reason
+        # A backend that answers others meanwhile is not dead, only full, perhaps. One that answers something else, or
+        # closes, keeps nobody waiting.
+        now = time.monotonic()
+        lasted = now - began
+        answers = now - self._heard < max(BACK_OFF, lasted)
+        waited = error.reply is say.BACKEND_SILENT and lasted >= BACK_OFF
+        self._failure = error if not answers and (waited or error.reply is say.CONNECT_FAILED) else None
+        self._retry_at = now + BACK_OFF
+        if not self.down:
+            self.down = True
+            _log.warning("backend %s is down: %s", self, error.reason)
+
+    def reopen(self, session: BackendSession) -> BackendSession:
+        """A new session in the place of one that had died before it was used again. Raises BackendError."""
+        session.close()
+        return self.open()
+
+    # --- giving back -------------------------------------------------------------------------------------------------
+
+    def release(self, session: BackendSession) -> None:
+        """The transaction ended well, and every reply was read: keep the session, or take leave of the backend.
+
+        The client is not kept waiting for that. A place is free once the backend has closed: until then its process
+        counts against the limit it has itself.
+        """
+        now = self._heard = time.monotonic()
+        if session.unread():
+            self.discard(session)
+        elif self._retired or not self.backend.idle_timeout:
+            self.leave(session)
+        elif self._queue:
+            self._give_place(session)
+        else:  # as `_keep` does it
+            self._kept.append(session)
+            session.kept_until = now + self.backend.idle_timeout
+            if self._timer is None:
+                self._set_timer(self.backend.idle_timeout)
+
+    def reset(self, session: BackendSession) -> None:
+        """A transaction is open on the backend, whose message was never begun: RSET, and then as `release`."""
+        if self._retired or not self.backend.idle_timeout:
+            self.leave(session)
+        else:
+            gevent.spawn(self._reset, session)
+
+    def leave(self, session: BackendSession) -> gevent.Greenlet[..., None]:
+        """The session ended well, and is not wanted any more. Returns the greenlet that says QUIT."""
+        return gevent.spawn(self._take_leave, session)
+
+    def discard(self, session: BackendSession) -> None:
+        """The conversation failed or must not go on: close at once, amid the message if need be."""
+        self._close(session)
+
+    def _close(self, session: BackendSession) -> None:
+        session.close()
+        self._give_place(None)
+
+    def _reset(self, session: BackendSession) -> None:
+        deadline = time.monotonic() + self.backend.timeouts.command
+        try:
+            well = not session.check_quiet()
+            if well:
+                session.write(b"RSET\r\n", deadline)
+                well = session.read_reply(deadline).positive
+        except BackendError:
+            well = False
+        if well:
+            self.release(session)
+        else:
+            self.discard(session)
+
+    def _take_leave(self, session: BackendSession) -> None:
+        try:
+            session.quit()
+        finally:
+            self._give_place(None)
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _keep(self, session: BackendSession, now: float) -> None:
+        self._kept.append(session)
+        session.kept_until = now + self.backend.idle_timeout
+        if self._timer is None:
+            self._set_timer(self.backend.idle_timeout)
+
+    def _unkeep(self, session: BackendSession) -> BackendSession:
+        self._kept.remove(session)
+        session.kept_until = 0.0
+        return session
+
+    def _stirred(self, session: BackendSession) -> None:
+        """Runs in the hub: something came while nobody waited for it; a kept session has nothing to say."""
+        if session.kept_until:
+            self._unkeep(session)
+            self._close(session)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(seconds)
+        self._timer.start(self._expire)
+
+    def _expire(self) -> None:
+        """Runs in the hub. The oldest stand at the front."""
+        self._timer.close()
+        self._timer = None
+        now = time.monotonic()
+        while self._kept and self._kept[0].kept_until <= now:
+            self.leave(self._unkeep(self._kept[0]))
+        if self._kept:
+            self._set_timer(self._kept[0].kept_until - now)
+
+    def retire(self) -> list[gevent.Greenlet[..., None]]:
+        """Keep no session any more: those that are kept go now, busy ones when they are given back.
+
+        Returns the greenlets that say QUIT.
+        """
+        self._retired = True
+        return [self.leave(self._unkeep(session)) for session in tuple(self._kept)]
+
+
+def _conversation() -> type[BackendSession]:
+    """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
+    global _session
+    if _session is None:
+        try:
+            with late_import():
+                from lmtp_proxy.backends.session import BackendSession
+        except OSError as error:
+            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
+        _session = BackendSession
+    return _session
+
+
+_session: type[BackendSession] | None = None

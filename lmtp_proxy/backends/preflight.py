@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asks a backend whether it would take mail for some recipients: everything but DATA, on a connection of its own.
+
+The answers are the backend's, unjudged: what they mean for a move is decided by whoever asked. A backend that fails is
+a result, too, so nothing is raised. It knows no users, routes or tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
+
+if TYPE_CHECKING:
+    from lmtp_proxy.backends.session import BackendSession
+
+# Recipients of one transaction (RFC 5321 section 4.5.3.1.8 asks a server to take as many), and octets of one write, so
+# that neither side can fill the other's socket buffer (RFC 2920 section 3.1).
+_TRANSACTION = 100
+_OCTETS = 16384
+
+
+@dataclass(slots=True)
+class Preflight:
+    """What the backend said.
+
+    refused: why it did not answer for all recipients, None if it did; one line, escaped. replies: those it gave.
+    """
+
+    refused: str | None = None
+    replies: list[tuple[Recipient, Reply]] = field(default_factory=list)
+
+
+def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool]) -> Preflight:
+    """LHLO (and AUTH), MAIL FROM:<>, RCPT for each recipient, RSET, QUIT; without recipients no RCPT.
+
+    wanted: asked before each wait; False ends it. Each step has the backend's own deadline. Takes a place of the pool.
+    """
+    result = Preflight()
+    session: BackendSession | None = None
+    asked = ended_well = False
+    try:
+        kept = pool.reserve(lambda: None)
+    except BackendError as error:
+        result.refused = error.reason
+        return result
+    try:
+        if kept is not None:
+            kept.close()
+        session = pool.open(whatever=True)
+        for number, group in enumerate(_groups(recipients)):
+            if number:
+                _positive("RSET", _converse(session, [b"RSET"], wanted))
+            _ask(session, group, wanted, result)
+        asked = True
+        _positive("RSET", _converse(session, [b"RSET"], wanted))
+        ended_well = True
+    except BackendError as error:
+        if not asked:
+            result.refused = error.reason
+    finally:
+        if session is None:
+            pool.cancel()
+        elif ended_well:
+            pool.leave(session)
+        else:
+            pool.discard(session)
+    return result
+
+
+def _groups(recipients: Sequence[Recipient]) -> Iterator[list[Recipient]]:
+    """The recipients of each transaction; one transaction with none where there are none."""
+    group: list[Recipient] = []
+    octets = 0
+    for recipient in recipients:
+        length = len(recipient.rcpt_command()) + len(b"\r\n")
+        if group and (len(group) >= _TRANSACTION or octets + length > _OCTETS):
+            yield group
+            group, octets = [], 0
+        group.append(recipient)
+        octets += length
+    yield group
+
+
+def _ask(session: BackendSession, recipients: list[Recipient], wanted: Callable[[], bool], result: Preflight) -> None:
+    """One transaction, up to its last RCPT. Each reply goes to `result` as it comes. Raises BackendError."""
+    utf8 = "smtputf8" in session.offered
+    able = [recipient for recipient in recipients if utf8 or recipient.path.isascii()]
+    result.replies += [(recipient, say.NO_SMTPUTF8) for recipient in recipients if recipient not in able]
+    envelope = Envelope(b"<>", smtputf8=any(not recipient.path.isascii() for recipient in able))
+    _positive("MAIL", _converse(session, [envelope.mail_command(session.offered)], wanted))
+    groups = [able] if "pipelining" in session.offered else [[recipient] for recipient in able]
+    for group in groups:
+        replies = _converse(session, [recipient.rcpt_command() for recipient in group], wanted)
+        for recipient, reply in zip(group, replies, strict=True):
+            if not (reply.positive or reply.negative):
+                raise _unusable("RCPT", reply)
+            result.replies.append((recipient, reply))
+
+
+def _converse(session: BackendSession, commands: list[bytes], wanted: Callable[[], bool]) -> Iterator[Reply]:
+    """The replies to commands that go out in one write. Raises BackendError."""
+    if not commands:
+        return
+    if session.check_quiet():
+        raise BackendError(say.BACKEND_ODD, "it said something out of turn")
+    seconds = session.backend.timeouts.command
+    session.write(b"".join(command + b"\r\n" for command in commands), time.monotonic() + seconds)
+    for _ in commands:
+        if not wanted():
+            raise BackendError(say.INTERNAL_ERROR, "nobody waits for the answer any more")
+        yield session.read_reply(time.monotonic() + seconds)
+
+
+def _positive(command: str, replies: Iterator[Reply]) -> None:
+    for reply in replies:
+        if not reply.positive:
+            raise _unusable(command, reply)
+
+
+def _unusable(command: str, reply: Reply) -> BackendError:
+    return BackendError(reply, f"in reply to {command}: {reply}")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The listening socket: a greenlet per client, the client limit, who may connect, and the drain on stop.
+
+The socket comes bound and listening. Above the limit clients wait in the kernel's backlog: a 421 in the greeting would
+make Postfix suspend the whole destination. It speaks no LMTP beyond "554 and close".
+"""
+
+import logging
+import socket
+import time
+from _socket import socket as Socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from gevent.event import Event
+
+from lmtp_proxy.clients.session import Session, Shared
+from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.loop.acceptor import Acceptor
+from lmtp_proxy.loop.stream import Stream
+from lmtp_proxy.text import printable
+from lmtp_proxy.wire import reply as say
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 100
+"""Clients accepted before those that are there have their turn."""
+
+
+class Server:
+    """Accepts clients on `listener`, a gevent socket, and serves them.
+
+    sessions_changed: called with the number of sessions each time it changes; must not wait. alone: no other process
+    accepts on `listener`.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        shared: Shared,
+        max_clients: int,
+        sessions_changed: Callable[[int], None],
+        *,
+        alone: bool = True,
+    ) -> None:
+        self._shared = shared
+        self._sessions: set[Session] = set()
+        self._changed = Event()
+        self._sessions_changed = sessions_changed
+        self._stopping = False
+        self._tcp = listener.family != socket.AF_UNIX
+        if self._tcp:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
+        # Where several accept, who wakes up first would take all, and the others have nothing to do.
+        self._acceptor = Acceptor(listener, self._serve, max_clients, _AT_ONCE if alone else 1)
+
+    def __repr__(self) -> str:
+        return f"<Server {len(self._sessions)} sessions>"
+
+    def sessions(self) -> list[SessionState]:
+        """All sessions, the oldest first."""
+        return sorted((session.state for session in self._sessions), key=lambda state: -state.seconds)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._acceptor.start()
+
+    def stop(self) -> None:
+        """Accept nobody any more, let transactions finish, and return when the last session has ended.
+
+        Idle clients are told 421 at once. A transaction whose final dot was not read within `timeouts.shutdown` is
+        given up; one whose final dot was read has until its own deadline (`timeouts.final_reply`).
+        """
+        self._acceptor.close()
+        self._stopping = True
+        deadline = time.monotonic() + self._shared.cutover.current().config.timeouts.shutdown
+        for session in tuple(self._sessions):
+            session.stop()
+        if self._sessions:
+            _log.info("stopping: %d sessions have a transaction to finish or are told to leave", len(self._sessions))
+        while self._sessions:
+            self._changed.clear()
+            seconds = deadline - time.monotonic()
+            if seconds > 0:
+                self._changed.wait(seconds)
+                continue
+            for session in tuple(self._sessions):
+                session.stop_now()
+            # Those that are committing end by their own deadline, so this wait ends too.
+            self._changed.wait()
+
+    def _serve(self, sock: Socket, address: Any) -> None:
+        config = self._shared.cutover.current().config
+        peer, trusted = "unix", True
+        if self._tcp:
+            host, port = address[:2]
+            peer = f"{host}:{port}"
+            if config.allow is not None and not _is_within(host, config.allow):
+                self._turn_away(sock, peer)
+                return
+            trusted = config.trusted is not None and _is_within(host, config.trusted)
+        session = Session(sock, peer, self._shared, config, trusted=trusted)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s: connect from %s", session.name, peer)
+        sessions, tallies = self._sessions, self._shared.cutover.tallies
+        sessions.add(session)
+        tallies.accepted += 1
+        self._sessions_changed(len(sessions))
+        try:
+            session.run()
+        finally:
+            sessions.discard(session)
+            tallies.ended += 1
+            if self._stopping:
+                self._changed.set()
+            self._sessions_changed(len(sessions))
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s: disconnect from %s", session.name, peer)
+
+    def _turn_away(self, sock: Socket, peer: str) -> None:
+        _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
+        stream = Stream(sock)
+        try:
+            stream.send(say.NOT_ALLOWED.to_bytes())
+            # Closing while the client's first words are unread would reset the connection, and the reply with it.
+            stream.finish()
+            deadline = time.monotonic() + 1.0
+            while not stream.ended and time.monotonic() < deadline:
+                stream.wait(deadline)
+                stream.take()
+        except OSError:
+            pass
+        finally:
+            stream.close()
+
+
+def _is_within(host: str, networks: "Iterable[IPv4Network | IPv6Network]") -> bool:
+    from ipaddress import ip_address  # is loaded: networks come from there
+
+    address = ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return any((mapped or address) in network or address in network for network in networks)

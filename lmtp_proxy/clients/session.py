@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one loop between client socket, protocol and transaction.
+
+It moves octets and events, and sees to it that every way a session can end leaves by the same exit. It parses nothing
+and decides nothing about mail. Here is the only broad `except`: an error of ours costs the transaction, not the client.
+"""
+
+import logging
+import random
+import time
+from _socket import MSG_MORE
+from _socket import socket as Socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from greenlet import getcurrent, greenlet
+
+from lmtp_proxy.clients.dot_clock import DotClock
+from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.clients.watch import ClientGone, ClientWatch
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.transaction import Client, Transaction
+from lmtp_proxy.loop.stream import Stream
+from lmtp_proxy.text import printable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.events import (
+    DataCommand,
+    EndOfMessage,
+    EnvelopeCommand,
+    MailCommand,
+    MessageOctets,
+    RcptCommand,
+    TransactionReset,
+    Wait,
+)
+from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+
+_log = logging.getLogger(__name__)
+_names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each
+_LAST_WORDS = 1.0  # seconds
+_NEWCOMER = 1.5  # seconds since it said something: Postfix connects when it has mail, and defers that on a 421 to MAIL
+
+
+class _StopNow(BaseException):
+    """Raised in a session that has to end. No Exception, for the reason that ClientGone is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all sessions of the process share."""
+
+    cutover: Cutover
+    parking: Parking
+
+
+class Session:
+    """One client's connection; `run` it, once, in a greenlet of its own.
+
+    peer: its name in the log. config: that of now. trusted: see Protocol.
+    """
+
+    def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
+        self.name = f"{_names.getrandbits(32):08x}"
+        self.peer = peer
+        self._stream = Stream(sock)
+        self._cutover = shared.cutover
+        self._parking = shared.parking
+        self._protocol = Protocol(
+            config.hostname,
+            max_message_size=config.max_message_size,
+            max_recipients=config.max_recipients,
+            smtputf8=config.smtputf8,
+            trusted=trusted,
+        )
+        self._output = self._protocol.output
+        self._watch = ClientWatch(self._stream, self._protocol.completes)
+        self._idle = config.timeouts.client_idle
+        self._connected = time.monotonic()
+        self._earliest_dot = 0.0
+        self._clock: DotClock | None = None  # where more came than what the client was waited for
+        self._client = Client(self.name, self._protocol.reply, self._flush)
+        self._transaction: Transaction | None = None
+        self._greenlet: greenlet | None = None
+        self._committing = False
+        self._lost = False
+        self._stopping = False
+        self._stop_timer: Any = None
+        self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
+        self._internal_errors = 0
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name} {self.peer} {self._protocol!r} {self._transaction!r}>"
+
+    @property
+    def state(self) -> SessionState:
+        """What it is doing."""
+        seconds = time.monotonic() - self._connected
+        if self._transaction is None:
+            return SessionState(self.name, self.peer, seconds, "idle", None, 0, 0)
+        state, path, recipients, octets = self._transaction.summary
+        sender = printable(path[1:-1])
+        return SessionState(
+            self.name, self.peer, seconds, "final dot" if self._committing else state, sender, recipients, octets
+        )
+
+    def run(self) -> None:
+        """Serve the client until it or we close. Never raises, and leaves nothing open."""
+        self._greenlet = getcurrent()
+        why = "the client closed the connection"
+        try:
+            self._protocol.greet()
+            while not self._serve():
+                pass
+            self._flush_last(self._idle)
+        except ClientGone:
+            why = "the client went away"
+        except OSError as error:
+            why = f"the client's connection failed: {error}"
+        except _StopNow:
+            why = "lmtp-proxy was stopped"
+            self._greenlet = None  # once is enough: nothing is to interrupt the last words
+            self._protocol.close(say.SHUTTING_DOWN)
+            with suppress(OSError):  # who does not listen misses nothing
+                self._flush_last(_LAST_WORDS)
+        finally:
+            self._greenlet = None
+            self._end_transaction(why)
+            self._stream.close()
+            del self._client  # which refers to this session: so nothing of it is left to the garbage collector
+
+    # --- stopping ----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Let the transaction finish, then say 421; at once if there is none, unless the client has only just come."""
+        self._stopping = True
+        self._stop_timer = gevent.get_hub().loop.timer(max(0.0, self._may_begin_until - time.monotonic()))
+        self._stop_timer.start(self._interrupt_idle)
+
+    def stop_now(self) -> None:
+        """Give the transaction up, unless it is committing."""
+        gevent.get_hub().loop.run_callback(self._interrupt_uncommitted)
+
+    def _interrupt_idle(self) -> None:
+        if self._greenlet and not self._protocol.in_transaction:
+            if self._may_begin_until > time.monotonic():
+                self.stop()
+            elif self._stream.awaited:
+                self._greenlet.throw(_StopNow)
+
+    def _interrupt_uncommitted(self) -> None:
+        if self._greenlet and not self._committing:
+            self._greenlet.throw(_StopNow)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> bool:
+        """True when there is nothing more to do; False after an error of ours, which costs the transaction."""
+        protocol = self._protocol
+        next_event = protocol.next_event
+        try:
+            while True:
+                if self._stopping and not protocol.in_transaction and time.monotonic() >= self._may_begin_until:
+                    self._flush()  # a client that reads its final replies slowly is to get all of them
+                    raise _StopNow
+                event = next_event()
+                if event is _NEED_DATA:
+                    self._flush()
+                    self._receive()
+                elif handler := _HANDLERS.get(type(event)):
+                    handler(self, event)
+                elif isinstance(event, Wait):
+                    self._wait(event)
+                else:  # ConnectionClosed
+                    return True
+        except OSError:
+            raise
+        except Exception:  # noqa: BLE001  (an error of ours costs the transaction, not the client)
+            _log.exception("%s: internal error, the transaction is given up: %r", self.name, self)
+            self._committing = False
+            self._end_transaction("internal error")
+            self._answer_owed()
+            self._internal_errors += 1
+            if self._internal_errors >= MAX_ERRORS:  # it may be one that comes again for ever
+                protocol.close(say.INTERNAL_ERROR_CLOSING)
+            return False
+
+    def _wait(self, wait: Wait) -> None:
+        if wait is Wait.BUSY:
+            gevent.sleep(0)
+        elif self._transaction is not None and self._transaction.new:
+            self._answer_recipients(self._transaction, self._protocol.data_follows)
+        else:
+            raise LocalProtocolError("replies are owed, but nobody is there to give them")
+
+    def _answer_recipients(self, transaction: Transaction, data_follows: bool) -> None:
+        watch = self._watch
+        watch.begin()
+        try:
+            transaction.answer_recipients(data_follows=data_follows)
+        finally:
+            watch.waiting = None
+
+    # --- events: the first two begin a transaction; after an error of ours the others may come without one -----------
+
+    def _mail(self, event: MailCommand) -> None:
+        self._may_begin_until = 0.0
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        self._transaction = Transaction(self._client, event.envelope, self._cutover, self._parking)
+
+    def _envelope(self, event: EnvelopeCommand) -> None:
+        envelope, paths = event
+        self._may_begin_until = 0.0
+        self._idle = self._cutover.current().config.timeouts.client_idle
+        transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
+        transaction.add((), paths)
+        self._answer_recipients(transaction, True)
+        if self._protocol.take_data():
+            self._start_data(transaction)
+
+    def _rcpt(self, event: RcptCommand) -> None:
+        if self._transaction is None:
+            self._answer_owed()
+        else:
+            self._transaction.add((event.recipient,))
+
+    def _data(self, _: DataCommand) -> None:
+        if self._transaction is None:
+            self._protocol.start_data()
+        else:
+            self._start_data(self._transaction)
+
+    def _start_data(self, transaction: Transaction) -> None:
+        try:
+            if asked := transaction.start_data():
+                self._watch.begin()
+                transaction.await_data(asked)
+        finally:
+            self._watch.waiting = None
+            self._protocol.start_data()
+            self._earliest_dot, self._clock = time.monotonic(), None
+
+    def _octets(self, event: MessageOctets) -> None:
+        if self._transaction is None:
+            return
+        watch = self._watch
+        watch.begin()
+        try:
+            self._transaction.write(event.octets, self._earliest_dot)
+        finally:
+            watch.waiting = None
+
+    def _end(self, event: EndOfMessage) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            self._answer_owed()
+            return
+        size, refusal, octets = event
+        self._committing = True
+        transaction.finish(octets, size, refusal, self._earliest_dot)
+        tallies = self._cutover.tallies
+        tallies.octets += size
+        if refusal is None:
+            tallies.answered += 1
+        else:
+            tallies.refused += 1
+        self._transaction = None
+        self._committing = False
+
+    def _reset(self, _: TransactionReset) -> None:
+        self._end_transaction("the client reset the transaction")
+
+    def _answer_owed(self) -> None:
+        while self._protocol.owed:
+            self._protocol.reply(say.INTERNAL_ERROR)
+
+    def _end_transaction(self, why: str) -> None:
+        transaction, self._transaction = self._transaction, None
+        if transaction is not None:
+            self._cutover.tallies.aborted += 1
+            transaction.abort(why)
+
+    # --- octets ------------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        stream, protocol = self._stream, self._protocol
+        there = stream.received or stream.ended
+        octets = stream.receive(time.monotonic() + self._idle)
+        if self._transaction is None:
+            self._may_begin_until = time.monotonic() + _NEWCOMER
+        if not octets:
+            if octets is None:
+                self._end_transaction("the client was idle for too long")
+                protocol.close(say.IDLE_TOO_LONG)
+                return
+            if stream.error is not None:
+                raise stream.error
+        if protocol.in_data:
+            if there:
+                clock = self._clock = self._clock or DotClock(self._earliest_dot)
+                clock.received(len(octets), time.monotonic())
+                self._earliest_dot = clock.earliest
+            else:
+                self._earliest_dot, self._clock = time.monotonic(), None
+        protocol.receive_data(octets)
+
+    def _flush(self) -> None:
+        """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""
+        stream = self._stream
+        if stream.full or self._lost:
+            if self._committing:
+                return
+            if self._lost:
+                raise ConnectionError("it took no replies")
+            self._wait_for_room(self._idle)
+        if self._output:
+            output = self._protocol.data_to_send()
+            try:
+                sent = stream.send(output)
+            except OSError:
+                self._lost = True
+                if not self._committing:
+                    raise
+                return
+            if stream.full:
+                stream.keep(output[sent:])
+                if not self._committing:
+                    self._wait_for_room(self._idle)
+
+    def _wait_for_room(self, seconds: float) -> None:
+        if self._stream.full and not self._stream.wait_for_room(time.monotonic() + seconds):
+            raise TimeoutError("timed out")
+        if self._stopping:
+            self.stop()  # while it waited here it could not be told
+
+    def _flush_last(self, seconds: float) -> None:
+        """As `_flush`; the end of the stream goes along in the same segment, which saves the kernel 10 us."""
+        stream, output = self._stream, self._protocol.data_to_send()
+        self._wait_for_room(seconds)
+        if output:
+            stream.keep(output[stream.send(output, MSG_MORE) :])
+            self._wait_for_room(seconds)
+            stream.finish()  # `close` would throw away what waits for its segment, if the client had said more
+
+
+_NEED_DATA = Wait.NEED_DATA
+_HANDLERS: dict[type, Callable[[Session, Any], None]] = {
+    MailCommand: Session._mail,
+    EnvelopeCommand: Session._envelope,
+    RcptCommand: Session._rcpt,
+    DataCommand: Session._data,
+    MessageOctets: Session._octets,
+    EndOfMessage: Session._end,
+    TransactionReset: Session._reset,
+}

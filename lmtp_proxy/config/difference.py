@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What differs between two configurations, for somebody who is about to put the second in the place of the first.
+
+It compares values and knows nothing of files, generations or what a difference will do.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Any, TypedDict
+
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.routing.static_table import StaticTable, changes
+
+_SHOWN = 20  # users of one group; the count is exact
+_SECTIONS = frozenset({"path", "backends", "users"})
+_IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as the attribute is
+
+
+class UserChanges(TypedDict):
+    """users: how many the newer one has. The others: groups of users by where they were and are to be.
+
+    Each group has `from`, `to` or both, its `count`, and some of its users, `users`, in the order of the file.
+    """
+
+    users: int
+    added: list[dict[str, Any]]
+    removed: list[dict[str, Any]]
+    moved: list[dict[str, Any]]
+
+
+def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
+    """What differs between two tables."""
+    groups: dict[tuple[str | None, str | None], list[tuple[int, str]]] = {}
+    counts: Counter[tuple[str | None, str | None]] = Counter()
+    for key, before, after, line in changes(old, new):
+        group = (before, after)
+        counts[group] += 1
+        first = groups.setdefault(group, [])
+        first.append((line, key))
+        if len(first) >= 2 * _SHOWN:
+            first.sort()
+            del first[_SHOWN:]
+
+    answer: UserChanges = {"users": len(new), "added": [], "removed": [], "moved": []}
+    for group in sorted(groups, key=lambda group: (group[0] or "", group[1] or "")):
+        ends = {name: end for name, end in zip(("from", "to"), group, strict=True) if end is not None}
+        users = [user for _, user in sorted(groups[group])[:_SHOWN]]
+        kind = answer["added"] if group[0] is None else answer["removed"] if group[1] is None else answer["moved"]
+        kind.append({**ends, "count": counts[group], "users": users})
+    return answer
+
+
+def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:
+    """As JSON values: `users`, backends: name and change of each that differs, config: the keys that do."""
+    answer: dict[str, Any] = {**users, "backends": _backends(old, new)}
+    names = [item.name for item in dataclasses.fields(Config) if item.compare and item.name not in _SECTIONS]
+    changed = [name for name in names if getattr(old, name) != getattr(new, name)]
+    answer["config"] = [f"config.{_IN_THE_FILE.get(name, name)}" for name in changed]
+    return answer
+
+
+def _backends(old: Config, new: Config) -> list[dict[str, str]]:
+    changes = []
+    for name in sorted({*old.backends, *new.backends}):
+        before, after = old.backends.get(name), new.backends.get(name)
+        if before != after:
+            change = "added" if before is None else "removed" if after is None else "changed"
+            changes.append({"name": name, "change": change})
+    return changes

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process that loads a configuration for another one, see loading: `python -m lmtp_proxy.config.loader ORDER`.
+
+It reads and checks the file, puts the table of users into an open file that it was given, compares it with the table in
+force, and writes everything else to its standard output. What is done with that it does not know.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from lmtp_proxy.config.difference import compare_users
+from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.loading import HEADER, MAGIC, Answer, Order
+from lmtp_proxy.config.read import load_config
+from lmtp_proxy.routing.static_table import StaticTable
+
+
+def main(arguments: Sequence[str]) -> None:
+    """arguments: an Order as text. Does not return."""
+    order = Order.read(arguments[0])
+    with suppress(OSError):  # where a sandbox forbids it, as the package's systemd unit does
+        if order.nice:
+            os.nice(order.nice)
+    with suppress(OSError):  # when memory gets short, this process rather than the one that serves
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    try:
+        config = load_config(order.path, order.store)
+        old = config.users if order.old is None else StaticTable.of_file(*order.old)
+        users = compare_users(old, config.users)
+        answer = Answer((), replace(config, users=StaticTable()), config.users.shape, users)
+    except ConfigError as error:
+        answer = Answer(error.errors)
+    octets = pickle.dumps(answer)
+    with open(1, "wb", closefd=False) as out:
+        out.write(HEADER.pack(MAGIC, len(octets)) + octets)
+    os._exit(0)  # at once: to take a million objects apart one by one helps nobody
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

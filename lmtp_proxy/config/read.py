@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A YAML file -> a `Config`, or a ConfigError with everything that is wrong with it.
+
+Which keys there are, their defaults, and what they mean together. It reads the file and the password files that it
+names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
+"""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Set
+from functools import partial
+from typing import TypeAlias
+
+from lmtp_proxy.config import backends as config_backends
+from lmtp_proxy.config import listeners as config_listeners
+from lmtp_proxy.config import types as config_keys
+from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.flat_users import Doubt, FlatUsers
+from lmtp_proxy.config.types import MAX_ERRORS, Section
+from lmtp_proxy.config.users import read_users, undefined
+from lmtp_proxy.config.values import (
+    RESERVED,
+    Address,
+    Backend,
+    Config,
+    Control,
+    Log,
+    TcpAddress,
+    Timeouts,
+    UnixAddress,
+)
+from lmtp_proxy.config.yaml_text import Document, Mapping, Problem, Source, read_source
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.text import shown
+
+__all__ = [
+    "KEYS",
+    "RESERVED",
+    "Address",
+    "Backend",
+    "Config",
+    "ConfigError",
+    "Control",
+    "Log",
+    "TcpAddress",
+    "Timeouts",
+    "UnixAddress",
+    "load_config",
+]
+
+# Section -> its keys. Anything else is refused, so that no key is believed to work that does not.
+KEYS: dict[str, tuple[str, ...]] = {
+    "": ("config", "backends", "users"),
+    "config": (
+        *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
+        *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
+        *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
+        *("workers", "receipts", "trusted"),
+    ),
+    "config.control": ("socket", "owner", "group", "permissions"),
+    "config.timeouts": config_backends.TIMEOUTS,
+    "config.log": ("syslog", "facility", "level"),
+    "backends.*": config_backends.KEYS,
+    "backends.*.timeouts": config_backends.TIMEOUTS_OF_ONE,
+}
+
+
+def load_config(path: str, store: int | None = None) -> Config:
+    """Reads the configuration file at `path`. Raises ConfigError with all errors that it has.
+
+    store: descriptor of a file for the table of users, which goes to the Config; None to have it in memory.
+    """
+    source = read_source(path)
+    try:
+        config, problems = _read(source, os.path.abspath(path), store, FlatUsers(source.data))
+    except Doubt:
+        config, problems = _read(source, os.path.abspath(path), store, None)
+    if config is None or problems:
+        raise ConfigError(_messages(path, problems))
+    return config
+
+
+def _read(source: Source, path: str, store: int | None, flat: FlatUsers | None) -> tuple[Config | None, list[Problem]]:
+    """The Config, and all that is wrong with it. flat: where the users are. Raises Doubt if they are not."""
+    document = source.document(flat.rest if flat else None)
+    if flat:
+        flat.check(document)
+    if document.root is None:
+        return None, document.problems
+    found: list[Problem] = []
+    config = _config(document, document.root, path, found, partial(read_users, store, flat))
+    # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
+    named = {(line, key) for line, key, _ in document.problems}
+    return config, document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
+
+
+def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
+    name = shown(path, 4096)
+    lines = []
+    for line, key, text in sorted(problems, key=lambda problem: problem.line)[:MAX_ERRORS]:
+        place = f"{name}:{line}" if line else name
+        lines.append(f"{place}: {key}: {text}" if key else f"{place}: {text}")
+    if len(problems) > MAX_ERRORS:
+        lines.append(f"{name}: and {len(problems) - MAX_ERRORS} more errors")
+    return tuple(lines)
+
+
+_ReadUsers: TypeAlias = Callable[[Section | None, Set[str] | None, KeyRules], tuple[StaticTable, Counter[str]]]
+
+
+def _config(document: Document, root: Mapping, path: str, problems: list[Problem], users_of: _ReadUsers) -> Config:
+    """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
+    top = Section(root, "", KEYS[""], problems)
+    section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
+    listener = config_listeners.listener(section)
+    timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
+    backends = config_backends.backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
+    names = None if backends is None else backends.keys() | RESERVED
+    rules = KeyRules(
+        case_sensitive=section.value("case_sensitive", config_keys.boolean, False),
+        recipient_delimiter=section.value("recipient_delimiter", config_keys.delimiter, "+"),
+        ignore_domain=section.value("ignoreDomain", config_keys.boolean, False),
+    )
+    fallback = section.value("fallback_backend", str, None)
+    if fallback is not None and names is not None and fallback not in names:
+        section.fail("fallback_backend", undefined(section, fallback, names))
+    limits = [(section.value("max_clients", config_keys.whole(1, 100_000), 1000), "max_clients")]
+    limits += [(each.max_connections, f"max_connections of {name}") for name, each in (backends or {}).items()]
+    users, counts = users_of(top.section("users", None), names, rules)
+    return Config(
+        path=path,
+        socket=listener or UnixAddress(""),
+        owner=section.value("owner", config_keys.owner, None),
+        group=section.value("group", config_keys.group, None),
+        permissions=section.value("permissions", config_keys.permissions, None),
+        ignore_domain=rules.ignore_domain,
+        fallback_backend=fallback,
+        pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
+        allow=config_listeners.allow(section),
+        run_as=section.value("run_as", config_keys.account, None),
+        hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
+        case_sensitive=rules.case_sensitive,
+        recipient_delimiter=rules.recipient_delimiter,
+        max_clients=limits[0][0],
+        max_recipients=section.value("max_recipients", config_keys.whole(1, 100_000), 1000),
+        max_message_size=section.value("max_message_size", config_keys.whole(0, 10**15), 0),
+        smtputf8=section.value("smtputf8", config_keys.boolean, False),
+        timeouts=timeouts,
+        hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
+        hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),
+        log=_log(section),
+        control=config_listeners.control(section, KEYS["config.control"], listener),
+        metrics=config_listeners.metrics(section, listener),
+        uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
+        receipts=section.value("receipts", config_keys.absolute_path, None),
+        trusted=section.values("trusted", config_keys.network),
+        workers=_workers(section, limits),
+        backends=backends or {},
+        users=users,
+        users_per_backend=counts,
+        digest=document.digest,
+        modified=document.modified,
+    )
+
+
+def _workers(section: Section, limits: list[tuple[int, str]]) -> int:
+    """`workers`, which share each of `limits`: at least one is for each worker."""
+    wanted, (least, what) = section.value("workers", config_keys.workers, 1), min(limits)
+    if wanted is not None and wanted > least:
+        section.fail("workers", f"{wanted} cannot share {what}, which is {least}: lower the one or raise the other")
+    return min(len(os.sched_getaffinity(0)), least) if wanted is None else wanted
+
+
+def _own_hostname() -> str:
+    name = socket.gethostname()  # the kernel's; the fully qualified one may take DNS its time
+    try:
+        return config_keys.hostname(name)
+    except ValueError:
+        return "localhost"
+
+
+
+
+def _log(parent: Section) -> Log:
+    section = parent.section("log", KEYS["config.log"])
+    if section is None:
+        return Log()
+    return Log(
+        syslog=section.value("syslog", config_keys.absolute_path, None),
+        facility=section.value("facility", config_keys.facility, "mail"),
+        level=section.value("level", config_keys.level, "info"),
+    )
+
+

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Changes the `users:` section in the text of a configuration, and nothing else of it.
+
+One scalar is replaced where the YAML marks say it stands, or a line is added at the end of the section; comments,
+order, quoting, spacing and line ends stay. The result is parsed and compared with what was there before it is given
+out. It knows nothing of files, backends or what a user may be called.
+"""
+
+import re
+from collections import abc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import yaml
+
+from lmtp_proxy.config import yaml_text
+from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, Sequence
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.text import shown
+
+_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # only its parser is used
+
+# Text in every version of YAML, in a flow mapping too: a letter in front, or a digit where an @ makes it no number.
+_PLAIN = re.compile(r"[^\W\d_][\w.+/=@-]*|\d[\w.+/=-]*@[\w.+/=@-]*")
+_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})  # yaml.org/type/bool and null
+_COMMENT_LINE = re.compile(r"([ \t]*)#[^\n]*(?:\n|\Z)")
+_COMMENT = re.compile(r"(?<=[ \t\n])#[^\n]*")
+_BY_HAND = "make the change by hand"
+
+_Event: TypeAlias = Any  # of yaml.parse; the type hints there know few of its attributes
+_Splice: TypeAlias = tuple[int, int, str]  # start and end of what goes, and what comes in its place
+
+
+class EditError(Exception):
+    """The text cannot be changed safely. One line that says what to do; line: of the text, from 1, 0 if unknown."""
+
+    def __init__(self, text: str, line: int = 0) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """text: the whole new text. previous: user as given -> what stood there, None if the user was not in the file.
+
+    splices: what was replaced, in order: start and end in the old text without its BOM, and what came in its place.
+    """
+
+    text: str
+    previous: dict[str, str | None]
+    splices: list[_Splice]
+
+
+class _Entry(NamedTuple):
+    """The events of one `key: value`; `end` is the last of the value, itself unless it is a mapping or a list."""
+
+    key: _Event
+    value: _Event
+    end: _Event
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Where things stand.
+
+    flow: the document has the form {...}. column: of the keys of the root; step: how much further right the next level
+    is. users: that entry of the root. first, last: its entries. wanted: those that changes concern, with their table
+    keys. end: of the document, an index.
+    """
+
+    flow: bool
+    column: int = 0
+    step: int = 2
+    users: _Entry | None = None
+    first: _Entry | None = None
+    last: _Entry | None = None
+    wanted: list[tuple[str, _Entry]] = field(default_factory=list)
+    end: int = 0
+
+
+def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Edit:
+    """Set each user of `changes`, as an operator writes it, to the value beside it.
+
+    Every entry with the same table key is set; a user without one gets a line at the end of the section. What has its
+    value already stays as it is to the octet. text: one YAML document, with or without BOM. Raises EditError.
+    """
+    body = text.removeprefix("\ufeff")
+    values = _values(changes, rules)
+    document = yaml_text.parse(body)
+    if document.root is None or document.problems:
+        line, key, what = min(document.problems)
+        raise EditError(f"{key}: {what}" if key else what, line)
+    users = document.root.entries.get("users")
+    if not isinstance(users, Mapping | None) and not (isinstance(users, Scalar) and users.missing):
+        raise EditError("users must be a mapping: lines of `key: value`, indented", users.line)
+    layout = _layout(body, values, rules)
+    found: dict[str, str] = {}
+    splices = []
+    for key, entry in layout.wanted:
+        node = _entries(users)[_text(entry.key)]
+        if not isinstance(node, Scalar):
+            raise EditError(f"users.{shown(_text(entry.key))} is no single value: {_BY_HAND}", node.line)
+        found.setdefault(key, node.text)
+        if node.text != values[key]:
+            splices.append(_replaced(entry, values[key]))
+    previous = {user: found.get(rules.table_key(user)) for user in changes}
+    new: dict[str, str] = {}  # table key -> how it is to be written
+    for user in changes:
+        if (key := rules.table_key(user)) not in found:
+            new.setdefault(key, _new_key(user, key, rules))
+    added = {name: values[key] for key, name in new.items()}
+    if added:
+        splices += _added(body, layout, added)
+    if not splices:
+        return Edit(text, previous, [])
+    splices.sort(key=lambda splice: splice[:2])  # stable: a comma comes before what it ends
+    result = _spliced(body, splices)
+    _verify(document.root, result, values, added, rules)
+    return Edit(text[: len(text) - len(body)] + result, previous, splices)
+
+
+def _values(changes: abc.Mapping[str, str], rules: KeyRules) -> dict[str, str]:
+    """Table key -> value. Raises EditError for what cannot be written, and for contradictions."""
+    values: dict[str, str] = {}
+    for user, value in changes.items():
+        for name in (user, value):
+            if any("\ud800" <= mark <= "\udfff" for mark in name):
+                raise EditError(f"{shown(name)} is not UTF-8 text")
+        if values.setdefault(rules.table_key(user), value) != value:
+            other = next(other for other in changes if rules.table_key(other) == rules.table_key(user))
+            who = f"{shown(other)} and {shown(user)} are the same user"
+            raise EditError(f"{who}, who cannot be on {shown(changes[other])} and on {shown(value)}")
+    return values
+
+
+def _layout(text: str, wanted: dict[str, str], rules: KeyRules) -> _Layout:
+    """Goes through `text`, which yaml_text.parse found to be one mapping without problems."""
+    events: Iterator[_Event] = iter(yaml.parse(text, Loader=_LOADER))
+    while not isinstance(root := next(events), yaml.MappingStartEvent):
+        pass
+    layout = _Layout(bool(root.flow_style))
+    sections: list[_Entry] = []
+    while not isinstance(key := next(events), yaml.MappingEndEvent):
+        value = next(events)
+        if _text(key) == "users" and _is_mapping(value):
+            end = _read_users(events, layout, wanted, rules)
+        else:
+            end = _skip(events, value)
+        sections.append(_Entry(key, value, end))
+    ending = next(events)
+    layout.end = ending.start_mark.index if ending.explicit else len(text)
+    layout.users = next((section for section in sections if _text(section.key) == "users"), None)
+    if sections:
+        layout.column = _column(root, sections[0])
+    blocks = [section.value for section in sections if _is_mapping(section.value) and not section.value.flow_style]
+    if blocks:  # the first one is as good as any
+        layout.step = max(1, blocks[0].start_mark.column - layout.column)
+    return layout
+
+
+def _read_users(events: Iterator[_Event], layout: _Layout, wanted: dict[str, str], rules: KeyRules) -> _Event:
+    """Takes the entries of `users` up to their end, which it returns."""
+    while not isinstance(key := next(events), yaml.MappingEndEvent):
+        value = next(events)
+        layout.last = _Entry(key, value, _skip(events, value))
+        layout.first = layout.first or layout.last
+        table_key = rules.table_key(_text(key))
+        if table_key in wanted:
+            layout.wanted.append((table_key, layout.last))
+    return key
+
+
+def _skip(events: Iterator[_Event], event: _Event) -> _Event:
+    """Reads the node that starts with `event` to its last event, which it returns."""
+    depth = 0
+    while True:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth == 0:
+            return event
+        event = next(events)
+
+
+def _is_mapping(event: _Event) -> bool:
+    return isinstance(event, yaml.MappingStartEvent)
+
+
+def _text(event: _Event) -> str:
+    return str(event.value) if isinstance(event, yaml.ScalarEvent) else ""
+
+
+def _line(event: _Event) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _column(start: _Event, first: _Entry) -> int:
+    """The column of the keys of a block mapping. An anchor in front of it stands elsewhere."""
+    return int((start if start.anchor is None else first.key).start_mark.column)
+
+
+def _entries(users: Node | None) -> dict[str, Node]:
+    return users.entries if isinstance(users, Mapping) else {}
+
+
+def _replaced(entry: _Entry, value: str) -> _Splice:
+    """`value` in place of what `entry` has. An alias goes, what it stood for stays as it is for everybody else."""
+    event = entry.value
+    name = f"users.{shown(_text(entry.key))}"
+    start, end = event.start_mark.index, event.end_mark.index
+    if isinstance(event, yaml.AliasEvent):
+        return (start, end, _written(value, ""))
+    if event.anchor is not None:
+        what = f"has an anchor (&{event.anchor}), whose aliases would follow: take it out"
+    elif event.tag is not None:
+        what = "has a YAML tag: take it out"
+    elif event.style in ("|", ">"):
+        what = f"is written as a block ({event.style}): write it on one line"
+    elif start == end:
+        what = "has no value: write one"
+    else:
+        return (start, end, _written(value, event.style or ""))
+    raise EditError(f"{name} {what}, or {_BY_HAND}", _line(entry.key))
+
+
+def _written(text: str, style: str) -> str:
+    """`text` as YAML in `style` (`'`, `"` or empty for plain), or in double quotes where that style cannot hold it."""
+    if style == "'" and text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    if not style and text.isprintable() and _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    return '"' + "".join(map(_escaped, text)) + '"'
+
+
+def _escaped(mark: str) -> str:
+    if mark in '"\\':
+        return "\\" + mark
+    return mark if mark.isprintable() else f"\\U{ord(mark):08X}"
+
+
+def _new_key(user: str, key: str, rules: KeyRules) -> str:
+    """How a user who is not in the file is to be written: as given, without a domain that is not looked at."""
+    mailbox = user.rpartition("@")[0]
+    return mailbox if rules.ignore_domain and mailbox and rules.table_key(mailbox) == key else user
+
+
+def _added(text: str, layout: _Layout, added: dict[str, str]) -> list[_Splice]:
+    """The splices that add entries at the end of the section, and the section itself where there is none."""
+    users = layout.users
+    column = layout.column + layout.step
+    if users is None and not layout.flow:
+        return [_inserted(text, layout.end, [" " * layout.column + "users:", *_lines(added, column)])]
+    if users is None or (layout.flow and not _is_mapping(users.value)):
+        raise EditError("users has no value in a file of the form {...}: write `users: {}` by hand first")
+    if _is_mapping(users.value) and users.value.flow_style:
+        start, end = users.value.start_mark.index, users.end.end_mark.index
+        if layout.last is not None or layout.flow or users.value.anchor or text[start + 1 : end - 1].strip():
+            return _added_to_flow(text, users.end.start_mark.index, layout.last, added)
+        # `users: {}`: a thousand lines are easier to read than what would become one.
+        start = len(text[:start].rstrip(" \t"))
+        return [(start, end, ""), _behind(text, end, layout.column + 1, _lines(added, column))]
+    if layout.first is None or layout.last is None:
+        if isinstance(users.value, yaml.AliasEvent) or users.value.anchor is not None:
+            raise EditError(f"users is an alias or has an anchor: take it out, or {_BY_HAND}", _line(users.key))
+        return [_behind(text, users.key.end_mark.index, layout.column + 1, _lines(added, column))]
+    column = _column(users.value, layout.first)
+    return [_behind(text, _end(text, layout.last), column, _lines(added, column))]
+
+
+def _lines(added: dict[str, str], column: int) -> list[str]:
+    return [f"{' ' * column}{_written(key, '')}: {_written(value, '')}" for key, value in added.items()]
+
+
+def _end(text: str, entry: _Entry) -> int:
+    """Where `entry` of a mapping ends: behind its value, or behind its key if it has none."""
+    value = entry.value
+    if value is not entry.end:
+        raise EditError(f"users.{shown(_text(entry.key))} is no single value: {_BY_HAND}", _line(entry.key))
+    if getattr(value, "style", "") in ("|", ">"):  # its marks hold the empty lines behind it
+        return len(text[: value.end_mark.index].rstrip())
+    return int((value if value.end_mark.index > value.start_mark.index else entry.key).end_mark.index)
+
+
+def _next_line(text: str, position: int) -> int:
+    return text.find("\n", position) + 1 or len(text)
+
+
+def _behind(text: str, position: int, least: int, lines: list[str]) -> _Splice:
+    """`lines` below that of `position`, and below the comments that follow it at once at column `least` or further."""
+    position = _next_line(text, position)
+    while (comment := _COMMENT_LINE.match(text, position)) and len(comment[1]) >= least:
+        position = comment.end()
+    return _inserted(text, position, lines)
+
+
+def _inserted(text: str, position: int, lines: list[str]) -> _Splice:
+    """`lines` at `position`, which is the start of a line or the end of `text`, with the line end that stands there."""
+    before = text.rfind("\n", 0, position)
+    newline = "\r\n" if text[max(before - 1, 0) : before] == "\r" else "\n"
+    new = newline.join(lines)
+    return (position, position, newline + new if position > before + 1 else new + newline)
+
+
+def _added_to_flow(text: str, closing: int, last: _Entry | None, added: dict[str, str]) -> list[_Splice]:
+    """New entries before the } at `closing`, as the last entry is written: inline or on lines, as JSON or not."""
+    if last is None:
+        return [(closing, closing, ", ".join(_lines(added, 0)))]
+    styles = ['"' if getattr(event, "style", "") == '"' else "" for event in (last.key, last.value)]
+    entries = [f"{_written(key, styles[0])}: {_written(value, styles[1])}" for key, value in added.items()]
+    end = position = _end(text, last)
+    rest = _COMMENT.sub(lambda comment: " " * len(comment[0]), text[end:closing])
+    comma = "," if "," in rest else ""
+    splices = [] if comma else [(end, end, ",")]
+    if comma:
+        position += rest.index(",") + 1
+    next_line = _next_line(text, position)
+    indentation = text[text.rfind("\n", 0, last.key.start_mark.index) + 1 : last.key.start_mark.index]
+    if next_line > closing or indentation.strip() or "\n" in text[end:position]:
+        return [*splices, (position, position, " " + ", ".join(entries) + comma)]
+    lines = ",\n".join(indentation + entry for entry in entries) + comma
+    return [*splices, _inserted(text, next_line, lines.split("\n"))]
+
+
+def _spliced(text: str, splices: list[_Splice]) -> str:
+    pieces = []
+    position = 0
+    for start, end, new in splices:
+        assert start >= position
+        pieces += [text[position:start], new]
+        position = end
+    return "".join([*pieces, text[position:]])
+
+
+def _verify(old: Mapping, text: str, values: dict[str, str], added: dict[str, str], rules: KeyRules) -> None:
+    """Proves that `text` holds the tree `old` with these users changed, and nothing else. Raises EditError."""
+    document = yaml_text.parse(text)
+    users = old.entries.get("users")
+    wanted: dict[str, Node] = {}
+    for key, node in _entries(users).items():
+        value = values.get(rules.table_key(key))
+        wanted[key] = node if value is None else Scalar(value, 0, False)
+    wanted |= {key: Scalar(value, 0, False) for key, value in added.items()}
+    root = Mapping({**old.entries, "users": Mapping(wanted, 0)}, 0)
+    if document.root is None or document.problems or _bare(document.root) != _bare(root):
+        what = f"the way in which users is written cannot be changed safely: {_BY_HAND}"
+        raise EditError(what, users.line if users else 0)
+
+
+def _bare(node: Node) -> tuple[object, ...]:
+    """A tree without its line numbers, with the order of its keys."""
+    if isinstance(node, Scalar):
+        return (node.text, node.missing)
+    if isinstance(node, Sequence):
+        return (list, *map(_bare, node.items))
+    return (dict, *((key, _bare(value)) for key, value in node.entries.items()))

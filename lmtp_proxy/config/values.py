@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a configuration is: frozen values, compared by value, safe to hand between threads and processes.
+
+It does not know where they come from: no YAML, no file, no checks. Times are in seconds, sizes in octets.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.static_table import StaticTable
+
+if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
+
+LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
+
+FACILITIES: Mapping[str, int] = {
+    "auth": 4, "authpriv": 10, "cron": 9, "daemon": 3, "ftp": 11, "kern": 0, "lpr": 6, "mail": 2, "news": 7,
+    "syslog": 5, "user": 1, "uucp": 8,
+    **{f"local{number}": 16 + number for number in range(8)},
+}
+"""Of syslog. The table of the standard library is in logging.handlers, which is 0.2 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix socket; `path` is absolute."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """host: a name or an IPv4 or IPv6 address, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+Address: TypeAlias = UnixAddress | TcpAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each step may take, in seconds; `final_reply` counts from the client's final dot."""
+
+    connect: float = 10.0
+    greeting: float = 20.0
+    command: float = 60.0
+    data_write: float = 120.0
+    final_reply: float = 500.0
+    client_idle: float = 300.0
+    shutdown: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One store. user and password are both None or both text. idle_timeout: seconds, 0 to keep no connection."""
+
+    name: str
+    address: Address
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    max_connections: int = 20
+    idle_timeout: float = 30.0
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """syslog: path of the syslog socket, None for the standard way."""
+
+    syslog: str | None = None
+    facility: str = "mail"
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The control socket. permissions: mode bits; whoever may connect may do all that lmtp-proxyctl can."""
+
+    socket: UnixAddress
+    owner: str | None = None
+    group: str | None = None
+    permissions: int = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, checked: every name in `users` and `fallback_backend` is in `backends` or reserved.
+
+    path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
+    (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
+    leaves. allow: None means everybody. trusted: whose clients may say XFORWARD, None for nobody's.
+    max_message_size: octets, 0 for no limit. workers: how many processes serve; each limit of connections is at least
+    as much. users: keys as KeyRules.table_key makes them; users_per_backend: how many of them are on each name,
+    reserved names too.
+    """
+
+    path: str
+    socket: Address
+    hostname: str
+    owner: str | None = None
+    group: str | None = None
+    permissions: int | None = None
+    ignore_domain: bool = False
+    fallback_backend: str | None = None
+    pid: str = "/var/run/lmtp-proxy.pid"
+    allow: "tuple[IPv4Network | IPv6Network, ...] | None" = None
+    run_as: str | None = None
+    case_sensitive: bool = False
+    recipient_delimiter: str = "+"
+    max_clients: int = 1000
+    max_recipients: int = 1000
+    max_message_size: int = 0
+    smtputf8: bool = False
+    timeouts: Timeouts = Timeouts()
+    hold_timeout: float = 30.0
+    hold_limit: int = 2
+    log: Log = Log()
+    control: Control | None = None
+    metrics: TcpAddress | None = None
+    uncertain_log: str | None = None
+    receipts: str | None = None
+    trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
+    workers: int = 1
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
+    users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
+    digest: str = field(default="", compare=False)
+    modified: float = field(default=0.0, compare=False)
+
+    @property
+    def key_rules(self) -> KeyRules:
+        """How recipients are looked up in `users`."""
+        return KeyRules(self.case_sensitive, self.recipient_delimiter, self.ignore_domain)
+
+
+def is_own_listener(listener: Address, backend: Address) -> bool:
+    """Whether a connection to `backend` ends at `listener`, as far as that can be told without asking DNS."""
+    if isinstance(listener, UnixAddress):
+        return isinstance(backend, UnixAddress) and _same_file(listener.path, backend.path)
+    if isinstance(backend, UnixAddress) or backend.port != listener.port:
+        return False
+    here, there = _addresses(listener.host), _addresses(backend.host)
+    # To connect to 0.0.0.0 or :: is to connect to loopback.
+    loopback = {ip.version: ip for ip in _loopback()}
+    targets = {loopback[ip.version] if ip.is_unspecified else ip for ip in there if not isinstance(ip, str)}
+    if here & there or here & targets:
+        return True
+    wildcards = [ip for ip in here if not isinstance(ip, str) and ip.is_unspecified]
+    if wildcards and backend.host.lower().rstrip(".") == socket.gethostname().lower():
+        return True
+    # A socket on :: takes IPv4 as well.
+    return any(ip.is_loopback and ip.version <= wildcard.version for wildcard in wildcards for ip in targets)
+
+
+def _same_file(one: str, other: str) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # not there (yet)
+        return False
+
+
+def _addresses(host: str) -> "frozenset[IPv4Address | IPv6Address | str]":
+    """What `host` stands for: IP addresses, or its own name in one spelling."""
+    from ipaddress import ip_address
+
+    name = host.lower().rstrip(".")
+    if name in LOCALHOST:
+        return frozenset(_loopback())
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return frozenset({name})
+    return frozenset({getattr(address, "ipv4_mapped", None) or address})
+
+
+def _loopback() -> "tuple[IPv4Address, IPv6Address]":
+    from ipaddress import IPv4Address, IPv6Address
+
+    return IPv4Address("127.0.0.1"), IPv6Address("::1")

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A WSGI application: a table of resources, answers in JSON or other text, and what becomes of odd requests.
+
+It knows neither what the resources are nor the sockets that requests come by.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+from lmtp_proxy.control.request import GONE, UID, Problem, Request, shown
+from lmtp_proxy.loop.one_thread import Unavailable
+
+_log = logging.getLogger(__name__)
+
+Json: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer that is not JSON. headers: beside those that each answer has."""
+
+    content_type: str
+    octets: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+    status: HTTPStatus = HTTPStatus.OK
+
+
+Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json | Text]]]
+"""Path -> method -> what answers; it may raise Problem."""
+
+
+class JsonApplication:
+    """See PEP 3333. The environment must also have UID and GONE."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+
+    def answer(self, path: str, request: Request) -> Json | Text:
+        """What a GET of `path` answers to `request`. Raises Problem."""
+        return self._resources[path]["GET"](request)
+
+    def get(self, path: str, request: Request) -> Json:
+        """What a GET of `path`, which answers in JSON, answers to `request`. Raises Problem."""
+        answer = self.answer(path, request)
+        assert not isinstance(answer, Text)
+        return answer
+
+    def __call__(self, environ: Json, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
+        """Answer one request."""
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        what = f"{shown(method, 20)} {shown(path, 100)}"
+        has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
+        body = environ["wsgi.input"].read() if has_body else None
+        accept = environ.get("HTTP_ACCEPT", "")
+        request = Request(environ["QUERY_STRING"], body, environ[UID], environ[GONE], accept)
+        headers = [("Cache-Control", "no-store")]
+        status = HTTPStatus.OK
+        answer: Json | Text = {}
+        try:
+            if (handlers := self._resources.get(path)) is None:
+                raise Problem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
+            if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:
+                allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
+                headers.append(("Allow", allowed))
+                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only")
+            answer = handler(request)
+        except Problem as problem:
+            status, answer = problem.status, {"error": str(problem), **problem.more}
+            if method == "POST":
+                _log.info("control: %s by uid %d: %s", what, request.uid, shown(str(problem), 200))
+        except Unavailable as error:
+            status, answer = HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)}
+        except Exception as error:  # noqa: BLE001  (a bug met by one request is not the end of the control socket)
+            _log.exception("control: %s failed by an internal error", what)
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"internal error: {shown(repr(error))}"}
+        if not isinstance(answer, Text):
+            answer = Text("application/json", json.dumps(answer).encode("ascii") + b"\n", status=status)
+        status, octets = answer.status, answer.octets
+        headers += [("Content-Type", answer.content_type), *answer.headers]
+        start_response(f"{status.value} {status.phrase}", [*headers, ("Content-Length", str(len(octets)))])
+        return [] if method == "HEAD" else [octets]

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of a process that can be asked about, from its start on; what answers is loaded when somebody asks.
+
+It knows neither requests nor how answers look.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.figures.figures import Figures, figures_of, with_reloads
+from lmtp_proxy.generations.manager import ConfigManager
+from lmtp_proxy.receipts.receipts import Receipts
+
+MAX_CONNECTIONS = 64
+"""Clients of the control socket at once; the next ones wait in the kernel's backlog."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """The parts of the process that can be asked about.
+
+    sessions: those of the server. stopping: whether it accepts no more. address: where clients connect, as text.
+    after_crash: the process before this one did not end well. instance: names this process, so that who asks twice can
+    tell that it was another one in between. started: seconds since the epoch; began: the same by time.monotonic.
+    """
+
+    manager: ConfigManager
+    in_flight: InFlight
+    parking: Parking
+    uncertain: UncertainLog
+    sessions: Callable[[], Sequence[SessionState]]
+    stopping: Callable[[], bool]
+    address: str
+    after_crash: bool = False
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
+    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+    receipts: Receipts = field(default_factory=Receipts)
+    tallies: Tallies = field(default_factory=Tallies)
+
+    def figures(self) -> Figures:
+        """All that is counted."""
+        generation = self.manager.current()
+        own = figures_of(generation, self.in_flight, self.parking, self.uncertain, self.tallies)
+        return with_reloads(own, self.manager, generation.number, self.started)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command lmtp-proxyctl; no gevent at all.
+
+    client     HTTP over the control socket, from the outside
+    output     what lmtp-proxyctl shows
+    arguments  the arguments that all verbs of lmtp-proxyctl have in common
+    files      the files that lmtp-proxyctl reads
+    drain      waits until nothing is in flight for some users
+    move       preflight, edit, reload, drain
+    requeue    has Postfix try deferred mail again at once
+    receipts   the verbs of receipts
+    migrate/   the verb `migrate`: many users moved with one command
+    command    the command lmtp-proxyctl
+"""

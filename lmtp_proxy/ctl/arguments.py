@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The arguments that all verbs of lmtp-proxyctl have in common, their types, and what it prints.
+
+A mistake in them is one line and exit status 64. It knows no verb.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lmtp_proxy.ctl import output as show
+
+DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
+WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
+
+
+class Parser(argparse.ArgumentParser):
+    """names_anywhere: options may stand among the names, as in PLAN --jobs 8 USER."""
+
+    names_anywhere = False
+    _amid = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.names_anywhere or self._amid:
+            return super().parse_known_args(args, namespace)
+        self._amid = True  # it is done in two parts, each of which comes here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._amid = False
+
+    def error(self, message: str) -> NoReturn:
+        if "--json" in sys.argv:
+            print_lines(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
+        print_lines(sys.stderr, [f"{self.prog}: {show.safe(message)}; see {self.prog} --help"])
+        sys.exit(WRONG_ARGUMENTS)
+
+
+def text(argument: str) -> str:
+    if not argument or not argument.isprintable():
+        raise argparse.ArgumentTypeError("must be printable UTF-8 text, and not empty")
+    return argument
+
+
+def command(argument: str) -> tuple[str, ...]:
+    """Words as a shell takes them apart, without one."""
+    try:
+        words = tuple(shlex.split(argument))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no command: {error}") from None
+    if not words or not argument.isprintable():
+        raise argparse.ArgumentTypeError("must be a command and its options")
+    return words
+
+
+def seconds(argument: str) -> float:
+    try:
+        value = float(argument)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"must be seconds, 0 to 86400, not {argument!r}")
+    return value
+
+
+def common_options(*, unset: bool = False) -> Parser:
+    """The options that may stand before the verb and after it. unset: leave no default for those that are not given."""
+
+    def default(value: object) -> object:
+        return argparse.SUPPRESS if unset else value
+
+    parser = Parser(add_help=False)
+    parser.add_argument(
+        *("-c", "--config"),
+        type=text,
+        metavar="CONFIG",
+        default=default(DEFAULT_CONFIG),
+        help=f"the proxy's configuration file (default: {DEFAULT_CONFIG})",
+    )
+    parser.add_argument(
+        "--socket",
+        type=text,
+        metavar="PATH",
+        default=default(None),
+        help="its control socket (default: config.control.socket of the configuration file)",
+    )
+    parser.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")
+    return parser
+
+
+def print_lines(stream: Any, lines: Sequence[str]) -> None:
+    """To a stream that may be closed, or a pipe that nobody reads: what was done is done all the same."""
+    if stream is None or not lines:
+        return
+    try:
+        stream.reconfigure(errors="backslashreplace")
+        print(*lines, sep="\n", file=stream, flush=True)
+    except OSError as error:
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            print_lines(sys.stderr, [f"lmtp-proxyctl: the output could not be written: {error.strerror}"])

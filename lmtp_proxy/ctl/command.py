@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `lmtp-proxyctl`: arguments, verbs, exit status.
+
+A verb asks the running proxy over its control socket and returns an Outcome; what people and programs get to see of
+it is decided here. Each command is a new process that somebody waits for, so imports that take their time stand where
+they are needed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from lmtp_proxy import __version__
+from lmtp_proxy.ctl import files as ctl_files
+from lmtp_proxy.ctl import output as show
+from lmtp_proxy.ctl.arguments import Parser, command, common_options, print_lines, seconds, text
+from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
+from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
+from lmtp_proxy.ctl.migrate import command as ctl_migrate
+
+INTERRUPTED = 130  # as shells have it
+_Verb: TypeAlias = Callable[[argparse.Namespace, Progress], Outcome]
+_LOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
+
+_STATUSES = """exit status:
+  0    done
+  1    refused or failed, nothing changed
+  2    done, but the outcome of some deliveries is uncertain; they are listed,
+       unless a process that died before this one took them with it
+  3    the change is in force, but it is not known that all is quiet: the time
+       was up, or the proxy ended or was restarted meanwhile; or, by requeue:
+       not all mail has come through
+  64   wrong arguments
+  130  interrupted; the last line says what is so now
+
+`lmtp-proxyctl VERB --help` says what the verb does and what it waits for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, which --help explains."""
+    options = _parser().parse_args(arguments)
+    # Whoever began us may ignore it, and then how a command ended is lost: Python takes each for a success.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    progress = Progress(sys.stderr)
+    try:
+        outcome: Outcome = options.verb(options, progress)
+    except Failed as failed:
+        return _fail(options, failed)
+    except ControlError as error:
+        return _fail(options, Failed(REFUSED, str(error)))
+    except ModuleNotFoundError as error:
+        return _fail(options, Failed(REFUSED, f"Python has no module {error.name}: apt install python3-{error.name}"))
+    except KeyboardInterrupt:
+        waiting = f" while waiting for {deliveries(progress.pending)}" if progress.pending else ""
+        return _fail(options, Failed(INTERRUPTED, f"{progress.state}; interrupted{waiting}"))
+    document = {**outcome.document, "status": outcome.status}
+    print_lines(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
+    errors = [f"lmtp-proxyctl: warning: {warning}" for warning in outcome.warnings]
+    print_lines(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
+    return outcome.status
+
+
+def _fail(options: argparse.Namespace, failed: Failed) -> int:
+    if options.json:
+        document = {**failed.document, "error": failed.text, "errors": failed.details, "status": failed.status}
+        print_lines(sys.stdout, [json.dumps(document)])
+    print_lines(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
+    return failed.status
+
+
+
+
+def _client(options: argparse.Namespace) -> ControlClient:
+    return ControlClient(options.socket or ctl_files.control_socket(options.config))
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    answer = _client(options).get("/status")
+    on_disk = ctl_files.digest(answer.object("config").text("path"))
+    return Outcome({**answer.document, "sha256_on_disk": on_disk}, show.status(answer, on_disk))
+
+
+def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from urllib.parse import quote
+
+    client = _client(options)
+    answer = client.get(f"/lookup?address={quote(options.address, safe='')}")
+    path = client.get("/status").object("config").text("path")
+    return Outcome({**answer.document, "path": path}, show.lookup(answer, path))
+
+
+def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
+    client = _client(options)
+    try:
+        answer = client.post("/reload", {}, timeout=_LOAD, tick=lambda _: progress.waiting("the reload"))
+    except Refusal as refusal:
+        if refusal.code not in (409, 502):
+            raise
+        status = REFUSED if refusal.code == 409 else UNPROVEN  # some workers have it, and some have not
+        raise Failed(status, str(refusal), refusal.answer.texts("errors"), refusal.answer.document) from refusal
+    what = f"generation {answer.integer('generation')} active: {answer.text('changes')}"
+    lines = show.wrapped(f"{what} ({answer.number('seconds'):.2f} s)")
+    restart = answer.texts("restart")
+    warning = [f"a change of {', '.join(restart)} takes effect at the next start only"] if restart else []
+    return Outcome(answer.document, lines, warnings=warning)
+
+
+def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
+    if bool(options.users) == options.all:
+        options.parser.error("name the users, or --all")
+    client = _client(options)
+    request: dict[str, object] = {"all": True} if options.all else {"users": _distinct(options.users)}
+    instance = client.get("/status").text("instance")
+    try:
+        drained = drain(client, request, options.timeout, progress, instance, edited=True)
+    except Refusal as refusal:
+        if refusal.code < 500:
+            raise
+        raise Failed(UNPROVEN, str(refusal), (), refusal.answer.document) from refusal  # a worker does not answer
+    except ControlError as error:
+        raise Failed(UNPROVEN, f"{error}; if lmtp-proxy died, {OLD_STORE}") from error
+    everybody = "all users" if options.all else show.count(len(_distinct(options.users)), "user")
+    routes = drained.answer.object("routes").optional_texts()
+    lines = drained.lines({user: f"on {to or 'no backend'}" for user, to in routes.items()}, drained.text, everybody)
+    late = "" if drained.done else f"not all is quiet after {options.timeout:g} s: drain again, with a longer --timeout"
+    return Outcome(drained.document(), lines, drained.status, error=late)
+
+
+def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.move import Order, move
+
+    *users, backend = options.names
+    if options.file is None and not users:
+        options.parser.error("name the users and then the backend they move to")
+    if options.file is not None and users:
+        options.parser.error("name the users either in the list or here")
+    client = _client(options)
+    names = _distinct(users if options.file is None else ctl_files.users_in(options.file))
+    domain = options.domain and options.domain.removeprefix("@")
+    return move(client, Order(names, backend, options.timeout, not options.no_preflight, domain), progress)
+
+
+def _inflight(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    answer = _client(options).get("/inflight")
+    return Outcome(answer.document, show.flights(answer.objects("in_flight")))
+
+
+def _sessions(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    answer = _client(options).get("/sessions")
+    return Outcome(answer.document, show.sessions(answer.objects("sessions")))
+
+
+def _backends(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    answer = _client(options).get("/backends")
+    return Outcome(answer.document, show.backends(answer.objects("backends")))
+
+
+def _check(options: argparse.Namespace, progress: Progress) -> Outcome:
+    client = _client(options)
+    path = options.file and os.path.abspath(options.file)
+    path = path or client.get("/status").object("config").text("path")
+    doing = f"{path} to be read and compared"
+    answer = client.post("/check", {"path": path}, timeout=_LOAD, tick=lambda _: progress.waiting(doing))
+    if errors := answer.texts("errors"):
+        raise Failed(REFUSED, f"{path}: {show.count(len(errors), 'error')}", errors, {"path": path})
+    return Outcome({**answer.document, "path": path}, show.check(answer, path))
+
+
+def _uncertain(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    remembered: list[Answer] | None = None
+    warnings = []
+    try:
+        answer = _client(options).get("/uncertain")
+        log, remembered = answer.optional_text("log"), answer.objects("uncertain")
+    except Unreachable as error:  # the log outlives the process
+        log = None if options.socket else ctl_files.uncertain_log(options.config)
+        if log is None:
+            raise
+        warnings.append(str(error))
+    found, more = ctl_files.uncertain_records(log, remembered)
+    records = [record for record in found if not options.users or ctl_files.concerns(record, options.users)]
+    lines = [*show.uncertain(records), *show.wrapped(show.ADVICE, "")] if records else ["no uncertain deliveries"]
+    document = {"log": log, "uncertain": [record.document for record in records]}
+    return Outcome(document, lines, warnings=[*warnings, *more])
+
+
+def _receipts(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.receipts import show_receipts
+
+    return show_receipts(_client(options), _distinct(options.users))
+
+
+def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.receipts import requeue_mail
+
+    client, users = _client(options), _distinct(options.users)
+    return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
+
+
+def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
+    return ctl_migrate.migrate(options, lambda: _client(options), progress)
+
+
+def _distinct(users: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(users))
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+_TIMEOUT = "how long to wait for deliveries, in seconds (default: 600); what is done stays done"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="lmtp-proxyctl",
+        description="Operates a running lmtp-proxy over its control socket.",
+        epilog=_STATUSES,
+        parents=[common_options()],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lmtp-proxyctl {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
+    common = common_options(unset=True)
+
+    def add(name: str, run: _Verb, summary: str, waits: str, **settings: Any) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name, help=summary, description=f"{summary}. {waits}", parents=[common], allow_abbrev=False, **settings
+        )
+        verb.set_defaults(verb=run, parser=verb)
+        return verb
+
+    add("status", _status, "Version, configuration, sessions, deliveries, backends", "Waits for nothing.")
+    verb = add(
+        "lookup",
+        _lookup,
+        "Where mail for an address goes, and why",
+        "Shows the keys that are tried, the one that is found, its line in the file, and what the client would be "
+        "told now. Waits for nothing; no backend is asked.",
+    )
+    verb.add_argument("address", type=text, metavar="ADDRESS", help="as in RCPT TO, with or without < >")
+    add(
+        "reload",
+        _reload,
+        "Put in force what the configuration file says",
+        "Waits until it is in force, or was refused with all of its errors (exit status 1). Deliveries that were "
+        "handed over before are not waited for: see drain.",
+    )
+    verb = add(
+        "drain",
+        _drain,
+        "Wait until nothing can reach the former backend of users any more",
+        "Waits for reloads that were asked for, then for the backend's reply to each delivery of these users that was "
+        "past its last look at the table when drain began; what comes later goes by the new table. The order is: "
+        "edit, SIGUSR1 or reload, drain. Exit status 1 if that reload was refused.",
+        usage="lmtp-proxyctl drain [options] USER... | --all",
+    )
+    verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
+    verb.add_argument("--all", action="store_true", help="all users")
+    verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
+    verb = add(
+        "move",
+        _move,
+        "Move users to a backend, or to reject or hold: edit, reload, drain",
+        "Asks the backend whether it would take their mail, changes their lines in the configuration file, and waits "
+        "for the reload and then, as drain does, for the deliveries that were on their way to the old backend. When "
+        "it ends with status 0, nothing can reach that any more. If the file as it stands, or as edited, has an "
+        "error, nothing is changed.",
+        usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND",
+    )
+    verb.add_argument("names", type=text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
+    verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
+    verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
+    verb.add_argument("--no-preflight", action="store_true", help="do not ask the backend first")
+    verb.add_argument("--domain", type=text, help="ask it for NAME@DOMAIN where a user is a bare NAME")
+    add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
+    add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
+    add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")
+    verb = add(
+        "check",
+        _check,
+        "What a configuration file would change",
+        "Compares it with what runs, and changes nothing. Waits until it is read. Exit status 1 if it has errors.",
+    )
+    verb.add_argument("file", type=text, nargs="?", metavar="FILE", help="default: the running proxy's own")
+    verb = add(
+        "uncertain",
+        _uncertain,
+        "Deliveries whose outcome is unknown: the final dot was sent, and no reply came",
+        "Reads config.uncertain_log, which outlives the process; without one, shows what the process remembers. "
+        "Waits for nothing.",
+    )
+    verb.add_argument("users", type=text, nargs="*", metavar="USER", help="only theirs")
+    verb = add(
+        "receipts",
+        _receipts,
+        "What users got from which backend, and which mail waits for them",
+        "From config.receipts; also when something may be missing there. Waits until all that has happened is written.",
+    )
+    verb.add_argument("users", type=text, nargs="+", metavar="USER", help="as in the users: section")
+    verb = add(
+        "requeue",
+        _requeue,
+        "Have Postfix try again, at once, the mail that was deferred for users",
+        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts. Waits until each has come "
+        "again; one that was refused a moment ago needs more than one run. Exit status 0 if none waits any more, 3 if "
+        "one was deferred again or did not come in time, 1 if postqueue failed.",
+    )
+    verb.add_argument("users", type=text, nargs="+", metavar="USER", help="as in the users: section")
+    verb.add_argument("--print", action="store_true", help="print the commands and run none")
+    verb.add_argument(
+        "--postqueue",
+        type=command,
+        default=("postqueue",),
+        metavar="COMMAND",
+        help='how it is called, e.g. "postqueue -c /etc/postfix-in"; no shell',
+    )
+    verb.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds to wait (default: 10)")
+    verb = add(
+        "migrate",
+        _migrate,
+        ctl_migrate.SUMMARY,
+        ctl_migrate.DESCRIPTION,
+        epilog=ctl_migrate.STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=ctl_migrate.USAGE,
+    )
+    ctl_migrate.add_arguments(verb)
+    return parser

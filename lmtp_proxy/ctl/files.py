@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files that lmtp-proxyctl reads by itself: of the configuration what leads to the proxy, a list of users, a log.
+
+The configuration is read up to the end of its `config:` section and not checked: what runs is another matter than what
+the file says now. It changes nothing and asks no proxy.
+"""
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from lmtp_proxy.ctl.client import Answer, ControlError
+
+if TYPE_CHECKING:
+    import yaml
+
+_MAX_LIST = 64 * 2**20  # octets
+
+
+def control_socket(path: str) -> str:
+    """The control socket that the configuration at `path` names. Raises ControlError."""
+    found = _settings(path).get(("config", "control", "socket"))
+    if not found:
+        what = "config.control: is not set, so the running proxy has no control socket"
+        raise ControlError(f"{path}: {what}; set it (see etc/lmtp-proxy.yml) and restart")
+    return found
+
+
+def uncertain_log(path: str) -> str | None:
+    """The log of uncertain deliveries that the configuration at `path` names. Raises ControlError."""
+    return _settings(path).get(("config", "uncertain_log"))
+
+
+def _settings(path: str) -> Mapping[tuple[str, ...], str]:
+    """All scalars of the `config:` section by their keys; those in lists under nonsense."""
+    import yaml
+
+    hint = "name the configuration with -c FILE, or the control socket with --socket PATH"
+    try:
+        with open(path, "rb") as file:
+            # In C: a `users:` section that stands first has to be read, too.
+            loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+            return dict(_scalars(yaml.parse(file, Loader=loader)))
+    except OSError as error:
+        raise ControlError(f"{path}: cannot be read: {error.strerror}; {hint}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ControlError(f"{path}{line}: is not YAML; mend it, or name the control socket with --socket") from None
+
+
+def _scalars(events: "Iterator[yaml.Event]") -> Iterator[tuple[tuple[str, ...], str]]:
+    import yaml
+
+    anchors: dict[str, str] = {}
+    # One per open mapping; None: a key comes next. A list counts as a mapping: no list leads to a wanted key.
+    keys: list[str | None] = []
+    for event in events:
+        text = None
+        if isinstance(event, yaml.ScalarEvent):
+            text = event.value
+            if event.anchor:
+                anchors[event.anchor] = text
+        elif isinstance(event, yaml.AliasEvent):
+            text = anchors.get(event.anchor or "", "")
+        elif isinstance(event, yaml.CollectionStartEvent):
+            keys.append(None)
+            continue
+        elif isinstance(event, yaml.CollectionEndEvent):
+            keys.pop()
+            if keys == ["config"]:
+                return
+        else:
+            continue
+        if not keys:
+            continue
+        if text is not None and keys[-1] is None:
+            keys[-1] = text
+            continue
+        if text is not None and keys[0] == "config":
+            yield tuple(key or "" for key in keys), text
+        keys[-1] = None
+
+
+def digest(path: str) -> str | None:
+    """SHA-256 of the file in hex, None if it cannot be read."""
+    import hashlib
+
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def users_in(path: str) -> list[str]:
+    """The users in a list, one a line; `-` is stdin. Raises ControlError with the line of anything else."""
+    name = "stdin" if path == "-" else path
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(_MAX_LIST + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_LIST + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise ControlError(f"{name}: cannot be read: {error.strerror}; nothing was changed") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ControlError(f"{name}:{line}: is not UTF-8 text; nothing was changed") from None
+    if len(data) > _MAX_LIST:
+        raise ControlError(f"{name}: is larger than {_MAX_LIST} octets; nothing was changed")
+    users = []
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        comment = next((place for place, word in enumerate(words) if word.startswith("#")), len(words))
+        if comment > 1:
+            raise ControlError(f"{name}:{number}: write one user a line, and nothing else; nothing was changed")
+        if not all(map(str.isprintable, words[:comment])):
+            raise ControlError(f"{name}:{number}: holds a character that no address can; nothing was changed")
+        users += words[:comment]
+    if not users:
+        raise ControlError(f"{name}: names no user; nothing was changed")
+    return users
+
+
+def uncertain_records(log: str | None, remembered: list[Answer] | None) -> tuple[list[Answer], list[str]]:
+    """The uncertain deliveries in the file `log`, and warnings. remembered: those that the process knows, if it runs.
+
+    They stand in where there is no log, or it cannot be read. Raises ControlError if there are neither.
+    """
+    from lmtp_proxy.delivery.uncertain import read_log
+
+    instead = "what follows is what the running process remembers"
+    if log is None:
+        return remembered or [], [f"config.uncertain_log is not set: {instead}"]
+    try:
+        records, bad = read_log(log)
+    except FileNotFoundError:  # it is made with the first record
+        return remembered or [], []
+    except OSError as error:
+        if remembered is None:
+            raise ControlError(f"{log}: cannot be read: {error.strerror}; run as root") from None
+        return remembered, [f"{log}: cannot be read: {error.strerror}: {instead}"]
+    warnings = [f"{log}: lines that are no record: {bad}"] if bad else []
+    return [Answer(record.to_json(), log) for record in records], warnings
+
+
+def concerns(record: Answer, users: Collection[str]) -> bool:
+    """Whether the record of an uncertain delivery is about one of these users, in any form of their names."""
+    from lmtp_proxy.routing.keys import KeyRules
+
+    named = {user.lower() for user in users}
+    for address in (record.text("user"), record.text("recipient").strip("<>")):
+        local_part, _, domain = address.rpartition("@") if "@" in address else (address, "", "")
+        if not named.isdisjoint(KeyRules().forms(local_part, domain)):
+            return True
+    return False

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many users moved with one command. How the proxy serves mail it does not know; it asks over the control socket.
+
+    states          the states of one user's migration, and what a crash leaves to do
+    events          what a run tells whoever watches it
+    journal_file    the lock of a journal, and room for a full disk
+    journal         where each user is, and how that came about: an SQLite file
+    plan            a YAML file -> a Plan, all errors at once
+    hooks           runs one command of the site's, and ends it
+    turns           one at a time, and those in a hurry first
+    proxy           what a run asks lmtp-proxy for
+    steps           what is done for one user, written down
+    way_back        the way back before `moved`
+    user_run        takes one user from the old backend to the new one
+    window          the hours in which users may be begun
+    runner          N users at once, and when no more are begun
+    checks          what is looked at before a run begins
+    status          where everyone is
+    report          what became of each user, and for how long they were offline: the journal as values
+    report_words    the words of a report
+    report_text     a report as lines, and as JSON
+    report_style    how the page looks
+    report_svg      the distribution of downtimes as a picture
+    report_html     a report as one page
+    report_command  the report that is asked for on the command line
+    live            a run on a terminal
+    command         the verb `migrate`
+"""
+
+DEFAULT_JOURNAL = "/var/lib/lmtp-proxy/migrate.db"

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verb `lmtp-proxyctl migrate`: a plan that is run, and what its journal says.
+
+It puts the parts of a run together, and finds out beforehand whether it can begin. What is done for a user is not
+known here.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lmtp_proxy.ctl import files as ctl_files
+from lmtp_proxy.ctl import output as show
+from lmtp_proxy.ctl.arguments import Parser, text
+from lmtp_proxy.ctl.client import ControlClient, ControlError
+from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome, Progress
+from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
+
+SUMMARY = "Migrate users with the commands of a plan, and show where they are"
+DESCRIPTION = """
+
+Per user: initial sync, preflight, park (reject or hold, which drains), block,
+final sync, verify, move, redirect, unblock. What fails before the move is put
+back; after it a user only goes forward, or needs attention. Each step is in a
+journal before it begins: killed at any moment, the same command goes on.
+
+  PLAN.yml    run the plan, for users named here or in a list
+  status      where everyone is, or all that was done for the users named
+  report      what became of all, for how long they were offline; or receipts
+  release     undo a park (and block) that a dead run has left
+  reset       a human has put it right: the user begins anew
+
+The first Ctrl-C or SIGTERM begins no more users and finishes those in hand; the
+second puts those back who have not been moved yet. A terminal that goes away
+(SIGHUP) stops nothing."""
+USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER...]
+       lmtp-proxyctl migrate [options] PLAN.yml --users LIST | --all-on BACKEND
+       lmtp-proxyctl migrate [--journal PATH] status [USER...]
+       lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [USER...]
+       lmtp-proxyctl migrate [--journal PATH] release | reset USER..."""
+STATUSES = """exit status of a run:
+  0    all users are done
+  1    refused: nothing was begun
+  2    ended; some failed, need attention, or were skipped
+  3    stopped before all were begun: Ctrl-C, --stop-after, a full disk
+  64   wrong arguments
+of status, report, release and reset: 0 done, 1 refused"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    assert isinstance(verb, Parser)
+    verb.names_anywhere = True
+    verb.add_argument("what", type=text, metavar="PLAN | VERB", help="a plan, or status, report, release, reset")
+    verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
+    verb.add_argument("--users", dest="list", type=text, metavar="LIST", help="one user a line; - is stdin")
+    verb.add_argument("--all-on", type=text, metavar="BACKEND", help="all of the users: section who are there")
+    verb.add_argument("--jobs", type=_whole(64), default=4, metavar="N", help="users at once (default: 4)")
+    verb.add_argument("--dry-run", action="store_true", help="check all, say what would be done, change nothing")
+    verb.add_argument("--stop-after", type=_whole(10**9), metavar="K", help="begin no more users after K failures")
+    verb.add_argument("--window", type=_window, metavar="22:00-05:00", help="begin users in these hours only; wait")
+    verb.add_argument(
+        "--journal", type=text, metavar="PATH", help=f"for status, report, release, reset (default: {DEFAULT_JOURNAL})"
+    )
+    verb.add_argument("--html", type=text, metavar="FILE", help="of report: also as one HTML page, with everything")
+
+
+def _whole(most: int) -> Callable[[str], int]:
+    def convert(argument: str) -> int:
+        if not argument.isdecimal() or not 1 <= int(argument) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, not {argument!r}")
+        return int(argument)
+
+    return convert
+
+
+def _window(argument: str) -> Any:
+    from lmtp_proxy.ctl.migrate.window import parse_window
+
+    try:
+        return parse_window(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _progress: Progress) -> Outcome:
+    """client: makes the one to the proxy, where that is asked."""
+    from lmtp_proxy.config.read import ConfigError
+    from lmtp_proxy.ctl.migrate.journal_file import JournalError
+    from lmtp_proxy.ctl.migrate.plan import PlanError
+    from lmtp_proxy.ctl.migrate.runner import RunRefused
+    from lmtp_proxy.ctl.migrate.user_run import JournalFailed
+
+    try:
+        if options.what == "status":
+            return _status(options)
+        if options.what == "report":
+            from lmtp_proxy.ctl.migrate.report_command import report
+
+            return report(_journal_path(options), options.users, options.html)
+        if options.what == "release":
+            return _release(options, client)
+        if options.what == "reset":
+            return _reset(options, client)
+        return _run(options, client)
+    except PlanError as error:
+        raise Failed(REFUSED, f"{show.count(len(error.errors), 'error')} in the plan", error.errors) from error
+    except ConfigError as error:
+        raise Failed(REFUSED, "the proxy's configuration cannot be loaded", error.errors) from error
+    except (JournalError, JournalFailed, RunRefused) as error:
+        raise Failed(REFUSED, str(error)) from error
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Outcome:
+    from lmtp_proxy.ctl.migrate import checks
+    from lmtp_proxy.ctl.migrate.hooks import Cancel
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.plan import load_plan
+    from lmtp_proxy.ctl.migrate.proxy import Proxy
+    from lmtp_proxy.ctl.migrate.runner import Runner, Settings
+
+    if sum(map(bool, (options.users, options.list, options.all_on))) > 1:
+        options.parser.error("name the users here, or in one list, or by --all-on")
+    if options.journal is not None:
+        options.parser.error("the journal of a run is named in its plan")
+    if options.html is not None:
+        options.parser.error("--html is for `migrate report`")
+    plan = load_plan(options.what)
+    if options.all_on is not None and options.all_on != plan.old:
+        options.parser.error(f"--all-on {options.all_on}: the plan takes users from {plan.old}")
+    cancel = Cancel()
+    watcher = _watcher()
+    proxy = Proxy(client(), cancel=cancel, told=watcher.note)
+    facts = proxy.facts()
+    if found := checks.problems(plan, facts):
+        raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
+    users = _users(options, plan.old, facts)
+    if found := checks.details(users, plan, facts):
+        raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
+    if facts.complete_since is not None:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.complete_since))
+        watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
+    if options.dry_run:
+        return _dry_run(plan, proxy, users, facts)
+    import lmtp_proxy.config.file
+    import lmtp_proxy.ctl.requeue  # noqa: F401  (both would be imported while the first user is offline)
+
+    with open_journal(plan.journal) as journal:
+        rows = journal.users()
+        if not users and not checks.in_hand(rows):
+            raise Failed(REFUSED, "nobody to migrate: name users, or --users LIST, or --all-on BACKEND")
+        settings = Settings(options.jobs, options.stop_after, options.window)
+        runner = Runner(plan, journal, proxy, watcher, settings, cancel)
+        summary = runner.run(checks.distinct(users, (row.user for row in rows), facts))
+    return Outcome(asdict(summary), [], summary.status)
+
+
+def _watcher() -> Any:
+    from lmtp_proxy.ctl.migrate.live import watcher_for
+
+    return watcher_for(sys.stderr, dict(os.environ))
+
+
+def _users(options: argparse.Namespace, old: str, facts: Any) -> list[str]:
+    from lmtp_proxy.ctl.migrate.checks import on_backend
+
+    if options.all_on is not None:
+        return on_backend(old, facts)
+    users = list(options.users) if options.list is None else ctl_files.users_in(options.list)
+    if domain := next((user for user in users if user.startswith("@")), None):
+        raise ControlError(f"{domain}: a domain is no user; nothing was begun")
+    return users
+
+
+def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome:
+    from lmtp_proxy.ctl.migrate import checks
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.steps import half_way_by_another
+
+    rows, stuck, others = {}, {}, {}
+    if os.path.exists(plan.journal):
+        with open_journal(plan.journal, read_only=True) as journal:
+            rows = {row.user: row for row in journal.users()}
+            stuck = {user: journal.stuck(user) for user, row in rows.items() if row.state == "needs_attention"}
+            for user, state in stuck.items():
+                others[user] = half_way_by_another(journal, plan, rows[user], state)
+    first = checks.in_hand(list(rows.values()))
+    everybody = list(dict.fromkeys([*first, *checks.distinct(users, rows, facts)]))
+    lines: list[str] = []
+    document: dict[str, object] = {}
+    bad = 0
+    for user in everybody:
+        if (why := others.get(user)) is not None:
+            would, fine = f"nothing: {why}", False
+        else:
+            would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
+        bad += not fine
+        document[user] = {"would": would, "ok": fine}
+        lines += show.wrapped(f"{user}: {would}")
+    lines += show.wrapped(
+        f"nothing was changed; of {show.count(len(everybody), 'user')} {bad:,} would not be migrated"
+        if bad
+        else f"nothing was changed; {show.count(len(everybody), 'user')}, and nothing is in the way"
+    )
+    return Outcome({"users": document}, lines, 2 if bad else 0)
+
+
+# --- the journal -----------------------------------------------------------------------------------------------------
+
+
+def _journal_path(options: argparse.Namespace) -> str:
+    return options.journal or DEFAULT_JOURNAL
+
+
+def _status(options: argparse.Namespace) -> Outcome:
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.status import status_of
+
+    with open_journal(_journal_path(options), read_only=True) as journal:
+        document, lines = status_of(journal, options.users)
+    return Outcome(document, lines)
+
+
+def _named(options: argparse.Namespace) -> list[str]:
+    if bool(options.users) == bool(options.list):
+        options.parser.error(f"name the users to {options.what}")
+    return list(dict.fromkeys(options.users or ctl_files.users_in(options.list)))
+
+
+def _reset(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Outcome:
+    from lmtp_proxy.ctl.migrate import checks
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.proxy import Proxy
+
+    users = _named(options)
+    with open_journal(_journal_path(options)) as journal:
+        refused = [f"{user}: {why}" for user in users if (why := checks.may_be_reset(journal.user(user))) is not None]
+        if refused:
+            raise Failed(REFUSED, "nothing was reset", refused)
+        proxy = None
+        for user in users:
+            row, stuck = journal.user(user), journal.stuck(user)
+            if row is None or (park := checks.parked_by(journal.runs(), row, stuck)) is None:
+                continue
+            proxy = proxy or Proxy(client(), patience=10.0)
+            if (why := checks.still_parked(proxy, user, park, stuck)) is not None:
+                refused.append(f"{user}: {why}")
+        if refused:
+            raise Failed(REFUSED, "nothing was reset", refused)
+        for user in users:
+            journal.reset(user, "reset by hand")
+    what = "begins anew; what was delivered to the new backend until now counts as merged"
+    lines = [line for user in users for line in show.wrapped(f"{user}: {what}")]
+    return Outcome({"users": users}, lines)
+
+
+def _release(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Outcome:
+    from lmtp_proxy.ctl.migrate.checks import may_be_released
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.proxy import Proxy
+    from lmtp_proxy.ctl.migrate.runner import release
+
+    users = _named(options)
+    lines, problems = [], []
+    with open_journal(_journal_path(options)) as journal:
+        refused = [
+            f"{user}: {why}"
+            for user in users
+            if (why := may_be_released(journal.user(user), journal.stuck(user))) is not None
+        ]
+        if refused:
+            raise Failed(REFUSED, "nothing was released", refused)
+        proxy = Proxy(client(), patience=10.0)
+        for user in users:
+            ended = release(journal, proxy, user)
+            if ended.error is None:
+                lines += show.wrapped(f"{user}: is where it was before, and not blocked")
+            else:
+                problems.append(f"{user}: {ended.error}")
+    if problems:
+        raise Failed(REFUSED, f"{show.count(len(problems), 'user')} could not be released", [*lines, *problems])
+    return Outcome({"users": users}, lines)

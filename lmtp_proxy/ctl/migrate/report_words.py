@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The words of a report, for whichever form it takes: times, shares, what has become of the users.
+
+Values in, plain text out; escaping is for those who know where the text goes.
+"""
+
+import time
+from collections.abc import Sequence
+
+from lmtp_proxy.ctl.migrate.report import Report, UserReport
+from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
+from lmtp_proxy.ctl.output import count, span
+
+STATE_WORDS = {DONE: "done", FAILED: "failed", NEEDS_ATTENTION: "needs attention", ON_OLD: "not begun"}
+STEP_WORDS = {"final_sync": "final sync", "restore": "back to the old store"}
+
+
+def state_word(state: str) -> str:
+    return STATE_WORDS.get(state, state.replace("_", " "))
+
+
+def step_word(step: str) -> str:
+    return STEP_WORDS.get(step, step)
+
+
+def moment(seconds: float | None) -> str:
+    """Local time with the zone: `2026-11-23 22:00:05 CET`."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def clock(seconds: float | None, near: float | None = None) -> str:
+    """The time of day, with the date in front if that of `near` is another one."""
+    if seconds is None:
+        return "-"
+    here = time.localtime(seconds)
+    same = near is not None and time.localtime(near)[:3] == here[:3]
+    return time.strftime("%H:%M:%S" if same else "%Y-%m-%d %H:%M:%S", here)
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def seconds_of(value: float | None) -> str:
+    return "-" if value is None else span(value)
+
+
+def route(report: Report) -> str:
+    """`old -> new`, of the last run."""
+    return f"{report.runs[-1].old} -> {report.runs[-1].new}" if report.runs else "no run yet"
+
+
+def verdict(report: Report) -> str:
+    """How it stands, in one or two sentences."""
+    if not report.users:
+        return "No user has been taken up yet."
+    new, old = (report.runs[-1].new, report.runs[-1].old) if report.runs else ("new", "old")
+    done, failed, attention = (len(report.in_state(state)) for state in (DONE, FAILED, NEEDS_ATTENTION))
+    total = len(report.users)
+    if done == total:
+        return f"{'All ' if total > 1 else ''}{count(total, 'user')} moved to {new}."
+    parts = [f"{done:,} of {count(total, 'user')} moved to {new}."]
+    if failed:
+        parts.append(f"{failed:,} stayed on {old}, as before.")
+    if attention:
+        parts.append(f"{attention:,} {'needs' if attention == 1 else 'need'} attention.")
+    if rest := len(report.under_way):
+        parts.append(
+            f"{rest:,} under way{'' if report.running else ', with no run at work: run the same command again'}."
+        )
+    if rest := len(report.in_state(ON_OLD)):
+        parts.append(f"{rest:,} not begun.")
+    return " ".join(parts)
+
+
+def mail_words(report: Report) -> str:
+    """What became of the mail that came while users were parked."""
+    deferred, requeued, uncertain = (
+        sum(len(getattr(user, name)) for user in report.users) for name in ("deferred", "requeued", "uncertain")
+    )
+    of = count(sum(bool(user.deferred) for user in report.users), "user")
+    words = f"{deferred:,} deferred for {of}, {requeued:,} requeued" if deferred else "none was deferred"
+    return f"{words}; {count(uncertain, 'uncertain delivery', 'uncertain deliveries')}"
+
+
+def receipt_words(user: UserReport) -> list[str]:
+    """The receipt of one user, in the order in which it happened."""
+    words = [
+        f"last on old {clock(user.last_on_old, user.since)}" if user.last_on_old else "no delivery to old on record"
+    ]
+    if user.parked_from is not None:
+        until = clock(user.parked_until, user.parked_from) if user.parked_until else "now"
+        words.append(f"parked {clock(user.parked_from, user.since)} to {until}")
+    if user.deferred:
+        words.append(f"{len(user.deferred):,} deferred, {len(user.requeued):,} requeued")
+    if user.uncertain:
+        words.append(f"{len(user.uncertain):,} uncertain")
+    if user.state == DONE:
+        new = user.first_on_new
+        words.append(f"first on new {clock(new, user.since)}" if new else "nothing delivered to new yet")
+    return words
+
+
+def edges(value: float) -> str:
+    """A limit on an axis of seconds: 0.05 s, 2 s, 1 min 40 s."""
+    if value < 60:
+        return f"{value:g} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def run_words(report: Report) -> Sequence[tuple[str, str]]:
+    """Each run as (from when to when, how it ended)."""
+    rows = []
+    for run in report.runs:
+        end = "" if run.ended is None else f" to {clock(run.ended, run.began)}"
+        died = "is at work" if report.running and run is report.runs[-1] else "died"
+        rows.append((f"{moment(run.began)}{end}", run.result or died))
+    return rows

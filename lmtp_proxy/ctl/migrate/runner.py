@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""N users at once, those in the hands of a dead run first; and when no more are begun.
+
+A thread takes one user after the other. It does not know what is done for a user, only how that ended. Signals set
+flags here and nothing else; the main thread waits where they can be handled.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import FrameType
+
+from lmtp_proxy.ctl.migrate import way_back
+from lmtp_proxy.ctl.migrate.events import Silent, Summary, Watcher, summary_text
+from lmtp_proxy.ctl.migrate.hooks import Cancel, Ran, end_left_over, run
+from lmtp_proxy.ctl.migrate.journal import Journal
+from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
+from lmtp_proxy.ctl.migrate.proxy import Requeued
+from lmtp_proxy.ctl.migrate.states import DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
+from lmtp_proxy.ctl.migrate.steps import AskedProxy, Ended, Parts, Steps, of_another_plan
+from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
+from lmtp_proxy.ctl.migrate.window import Window
+
+ALL_DONE, REFUSED, SOME_FAILED, STOPPED = 0, 1, 2, 3
+"""Exit statuses."""
+_LOOK = 5.0  # seconds between two looks at the clock while a window is waited for
+
+
+class RunRefused(Exception):
+    """Nothing was begun; one line says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """jobs: users at once. stop_after: so many failures begin no more users; None: however many."""
+
+    jobs: int = 4
+    stop_after: int | None = None
+    window: Window | None = None
+    clock: Callable[[], float] = time.time
+
+
+class Watching:
+    """A watcher, called by one thread at a time; one that fails is not called again."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher: Watcher | None = watcher
+        self._mutex = threading.RLock()
+
+    def _tell(self, call: Callable[[Watcher], None]) -> None:
+        with self._mutex:
+            if self._watcher is None:
+                return
+            try:
+                call(self._watcher)
+            except Exception:  # noqa: BLE001  (who looks on stops nobody)
+                self._watcher = None
+
+    def began(self, total: int, already_done: int) -> None:
+        self._tell(lambda watcher: watcher.began(total, already_done))
+
+    def user_step(self, user: str, state: str, step: str) -> None:
+        self._tell(lambda watcher: watcher.user_step(user, state, step))
+
+    def user_ended(self, user: str, state: str, seconds_offline: float | None, error: str | None) -> None:
+        self._tell(lambda watcher: watcher.user_ended(user, state, seconds_offline, error))
+
+    def note(self, text: str) -> None:
+        self._tell(lambda watcher: watcher.note(text))
+
+    def ended(self, summary: Summary) -> None:
+        self._tell(lambda watcher: watcher.ended(summary))
+
+
+class Runner:
+    """cancel: set when all is to be rolled back. To be run once, in the main thread."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        proxy: AskedProxy,
+        watcher: Watcher,
+        settings: Settings,
+        cancel: Cancel,
+    ) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._proxy = proxy
+        self._watcher = Watching(watcher)
+        self._settings = settings
+        self._cancel = cancel
+        self._change = threading.Condition()
+        self._waiting: deque[str] = deque()  # in hand first
+        self._first = 0  # how many of them are in the hands of a dead run
+        self._stopped: str | None = None
+        self._ended: dict[str, Ended] = {}
+        self._running = 0
+        self._signals = 0
+        self._journal_failed = False
+
+    def run(self, users: Sequence[str]) -> Summary:
+        """Migrates them. Raises RunRefused and JournalError before anything is begun."""
+        began = time.monotonic()
+        rows = {row.user: row for row in self._journal.users()}
+        in_hand = [row.user for row in rows.values() if row.state in IN_HAND]
+        self._refuse_other_plans(in_hand)
+        self._end_left_over(in_hand)
+        done = [user for user in users if user in rows and rows[user].state == DONE]
+        plan = self._plan
+        number = self._journal.begin_run(os.path.abspath(plan.path), plan.text, plan.old, plan.new, plan.park)
+        self._waiting = deque(dict.fromkeys([*in_hand, *users]))
+        self._first = len(in_hand)
+        total = len(self._waiting)
+        self._watcher.began(total, len(done))
+        if in_hand:
+            self._watcher.note(f"{len(in_hand):,} in the hands of a run that died are taken up first")
+        parts = parts_of(plan, number, self._journal, self._proxy, self._watcher, self._cancel)
+        threads = [
+            threading.Thread(target=self._work, args=(parts,), name=f"user {index}")
+            for index in range(min(self._settings.jobs, total))
+        ]
+        with self._handlers():
+            for thread in threads:
+                thread.start()
+            with self._change:
+                while self._running or (self._waiting and self._stopped is None):
+                    self._change.wait(1.0)  # signals are handled in between
+            for thread in threads:
+                thread.join()
+        return self._summary(number, total, time.monotonic() - began)
+
+    def _refuse_other_plans(self, in_hand: Sequence[str]) -> None:
+        """Users in the hands of a run with other backends cannot be taken up by this plan."""
+        runs = {run.id: run for run in self._journal.runs()}
+        for user in in_hand:
+            row = self._journal.user(user)
+            theirs = runs.get(row.run) if row is not None and row.run is not None else None
+            if row is None or theirs is None:
+                continue
+            why = of_another_plan(theirs, self._plan, blocked=row.state in MAY_BE_BLOCKED | ONLY_ON)
+            if why is not None:
+                raise RunRefused(
+                    f"{user} is in the hands of run {theirs.id}, which died, {why}: "
+                    "run that again first, or `lmtp-proxyctl migrate release` the user"
+                )
+
+    def _end_left_over(self, in_hand: Sequence[str]) -> None:
+        """A sync that a dead run has left behind would go on after the user has moved."""
+        left = end_left_over(
+            self._journal.path,
+            _died(self._journal),
+            lambda pid: self._watcher.note(f"process {pid} of a run that died is still there: ending it"),
+        )
+        if left:
+            pids = " ".join(map(str, left))
+            raise RunRefused(f"commands of a run that died cannot be ended: kill -KILL {pids}, or wait for them")
+
+    # --- threads -----------------------------------------------------------------------------------------------------
+
+    def _work(self, parts: Parts) -> None:
+        while (user := self._next()) is not None:
+            try:
+                ended = UserRun(user, parts).run()
+            except JournalFailed as failed:
+                ended = Ended("in hand", None, str(failed))
+                self._journal_failed = True
+                self._stop(str(failed))
+            except Exception as error:  # noqa: BLE001  (the other users go on)
+                ended = Ended("in hand", None, f"internal error: {type(error).__name__}: {error}")
+                self._stop(f"internal error at {user}")
+            if not ended.skipped:
+                self._watcher.user_ended(user, ended.state, ended.seconds_offline, ended.error)
+            elif not ended.was_done:
+                self._watcher.note(f"{user}: skipped: {ended.error}")
+            self._note_end(user, ended)
+
+    def _next(self) -> str | None:
+        """The next user to take; waits for the window. None: no more."""
+        with self._change:
+            told = False
+            while self._waiting and self._stopped is None:
+                if not self._first and (wait := self._closed_for()):
+                    if not told:
+                        assert self._settings.window is not None
+                        self._watcher.note(f"outside the window {self._settings.window.text}: waiting for it")
+                        told = True
+                    self._change.wait(min(wait, _LOOK))
+                    continue
+                self._first = max(0, self._first - 1)
+                self._running += 1
+                return self._waiting.popleft()
+            return None
+
+    def _closed_for(self) -> float:
+        window = self._settings.window
+        return window.wait(self._settings.clock()) if window is not None else 0.0
+
+    def _note_end(self, user: str, end: Ended) -> None:
+        with self._change:
+            self._running -= 1
+            self._ended[user] = end
+            # Who is on the old backend again was interrupted.
+            ended = [each for each in self._ended.values() if not each.skipped and each.state != ON_OLD]
+            failures = sum(each.error is not None for each in ended)
+            most = self._settings.stop_after
+            if most is not None and failures >= most:
+                self._stop(f"{failures} failed")
+            if self._journal.tight:
+                self._stop(f"{self._journal.path}: the disk is full: make room there")
+            self._change.notify_all()
+
+    def _stop(self, why: str) -> None:
+        """No user is begun any more."""
+        with self._change:
+            if self._stopped is None:
+                self._stopped = why
+                if self._waiting:
+                    self._watcher.note(f"no more users are begun: {why}")
+            self._change.notify_all()
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _handlers(self) -> Iterator[None]:
+        """A handler of ours is not inherited by commands, as an ignored signal would be."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            signal.signal(signal.SIGINT, self._interrupted)
+            signal.signal(signal.SIGTERM, self._interrupted)
+            if before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup
+                signal.signal(signal.SIGHUP, lambda _number, _frame: None)  # the terminal is gone: go on without
+            yield
+        finally:
+            for number, handler in before.items():
+                with suppress(TypeError):  # of a handler that is not Python's
+                    signal.signal(number, handler)
+
+    def _interrupted(self, _number: int, _frame: FrameType | None) -> None:
+        """Only records: what it says is said by a thread that holds nothing."""
+        self._signals += 1
+        if self._signals > 1:
+            self._cancel.set()
+        threading.Thread(target=self._told, args=(self._signals,), daemon=True).start()
+
+    def _told(self, signals: int) -> None:
+        if signals == 1:
+            self._stop("interrupted")
+            self._watcher.note("interrupted: the users in hand are finished; once more to roll them back")
+        elif signals == 2:
+            self._watcher.note("interrupted again: users in hand are put back, or moved on where that is too late")
+
+    def _summary(self, number: int, total: int, seconds: float) -> Summary:
+        ended = [each for each in self._ended.values() if not each.skipped]
+        skipped = {user: each.error or "" for user, each in self._ended.items() if each.skipped and not each.was_done}
+        attention = sum(each.state == NEEDS_ATTENTION for each in ended)
+        rolled_back = sum(each.state == ON_OLD for each in ended)
+        failed = sum(each.error is not None for each in ended) - attention - rolled_back
+        unstarted = total - len(self._ended) + rolled_back
+        if unstarted or self._journal_failed:
+            status = STOPPED
+        else:
+            status = SOME_FAILED if failed or attention or skipped else ALL_DONE
+        summary = Summary(
+            run=number,
+            total=total,
+            done=sum(each.error is None for each in ended),
+            already_done=sum(each.was_done for each in self._ended.values()),
+            failed=failed,
+            attention=attention,
+            unstarted=unstarted,
+            skipped=skipped,
+            seconds=seconds,
+            stopped=self._stopped if status == STOPPED else None,
+            status=status,
+        )
+        with suppress(Exception):  # the users are where they are
+            self._journal.end_run(number, summary_text(summary))
+        self._watcher.ended(summary)
+        return summary
+
+
+def parts_of(
+    plan: Plan, number: int, journal: Journal, proxy: AskedProxy, watcher: Watcher, cancel: Cancel | None
+) -> Parts:
+    """What a user's run is done with. number: of the run."""
+    mark = journal.path
+
+    def execute(hook: Hook, values: dict[str, str], cancellable: bool) -> Ran:
+        ending = cancel if cancellable else None
+        return run(hook.filled(values), environment(values), hook.timeout, mark, ending, whole=hook.mirror)
+
+    return Parts(
+        plan=plan,
+        run=number,
+        journal=journal,
+        proxy=proxy,
+        watcher=watcher,
+        execute=execute,
+        cancelled=cancel.is_set if cancel is not None else lambda: False,
+        beside=beside,
+    )
+
+
+def _died(journal: Journal) -> set[int]:
+    """The runners that did not come to their end, if none is at work."""
+    return {run.pid for run in journal.runs() if run.result is None}
+
+
+def release(journal: Journal, proxy: AskedProxy, user: str) -> Ended:
+    """Undoes what a dead run has left of a user, by the plan of that run. Raises RunRefused and JournalError."""
+    row = journal.user(user)
+    theirs = next((run for run in journal.runs() if row is not None and run.id == row.run), None)
+    if row is None or theirs is None:
+        raise RunRefused(f"{user}: the journal does not have the run that parked this user")
+    if left := end_left_over(journal.path, _died(journal)):
+        raise RunRefused(f"commands of a run that died cannot be ended: kill -KILL {' '.join(map(str, left))}")
+    plan = parse_plan(theirs.plan, theirs.plan_path)
+    steps = Steps(user, parts_of(plan, theirs.id, journal, proxy, Silent(), None))
+    steps.state = (journal.stuck(user) or row.state) if row.state == NEEDS_ATTENTION else row.state
+    return way_back.release(steps, row.state)
+
+
+def beside(action: Callable[[], Requeued]) -> Callable[[], Requeued]:
+    """Runs `action` in a thread of its own; what is returned waits for its result."""
+    results: list[Requeued] = []
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except Exception as error:  # noqa: BLE001
+            results.append(Requeued((), f"{type(error).__name__}: {error}", False))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+
+    def wait() -> Requeued:
+        thread.join()
+        return results[0]
+
+    return wait

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What lmtp-proxyctl shows: lines and tables for a terminal of 80 columns.
+
+Whatever came over the wire is shown as printable text, however wide its characters are. It decides nothing, asks
+nobody and writes nowhere: answers in, lines out.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from lmtp_proxy.ctl.client import Answer
+
+COLUMNS = 80
+_DOTS = "..."
+_PHASES = {"final dot": "dot sent", "commit": "about to send its dot"}
+_RIGHT = ">"  # in front of a heading: the column is aligned to the right
+_SHOWN = 20  # of a long list
+_LEAST = 8  # columns of a cut column
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def safe(text: str) -> str:
+    """`text` without anything that moves the cursor: what is not printable becomes an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def width(text: str) -> int:
+    """Columns that a terminal takes for printable `text`."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, most: int) -> str:
+    """`text` in at most `most` columns; of one that is too long, the beginning and the end are left."""
+    if width(text) <= most:
+        return text
+    room = most - len(_DOTS)
+    head = _start(text, room - room // 2)
+    tail = _start(text[::-1], room - width(head))[::-1]
+    while tail and not _columns(tail[0]):  # a mark without its letter
+        tail = tail[1:]
+    return head + _DOTS + tail
+
+
+def _start(text: str, most: int) -> str:
+    """As much of the beginning of `text` as fits."""
+    used = 0
+    for position, character in enumerate(text):
+        used += _columns(character)
+        if used > most:
+            return text[:position]
+    return text
+
+
+def wrapped(text: str, indent: str = "    ") -> list[str]:
+    """`text` in lines of at most 80 columns, those after the first behind `indent`. A long word is broken."""
+    text = safe(text)
+    words = text.lstrip(" ").split(" ")
+    line = " " * (len(text) - len(text.lstrip(" "))) + words[0]
+    lines: list[str] = []
+    for word in [*words[1:], None]:
+        if word is not None and width(f"{line} {word}") <= COLUMNS:
+            line = f"{line} {word}"
+            continue
+        while width(line) > COLUMNS:
+            lines.append(_start(line, COLUMNS))
+            line = indent + line[len(lines[-1]) :]
+        lines.append(line.rstrip(" "))
+        line = indent + (word or "")
+    return lines
+
+
+def labelled(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """`label  text` with the texts below each other."""
+    rows = list(rows)
+    column = max(len(label) for label, _ in rows) + 2
+    return [line for label, text in rows for line in wrapped(f"{label:<{column}}{text}", " " * column)]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns below `headings`; one that starts with > is aligned to the right. Texts are cut until all fits."""
+    names = [heading.removeprefix(_RIGHT) for heading in headings]
+    cells = [names, *([safe(cell) for cell in row] for row in rows)]
+    widths = [max(width(row[column]) for row in cells) for column in range(len(names))]
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= COLUMNS else 1
+    texts = [column for column, heading in enumerate(headings) if not heading.startswith(_RIGHT)]
+    while (over := sum(widths) + gap * (len(widths) - 1) - COLUMNS) > 0:
+        widest = max(texts, key=lambda column: widths[column])
+        if widths[widest] <= _LEAST:
+            break
+        next_to = max((widths[column] for column in texts if column != widest), default=0)
+        widths[widest] -= min(over, max(1, widths[widest] - max(next_to, _LEAST)))
+    lines = []
+    for row in cells:
+        line = ""
+        for column, cell in enumerate(row):
+            text = cut(cell, widths[column]) if column in texts else cell
+            space = " " * (widths[column] - width(text))
+            line += (space + text if headings[column].startswith(_RIGHT) else text + space) + " " * gap
+        lines.append(line.rstrip())
+    return lines
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 delivery`, `1,000 deliveries`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def some(names: Sequence[str], total: int = 0) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:_SHOWN])
+    more = max(total, len(names)) - len(names[:_SHOWN])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def span(seconds: float) -> str:
+    """A duration: 0.03 s, 4.9 s, 12 min, 3 h 5 min, 12 d 3 h."""
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
+    if seconds < 119.5:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+# --- deliveries ------------------------------------------------------------------------------------------------------
+
+
+def place(record: Answer) -> str:
+    """`old[/run/x]`"""
+    return f"{record.text('backend')}[{record.text('address')}]"
+
+
+def _recipients(flight: Answer) -> str:
+    names, total = flight.texts("recipients"), flight.integer("count")
+    return f"{names[0] if names else '-'}{f' (+{total - 1})' if total > 1 else ''}"
+
+
+def flight_text(flight: Answer, *, stage: bool = True) -> str:
+    """`alice@example.org from <s@x>, dot sent, under way for 3.2 s`, or where it goes to in place of how it stands."""
+    text = f"{_recipients(flight)} from {_path(flight.text('sender'))}"
+    if not stage:
+        return f"{text} to {place(flight)}"
+    phase = flight.text("phase")
+    return f"{text}, {_PHASES.get(phase, phase)}, under way for {span(flight.number('seconds'))}"
+
+
+def _path(text: str) -> str:
+    return text if text.startswith("<") else f"<{text}>"
+
+
+def waiting_text(flights: Sequence[Answer]) -> str:
+    """`2 deliveries to old[/run/x]: alice@example.org from <s@x>, dot sent, ...`, of the oldest."""
+    oldest = max(flights, key=lambda flight: flight.number("seconds"))
+    places = list(dict.fromkeys(map(place, flights)))
+    return f"{count(len(flights), 'delivery', 'deliveries')} to {some(places)}: {flight_text(oldest)}"
+
+
+def flights(found: Sequence[Answer]) -> list[str]:
+    """A table of deliveries, the oldest first."""
+    if not found:
+        return ["nothing is in flight"]
+    rows = [
+        [
+            _recipients(flight),
+            flight.text("backend"),
+            flight.text("phase"),
+            f"{flight.number('seconds'):.1f}",
+            str(flight.integer("octets")),
+        ]
+        for flight in sorted(found, key=lambda flight: -flight.number("seconds"))
+    ]
+    return table(["user", "backend", "phase", ">seconds", ">bytes"], rows)
+
+
+def uncertain(records: Sequence[Answer]) -> list[str]:
+    """Six or more lines for each delivery whose outcome is unknown; what has to be found is on lines of its own."""
+    lines = []
+    for record in records:
+        octets = count(record.integer("size"), "octet")
+        lines += wrapped(f"{record.text('time')}  session {record.text('session')}, {octets}")
+        for label, text in (
+            ("to", record.text("recipient")),
+            ("in", place(record)),
+            ("from", _path(record.text("sender"))),
+            ("Message-ID", record.optional_text("message_id") or "not seen"),
+            ("because", record.text("reason")),
+        ):
+            lines += wrapped(f"    {label:<11}{text}", " " * 15)
+    return lines
+
+
+ADVICE = (
+    "Each of these may be in that store or not, and its client sends it again: look there for the Message-ID "
+    "once the store is quiet."
+)
+
+
+# --- what the verbs show ---------------------------------------------------------------------------------------------
+
+
+def sessions(found: Sequence[Answer]) -> list[str]:
+    if not found:
+        return ["no sessions"]
+    rows = [
+        [
+            session.text("session"),
+            session.text("peer"),
+            session.text("state"),
+            session.optional_text("sender") or "-",
+            str(session.integer("recipients")),
+            f"{session.number('seconds'):.1f}",
+            str(session.integer("octets")),
+        ]
+        for session in found
+    ]
+    return table(["session", "peer", "state", "sender", ">rcpts", ">seconds", ">bytes"], rows)
+
+
+def backends(found: Sequence[Answer]) -> list[str]:
+    """A table of counters, and below each backend its address and its trouble."""
+    numbers = ("users", "sent", "deferred", "bounced", "uncertain")
+    rows = [
+        [
+            backend.text("name"),
+            backend.text("state"),
+            f"{backend.integer('busy')}/{backend.integer('max_connections')}",
+            *(str(backend.integer(name)) for name in numbers),
+        ]
+        for backend in found
+    ]
+    head, *lines = table(["backend", "state", ">busy", *(f">{name}" for name in numbers)], rows)
+    shown = [head]
+    for line, backend in zip(lines, found, strict=True):
+        trouble = backend.optional_text("trouble")
+        shown += [line, *wrapped(f"  {backend.text('address')}{f': {trouble}' if trouble else ''}", "    ")]
+    return shown
+
+
+def status(answer: Answer, digest: str | None) -> list[str]:
+    """digest: SHA-256 of the configuration file as it is on disk, None if it cannot be read."""
+    config = answer.object("config")
+    phases = answer.object("in_flight").integers()
+    users_on = answer.object("users_on").integers()
+    fallback = answer.optional_text("fallback_backend")
+    started = answer.text("started")
+    rows = [
+        ("lmtp-proxy", f"{answer.text('version')}, pid {answer.integer('pid')}, up {span(answer.number('uptime'))}"),
+        ("started", started),
+        *map(_worker, answer.objects("workers")),
+        ("generation", f"{answer.integer('generation')}, loaded {config.text('loaded')}"),
+        ("config", f"{config.text('path')}, sha256 {config.text('sha256')[:12]}, modified {config.text('modified')}"),
+        ("sessions", f"{answer.integer('sessions')}, {answer.integer('held')} of them on hold"),
+        ("in flight", ", ".join(f"{number} in {phase}" for phase, number in phases.items())),
+        ("uncertain", f"{answer.integer('uncertain')}, log: {answer.optional_text('uncertain_log') or 'none'}"),
+        ("users", _users_on(users_on, answer.integer("users"))),
+        ("all others", fallback or "450, as there is no fallback_backend"),
+    ]
+    return [*labelled(rows), *_warnings(answer, config, digest), "", *backends(answer.objects("backends"))]
+
+
+def _worker(worker: Answer) -> tuple[str, str]:
+    number, pid = worker.integer("restarts"), "-" if worker.has_null("pid") else worker.integer("pid")
+    text = f"{worker.text('state')}, pid {pid}, {count(worker.integer('sessions'), 'session')}"
+    return f"worker {worker.integer('number')}", f"{text}, restarted {count(number, 'time')}" if number else text
+
+
+def _users_on(users_on: Mapping[str, int], total: int) -> str:
+    parts = [f"{number:,} on {name}" for name, number in users_on.items() if number]
+    return f"{total:,}: {', '.join(parts)}" if parts else f"{total:,}"
+
+
+def after_crash(answer: Answer) -> list[str]:
+    """What to do when a process has died whose deliveries nobody knows."""
+    if answer.has_null("after_crash"):
+        return []
+    crash = answer.object("after_crash")
+    ago = span(crash.number("seconds"))
+    if not crash.has_null("worker"):
+        who = f"warning: worker process {crash.integer('worker')} died {ago} ago. What it"
+    else:
+        who = f"warning: lmtp-proxy started {ago} ago after one that had died. What that one"
+    what = "may still be finishing in a store, and is in no list: see that the store is quiet"
+    return wrapped(f"{who} had handed over {what}")
+
+
+def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
+    lines = after_crash(answer)
+    for worker in answer.objects("workers"):
+        if worker.text("state") == "silent":
+            what = f"worker process {worker.integer('pid')} does not answer, and is in no sum here"
+            lines += wrapped(f"warning: {what}: kill -CONT it if it was stopped, else kill -KILL")
+    if (torn := answer.document.get("torn")) is not None:
+        lines += wrapped(f"warning: the workers do not deliver by the same configuration: {torn}")
+    if answer.flag("stopping"):
+        lines += wrapped("warning: it is stopping: no new clients are accepted, what is under way is finished")
+    if not answer.has_null("reloading"):
+        lines += wrapped(f"a reload is under way, for {span(answer.number('reloading'))} so far")
+    if digest is not None and digest != config.text("sha256"):
+        lines += wrapped(
+            f"warning: {config.text('path')} on disk (sha256 {digest[:12]}) differs from what runs; "
+            "see `check`, or put it in force by `reload`"
+        )
+    if not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
+        lines += wrapped(f"warning: the last reload was refused, {last.text('time')}:")
+        for error in last.texts("errors"):
+            lines += wrapped(f"  {error}", "    ")
+    return lines
+
+
+def lookup(answer: Answer, path: str) -> list[str]:
+    """path: of the configuration file."""
+    hit, line, backend = answer.optional_text("hit"), answer.document.get("line"), answer.optional_text("backend")
+    rows = [("address", answer.text("address"))]
+    for number, key in enumerate(answer.texts("keys")):
+        where = f"  <- {path}:{line}" if key == hit and line else "  <- the hit" if key == hit else ""
+        rows.append(("" if number else "keys", key + where))
+    source = answer.optional_text("source")
+    rows.append(("found in", source or "nothing: not in users, and there is no fallback_backend"))
+    rows.append(("backend", backend or "-"))
+    rows.append(("answer", answer.text("answer")))
+    return labelled(rows)
+
+
+def check(answer: Answer, path: str) -> list[str]:
+    """What would change; `answer` has no errors."""
+    lines = []
+    for change in answer.objects("moved"):
+        lines += _changed(f"moved from {change.text('from')} to {change.text('to')}", change)
+    for change in answer.objects("added"):
+        lines += _changed(f"added on {change.text('to')}", change)
+    for change in answer.objects("removed"):
+        lines += _changed(f"removed from {change.text('from')}", change)
+    for backend in answer.objects("backends"):
+        lines += wrapped(f"backend {backend.text('change')}: {backend.text('name')}")
+    if keys := answer.texts("config"):
+        lines += wrapped(f"changed: {', '.join(keys)}")
+    what = "differs from what runs:" if lines else "no difference to what runs"
+    return [*wrapped(f"{path}: OK, {count(answer.integer('users'), 'user')}, {what}"), *lines]
+
+
+def _changed(what: str, change: Answer) -> list[str]:
+    total = change.integer("count")
+    return wrapped(f"{count(total, 'user')} {what}: {some(change.texts('users'), total)}")

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The verbs `receipts` and `requeue`: what they show, and the exit status of the latter.
+
+What is asked and done stands in `requeue`; nothing here is decided by itself.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+from lmtp_proxy.ctl import output as show
+from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
+from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
+from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, Requeued, ask, command_for, deferred, requeue
+from lmtp_proxy.text import iso_time
+
+_GAPS = 5  # the last ones, that are shown
+_FATES = {FAILED: "not tried: postqueue failed", GONE: "in the queue no more"}
+
+
+def show_receipts(client: ControlClient, users: Sequence[str]) -> Outcome:
+    """What is known of each user, and when something may be missing."""
+    lines: list[str] = []
+    document: dict[str, object] = {}
+    found: dict[str, object] = {}
+    for answer in ask(client, users):
+        document = dict(answer.document)
+        for user, known in answer.object("users").document.items():
+            found[user] = known
+            lines += _user(user, Answer(known, client.path))
+    return Outcome({**document, "users": found}, [*lines, *_gaps(Answer(document, client.path))])
+
+
+def _user(user: str, known: Answer) -> list[str]:
+    lines = show.wrapped(user)
+    for row in known.objects("delivered"):
+        numbers = [f"{row.integer('count'):,} delivered"]
+        if row.integer("uncertain"):
+            numbers.append(f"{row.integer('uncertain'):,} uncertain")
+        lines += show.wrapped(f"    on {row.text('backend')}: {', '.join(numbers)}, {_span(row)}", " " * 8)
+    for row in known.objects("deferred"):
+        what = f"waiting {row.text('queue_id')}: {show.count(row.integer('count'), 'time')}, {_span(row)}"
+        lines += show.wrapped(f"    {what}: {row.text('why')}", " " * 8)
+    return lines if len(lines) > 1 else [*lines, "    nothing is known of it"]
+
+
+def _span(row: Answer) -> str:
+    first, last = row.number("first"), row.number("last")
+    return iso_time(first) if first == last else f"{iso_time(first)} to {iso_time(last)}"
+
+
+def _gaps(answer: Answer) -> list[str]:
+    gaps = answer.objects("gaps")
+    lines = []
+    if len(gaps) > _GAPS:
+        lines += show.wrapped(f"{show.count(len(gaps) - _GAPS, 'older gap')}: see --json")
+    for gap in gaps[-_GAPS:]:
+        began = "before" if gap.has_null("from") else f"from {iso_time(gap.number('from'))} to"
+        ended = "now" if gap.has_null("until") else iso_time(gap.number("until"))
+        lines += show.wrapped(f"may be incomplete {began} {ended}: {gap.text('why')}")
+    return lines + show.after_crash(answer)
+
+
+def requeue_mail(
+    client: ControlClient,
+    users: Sequence[str],
+    command: Sequence[str],
+    timeout: float,
+    progress: Progress,
+    *,
+    only_print: bool = False,
+) -> Outcome:
+    """Runs postqueue for each mail that waits for them, or says how. Raises Failed, and ControlError."""
+    if only_print:
+        commands = dict.fromkeys(command_for(mail.queue_id, command) for mail in deferred(client, users))
+        return Outcome({"commands": [list(each) for each in commands]}, [shlex.join(each) for each in commands])
+    progress.state = "postqueue may have been run"
+    try:
+        done = requeue(
+            client,
+            users,
+            command,
+            wait=timeout,
+            waiting=lambda number: progress.waiting(f"{show.count(number, 'mail')} to come again"),
+        )
+    except ControlError as error:
+        raise Failed(REFUSED, f"{error}; see `lmtp-proxyctl receipts`") from error
+    document = {
+        "mails": [
+            {"user": mail.user, "queue_id": mail.queue_id, "fate": mail.fate, "why": mail.why} for mail in done.mails
+        ],
+        "runs": [
+            {"command": list(run.command), "status": run.status, "output": run.output} for run in done.runs.values()
+        ],
+        "seconds": round(done.seconds, 3),
+    }
+    errors = list(dict.fromkeys(f"{shlex.join(run.command)}: {_why(run.status, run.output)}" for run in done.failed))
+    if errors and len(done.failed) == len(done.runs):
+        raise Failed(REFUSED, "postqueue failed; is it on this machine? see --postqueue", errors, document)
+    return Outcome(document, _lines(users, done), DONE if done.done else UNPROVEN, warnings=errors, error=_error(done))
+
+
+def _why(status: int | None, output: str) -> str:
+    return output if status is None else f"exit status {status}{f': {output}' if output else ''}"
+
+
+def _lines(users: Sequence[str], done: Requeued) -> list[str]:
+    lines = []
+    for user in users:
+        mails = [mail for mail in done.mails if mail.user == user]
+        if not mails:
+            lines += show.wrapped(f"{user}: nothing waits")
+            continue
+        counts = Counter(mail.fate for mail in mails)
+        lines += show.wrapped(f"{user}: {', '.join(f'{number:,} {fate}' for fate, number in counts.items())}")
+        lines += [line for mail in mails for line in _mail(mail)]
+    return [*lines, f"{show.count(len(done.runs), 'mail')}, {show.span(done.seconds)}"]
+
+
+def _mail(mail: Mail) -> list[str]:
+    fate = _FATES.get(mail.fate, mail.fate)
+    return show.wrapped(f"    {mail.queue_id}: {fate}{'' if mail.settled else f' ({mail.why})'}", " " * 8)
+
+
+def _error(done: Requeued) -> str:
+    left = [mail for mail in done.mails if not mail.settled]
+    return "" if not left else f"{show.count(len(left), 'mail')} did not come through: run it again later"

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One message to its stores.
+
+    message_id     the Message-ID in the beginning of a message
+    uncertain      a delivery whose outcome is unknown, as a record
+    in_flight      deliveries under way; which of them a drain waits for
+    place          one transaction's place in a pool
+    uncertain_log  remembers uncertain deliveries, and appends them to a file
+    commit         the commit point of a delivery
+    commands       commands to a backend, and the replies that they wait for
+    asking         one backend is asked for recipients
+    delivery       one backend's share of a transaction
+    fan_out        several deliveries at once
+    log            one log line per recipient
+    parking        where recipients on `hold` wait
+    transaction    the fan-out, and replies in RCPT order
+"""

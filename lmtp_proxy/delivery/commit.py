@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commit point of one delivery: enter, look the routes up again, and know afterwards what became of the message.
+
+Here it is decided whether a final dot may still go to this backend, and here a delivery whose reply never came turns
+into records. It does not talk to the backend and does not know the other deliveries of the transaction.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.in_flight import Flight, InFlight, Phase
+from lmtp_proxy.delivery.message_id import message_id
+from lmtp_proxy.delivery.uncertain import Uncertain
+from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.generations.generation import CurrentGeneration, Generation
+from lmtp_proxy.receipts.receipts import Receipts
+from lmtp_proxy.text import printable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
+
+_DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
+
+
+class Message:
+    """What all deliveries of a transaction share.
+
+    generation: the number of the one that all its recipients were routed in, 0 while there are none and where those are
+    several. head: its first octets. size: what has come of it so far.
+    """
+
+    __slots__ = ("envelope", "generation", "head", "session", "size")
+
+    def __init__(self, session: str, envelope: Envelope, head: bytes = b"", size: int = 0) -> None:
+        self.session = session
+        self.envelope = envelope
+        self.generation = 0
+        self.head = head
+        self.size = size
+
+
+@dataclass(frozen=True, slots=True)
+class Cutover:
+    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
+
+    current: CurrentGeneration
+    in_flight: InFlight
+    uncertain: UncertainLog
+    receipts: Receipts = field(default_factory=Receipts)
+    tallies: Tallies = field(default_factory=Tallies)
+
+
+class CommitPoint(Flight):
+    """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
+
+    accepted: the recipients that the delivery is for; replies: the final ones, to as many of them as have one. asked:
+    those that the backend has not answered for yet. The caller sees to these. ended: it did.
+    """
+
+    asked: Sequence[Destination] = ()
+    ended = False
+    _dot_at = 0.0  # time.monotonic
+
+    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+        self.began = time.monotonic()  # all that a Flight begins with
+        self.accepted: list[Destination] = []
+        self.replies: list[Reply] = []
+        self._pool = pool
+        self._message = message
+        self._cutover = cutover
+        cutover.in_flight.begin(self)
+
+    # --- what an operator sees of it ---------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> str:
+        """See Flight."""
+        return self._message.session
+
+    @property
+    def backend(self) -> str:
+        """See Flight."""
+        return self._pool.backend.name
+
+    @property
+    def address(self) -> str:
+        """See Flight."""
+        return self._pool.address
+
+    @property
+    def sender(self) -> bytes:
+        """See Flight."""
+        return self._message.envelope.path
+
+    @property
+    def recipients(self) -> list[Recipient]:
+        """See Flight."""
+        return [destination.recipient for destination in (*self.accepted, *self.asked)]
+
+    def data_begun(self) -> None:
+        """The backend takes the message."""
+        self.phase = _DATA
+
+    def sent(self, octets: int) -> None:
+        """So much more of the message is on its way to the backend."""
+        self.octets += octets
+        self._pool.counts.octets += octets
+
+    # --- the point itself --------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
+        self._cutover.in_flight.enter(self)
+
+    def look(self) -> None:
+        """Raise BackendError unless every recipient's mail still goes to this backend, at this address.
+
+        After this the dot goes out at once, or `step_back` is called.
+        """
+        generation = self._cutover.current()
+        if generation.number != self._message.generation:
+            self._look_again(generation)
+        self.phase = _FINAL_DOT
+        self._dot_at = time.monotonic()
+
+    def _look_again(self, generation: Generation) -> None:
+        number, backend = generation.number, self._pool.backend
+        for destination in self.accepted:
+            if destination.generation == number:
+                continue
+            route = generation.routing.route(destination.recipient)
+            if route.trouble is not None:
+                raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
+            if (
+                route.backend != backend.name
+                or generation.pools[route.backend].backend.address != backend.address
+            ):
+                now = route.backend or ("hold" if route.held else "no backend")
+                raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
+
+    def step_back(self) -> None:
+        """No octet of the dot went out, and none will before the next `enter`."""
+        self._cutover.in_flight.step_back(self)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def passed_well(self) -> None:
+        """Every recipient has its final reply, or none is wanted."""
+        if not self.ended:
+            self.ended = True
+            cutover = self._cutover
+            if self.phase is _FINAL_DOT:
+                self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
+                if cutover.receipts.path is not None:
+                    # Before it leaves: who drains and then asks finds it there.
+                    self._note_delivered()
+            cutover.in_flight.leave(self)
+
+    def given_up(self, reason: str) -> None:
+        """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
+        unknown = self.accepted[len(self.replies) :]
+        if self.ended or self.phase is not _FINAL_DOT or not unknown:
+            self.passed_well()
+            return
+        self.ended = True
+        self._pool.counts.uncertain += len(unknown)
+        self._note_delivered()
+        receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
+        receipts.uncertain(unknown, self.backend, queue_id)
+        self._cutover.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
+
+    def _note_delivered(self) -> None:
+        # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
+        queue_id = self._message.envelope.queue_id
+        self._cutover.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+
+    def _record(self, destination: Destination, reason: str) -> Uncertain:
+        message = self._message
+        identity = message_id(message.head)
+        keys = destination.route.keys
+        return Uncertain(
+            time=time.time(),
+            # The last form is that of the domain, where there is one; a local part may begin with @ only in quotes.
+            user=keys[-1] if len(keys) == 1 or not keys[-1].startswith("@") else keys[-2],
+            recipient=printable(destination.recipient.path[1:-1]),
+            backend=self.backend,
+            address=self.address,
+            sender=printable(message.envelope.path[1:-1]),
+            message_id=None if identity is None else printable(identity),
+            size=message.size,
+            session=message.session,
+            reason=reason,
+            keys=keys,
+        )

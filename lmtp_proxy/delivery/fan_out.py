@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Several deliveries at once: for whom each is, opened, waited for, and what they gave in the order of the recipients.
+
+Nothing is known here of what is said to the client or to a backend.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import gevent
+
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.loop.stream import Stream, wait_for_any
+
+# Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long
+# that the timer, which looks at all connections there are, takes no time that can be measured.
+_A_LITTLE = 0.02
+_Each = TypeVar("_Each")
+_just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
+_NO_POOL: Any = None
+
+
+def by_pool(
+    destinations: Sequence[Destination],
+) -> tuple[Mapping[BackendPool, Sequence[Destination]], Sequence[Destination]]:
+    """Those of each backend, and those without one."""
+    if len(destinations) == 1 and (pool := destinations[0].pool) is not None:
+        return {pool: destinations}, ()
+    groups: dict[BackendPool, list[Destination]] = defaultdict(list)
+    # To the end: what `append` gives is false.
+    any(map(list.append, map(groups.__getitem__, map(_pool, destinations)), destinations))
+    return groups, groups.pop(_NO_POOL, ())
+
+
+def in_order(
+    destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]
+) -> list[_Each]:
+    """The next value of its pool for each of these, up to the first whose pool has no more."""
+    # `next` on one that has no more ends the list, as any StopIteration does.
+    return list(map(next, map(of_each.__getitem__, map(_pool, destinations))))
+
+
+def open_all(deliveries: Sequence[Delivery]) -> None:
+    """New connections, in a greenlet each if there are several."""
+    if len(deliveries) == 1:
+        deliveries[0].open()
+        return
+    greenlets = [gevent.spawn(delivery.open) for delivery in deliveries]
+    try:
+        gevent.joinall(greenlets)
+    except BaseException:
+        gevent.killall(greenlets)
+        raise
+    for greenlet in greenlets:
+        greenlet.get()
+
+
+def wait_for_all(
+    deliveries: list[Delivery], before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
+) -> None:
+    """Wait until each has done its step, all under their own deadlines.
+
+    advanced: called each time that some have gone on, before the next wait. An error of ours in one of them is raised
+    when the others are done.
+    """
+    failed: Exception | None = None
+    pending: list[Delivery] = []
+    if deliveries and all(map(_just_asked, deliveries)):  # no answer can have come yet
+        deliveries, pending = _wait_for_first(deliveries, before_wait)
+    while deliveries or pending:
+        for delivery in deliveries:
+            delivery.just_asked = False  # it may have its answer already, where another one took its time
+            try:
+                if not delivery.advance():
+                    pending.append(delivery)
+            except Exception as error:  # noqa: BLE001  (raised again below)
+                failed = error
+                delivery.abandon("internal error")
+        if pending:
+            if advanced is not None:
+                advanced()
+            _wait(pending, before_wait)
+        deliveries, pending = pending, []
+    if failed is not None:
+        raise failed
+
+
+def wait_for_one(
+    delivery: Delivery, before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
+) -> None:
+    """The same for a single one, as nearly all messages have."""
+    while True:
+        if delivery.just_asked:
+            delivery.just_asked = False  # no answer can have come yet
+        else:
+            try:
+                if delivery.advance():
+                    return
+            except Exception:
+                delivery.abandon("internal error")
+                raise
+            if advanced is not None:
+                advanced()
+        if before_wait is not None:
+            before_wait()
+        session = delivery.session
+        if session is not None and session.stream is not None:
+            session.stream.wait(delivery.deadline)
+
+
+def _wait_for_first(
+    asked: list[Delivery], before_wait: Callable[[], None] | None
+) -> tuple[list[Delivery], list[Delivery]]:
+    """Wait a little for the first of those that were just asked; which of them have said something, and which have not.
+
+    The first recipient is mostly his, and nobody can be answered before him. So no time is lost, and by then the others
+    have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the client.
+    """
+    if before_wait is not None:
+        before_wait()
+    until = time.monotonic() + _A_LITTLE
+    heard: list[Delivery] = []
+    silent: list[Delivery] = []
+    for delivery in asked:
+        delivery.just_asked = False
+        session = delivery.session
+        if session is None or (stream := session.stream) is None:
+            heard.append(delivery)
+            continue
+        if until:
+            stream.wait(until if until < delivery.deadline else delivery.deadline)
+            until = 0.0
+        (heard if stream.look() else silent).append(delivery)
+    return heard, silent
+
+
+def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> None:
+    """Until the first of them can go on, or is too late."""
+    if before_wait is not None:
+        before_wait()
+    if len(pending) == 1:
+        [delivery] = pending
+        delivery.just_asked = False
+        session = delivery.session
+        if session is not None and session.stream is not None:
+            session.stream.wait(delivery.deadline)
+        return
+    streams: list[Stream] = []
+    deadline = math.inf
+    for delivery in pending:
+        delivery.just_asked = False
+        session = delivery.session
+        if session is not None and session.stream is not None:
+            streams.append(session.stream)
+        if delivery.deadline < deadline:
+            deadline = delivery.deadline
+    if streams:
+        wait_for_any(streams, deadline)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One log line per recipient, in the way of Postfix, so that the tools and eyes that read mail.log find their way.
+
+    8f3a0c: from=<a@b>, to=<u@x>, backend=old[/run/sock], size=123, delay=0.02, dsn=2.1.5, status=sent (250 2.1.5 ok)
+
+`orig_queue_id=ID, ` stands before `backend` if the client said so. Text from clients and backends is escaped. It
+decides nothing.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+from lmtp_proxy.delivery.commit import Message
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.log import write_alike, write_lines
+from lmtp_proxy.text import printable
+from lmtp_proxy.wire.reply import Reply
+
+_log = logging.getLogger(__name__)
+_STATUS = {2: "sent", 4: "deferred", 5: "bounced"}
+# The end of the line for a reply on the wire, which often is the same as for many before. About 60 KB when it is full.
+_ends: dict[bytes, str] = {}
+_MOST_ENDS = 256
+_LONGEST_END = 128  # octets
+_LONGEST_PATH = 256  # octets
+_to, _wire = attrgetter("to"), attrgetter("wire")
+
+
+def log_recipients(
+    message: Message,
+    destinations: Sequence[Destination],
+    replies: Sequence[Reply],
+    troubles: Sequence[str],
+    delay: float,
+) -> None:
+    """Recipients and their last replies: to RCPT if that refused it, else after the final dot.
+
+    troubles: why, where the reply alone does not tell, escaped; "" for whom it does, and empty if it does for all.
+    delay: since MAIL.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    envelope = message.envelope
+    path = envelope.path
+    sender = _shown(path) if len(path) <= _LONGEST_PATH else printable(path)
+    beginning = f"{message.session}: from={sender}, to="
+    middle = f", size={message.size}, delay={delay:.2f}, dsn="
+    queue_id = envelope.queue_id
+    if queue_id:
+        tos = [f"{each.path}, orig_queue_id={queue_id}, {each.via}" for each in destinations]
+    else:
+        tos = list(map(_to, destinations))
+    if not troubles and (len(replies) == 1 or len(set(map(_wire, replies))) == 1):
+        write_alike(beginning, tos, middle + _end(replies[0]))
+        return
+    ends = list(map(_end, replies))
+    if troubles:
+        ends = [f"{end[:-1]}; {why})" if why else end for end, why in zip(ends, troubles, strict=True)]
+    write_lines([f"{beginning}{to}{middle}{end}" for to, end in zip(tos, ends, strict=True)])
+
+
+def log_aborted(message: Message, destinations: Sequence[Destination], asked: int, why: str, delay: float) -> None:
+    """The transaction ended without a final dot from the client: nothing was delivered, and nobody was answered.
+
+    asked: for so many of the first of these a backend was asked.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    envelope = message.envelope
+    sender = printable(envelope.path)
+    origin = f"orig_queue_id={envelope.queue_id}, " if envelope.queue_id else ""  # as Postfix calls it
+    write_lines([
+        f"{message.session}: from={sender}, to={each.path}, {origin}{each.via if number < asked else 'backend=-'}, "
+        f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
+        for number, each in enumerate(destinations)
+    ])  # fmt: skip
+
+
+# Of paths: the same senders send mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
+_shown = lru_cache(4096)(printable)
+
+
+def _end(reply: Reply) -> str:
+    """Its enhanced code, status and text."""
+    wire = reply.wire
+    if (end := _ends.get(wire)) is not None:
+        return end
+    kind = reply.code // 100
+    end = f"{reply.enhanced or f'{kind}.0.0'}, status={_STATUS[kind]} ({printable(reply.in_one_line)})"
+    if len(wire) <= _LONGEST_END:
+        if len(_ends) >= _MOST_ENDS:
+            _ends.clear()
+        _ends[wire] = end
+    return end

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One message: fan-out to the backends of its recipients, and replies to the client in RCPT order.
+
+Every accepted recipient gets exactly one final reply, by position, as soon as it and all before it are known. What a
+backend's failure means is settled in its Delivery; what the client's failure means, in `abort`. It touches no socket.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
+from operator import attrgetter
+from typing import NamedTuple
+
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
+from lmtp_proxy.delivery.log import log_aborted, log_recipients
+from lmtp_proxy.delivery.message_id import HEAD
+from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.text import printable
+from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.reply import Reply
+
+
+class Client:
+    """What a transaction may do to its client.
+
+    name: the session's id, for the log. answer: take the next replies that are owed, without I/O. flush: send what was
+    taken; called before each wait, and never fails once the message is complete.
+    """
+
+    __slots__ = ("answer", "flush", "name")
+
+    def __init__(self, name: str, answer: Callable[..., None], flush: Callable[[], None]) -> None:
+        self.name = name
+        self.answer = answer
+        self.flush = flush
+
+
+class Summary(NamedTuple):
+    """A transaction for an operator. state: envelope, held or data. sender: with angle brackets. octets: received."""
+
+    state: str
+    sender: bytes
+    recipients: int
+    octets: int
+
+
+class Transaction:
+    """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`.
+
+    new: recipients who wait for `answer_recipients`.
+    """
+
+    _refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
+
+    def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
+        self._client = client
+        self._envelope = envelope
+        self._message = Message(client.name, envelope)
+        self._cutover = cutover
+        self._parking = parking
+        self._began = time.monotonic()
+        self._parked = self._asking = False
+        self._in_data = False
+        self.new: list[Destination] = []
+        self._accepted: list[Destination] = []
+        self._answered = 0  # of the accepted ones, after the final dot
+        self._deliveries: dict[BackendPool, Delivery] = {}
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
+
+    @property
+    def summary(self) -> Summary:
+        """How far it is."""
+        state = "held" if self._parked else "data" if self._in_data else "envelope"
+        recipients = len(self._accepted) + len(self.new)
+        return Summary(state, self._envelope.path, recipients, self._message.size)
+
+    # --- envelope ----------------------------------------------------------------------------------------------------
+
+    def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> None:
+        """These wait for `answer_recipients`. plain: or those with these paths, as an EnvelopeCommand has them."""
+        generation, message = self._cutover.current(), self._message
+        number = generation.number
+        if not (self._accepted or self.new):
+            message.generation = number
+        elif message.generation != number:
+            message.generation = 0
+        if plain:
+            self.new += map(generation.destinations.__getitem__, plain)
+        else:
+            self.new += map(generation.destinations.of, recipients)
+
+    def answer_recipients(self, *, data_follows: bool) -> None:
+        """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
+
+        data_follows: the client has said DATA behind them, so the backends can be told, too.
+        """
+        groups, refused = by_pool(self.new)
+        if refused:
+            self._refuse([destination for destination in refused if not destination.route.held])
+            if any(destination.route.held for destination in refused):
+                held = [destination.route.held for destination in self.new]
+                self._park()
+                groups, refused = by_pool(self.new)
+                self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
+        self._asking = True
+        new = self.new
+        if len(groups) == 1 and not refused:
+            [(pool, asked)] = groups.items()
+            replies = self._ask_one(pool, asked, data_follows)
+        else:
+            said: dict[BackendPool | None, Iterator[Reply]] = {
+                delivery.pool: iter(delivery.rcpt_replies)
+                for delivery in self._ask_all(groups, data_follows=data_follows)
+            }
+            if refused:
+                said[None] = iter([destination.route.refusal or say.INTERNAL_ERROR for destination in refused])
+            replies = in_order(new, said)
+        if len(replies) != len(new):
+            raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
+        self.new = []  # not before: a client that vanishes until here leaves a log line for each
+        self._asking = False
+        self._client.answer(*replies)
+        if max(map(_code, replies)) < 300:
+            self._accepted += new
+            return
+        why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
+        why[None] = iter([_shown(destination.route.trouble) for destination in refused])
+        answered = list(zip(new, replies, in_order(new, why), strict=True))
+        self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
+        destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
+        self._note_refused(destinations, replies, troubles)
+        log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
+
+    def _delivery(self, pool: BackendPool) -> Delivery:
+        delivery = self._deliveries.get(pool)
+        if delivery is None:
+            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+        return delivery
+
+    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
+        """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
+        flush = self._client.flush
+        delivery = self._delivery(pool)
+        if delivery.reserve(asked, flush):
+            flush()
+            delivery.open()
+        delivery.ask(data_follows)
+        wait_for_one(delivery, None if data_follows else flush, None)
+        return delivery.rcpt_replies
+
+    def _ask_all(
+        self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool
+    ) -> list[Delivery]:
+        """All backends at once, each for its group."""
+        # One after the other in an order that all transactions share: two that wait for each other's place would both
+        # fail.
+        deliveries = sorted(map(self._delivery, groups), key=_name)
+        flush = self._client.flush
+        unopened = False
+        for delivery in deliveries:
+            if delivery.reserve(groups[delivery.pool], flush):
+                unopened = True
+        if unopened:
+            flush()
+            open_all([delivery for delivery in deliveries if delivery.reserved])
+        for delivery in deliveries:
+            delivery.ask(data_follows)
+        # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
+        self._await(deliveries, flush=not data_follows)
+        return deliveries
+
+    def _refuse(self, destinations: Sequence[Destination]) -> None:
+        """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
+        does not wait for what the others in this message wait for."""
+        tallies, queue_id = self._cutover.tallies, self._envelope.queue_id
+        for destination in destinations:
+            route = destination.route
+            if route.trouble is not None:
+                tallies.lookup += 1
+            elif route.refusal is say.UNKNOWN_USER:
+                tallies.unknown += 1
+            else:
+                tallies.parked += 1
+            refusal = route.refusal or say.INTERNAL_ERROR
+            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.trouble))
+        self._refused |= {*destinations}
+
+    def _park(self) -> None:
+        """Wait until the route of no new recipient is on hold any more, or the time is up."""
+        config = self._cutover.current().config
+        deadline = time.monotonic() + config.hold_timeout
+        with self._parking.place(config.hold_limit) as granted:
+            self._parked = granted
+            while granted and any(destination.route.held for destination in self.new):
+                self._client.flush()
+                if not self._parking.wait_for_change(deadline):
+                    break
+                before, self.new = self.new, []
+                for destination in before:
+                    if destination.route.held:
+                        self.add([destination.recipient])
+                    else:
+                        self.new.append(destination)
+                self._message.generation = 0  # not even `add` knows those who were not held
+        self._parked = False
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def start_data(self) -> list[Delivery]:
+        """DATA to every backend with an accepted recipient; those that were not told before, for `await_data`."""
+        self._in_data = True
+        asked: list[Delivery] = []
+        for delivery in self._deliveries.values():
+            if delivery.in_data:
+                continue
+            if delivery.wanted:
+                delivery.start_data()
+                asked.append(delivery)
+            else:
+                delivery.leave()
+        return asked
+
+    def await_data(self, asked: list[Delivery]) -> None:
+        """Wait until each takes the message, or has failed."""
+        self._await(asked)
+
+    def write(self, octets: bytes, dot: float) -> None:
+        """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
+
+        dot: when the client can have sent its final dot at the earliest (time.monotonic).
+        """
+        self._message.size += len(octets)
+        self._keep_head(octets)
+        wanted = self._wanted()
+        for delivery in wanted:
+            delivery.write(octets, dot)
+        self._await(wanted)
+
+    def finish(self, last: bytes, size: int, refusal: Reply | None, dot: float) -> None:
+        """The client's final dot came. Give every accepted recipient its final reply.
+
+        last: the last piece of the message. size: octets of the message (RFC 1870). refusal: the reply to all, where
+        the message must not be delivered. dot: as for `write`; one for all backends, because the client waits for the
+        last reply, however many there are.
+        """
+        message = self._message
+        message.size = size
+        if message.head:
+            self._keep_head(last)
+        else:
+            message.head = last  # all of it: nothing is to be copied, and it goes when the message does
+        try:
+            if refusal is None:
+                deliveries = [*self._deliveries.values()]
+                for delivery in deliveries:
+                    delivery.finish(last, dot)
+                if len(deliveries) == 1:
+                    wait_for_one(deliveries[0], self._client.flush, self._answer_known)
+                else:
+                    wait_for_all(deliveries, self._client.flush, self._answer_known)
+        finally:
+            self._answer_known()
+            if self._answered < len(self._accepted):
+                # The message is refused, or an error of ours ended one delivery: what other backends have said stands.
+                self._close()
+                for pool, number in Counter(map(_pool, self._accepted)).items():
+                    delivery = self._deliveries[pool]
+                    delivery.said = number
+                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (number - len(delivery.replies))
+                self._answer_known()
+
+    def _keep_head(self, octets: bytes) -> None:
+        message = self._message
+        if (missing := HEAD - len(message.head)) > 0:
+            message.head += octets[:missing]
+
+    def abort(self, why: str) -> None:
+        """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
+        self._close()
+        given_up = self._accepted[self._answered :]
+        asked = len(given_up) + (len(self.new) if self._asking else 0)
+        given_up += self.new
+        for number, destination in enumerate(given_up):
+            if destination not in self._refused:
+                self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
+            if number < asked and destination.pool is not None:
+                destination.pool.counts.aborted += 1
+        log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
+        self._accepted, self.new, self._answered = [], [], 0
+
+    def _answer_known(self) -> None:
+        """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
+        accepted, answered, deliveries = self._accepted, self._answered, self._deliveries.values()
+        replies: Sequence[Reply]
+        if len(deliveries) == 1:
+            (delivery,) = deliveries
+            replies = delivery.replies
+        elif not answered and accepted and not self._deliveries[_pool(accepted[0])].replies:
+            return
+        else:
+            replies = in_order(accepted, {each.pool: iter(each.replies) for each in deliveries})
+        known = len(replies)
+        if known == answered:
+            return
+        if answered or known < len(accepted):
+            accepted, replies = accepted[answered:known], replies[answered:]
+        self._answered = known
+        self._client.answer(*replies)
+        troubles: Sequence[str] = ()
+        if max(map(_code, replies)) >= 300:
+            why: dict[BackendPool | None, Iterator[str]]
+            why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
+            troubles = in_order(self._accepted[:known], why)[answered:]
+            self._note_refused(accepted, replies, troubles)
+        log_recipients(self._message, accepted, replies, troubles, time.monotonic() - self._began)
+
+    def _note_refused(
+        self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]
+    ) -> None:
+        receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
+        for destination, reply, why in zip(destinations, replies, troubles, strict=True):
+            if reply.code >= 300 and destination not in self._refused:
+                receipts.refused(destination, reply, queue_id, why)
+
+    # --- all backends at once ----------------------------------------------------------------------------------------
+
+    def _wanted(self) -> list[Delivery]:
+        return [delivery for delivery in self._deliveries.values() if delivery.wanted]
+
+    def _await(self, deliveries: list[Delivery], *, flush: bool = True) -> None:
+        """Wait until each has done its step. flush: before each wait the client gets what is known."""
+        wait_for_all(deliveries, self._client.flush if flush else None, None)
+
+    def _close(self) -> None:
+        for delivery in self._deliveries.values():
+            if not delivery.over:
+                delivery.abandon()
+
+
+_code, _pool = attrgetter("code"), attrgetter("pool")
+
+
+def _name(delivery: Delivery) -> str:
+    return delivery.pool.backend.name
+
+
+def _shown(trouble: str | None) -> str:
+    return printable((trouble or "").encode("utf-8", "backslashreplace"))

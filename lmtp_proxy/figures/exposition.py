@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The figures in the words of Prometheus: names, labels, help texts, and the text format that a scraper asked for.
+
+A label's value is a backend's name from the configuration or one of a few words, never anything that a client sent.
+prometheus_client is imported when somebody asks for the first time: it takes 3 MB and 50 ms, which an idle proxy and
+its mail should not pay for. `render` runs in a thread, and knows neither gevent nor the parts of the process.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmtp_proxy import __version__
+from lmtp_proxy.counts import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS
+from lmtp_proxy.figures.figures import Figures
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+OPENMETRICS = "application/openmetrics-text"
+PLAIN = "text/plain"
+_OUTCOMES = ("sent", "deferred", "bounced", "aborted")
+
+
+def render(figures: Figures, accept: str) -> tuple[str, bytes]:
+    """Content type and octets: OpenMetrics if `accept`, as HTTP has it, names that, else the text format."""
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.registry import CollectorRegistry
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(figures))
+    # Not what the client sent: prometheus_client stumbles over versions that are no numbers.
+    encode, content_type = choose_encoder(f"{OPENMETRICS}; version=1.0.0" if wants_openmetrics(accept) else "")
+    return content_type, encode(registry)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether `accept` names that format."""
+    return any(each.partition(";")[0].strip().lower() == OPENMETRICS for each in accept.split(","))
+
+
+class _Collector:
+    """See prometheus_client.registry.Collector."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, with a sample for each label that it has."""
+        figures = self._figures
+        yield _gauge("build_info", "The version that runs.", {(__version__, _PYTHON): 1}, "version", "python")
+        yield _gauge("start_time_seconds", "When the proxy started, since the epoch.", figures["started"])
+        yield from _of_the_proxy(figures)
+        yield from _of_the_configuration(figures)
+        yield from _of_the_backends(figures)
+
+
+_PYTHON = sys.version.partition(" ")[0]
+
+
+def _of_the_proxy(figures: Figures) -> Iterator[Metric]:
+    counters, gauges = figures["counters"], figures["gauges"]
+    yield _gauge("sessions", "Clients that are connected.", gauges["sessions"])
+    yield _counter("sessions_accepted", "Clients that were accepted.", counters["sessions"])
+    yield _counter(
+        "transactions",
+        "Transactions: answered after their final dot, refused as a whole (size, ambiguous data) or aborted before it.",
+        counters["transactions"],
+        "result",
+    )
+    yield _counter("received_message_bytes", "Octets of messages up to their final dot.", counters["octets"])
+    yield _counter(
+        "refused_recipients",
+        "Recipients that no backend was asked for: parked on reject or hold, unknown, or no answer from the table.",
+        counters["refused"],
+        "reason",
+    )
+    yield _gauge("held_sessions", "Sessions that wait for the route of a recipient on hold.", gauges["held"])
+    yield _gauge("held_sessions_limit", "How many may wait so at once (hold_limit).", figures["hold_limit"])
+    phases = {phase.replace(" ", "_"): count for phase, count in gauges["in_flight"].items()}
+    yield _gauge("deliveries_in_flight", "Deliveries to a backend that are under way.", phases, "phase")
+    yield _counter(
+        "uncertain_recipients",
+        "Recipients whose message went out to its end without a reply: it may be stored, and comes again.",
+        counters["uncertain"],
+    )
+    yield _histogram(
+        "event_loop_lateness_seconds",
+        "How late the event loop was, looked at ten times a second while there is mail.",
+        LATENESS_BOUNDS,
+        {(): counters["lateness"]},
+    )
+    yield _gauge(
+        "event_loop_longest_stall_seconds", "The longest that the event loop was seen to be late.", figures["longest"]
+    )
+    if "workers" in figures:
+        yield _gauge("workers", "Processes that serve, and how many are to (workers).", figures["workers"], "state")
+        yield _counter("worker_restarts", "Workers that were started again after they had died.", figures["restarts"])
+
+
+def _of_the_configuration(figures: Figures) -> Iterator[Metric]:
+    yield _counter("reloads", "Reloads that were done, or refused and changed nothing.", figures["reloads"], "result")
+    yield _gauge(
+        "last_reload_successful",
+        "0 while the file on the disk is not what is in force, because the last reload was refused.",
+        int(not figures["last_reload_refused"]),
+    )
+    yield _gauge("config_generation", "How many configurations have been in force.", figures["generation"])
+    yield _gauge(
+        "users",
+        "Entries of the table of users, by the backend that they are on; reject and hold are parked users.",
+        figures["users"],
+        "backend",
+    )
+
+
+def _of_the_backends(figures: Figures) -> Iterator[Metric]:
+    gauges: Mapping[str, Any] = figures["gauges"]["backends"]
+    # Of a backend that is not configured any more a worker that has ended may have left something.
+    counters = {name: each for name, each in figures["counters"]["backends"].items() if name in gauges}
+
+    def numbers(what: str, help_text: str, key: str) -> Metric:
+        values = {name: each[key] for name, each in counters.items()}
+        return _counter(f"backend_{what}", help_text, values, "backend")
+
+    yield _gauge(
+        "backend_up",
+        "0 while the last attempt to connect has failed, else 1.",
+        {name: int(name not in figures["down"]) for name in gauges},
+        "backend",
+    )
+    yield _counter(
+        "recipients",
+        "Recipients by their last reply; aborted: the client went without a final dot, so there was none.",
+        {(name, outcome): each[outcome] for name, each in counters.items() for outcome in _OUTCOMES},
+        "backend",
+        "outcome",
+    )
+    yield numbers("uncertain_recipients", "Of the deferred recipients, those whose message may be stored.", "uncertain")
+    yield numbers("sent_message_bytes", "Octets of messages that were sent to the backend.", "octets")
+    yield numbers("connections_opened", "Connections that came to serve.", "connections")
+    yield numbers("connection_failures", "Attempts to connect that failed, up to LHLO and AUTH.", "failures")
+    yield numbers("pool_waits", "Transactions that had to wait for a free connection.", "waits")
+    yield _gauge(
+        "backend_connections",
+        "Connections in use, or kept for the next message.",
+        {(name, {"busy": "in_use"}.get(state, state)): each[state] for name, each in gauges.items()
+         for state in ("busy", "idle")},
+        "backend",
+        "state",
+    )  # fmt: skip
+    for key, name, text in (
+        ("limit", "connections_limit", "How many connections there may be at once (max_connections)."),
+        ("waiting", "pool_waiting", "Transactions that wait for a free connection now."),
+    ):
+        yield _gauge(f"backend_{name}", text, {backend: each[key] for backend, each in gauges.items()}, "backend")
+    for key, name, text, bounds in (
+        ("connect", "connect_seconds", "From connecting to a session that takes mail.", CONNECT_BOUNDS),
+        ("replies", "reply_seconds", "From the final dot to the last reply to it.", REPLY_BOUNDS),
+    ):
+        yield _histogram(
+            f"backend_{name}", text, bounds, {(name,): each[key] for name, each in counters.items()}, "backend"
+        )
+
+
+def _gauge(name: str, text: str, values: Any, *labels: str) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(f"lmtp_proxy_{name}", text, labels=labels)
+    _fill(family, values)
+    return family
+
+
+def _counter(name: str, text: str, values: Any, *labels: str) -> Metric:
+    """prometheus_client adds the `_total`."""
+    from prometheus_client.core import CounterMetricFamily
+
+    family = CounterMetricFamily(f"lmtp_proxy_{name}", text, labels=labels)
+    _fill(family, values)
+    return family
+
+
+def _fill(family: Any, values: Any) -> None:
+    """values: a number, or one for each value of the label or labels."""
+    for labels, value in (values if isinstance(values, Mapping) else {(): values}).items():
+        family.add_metric((labels,) if isinstance(labels, str) else labels, value)
+
+
+def _histogram(
+    name: str, text: str, bounds: Sequence[float], values: Mapping[tuple[str, ...], Any], *labels: str
+) -> Metric:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(f"lmtp_proxy_{name}", text, labels=labels)
+    for label, histogram in values.items():
+        below, buckets = 0, []
+        for bound, count in zip((*bounds, math.inf), histogram["counts"], strict=True):
+            below += count
+            buckets.append(("+Inf" if bound == math.inf else str(bound), below))
+        family.add_metric(label, buckets, histogram["sum"])
+    return family

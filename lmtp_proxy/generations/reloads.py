@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reloads, one at a time: who asks for one gets a load that begins after the asking, however many ask at once.
+
+What is loaded, and by whom, is a matter of the subclass.
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gevent.event import AsyncResult, Event
+
+from lmtp_proxy.text import iso_time
+
+_log = logging.getLogger(__name__)
+
+
+_REMEMBERED = 20  # reloads and drains
+_NAMED = 3  # users of one of them
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Some users whom a reload put elsewhere. before, after: None for nowhere. users: the first of `count`."""
+
+    before: str | None
+    after: str | None
+    count: int
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """A reload that changed the generation in force.
+
+    generation: its number. changes: as text. seconds: how long it took. restart: keys whose change waits for a
+    restart. when: seconds since the epoch. moved: users, the largest groups first.
+    """
+
+    generation: int
+    changes: str
+    seconds: float
+    restart: tuple[str, ...]
+    when: float
+    moved: tuple[Moved, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A reload that changed nothing. errors: one line each, as ConfigError has them. when: seconds since the epoch.
+
+    torn: where some processes have changed something nevertheless, which; one line.
+    """
+
+    errors: tuple[str, ...]
+    when: float
+    torn: str = ""
+
+
+@dataclass(slots=True)
+class Drained:
+    """A drain that somebody asked for, and what it has come to. when: it began, in seconds since the epoch.
+
+    count: of the users that it is for, None for all; users: the first of them. waited: seconds. uncertain: deliveries
+    of the last hour for these users whose outcome is unknown.
+    """
+
+    when: float
+    count: int | None
+    users: tuple[str, ...]
+    done: bool = False
+    waited: float = 0.0
+    uncertain: int = 0
+
+    def ended(self, done: bool, uncertain: int) -> None:
+        """It was answered. done: nothing is left to wait for."""
+        self.done, self.uncertain = done, uncertain
+        self.waited = time.time() - self.when
+
+
+Outcome = Reloaded | Refused
+
+
+def reload_json(last: Outcome | None) -> dict[str, object] | None:
+    """How the last reload ended; None before the first."""
+    if last is None:
+        return None
+    if isinstance(last, Refused):
+        return {"time": iso_time(last.when), "ok": False, "errors": list(last.errors)}
+    return {"time": iso_time(last.when), "ok": True, "generation": last.generation, "changes": last.changes}
+
+
+def moved_json(moved: Sequence[Moved]) -> list[dict[str, object]]:
+    """As JSON values, which `moved_from` reads."""
+    return [{"from": each.before, "to": each.after, "count": each.count, "users": list(each.users)} for each in moved]
+
+
+def moved_from(groups: Sequence[dict[str, Any]]) -> tuple[Moved, ...]:
+    """Of groups with `from`, `to` or both, `count` and `users`."""
+    found = (Moved(each.get("from"), each.get("to"), each["count"], tuple(each["users"][:_NAMED])) for each in groups)
+    return tuple(sorted(found, key=lambda each: -each.count)[:_REMEMBERED])
+
+
+def history_json(history: Sequence[Outcome | Drained]) -> list[dict[str, object]]:
+    """The last of them first."""
+    return [_event_json(event) for event in reversed(history)]
+
+
+def _event_json(event: Outcome | Drained) -> dict[str, object]:
+    if isinstance(event, Drained):
+        values = asdict(event)
+        return {"kind": "drain", "time": iso_time(values.pop("when")), **values, "users": list(event.users)}
+    told = {"kind": "reload", **(reload_json(event) or {})}
+    return {**told, "moved": moved_json(event.moved)} if isinstance(event, Reloaded) else told
+
+
+class Reloads(ABC):
+    """Serves requests for reloads.
+
+    last_reload: the last one's outcome, None before the first. loading_since: when the reload under way began
+    (time.monotonic), None if there is none. done, refused: how many ended so. history: the last outcomes and drains.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = Event()
+        self._begun = self._done = 0
+        self._settled = Event()
+        self._waiting: list[AsyncResult[Outcome]] = []
+        self.last_reload: Outcome | None = None
+        self.loading_since: float | None = None
+        self.done = self.refused = 0
+        self.history: deque[Outcome | Drained] = deque(maxlen=_REMEMBERED)
+
+    @abstractmethod
+    def reload(self) -> Outcome:
+        """Load now, and return when what was loaded is in force, or why it is not."""
+
+    def request_reload(self) -> None:
+        """Ask for a reload, and return at once."""
+        self._wanted.set()
+
+    def reload_now(self) -> Outcome:
+        """Wait for a load that begins after this call, and for its swap."""
+        result: AsyncResult[Outcome] = AsyncResult()
+        self._waiting.append(result)
+        self._wanted.set()
+        outcome = result.get()
+        assert outcome is not None
+        return outcome
+
+    def note_drain(self, users: Sequence[str] | None) -> Drained:
+        """Somebody waits for these users, None for all; what the caller writes into the answer is remembered.
+
+        Asked for again before it was done, it is the same drain.
+        """
+        count, named = None if users is None else len(users), tuple((users or ())[:_NAMED])
+        for event in self.history:
+            if isinstance(event, Drained) and not event.done and (event.count, event.users) == (count, named):
+                return event
+        drained = Drained(time.time(), count, named)
+        self.history.append(drained)
+        return drained
+
+    def settle(self) -> None:
+        """Wait until every reload is done that was asked for before this call; not for later ones."""
+        last = self._begun + self._wanted.is_set()
+        while self._done < last:
+            self._settled.clear()
+            self._settled.wait()
+
+    def run(self) -> None:
+        """Serve requests for ever."""
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            waiting, self._waiting = self._waiting, []
+            self._begun += 1
+            self.loading_since = time.monotonic()
+            try:
+                outcome = self.reload()
+            except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
+                _log.exception("reload failed by an internal error; what was active stays active: %r", self)
+                outcome = Refused((f"internal error: {error!r}; the log has more",), time.time())
+            self.loading_since = None
+            self.last_reload = outcome
+            self.history.append(outcome)
+            if isinstance(outcome, Refused):
+                self.refused += 1
+            else:
+                self.done += 1
+            self._done += 1
+            for result in waiting:
+                result.set(outcome)
+            self._settled.set()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The listening sockets, for mail and for control: bound, with owner, group and mode, before anyone can connect.
+
+A unix socket is made ready under another name beside its own and renamed into place, so clients see no socket, the old
+one or a complete one. It runs before gevent is there, and knows nothing of LMTP.
+"""
+
+import fcntl
+import grp
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.values import Address, Config, TcpAddress, UnixAddress, is_own_listener
+from lmtp_proxy.start.passed_socket import PassedSocketError, address_of, take_passed_socket
+
+BACKLOG = 1024
+"""Connections that wait in the kernel; Linux cuts it to net.core.somaxconn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket.
+
+    file: device and inode of its name in the file system, None for TCP. after_crash: a dead socket was there, whose
+    process did not come to take it away. notice: what the operator should know of it, one line or empty.
+    """
+
+    socket: socket.socket
+    path: str = ""
+    file: tuple[int, int] | None = None
+    after_crash: bool = False
+    notice: str = ""
+
+    def remove(self) -> None:
+        """Take the socket's name away, unless somebody else has put another there since."""
+        with suppress(OSError):
+            status = os.lstat(self.path)
+            if (status.st_dev, status.st_ino) == self.file:
+                os.unlink(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """Who may use a socket, as the configuration has it. place: the file and key, for messages."""
+
+    owner: str | None
+    group: str | None
+    permissions: int | None
+    place: str
+
+    def refusal(self, what: str) -> ConfigError:
+        return ConfigError((f"{self.place}: {what}",))
+
+
+def listen(config: Config) -> Listener:
+    """Bind and listen for clients as `config` says, or take the socket that was passed to the process in its place.
+
+    Raises ConfigError with what to do about it.
+    """
+    access = _Access(config.owner, config.group, config.permissions, f"{config.path}: config.socket")
+    try:
+        passed = take_passed_socket()
+    except PassedSocketError as error:
+        raise access.refusal(str(error)) from error
+    return _listen(config.socket, access) if passed is None else _take(passed, config, access)
+
+
+def _take(passed: socket.socket, config: Config, access: _Access) -> Listener:
+    """It has its owner and mode, and its name stays where it is when we end."""
+    address = address_of(passed)
+    for backend in config.backends.values():
+        if is_own_listener(address, backend.address):
+            raise access.refusal(f"{address}, which was passed, is backend {backend.name}: mail would go in circles")
+    if is_own_listener(address, config.socket):
+        return Listener(passed)
+    what = f"{config.socket} is not used: the socket that was passed listens on {address} (see lmtp-proxy.socket)"
+    return Listener(passed, notice=f"{access.place}: {what}")
+
+
+def listen_for_control(config: Config) -> Listener | None:
+    """Bind and listen on the control socket; None if there is to be none. Raises ConfigError."""
+    control = config.control
+    if control is None:
+        return None
+    place = f"{config.path}: config.control.socket"
+    return _listen(control.socket, _Access(control.owner, control.group, control.permissions, place))
+
+
+def listen_for_metrics(config: Config) -> Listener | None:
+    """Bind and listen where /metrics and the status page are; None if nowhere. Raises ConfigError."""
+    if config.metrics is None:
+        return None
+    return _listen(config.metrics, _Access(None, None, None, f"{config.path}: config.metrics"))
+
+
+def _listen(address: Address, access: _Access) -> Listener:
+    try:
+        return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)
+    except OSError as error:
+        what = f"cannot listen on {address}: {error.strerror or error}"
+        if isinstance(address, UnixAddress) and isinstance(error, FileNotFoundError):
+            what += f": make its directory, {os.path.dirname(address.path)}"
+        raise access.refusal(what) from error
+
+
+def _listen_tcp(address: TcpAddress) -> Listener:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, where = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return Listener(listener)
+
+
+def _listen_unix(path: str, access: _Access) -> Listener:
+    directory = os.path.dirname(path)
+    with _locked(directory):
+        after_crash = _is_dead(path, access)
+        unfinished = os.path.join(directory, f".{os.getpid()}")
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(unfinished)
+            try:
+                _set_access(access, unfinished)
+                listener.listen(BACKLOG)
+                status = os.lstat(unfinished)
+                os.rename(unfinished, path)
+            except OSError:
+                os.unlink(unfinished)
+                raise
+        except OSError:
+            listener.close()
+            raise
+    return Listener(listener, path, (status.st_dev, status.st_ino), after_crash)
+
+
+@contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Keep a second start from taking the same name between our look and our rename."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_dead(path: str, access: _Access) -> bool:
+    """Whether a socket is at `path` where nobody listens any more; False if nothing is. Raises ConfigError."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise access.refusal(f"{path} exists and is no socket; it was left alone. Move it away or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:
+            pass  # its backlog is full: very much alive
+    raise access.refusal(
+        f"another process is listening on {path}. Stop it first, and wait for its end, or name another path"
+    )
+
+
+def _set_access(access: _Access, path: str) -> None:
+    """Owner and group first: chown clears mode bits, and nobody gets in between before `listen`."""
+    owner = -1 if access.owner is None else _user_id(access.owner)
+    group = -1 if access.group is None else _group_id(access.group)
+    if (owner, group) != (-1, -1):
+        os.chown(path, owner, group)
+    if access.permissions is not None:
+        os.chmod(path, access.permissions)
+
+
+def _user_id(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return int(name)  # the configuration was checked: it is one of the two
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return int(name)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the log says at a start: that it is done, and what the operator may not have meant.
+
+The same from one process that serves and from a supervisor of several.
+"""
+
+import logging
+import socket
+
+from lmtp_proxy import __version__
+from lmtp_proxy.config.values import LOCALHOST, Config
+
+_log = logging.getLogger(__name__)
+_LOOPBACK = socket.inet_pton(socket.AF_INET6, "::1")
+
+
+def log_ready(config: Config, listener: socket.socket, users: int, by: str = "") -> None:
+    """Clients are served on `listener`. users: how many keys the table has. by: ` by ...`, who serves."""
+    backends = len(config.backends)
+    what = f"{users} users, {backends} backends{by}"
+    _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)
+    if config.metrics is not None:
+        where = config.metrics
+        _log.info("metrics: http://%s/metrics; the status page is http://%s/", where, where)
+        if not _is_loopback(where.host):
+            _log.warning("%s (config.metrics) is no loopback address: any host may see the counts and backends", where)
+    if config.allow is not None or listener.family == socket.AF_UNIX:
+        return
+    if not _is_loopback(listener.getsockname()[0]):
+        _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        octets = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    except OSError:  # a name
+        return host.lower().rstrip(".") in LOCALHOST
+    return octets[0] == 127 if len(octets) == 4 else octets == _LOOPBACK

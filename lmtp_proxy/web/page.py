@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The status page: everything that an operator watches during a migration, on one screen, to read only.
+
+Values in, HTML out. It gets no name of a person, and asks nobody for anything.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from lmtp_proxy.control.application import Json
+from lmtp_proxy.counts import REPLY_BOUNDS, quantile
+from lmtp_proxy.figures.figures import Figures
+from lmtp_proxy.figures.samples import KEPT, SECONDS, Sample, Samples
+from lmtp_proxy.web.graphics import Part, bar, curve, duration, escape, number, octets, rate, share
+
+_FLIGHTS = 12  # shown, the oldest
+_UNCERTAIN = 8  # the last ones
+_RECENT = 3  # samples that "now" is the mean of
+_LATE = 0.25  # seconds: a stall that others notice
+_KINDS = 8  # colours
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What there is to show, all of it without names. status, figures: see the resources of these names."""
+
+    hostname: str
+    status: Json
+    figures: Figures
+    flights: list[Json]
+    uncertain: list[Json]
+    history: list[Json]
+    samples: Samples
+
+
+def page(shown: Shown) -> tuple[str, str, str]:
+    """Title, state (good, warn or bad), content."""
+    notes = list(_notes(shown))
+    state = "bad" if any(kind == "bad" for kind, _ in notes) else "warn" if notes else "good"
+    parts = [
+        _head(shown, state),
+        *(f'<p class="note {kind}">{escape(text)}</p>' for kind, text in notes),
+        _tiles(shown),
+        _users(shown),
+        _backends(shown),
+        '<div class="columns">',
+        _history(shown),
+        '<div class="column">',
+        _flights(shown),
+        _uncertain(shown),
+        "</div></div>",
+        _foot(shown),
+    ]
+    mark = {"good": "", "warn": "(!) ", "bad": "(!!) "}[state]
+    return f"{mark}{shown.hostname}: lmtp-proxy", state, "\n".join(parts)
+
+
+def page_of_problem(hostname: str, problem: str) -> tuple[str, str, str]:
+    """As `page`, where there is nothing else to show."""
+    head = f"<header><h1>lmtp-proxy <span>{escape(hostname)}</span></h1></header>"
+    return f"(!!) {hostname}: lmtp-proxy", "bad", f'{head}<p class="note bad">{escape(problem)}</p>'
+
+
+# --- the head --------------------------------------------------------------------------------------------------------
+
+
+def _head(shown: Shown, state: str) -> str:
+    status = shown.status
+    word = "stopping" if status["stopping"] else "reloading" if status["reloading"] is not None else "serving"
+    facts = [("version", status["version"]), ("up", duration(status["uptime"])), ("generation", status["generation"])]
+    if workers := status["workers"]:
+        serving = sum(worker["state"] == "serving" for worker in workers)
+        facts.append(("workers", f"{serving} of {len(workers)}"))
+    facts += [("pid", status["pid"]), ("mail on", status["socket"])]
+    told = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in facts)
+    return (
+        f'<header><h1>lmtp-proxy <span>{escape(shown.hostname)}</span></h1><span class="pill {state}">{word}</span>'
+        f'<div class="facts">{told}</div></header>'
+    )
+
+
+def _notes(shown: Shown) -> Iterable[tuple[str, str]]:
+    """What the operator has to know: kind and text."""
+    status, figures = shown.status, shown.figures
+    if torn := status.get("torn"):
+        yield "bad", f"The workers do not deliver by the same configuration: {torn}. Reload again."
+    if (reload := status["reload"]) is not None and not reload["ok"]:
+        what = "; ".join(reload["errors"])
+        yield "bad", f"The last reload was refused, the file on the disk is not in force: {what}. See the log."
+    for backend in status["backends"]:
+        if backend["state"] == "down":
+            yield "bad", f"Backend {backend['name']} is down: {backend['trouble']}"
+    for worker in status["workers"]:
+        if worker["state"] not in ("serving", "stopping"):
+            yield "bad", f"Worker {worker['number']} is {worker['state']}."
+    if crash := status["after_crash"]:
+        who = f"worker {crash['worker']}" if crash["worker"] else "the process before this one"
+        yield "warn", f"{who} died {duration(crash['seconds'])} ago: what it had handed over may still be finishing."
+    if waiting := sum(each["waiting"] for each in figures["gauges"]["backends"].values()):
+        yield "warn", f"{number(waiting)} transactions wait for a free connection (max_connections)."
+    if status["stopping"]:
+        yield "warn", "It is stopping: no new clients are accepted."
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _tiles(shown: Shown) -> str:
+    figures, samples = shown.figures, shown.samples
+    counters, gauges = figures["counters"], figures["gauges"]
+    messages = samples.rates(lambda sample: sample.transactions)
+    connects = samples.rates(lambda sample: sample.sessions)
+    received = samples.rates(lambda sample: sample.octets)
+    phases = gauges["in_flight"]
+    uncertain, held, longest = counters["uncertain"], gauges["held"], figures["longest"]
+    transactions = counters["transactions"]
+    late = "bad" if longest >= 10 * _LATE else "warn" if longest >= _LATE else ""
+    refused = counters["refused"]
+    return '<section class="tiles" aria-label="Now">' + "".join(
+        (
+            _tile(
+                "Messages",
+                f"{rate(_now(messages))} <small>/ s</small>",
+                f"{number(transactions['answered'])} answered, {number(transactions['aborted'])} aborted",
+                curve("Messages per second, the last ten minutes", KEPT - 1, ("all", messages)),
+            ),
+            _tile(
+                "Received",
+                f"{octets(_now(received))} <small>/ s</small>",
+                f"{octets(counters['octets'])} since the start",
+                curve("Octets received per second, the last ten minutes", KEPT - 1, ("all", received), scale=octets),
+            ),
+            _tile(
+                "Sessions",
+                number(gauges["sessions"]),
+                f"{number(counters['sessions'])} accepted, {rate(_now(connects))} / s",
+                curve("Clients accepted per second, the last ten minutes", KEPT - 1, ("all", connects)),
+            ),
+            _tile(
+                "In flight",
+                number(sum(phases.values())),
+                ", ".join(f"{number(count)} {phase}" for phase, count in phases.items()),
+            ),
+            _tile(
+                "Parked",
+                f"{number(held)} <small>of {number(figures['hold_limit'])} on hold</small>",
+                f"deferred here: {number(refused['parked'])} parked, {number(refused['unknown'])} unknown, "
+                f"{number(refused['lookup'])} without a look-up",
+            ),
+            _tile("Uncertain", number(uncertain), "recipients since the start", kind="bad" if uncertain else ""),
+            _tile("Longest stall", duration(longest), "of the event loop, since the start", kind=late),
+        )
+    ) + "</section>"  # fmt: skip
+
+
+def _tile(title: str, value: str, more: str, graphic: str = "", kind: str = "") -> str:
+    return (
+        f'<div class="card tile"><h2>{title}</h2><div class="big {kind}">{value}</div>'
+        f"<p>{escape(more)}</p>{graphic}</div>"
+    )
+
+
+def _now(rates: list[float]) -> float:
+    last = rates[-_RECENT:]
+    return sum(last) / len(last) if last else 0.0
+
+
+def _kinds(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each backend, the same in all parts of the page."""
+    return {name: f"k{index % _KINDS}" for index, name in enumerate(names)} | {"reject": "reject", "hold": "hold"}
+
+
+def _users(shown: Shown) -> str:
+    on: dict[str, int] = shown.figures["users"]
+    kinds, whole = _kinds(shown.figures["gauges"]["backends"]), sum(on.values())
+    parts = [Part(name, count, kinds.get(name, "k0")) for name, count in on.items()]
+    legend = "".join(
+        f'<li><svg viewBox="0 0 1 1" aria-hidden="true"><rect class="{part.kind}" width="1" height="1"/></svg>'
+        f"{escape(part.name)} <b>{number(part.size)}</b> <span>{share(part.size, whole)}</span></li>"
+        for part in parts
+    )
+    fallback = shown.status["fallback_backend"]
+    rest = f" \u00b7 everybody else <b>{escape(fallback)}</b>" if fallback else ""
+    label = "Users by backend: " + ", ".join(f"{part.name} {part.size}" for part in parts)
+    return (
+        f'<section class="card"><h2>Users <b>{number(whole)}</b>{rest}</h2>{bar(label, parts, whole)}'
+        f'<ul class="legend">{legend}</ul></section>'
+    )
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+_PILLS = {"up": "good", "down": "bad", "unused": ""}
+_HEADINGS = ("Backend", "Delivered and failed, / s", "Now", "Connections", "Users", "Sent", "Deferred", "Bounced",
+             "Uncertain", "Octets", "Reply p50", "p95")  # fmt: skip
+
+
+def _backends(shown: Shown) -> str:
+    kinds = _kinds(shown.figures["gauges"]["backends"])
+    rows = "".join(_backend(shown, backend, kinds[backend["name"]]) for backend in _known(shown))
+    head = "".join(
+        f"<th{' class=left' if index in (1, 3) else ''} scope=col>{title}</th>" for index, title in enumerate(_HEADINGS)
+    )
+    return (
+        '<section class="card"><h2>Backends</h2><table class="backends">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
+    )
+
+
+def _known(shown: Shown) -> list[Json]:
+    """Those of which there are figures, too: a reload may have come between the two."""
+    figures = shown.figures
+    both = figures["gauges"]["backends"].keys() & figures["counters"]["backends"].keys()
+    return [backend for backend in shown.status["backends"] if backend["name"] in both]
+
+
+def _backend(shown: Shown, backend: Json, kind: str) -> str:
+    name, samples = backend["name"], shown.samples
+    counters, gauges = (shown.figures[tree]["backends"][name] for tree in ("counters", "gauges"))
+
+    def sent(sample: Sample) -> int | None:
+        return sample.backends[name].sent if name in sample.backends else None
+
+    def failed(sample: Sample) -> int | None:
+        return sample.backends[name].failed if name in sample.backends else None
+
+    good, bad = samples.rates(sent), samples.rates(failed)
+    label = f"{name}: delivered and failed recipients per second, the last ten minutes"
+    used = [Part("in use", gauges["busy"], kind), Part("kept", gauges["idle"], "k0")]
+    waiting = f", {number(gauges['waiting'])} waiting" if gauges["waiting"] else ""
+    uses = f"{name}: {gauges['busy']} connections in use, {gauges['idle']} kept, of {gauges['limit']}{waiting}"
+    counts = counters["replies"]["counts"]
+    failing = f' <span class="num-bad">{rate(_now(bad))}</span>' if _now(bad) >= 0.005 else ""
+    cells = (
+        f'<svg class="key" viewBox="0 0 1 1" aria-hidden="true"><rect class="{kind}" width="1" height="1"/></svg>'
+        f'<b>{escape(name)}</b> <span class="pill {_PILLS[backend["state"]]}">{backend["state"]}</span>'
+        f'<span class="where">{escape(backend["address"])}</span>',
+        curve(label, KEPT - 1, ("sent", good), ("failed", bad)),
+        f"{rate(_now(good))}{failing}",
+        f"{number(gauges['busy'])} <small>in use, {number(gauges['idle'])} kept, of {number(gauges['limit'])}"
+        f"{waiting}</small>" + bar(uses, used, gauges["limit"]).replace('class="bar"', 'class="bar thin"', 1),
+        number(backend["users"]),
+        number(counters["sent"]),
+        _count(counters["deferred"], "warn"),
+        _count(counters["bounced"], "warn"),
+        _count(counters["uncertain"], "bad"),
+        octets(counters["octets"]),
+        duration(quantile(REPLY_BOUNDS, counts, 0.5)),
+        duration(quantile(REPLY_BOUNDS, counts, 0.95)),
+    )
+    classes = {0: "left", 1: "wide", 3: "use left"}
+    return "<tr>" + "".join(
+        f'<td class="{classes.get(index, "")}" data-label="{title}">{cell}</td>'
+        for index, (title, cell) in enumerate(zip(_HEADINGS, cells, strict=True))
+    ) + "</tr>"  # fmt: skip
+
+
+def _count(count: int, kind: str) -> str:
+    return f'<span class="{f"num-{kind}" if count else "zero"}">{number(count)}</span>'
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def _history(shown: Shown) -> str:
+    rows = "".join(
+        f"<tr><td>{_when(event['time'], shown.figures['time'])}</td><td class=left>{_result(event)}</td>"
+        f'<td class="text">{_told(event)}</td></tr>'
+        for event in shown.history
+    )
+    return _list("Reloads and moves", "the last 20", rows, "None since the start.")
+
+
+def _result(event: Json) -> str:
+    if event["kind"] == "drain":
+        kind, word = ("good", "drained") if event["done"] else ("warn", "draining")
+    else:
+        kind, word = ("good", "reloaded") if event["ok"] else ("bad", "refused")
+    return f'<span class="pill {kind}">{word}</span>'
+
+
+def _told(event: Json) -> str:
+    if event["kind"] == "drain":
+        count = event["count"]
+        whom = "all users" if count is None else f"{number(count)} user{'' if count == 1 else 's'}"
+        doubt = f', <span class="num-bad">{number(event["uncertain"])} uncertain</span>' if event["uncertain"] else ""
+        return f"{whom}, waited {duration(event['waited'])}{doubt}"
+    if not event["ok"]:
+        return escape("; ".join(event["errors"]))
+    moves = [
+        f"<b>{number(each['count'])}</b> {escape(each['from'] or 'new')} \u2192 {escape(each['to'] or 'removed')}"
+        for each in event["moved"]
+    ]
+    _, mark, keys = event["changes"].partition("changed: ")  # what stands before is how many users and backends
+    told = [*moves, *([escape(mark + keys)] if keys else [])] or ["nothing changed"]
+    return f"{', '.join(told)} <small>generation {number(event['generation'])}</small>"
+
+
+def _flights(shown: Shown) -> str:
+    flights = sorted(shown.flights, key=lambda flight: -float(flight["seconds"]))
+    rows = "".join(
+        f'<tr><td>{escape(flight["session"])}</td><td class="left name">{escape(flight["backend"])}</td>'
+        f"<td class=left>{escape(flight['phase'])}</td><td>{number(flight['count'])}</td>"
+        f"<td>{octets(flight['octets'])}</td><td>{duration(flight['seconds'])}</td></tr>"
+        for flight in flights[:_FLIGHTS]
+    )
+    head = ("Session", "Backend", "Phase", "To", "Sent", "Since")
+    more = f"the oldest {_FLIGHTS} of {number(len(flights))}" if len(flights) > _FLIGHTS else number(len(flights))
+    return _list("Deliveries in flight", more, rows, "None at this moment.", head)
+
+
+def _uncertain(shown: Shown) -> str:
+    rows = "".join(
+        f"<tr><td>{_when(record['time'], shown.figures['time'])}</td><td class=left>{escape(record['session'])}</td>"
+        f'<td class="left name">{escape(record["backend"])}</td><td>{octets(record["size"])}</td></tr>'
+        for record in reversed(shown.uncertain[-_UNCERTAIN:])
+    )
+    more = f"{number(len(shown.uncertain))} known; lmtp-proxyctl uncertain names them" if rows else "0"
+    return _list("Uncertain deliveries", more, rows, "None since the start.", ("Time", "Session", "Backend", "Size"))
+
+
+def _list(title: str, more: str, rows: str, otherwise: str, head: tuple[str, ...] = ()) -> str:
+    if not rows:
+        return f'<section class="card"><h2>{title}</h2><p class="none">{otherwise}</p></section>'
+    words = "".join(
+        f"<th{' class=left' if name in ('Backend', 'Phase', 'Session') else ''} scope=col>{name}</th>" for name in head
+    )
+    top = f"<thead><tr>{words}</tr></thead>" if head else ""
+    table = f'<table class="list">{top}<tbody>{rows}</tbody></table>'
+    return f'<section class="card"><h2>{title} <b>{more}</b></h2>{table}</section>'
+
+
+def _when(iso: str, now: float) -> str:
+    """The time of the day, and how long ago that was. iso: as iso_time makes it."""
+    # Not time.strptime: it opens a file, at its first call, which may come when none can be opened.
+    ago = now - datetime.fromisoformat(f"{iso[:19]}+00:00").timestamp()
+    return f'<time datetime="{escape(iso)}">{escape(iso[11:19])}</time> <small>{duration(max(0.0, ago))} ago</small>'
+
+
+def _foot(shown: Shown) -> str:
+    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(shown.figures["time"]))
+    minutes = (KEPT - 1) * SECONDS / 60
+    return (
+        f"<footer><span>{now} UTC, as all times here</span><span>Curves: {minutes:g} minutes</span>"
+        f'<span>For programs: <a href="/metrics">/metrics</a>, <a href="/status">/status</a></span></footer>'
+    )

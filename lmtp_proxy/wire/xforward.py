@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""XFORWARD (Postfix' XFORWARD_README): what an MTA says of a message before its MAIL.
+
+Only IDENT is of use here, the id under which the message is in the client's queue. The others are looked at for their
+syntax and forgotten. It knows no connection, and not when in a session the command may come.
+"""
+
+import re
+
+from lmtp_proxy.wire import reply
+from lmtp_proxy.wire.reply import Reply
+
+NAMES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "IDENT", "SOURCE")
+"""The attributes that are offered; Postfix sends no others."""
+
+_KNOWN = frozenset(name.encode("ascii") for name in NAMES)
+# RFC 3461 section 4: + and two hexadecimal digits in upper case for all that may not stand there itself.
+_XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
+_ESCAPED = re.compile(rb"\+([0-9A-F]{2})")
+_LONGEST = 255  # characters of a value, as XFORWARD_README has it
+# Postfix' own ids, the short and the long ones; [UNAVAILABLE] is none. It becomes an argument of a command, so it never
+# begins with a dash.
+_QUEUE_ID = re.compile(rb"[A-Za-z0-9]{1,64}")
+
+
+class Forwarded:
+    """What one client has said of its next message, or of the one in hand.
+
+    trusted: it may say so. offered: the attributes that LHLO tells it of. queue_id: "" if it said none; whoever ends
+    the transaction forgets it.
+    """
+
+    __slots__ = ("offered", "queue_id")
+
+    def __init__(self, trusted: bool) -> None:
+        self.offered = NAMES if trusted else ()
+        self.queue_id = ""
+
+    def take(self, arguments: bytes, out_of_turn: Reply | None) -> Reply:
+        """The command's reply. out_of_turn: that to a client which may say it, but not now."""
+        if not self.offered:
+            return reply.BAD_COMMAND
+        if out_of_turn is not None:
+            return out_of_turn
+        words = [word for word in arguments.split(b" ") if word]
+        said = self.queue_id
+        for word in words:
+            name, _, value = word.partition(b"=")
+            if name.upper() not in _KNOWN or len(value) > _LONGEST or not _XTEXT.fullmatch(value):
+                return reply.BAD_XFORWARD
+            if name.upper() == b"IDENT":
+                said = _queue_id(_ESCAPED.sub(_octet, value))
+        if not words:
+            return reply.BAD_XFORWARD
+        self.queue_id = said
+        return reply.OK
+
+
+NOBODY = Forwarded(False)
+"""All clients who are not trusted: nothing is taken from them, so nothing stays here."""
+
+
+def _queue_id(text: bytes) -> str:
+    """"" where there is none. Another MTA's id of some other form is no mistake of its own, and not worth a refusal."""
+    return text.decode("ascii") if _QUEUE_ID.fullmatch(text) else ""
+
+
+def _octet(escaped: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(escaped[1].decode("ascii"))

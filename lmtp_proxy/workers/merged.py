@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the operator can ask a proxy of several workers: the same resources, answered as if it were one process.
+
+What changes or proves something is done only when every worker says so. A worker that died takes what it knew with it,
+which is told as `after_crash`; one that does not answer makes the answer an error, but for the status.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import gevent
+
+from lmtp_proxy.control.application import Json, JsonApplication, Text
+from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Problem, Request, refused_reload
+from lmtp_proxy.figures.exposition_thread import exposed
+from lmtp_proxy.figures.figures import Figures
+from lmtp_proxy.generations.reloads import Refused, history_json, moved_json, reload_json
+from lmtp_proxy.text import iso_time
+from lmtp_proxy.workers.figures import TeamFigures
+from lmtp_proxy.workers.merged_json import merged_backends, merged_status, of_worker
+from lmtp_proxy.workers.process import Answer, NoAnswer, WorkerEnded, WorkerProcess
+from lmtp_proxy.workers.team import Team
+
+_LOOK = 0.25  # seconds between two looks whether the client is still there
+_GRACE = 30.0  # seconds more than a request may take in a worker
+
+_Said: TypeAlias = Answer | WorkerEnded | NoAnswer
+
+
+class MergedApplication(JsonApplication):
+    """stopping: whether the proxy accepts no more. after_crash: the proxy before this one did not end well."""
+
+    def __init__(self, team: Team, stopping: Callable[[], bool], *, after_crash: bool) -> None:
+        self._team = team
+        self._stopping = stopping
+        self._after_crash = after_crash
+        self._instance = os.urandom(8).hex()
+        self._started = time.time()
+        self._began = time.monotonic()
+        self.team_figures = TeamFigures(team, self._started)
+        super().__init__(
+            {
+                "/status": {"GET": self._status},
+                "/backends": {"GET": self._backends},
+                "/sessions": {"GET": self._sessions},
+                "/inflight": {"GET": self._in_flight},
+                "/lookup": {"GET": lambda request: self._by_one(request, "GET", "/lookup")},
+                "/uncertain": {"GET": self._uncertain},
+                "/figures": {"GET": lambda _: self._figures()},
+                "/metrics": {"GET": lambda request: Text(*exposed(self._figures(), request.accept))},
+                "/history": {"GET": lambda _: {"history": history_json(self._team.history)}},
+                "/reload": {"POST": self._reload},
+                "/drain": {"POST": self._drain},
+                "/preflight": {"POST": self._preflight},
+                "/check": {"POST": self._check},
+                "/receipts": {"POST": self._receipts},
+            }
+        )
+
+    # --- what is -----------------------------------------------------------------------------------------------------
+
+    def _status(self, request: Request) -> Json:
+        said = self._ask(request, self._team.serving(), "GET", "/status")
+        answers = {worker: answer.document for worker, answer in said if isinstance(answer, Answer) and answer.ok}
+        silent = {worker for worker, answer in said if isinstance(answer, NoAnswer)}
+        rows = [
+            {
+                "number": number,
+                "pid": worker.pid if worker else None,
+                "state": "dead" if worker is None else "silent" if worker in silent else worker.state.value,
+                "started": iso_time(worker.began) if worker else None,
+                "restarts": restarts,
+                "sessions": answers[worker]["sessions"] if worker in answers else 0,
+            }
+            for number, (worker, restarts) in enumerate(self._team.workers, 1)
+        ]
+        if not answers:
+            states = ", ".join(f"worker {row['number']} (pid {row['pid']}) is {row['state']}" for row in rows)
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"no worker answers: {states}; see the log", workers=rows)
+        merged = merged_status(list(answers.values()))
+        since = self._team.loading_since
+        return {
+            **merged,
+            "instance": self._instance,
+            "pid": os.getpid(),
+            "started": iso_time(self._started),
+            "uptime": self._uptime,
+            "workers": rows,
+            "torn": self._team.torn or None,
+            "stopping": self._stopping(),
+            "after_crash": self._crash_json(merged["longest_delivery"]),
+            "reloading": None if since is None else time.monotonic() - since,
+            "generation": self._team.generation,
+            "config": {**merged["config"], "loaded": iso_time(self._team.loaded)},
+            "reload": reload_json(self._team.last_reload),
+        }
+
+    @property
+    def _uptime(self) -> float:
+        return time.monotonic() - self._began
+
+    def _crash_json(self, longest: float) -> Json | None:
+        """That a process died: what it had handed over may still be finishing in a store.
+
+        None when that was longer ago than any delivery was to take, which is `longest` seconds.
+        """
+        crash = self._team.crash
+        if crash is not None and (seconds := time.monotonic() - crash.moment) <= longest:
+            return {"started": iso_time(crash.when), "seconds": seconds, "worker": crash.pid}
+        if self._after_crash and self._uptime <= longest:
+            return {"started": iso_time(self._started), "seconds": self._uptime, "worker": None}
+        return None
+
+    def _backends(self, request: Request) -> Json:
+        answers = self._by_all(request, "/backends")
+        return {"backends": merged_backends([answer["backends"] for _, answer in answers])}
+
+    def _sessions(self, request: Request) -> Json:
+        answers = self._by_all(request, "/sessions")
+        found = [session for worker, answer in answers for session in of_worker(worker.pid, answer["sessions"])]
+        return {"sessions": _oldest_first(found)}
+
+    def _in_flight(self, request: Request) -> Json:
+        answers = self._by_all(request, "/inflight")
+        found = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["in_flight"])]
+        return {"in_flight": _oldest_first(found)}
+
+    def _uncertain(self, request: Request) -> Json:
+        answers = [answer for _, answer in self._by_all(request, "/uncertain")]
+        records = [record for answer in answers for record in answer["uncertain"]]
+        return {"log": answers[0]["log"], "uncertain": sorted(records, key=lambda record: str(record["time"]))}
+
+    def _figures(self) -> Figures:
+        if (figures := self.team_figures.collect()) is None:
+            raise _no_answer(WorkerEnded(""))
+        return figures
+
+    # --- what can be done --------------------------------------------------------------------------------------------
+
+    def _reload(self, request: Request) -> Json:
+        if request.body:
+            request.document()
+        request.log("reload")
+        outcome = self._team.reload_now()
+        if isinstance(outcome, Refused):
+            if outcome.torn:
+                raise _torn(outcome.torn, errors=list(outcome.errors))
+            raise refused_reload(outcome.errors)
+        return {
+            "generation": outcome.generation,
+            "changes": outcome.changes,
+            "seconds": outcome.seconds,
+            "restart": list(outcome.restart),
+            "moved": moved_json(outcome.moved),
+            "sha256": self._team.digest,
+        }
+
+    def _drain(self, request: Request) -> Json:
+        began = time.monotonic()
+        document = request.document("users", "all", "timeout", "until", long=True)
+        users = document.users_to_drain()
+        deadline = began + document.seconds("timeout", default=DRAIN_TIMEOUT, most=DRAIN_LONGEST)
+        asked = document.values.get("until")
+        until = asked if isinstance(asked, dict) else document.count("until")
+        if until is None:  # else it is the same drain, asked for again
+            request.log("drain", ["all"] if users is None else users)
+        drained = self._team.note_drain(users)
+        settled = self._settled(deadline)
+        of_whom = {"all": True} if users is None else {"users": users}
+
+        def body(worker: WorkerProcess) -> bytes:
+            # A worker that came later has had nothing but the new routes.
+            mine = until.get(worker.instance, 0) if isinstance(until, dict) else until
+            left = max(0.0, deadline - time.monotonic()) if settled else 0.0
+            return json.dumps({**of_whom, "timeout": left, **({} if mine is None else {"until": mine})}).encode("ascii")
+
+        answers = self._by_all(request, "/drain", "POST", body, DRAIN_LONGEST)
+        first = answers[0][1]
+        uncertain = [record for _, answer in answers for record in answer["uncertain"]]
+        waiting = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
+        done = settled and all(answer["done"] for _, answer in answers)
+        drained.ended(done, len(uncertain))
+        return {
+            "done": done,
+            "instance": self._instance,
+            "generation": self._team.generation,
+            "until": {worker.instance: answer["until"] for worker, answer in answers} if settled else UNSETTLED,
+            "waited": time.monotonic() - began,
+            "waiting": _oldest_first(waiting),
+            "uncertain": sorted(uncertain, key=lambda record: str(record["time"])),
+            "routes": first["routes"],
+            "reload": reload_json(self._team.last_reload),
+            "after_crash": self._crash_json(self._longest(request)),
+        }
+
+    def _settled(self, deadline: float) -> bool:
+        """Wait until every reload is done that was asked for before; False if the time is up first.
+
+        Raises Problem if the workers cannot be brought to one configuration.
+        """
+        # As in `control`: a timer makes the loop ask the kernel for signals that were sent before the request.
+        gevent.sleep(0.001)
+        timeout = gevent.Timeout.start_new(max(0.001, deadline - time.monotonic()))
+        try:
+            self._team.settle()
+            if self._team.digest is None and self._team.serving():
+                self._team.reload_now()
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            return False
+        finally:
+            timeout.close()
+        if self._team.digest is None:
+            raise _torn(self._team.torn)
+        return True
+
+    def _longest(self, request: Request) -> float:
+        """Seconds that a delivery may take; for ever if nobody can say so. Asked only after a crash."""
+        if self._team.crash is None and not self._after_crash:
+            return 0.0
+        for _, answer in self._ask(request, self._team.serving(), "GET", "/status"):
+            if isinstance(answer, Answer) and answer.ok:
+                return float(answer.document["longest_delivery"])
+        return float("inf")
+
+    def _preflight(self, request: Request) -> Json:
+        document = request.document("backend", "recipients", long=True)
+        request.log(f"preflight {document.text('backend')}", document.texts("recipients", least=0))
+        return self._by_one(request, "POST", "/preflight")
+
+    def _receipts(self, request: Request) -> Json:
+        # Each writes what it has, and says what is under way; then one reads all that was written.
+        said = self._by_all(request, "/receipts", "POST", lambda _: request.body, 1.0)
+        answer = self._by_one(request, "POST", "/receipts")
+        answer["cut_off"] = sum(document["cut_off"] for _, document in said)
+        return {**answer, "instance": self._instance, "after_crash": self._crash_json(self._longest(request))}
+
+    def _check(self, request: Request) -> Json:
+        request.log(f"check {request.document('path').text('path')}")
+        return self._by_one(request, "POST", "/check")
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def _by_one(self, request: Request, method: str, resource: str) -> Json:
+        """The answer of the first worker that gives one. Raises Problem."""
+        query = quote(request.query.encode("latin-1"), safe="%=&?/:@+,;!$'()*[]") if request.query else ""
+        last: _Said = WorkerEnded("")
+        for worker in sorted(self._team.serving(), key=lambda worker: worker.silent):
+            path = f"{resource}?{query}" if query else resource
+            [(_, last)] = self._ask(request, [worker], method, path, lambda _: request.body)
+            if isinstance(last, Answer):
+                return _document(last)
+        raise _no_answer(last)
+
+    def _by_all(
+        self,
+        request: Request,
+        resource: str,
+        method: str = "GET",
+        body: Callable[[WorkerProcess], bytes | None] = lambda _: None,
+        timeout: float = 0.0,
+    ) -> list[tuple[WorkerProcess, Json]]:
+        """The answers of all workers but those that have ended; at least one. Raises Problem."""
+        said = self._ask(request, self._team.serving(), method, resource, body, timeout)
+        for _, answer in said:
+            if isinstance(answer, NoAnswer):
+                raise _no_answer(answer)
+        answers = [(worker, _document(answer)) for worker, answer in said if isinstance(answer, Answer)]
+        if not answers:
+            raise _no_answer(WorkerEnded(""))
+        return answers
+
+    @staticmethod
+    def _ask(
+        request: Request,
+        workers: Sequence[WorkerProcess],
+        method: str,
+        resource: str,
+        body: Callable[[WorkerProcess], bytes | None] = lambda _: None,
+        timeout: float = 0.0,
+    ) -> list[tuple[WorkerProcess, _Said]]:
+        """What each says, all asked at once.
+
+        Raises Problem as soon as the client is gone, or, if there is a timeout, because others may need it, as soon as
+        one does not answer.
+        """
+        jobs = [gevent.spawn(_said, worker, method, resource, body(worker), request.uid, timeout) for worker in workers]
+        try:
+            while not all(job.ready() for job in jobs):
+                gevent.joinall(jobs, timeout=_LOOK, count=1 + sum(job.ready() for job in jobs))
+                if request.gone():
+                    raise Problem(HTTPStatus.GATEWAY_TIMEOUT, "the client has gone")
+                if timeout:
+                    for job in jobs:
+                        if isinstance(job.value, NoAnswer):
+                            raise _no_answer(job.value)
+            return [(worker, job.get()) for worker, job in zip(workers, jobs, strict=True)]
+        finally:
+            gevent.killall(jobs)
+
+
+def _oldest_first(found: list[Json]) -> list[Json]:
+    return sorted(found, key=lambda each: -float(each["seconds"]))
+
+
+def _said(worker: WorkerProcess, method: str, resource: str, body: bytes | None, uid: int, timeout: float) -> _Said:
+    try:
+        return worker.ask(method, resource, body, uid=uid, timeout=timeout + _GRACE)
+    except (WorkerEnded, NoAnswer) as error:
+        return error
+
+
+def _document(answer: Answer) -> Json:
+    """What a worker answers. Raises Problem where that is an error, which is the same for all workers."""
+    if answer.ok:
+        return answer.document
+    more: dict[str, Any] = dict(answer.document)
+    raise Problem(HTTPStatus(answer.code), str(more.pop("error", "")), **more)
+
+
+def _no_answer(said: _Said) -> Problem:
+    if isinstance(said, NoAnswer):
+        return Problem(HTTPStatus.GATEWAY_TIMEOUT, str(said))
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no worker serves: all died, and are started again; see the log")
+
+
+def _torn(torn: str, **more: object) -> Problem:
+    what = f"the workers do not deliver by the same configuration: {torn}"
+    return Problem(HTTPStatus.BAD_GATEWAY, f"{what}; reload again", **more)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One worker: a process that serves mail on the listening socket it was given, and answers to its supervisor alone.
+
+It lets clients in when the supervisor says so, and nobody any more when the supervisor has died: nobody could tell it
+of a change of routes then. What concerns the whole proxy is logged by the supervisor, once.
+"""
+
+import logging
+import signal
+import socket
+
+import gevent
+
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.control.application import Json, Resources
+from lmtp_proxy.control.request import Request
+from lmtp_proxy.control.resources import Application
+from lmtp_proxy.delivery.parking import Parking, SharedPlaces
+from lmtp_proxy.log import finish_log
+from lmtp_proxy.service import STOP_SIGNALS, Service, begin_log, cooperative, log_greenlets_left
+from lmtp_proxy.workers.channel import ChannelServer, say
+from lmtp_proxy.workers.settings import WorkerSettings
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: Config, settings: WorkerSettings, channel: socket.socket) -> None:
+    """Serve until a stop signal or the end of the supervisor; ends after the last session. channel: see Channel."""
+    begin_log(config, daemonised=settings.daemonised, with_pid=True)
+    _log_what_concerns_one()
+    service = Service(
+        config,
+        socket.socket(fileno=settings.listener),
+        max_clients=settings.max_clients,
+        name=f"lmtp-proxy: worker {settings.number + 1}",
+        parking=Parking(SharedPlaces(settings.places)),
+        share=settings.share,
+    )
+    for number in STOP_SIGNALS:
+        gevent.signal_handler(number, service.stopping.set)
+    reloads = gevent.spawn(service.manager.run)
+
+    def accept(_: Request) -> Json:
+        if not service.stopping.is_set():
+            service.accept()
+        return {}
+
+    def withdraw() -> None:
+        reloads.kill()
+        service.manager.withdraw()
+        _log.warning("the supervisor has ended: no new clients are accepted, and nothing more is delivered")
+        service.stopping.set()
+
+    more: Resources = {"/accept": {"POST": accept}, "/alive": {"GET": lambda _: {}}}
+    application = Application(service.state, more)
+    say(channel, [])
+    control = ChannelServer(cooperative(channel), application, lambda: gevent.spawn(withdraw))
+    control.start()
+    service.stopping.wait()
+    service.finish()
+    control.stop()
+    reloads.kill()
+    log_greenlets_left()
+    finish_log()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _log_what_concerns_one() -> None:
+    """Each reload and each request comes to all workers; the supervisor says so once."""
+    logging.getLogger("lmtp_proxy.generations.manager").addFilter(lambda record: record.exc_info is not None)
+    for name in ("control.application", "control.request"):
+        logging.getLogger(f"lmtp_proxy.{name}").addFilter(lambda record: record.levelno > logging.INFO)
