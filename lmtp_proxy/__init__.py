@@ -10,9 +10,7 @@ stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/t
     routing/      from a recipient to its route; no gevent
     loop/         gevent without LMTP
     config/       from the file to frozen values, and back; no gevent
-    log_channel.py  syslog's socket or standard error, never waited for
-    log_batch.py  log lines in batches
-    log.py        where the log goes
+    log.py        the log: where it goes, and lines in batches
     start/        what happens before gevent is there
     backends/     conversations with the stores
     generations/  one configuration as it serves, and the next one

@@ -17,11 +17,10 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config.error import ConfigError
 from lmtp_proxy.config.loading import is_large_file, load
-from lmtp_proxy.config.values import Config
-from lmtp_proxy.start.notify import notify_ready
+from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.start.pid_file import PidFile
+from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
@@ -31,7 +30,7 @@ _LOADED_LATE = (
     *("gevent.threadpool", "lmtp_proxy.backends.session", "lmtp_proxy.config.read", "lmtp_proxy.control.resources"),
     "lmtp_proxy.control.server",
 )
-_FOR_METRICS = ("lmtp_proxy.figures.exposition_thread", "lmtp_proxy.web.server", "prometheus_client")
+_FOR_METRICS = ("lmtp_proxy.figures.prometheus", "lmtp_proxy.web.server", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,9 +44,9 @@ from lmtp_proxy.generations.generation import retire
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.log import finish_log, set_up_log
-from lmtp_proxy.loop.on_demand import CONTROL, METRICS, OnDemand
+from lmtp_proxy.loop.late import CONTROL, METRICS, OnDemand
 from lmtp_proxy.receipts.receipts import Receipts
-from lmtp_proxy.start.start_log import log_ready
+from lmtp_proxy.start.ready import log_ready
 
 if TYPE_CHECKING:
     from lmtp_proxy.control.resources import Application

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Conversations with the stores.
 
-    backend_error  that a conversation with a backend failed
-    session        one LMTP conversation with a backend
-    pool           the connections to one backend: how many, which are kept
-    preflight      asks a backend whether it would take mail for some users
-    failure        what a backend's failure or odd reply means for its recipients
+    failure    what a backend's failure or odd reply means for its recipients
+    session    one LMTP conversation with a backend
+    pool       the connections to one backend: how many, which are kept
+    preflight  asks a backend whether it would take mail for some users
 """

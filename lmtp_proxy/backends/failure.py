@@ -1,15 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a backend's reply means for its recipients, decided in one place.
+"""What a failed conversation with a backend, or a reply of its, means for the recipients: decided in one place.
 
 The table says for each phase and class of reply whether the conversation goes on, whether the reply is a recipient's
-answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see BackendError).
+answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see BackendError). Apart
+from the conversation itself, which needs smtplib: with the package email and OpenSSL that is 6 MB, for which a process
+waits until it has mail.
 """
+
 
 import enum
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
+
+
+class BackendError(Exception):
+    """A conversation failed.
+
+    reply: what its recipients get. reason: for the log, escaped there. maybe_delivered: the final dot was sent, so the
+    message may have been stored. alarm: somebody has to mend the configuration; waiting will not help.
+    """
+
+    def __init__(self, reply: Reply, reason: str, *, maybe_delivered: bool = False, alarm: bool = False) -> None:
+        super().__init__(reason)
+        self.reply = reply
+        self.reason = printable(reason.encode("utf-8", "backslashreplace"))
+        self.maybe_delivered = maybe_delivered
+        self.alarm = alarm
 
 
 class Phase(enum.Enum):

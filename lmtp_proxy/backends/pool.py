@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import AsyncResult
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Histogram
-from lmtp_proxy.loop.late_import import late_import
+from lmtp_proxy.loop.late import late_import
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
 

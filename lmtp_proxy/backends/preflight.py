@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 
 import gevent
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.config.values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire import reply as say

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
-from lmtp_proxy.clients.session import Session, Shared
-from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.clients.session import Session, SessionState, Shared
 from lmtp_proxy.loop.acceptor import Acceptor
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.text import printable

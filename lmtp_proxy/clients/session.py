@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The one loop between client socket, protocol and transaction.
+"""The one loop between client socket, protocol and transaction, and what an operator sees of it.
 
 It moves octets and events, and sees to it that every way a session can end leaves by the same exit. It parses nothing
-and decides nothing about mail. Here is the only broad `except`: an error of ours costs the transaction, not the client.
+and decides nothing about mail. An error of ours costs the transaction, not the client: hence its broad `except`.
 """
+
 
 import logging
 import random
@@ -18,9 +19,7 @@ from typing import Any
 import gevent
 from greenlet import getcurrent, greenlet
 
-from lmtp_proxy.clients.dot_clock import DotClock
-from lmtp_proxy.clients.session_state import SessionState
-from lmtp_proxy.clients.watch import ClientGone, ClientWatch
+from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.delivery.commit import Cutover
 from lmtp_proxy.delivery.parking import Parking
@@ -39,6 +38,24 @@ from lmtp_proxy.wire.events import (
     Wait,
 )
 from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """A session for an operator.
+
+    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
+    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
+    """
+
+    name: str
+    peer: str
+    seconds: float
+    state: str
+    sender: str | None
+    recipients: int
+    octets: int
+
 
 _log = logging.getLogger(__name__)
 _names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each

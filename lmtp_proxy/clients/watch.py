@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Notices a client that goes away while the session waits for a backend, so that the backends are free at once.
+"""A client that is waited for: when it can have sent its final dot, and whether it is still there.
 
-The stream tells of its end, but not while it is paused: then the client has sent more than is taken in while nobody
-reads, and its end of file stands behind that. A paused client's socket is looked at more than twice a second. It knows
-nothing of LMTP; whether the client has said all is asked of others.
+A client waits for its replies from the moment it wrote the dot. While a backend stalls, that dot may lie in the
+kernel's buffers unread for long, so the time at which we read it is too late to count from. And a client that goes away
+while the session waits for a backend is to be noticed at once: the stream tells of its end, but not while it is paused,
+when the client has sent more than is taken in while nobody reads, and its end of file stands behind that. A paused
+client's socket is looked at more than twice a second. Nothing here knows LMTP; whether the client has said all is asked
+of others.
 """
 
+
 import select
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +19,36 @@ from gevent import get_hub
 from greenlet import getcurrent, greenlet
 
 from lmtp_proxy.loop.stream import Stream
+
+_STEP = 65536
+_AHEAD = 8 << 20
+"""Octets that a client can be ahead of us: its send buffer and our receive buffer (Linux: TCP up to 4 and 6 MiB)."""
+
+
+class DotClock:
+    """Fed with each receipt of one message's data. Times are time.monotonic. earliest: the dot was not sent before.
+
+    now: the message begins. Where the client was waited for, what it is ahead of us it has sent since: so the message
+    might as well begin then, with a new clock.
+    """
+
+    __slots__ = ("_marks", "_octets", "earliest")
+
+    def __init__(self, now: float) -> None:
+        self._marks: deque[float] | None = None  # when each next _STEP had come
+        self.earliest = now
+        self._octets = 0
+
+    def received(self, octets: int, now: float) -> None:
+        """More of the message, which lay there already, was taken in."""
+        before = self._octets
+        self._octets = after = before + octets
+        if after >= _STEP:
+            marks = self._marks = self._marks or deque(maxlen=_AHEAD // _STEP + 1)
+            marks.extend([now] * (after // _STEP - before // _STEP))
+            if len(marks) == marks.maxlen:
+                self.earliest = max(self.earliest, marks[0])
+
 
 INTERVAL = 0.4
 """Seconds between two looks: a vanished client is to release its backends within one."""

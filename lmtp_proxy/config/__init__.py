@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From the configuration file to frozen values, and back into the file. No gevent, no sockets.
 
-    error          that a configuration cannot be used
-    yaml_text      a YAML file as text scalars with line numbers
-    values         what a configuration is: frozen values
-    types          the type of each key: text -> value
-    listeners      where clients of all kinds connect
-    flat_users     a `users:` section of plain lines, read without YAML
-    users          the `users:` section
-    backends       the `backends:` section, and timeouts
-    difference     what differs between two configurations
-    read           a YAML file -> a Config, all errors at once
-    loading        a configuration is loaded by a process of its own
-    loader         that process
-    users_edit     the text of a configuration with some users changed
-    users_excerpt  the same for a file of any size
-    file           the configuration file, changed as a whole or not at all
+    yaml_text   a YAML file as text scalars with line numbers
+    values      what a configuration is: frozen values
+    types       the type of each key: text -> value
+    users       the `users:` section
+    backends    the `backends:` section, and timeouts
+    difference  what differs between two configurations
+    read        a YAML file -> a Config, all errors at once
+    loading     a configuration is loaded by a process of its own
+    loader      that process
+    users_edit  the text of a configuration with some users changed, in a file of any size
+    file        the configuration file, changed as a whole or not at all
 """

@@ -18,11 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmtp_proxy.config.error import ConfigError
 from lmtp_proxy.config.read import load_config
-from lmtp_proxy.config.users_edit import EditError
-from lmtp_proxy.config.users_excerpt import edit_file
-from lmtp_proxy.config.values import RESERVED, Config
+from lmtp_proxy.config.users_edit import EditError, edit_file
+from lmtp_proxy.config.values import RESERVED, Config, ConfigError
 from lmtp_proxy.config.yaml_text import MAX_OCTETS
 from lmtp_proxy.routing.static_table import changes as table_changes
 from lmtp_proxy.text import shown

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmtp_proxy.config.difference import compare_users
-from lmtp_proxy.config.error import ConfigError
 from lmtp_proxy.config.loading import HEADER, MAGIC, Answer, Order
 from lmtp_proxy.config.read import load_config
+from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.routing.static_table import StaticTable
 
 

@@ -21,8 +21,7 @@ from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy.config.difference import UserChanges
-from lmtp_proxy.config.error import ConfigError
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.routing.static_table import Shape, StaticTable
 from lmtp_proxy.text import shown
 

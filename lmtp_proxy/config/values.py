@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a configuration is: frozen values, compared by value, safe to hand between threads and processes.
 
-It does not know where they come from: no YAML, no file, no checks. Times are in seconds, sizes in octets.
+It does not know where they come from: no YAML, no file, no checks. Times are in seconds, sizes in octets. A process
+that only serves by a configuration has nothing else of this folder in its memory.
 """
+
 
 import os
 import socket
@@ -15,6 +17,17 @@ from lmtp_proxy.routing.static_table import StaticTable
 
 if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+class ConfigError(Exception):
+    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
+
+    def __init__(self, errors: tuple[str, ...]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return "\n".join(self.errors)
+
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What an operator can ask one process for, over HTTP.
 
-    state          the parts of a process that can be asked about
-    request        one request on the control socket, looked at strictly
-    application    a WSGI application: a table of resources, answers in JSON
-    json           the parts of the process as JSON values
-    receipts_json  what is known of some mailboxes
-    server         HTTP on the control socket, proof against bad clients
-    resources      what the operator can ask one process for
+    state        the parts of a process that can be asked about
+    request      one request on the control socket, looked at strictly
+    application  a WSGI application: a table of resources, answers in JSON
+    json         the parts of the process as JSON values
+    server       HTTP on the control socket, proof against bad clients
+    resources    what the operator can ask one process for
 """

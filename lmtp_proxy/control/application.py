@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from lmtp_proxy.control.request import GONE, UID, Problem, Request, shown
-from lmtp_proxy.loop.one_thread import Unavailable
+from lmtp_proxy.loop.late import Unavailable
 
 _log = logging.getLogger(__name__)
 

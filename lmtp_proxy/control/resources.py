@@ -17,10 +17,9 @@ from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
 from lmtp_proxy.backends.preflight import preflight
-from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
-from lmtp_proxy.control.json import MAX_SHOWN, backend_json, entry_of, flights_json, sessions_json
-from lmtp_proxy.control.receipts_json import receipts_json
+from lmtp_proxy.control.json import MAX_SHOWN, backend_json, entry_of, flights_json, receipts_json, sessions_json
 from lmtp_proxy.control.request import (
     DRAIN_LONGEST,
     DRAIN_TIMEOUT,
@@ -35,7 +34,7 @@ from lmtp_proxy.control.request import (
 )
 from lmtp_proxy.control.state import ControlState
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
-from lmtp_proxy.figures.exposition_thread import exposed
+from lmtp_proxy.figures.prometheus import exposed
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.generations.reloads import Refused, history_json, moved_json, reload_json
 from lmtp_proxy.routing.keys import KeyRules

@@ -21,7 +21,7 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from lmtp_proxy.control.request import GONE, UID, Fairness
 from lmtp_proxy.control.state import MAX_CONNECTIONS
-from lmtp_proxy.loop.patient_acceptor import PatientAcceptor
+from lmtp_proxy.loop.acceptor import PatientAcceptor
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from lmtp_proxy.clients.session_state import SessionState
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
@@ -17,6 +17,9 @@ from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.figures.figures import Figures, figures_of, with_reloads
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.receipts.receipts import Receipts
+
+if TYPE_CHECKING:  # a supervisor serves no clients, and does without 0.8 MB
+    from lmtp_proxy.clients.session import SessionState
 
 MAX_CONNECTIONS = 64
 """Clients of the control socket at once; the next ones wait in the kernel's backlog."""
@@ -35,7 +38,7 @@ class ControlState:
     in_flight: InFlight
     parking: Parking
     uncertain: UncertainLog
-    sessions: Callable[[], Sequence[SessionState]]
+    sessions: "Callable[[], Sequence[SessionState]]"
     stopping: Callable[[], bool]
     address: str
     after_crash: bool = False

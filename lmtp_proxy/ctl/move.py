@@ -88,8 +88,8 @@ def move(
 
 
 def _edit(path: str, order: Order, progress: Progress) -> "Change":
-    from lmtp_proxy.config.error import ConfigError
     from lmtp_proxy.config.file import change_users
+    from lmtp_proxy.config.values import ConfigError
 
     before = os.stat(path) if os.path.exists(path) else None
     try:
@@ -124,7 +124,7 @@ def _reload(client: ControlClient, order: Order, path: str, change: "Change", pr
 
 
 def _undo(change: "Change") -> str:
-    from lmtp_proxy.config.error import ConfigError
+    from lmtp_proxy.config.values import ConfigError
 
     try:
         if change.undo():

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One message to its stores.
 
-    message_id     the Message-ID in the beginning of a message
     uncertain      a delivery whose outcome is unknown, as a record
     in_flight      deliveries under way; which of them a drain waits for
     place          one transaction's place in a pool

@@ -11,8 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.backend_error import BackendError
-from lmtp_proxy.backends.failure import Phase, judge
+from lmtp_proxy.backends.failure import BackendError, Phase, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commands import Commands, may_take
 from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
-from lmtp_proxy.backends.backend_error import BackendError
-from lmtp_proxy.backends.failure import Phase
+from lmtp_proxy.backends.failure import BackendError, Phase
 from lmtp_proxy.delivery.place import Place
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.wire import reply as say

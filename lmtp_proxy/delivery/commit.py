@@ -9,12 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.in_flight import Flight, InFlight, Phase
-from lmtp_proxy.delivery.message_id import message_id
-from lmtp_proxy.delivery.uncertain import Uncertain
+from lmtp_proxy.delivery.uncertain import Uncertain, message_id
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import CurrentGeneration, Generation

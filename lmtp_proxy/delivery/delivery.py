@@ -13,8 +13,7 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.backend_error import BackendError
-from lmtp_proxy.backends.failure import Phase, judge
+from lmtp_proxy.backends.failure import BackendError, Phase, judge
 from lmtp_proxy.delivery.asking import Asking
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT

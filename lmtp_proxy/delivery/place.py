@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire import reply as say

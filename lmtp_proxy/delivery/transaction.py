@@ -17,8 +17,8 @@ from lmtp_proxy.delivery.commit import Cutover, Message
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
-from lmtp_proxy.delivery.message_id import HEAD
 from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say

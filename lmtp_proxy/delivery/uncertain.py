@@ -2,15 +2,33 @@
 """A delivery whose outcome is unknown: the final dot was sent, the reply never came. As a record, and as a JSON line.
 
 The client was told 451 and sends the message again, so the recipient may get it twice; and the backend may still be
-about to store it. Only the backend can tell.
+about to store it. Only the backend can tell. An operator finds the message again by its Message-ID, the only header
+that is looked for.
 """
 
+
 import json
+import re
 import time
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lmtp_proxy.text import ISO_FORMAT, iso_time
+
+HEAD = 8192
+"""Octets of a message in which it is looked for."""
+
+# RFC 5322 section 3.6.4; the value may stand on a folded line. An empty line ends the header.
+_FIELD = re.compile(rb"(?:\A|\n)message-id[ \t]*:(?:[ \t]|\r?\n[ \t])*([^\s]{1,998})", re.IGNORECASE)
+_END = re.compile(rb"(?:\A|\n)\r?\n")
+
+
+def message_id(head: bytes) -> bytes | None:
+    """The Message-ID in `head`, the first octets of a message on the wire; None if there is none in them."""
+    end = _END.search(head)
+    found = _FIELD.search(head, 0, end.start() + 1 if end else len(head))
+    return found[1] if found else None
+
 
 MAX_LINE = 65536
 """Octets of one line of the log that are read; what is written stays far below."""

@@ -16,7 +16,7 @@ import gevent
 from lmtp_proxy.delivery.in_flight import Flight, InFlight
 from lmtp_proxy.delivery.uncertain import Uncertain
 from lmtp_proxy.generations.generation import CurrentGeneration
-from lmtp_proxy.loop.one_thread import OneThread
+from lmtp_proxy.loop.late import OneThread
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 1000

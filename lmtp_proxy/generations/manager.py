@@ -20,14 +20,12 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.config.difference import compare_users, difference
-from lmtp_proxy.config.error import ConfigError
 from lmtp_proxy.config.loading import LONGEST, Loaded, LoadingProcess, is_large
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
-from lmtp_proxy.loop.late_import import late_import
-from lmtp_proxy.loop.one_thread import OneThread
+from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.text import shown
 

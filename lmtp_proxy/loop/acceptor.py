@@ -1,23 +1,54 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""gevent's StreamServer for many short connections: a greenlet for each client, up to a limit.
+"""gevent's servers for many short connections: a greenlet for each client, up to a limit.
 
 What StreamServer does for every kind of server costs 50 us a client, a quarter of what a client with one message costs:
-a Pool, a Greenlet and a socket object each time. It knows neither what is served nor who may connect.
+a Pool, a Greenlet and a socket object each time. Where no file or memory is left for a client, it waits and says so in
+one line. It knows neither what is served nor who may connect.
 """
 
+
+import errno
 import logging
 import socket
 from _socket import socket as Socket
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import gevent
 from gevent import get_hub
+from gevent.baseserver import BaseServer
 from gevent.server import StreamServer
 from greenlet import getcurrent, greenlet
 
-from lmtp_proxy.loop.patient_acceptor import PatientAcceptor
-
 _log = logging.getLogger(__name__)
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPT_PAUSE = 1.0  # seconds
+
+
+class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the stubs only
+    """For gevent's servers, which would write a traceback each time there is no file or memory left for a client.
+
+    Here it is one line and a pause; clients wait in the backlog meanwhile. cannot_accept: how the line begins.
+    """
+
+    cannot_accept = "cannot accept a client"
+
+    def do_read(self) -> Any:
+        try:
+            return super().do_read()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            _log.warning("%s: %s; clients wait, next try in %g s", self.cannot_accept, error.strerror, _ACCEPT_PAUSE)
+            self.stop_accepting()
+            gevent.spawn_later(_ACCEPT_PAUSE, self._go_on)
+            return None
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+
 _KEPT = 20
 """Greenlets that wait for their next client: a new one maps 16 KiB for its frames, and unmaps it at its end."""
 

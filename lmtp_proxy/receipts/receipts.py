@@ -15,7 +15,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.loop.one_thread import OneThread
+from lmtp_proxy.loop.late import OneThread
 from lmtp_proxy.receipts.batch import Batch, Json, ReceiptsError
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire.reply import Reply

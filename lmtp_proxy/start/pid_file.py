@@ -10,7 +10,7 @@ import os
 import stat
 from contextlib import suppress
 
-from lmtp_proxy.config.error import ConfigError
+from lmtp_proxy.config.values import ConfigError
 
 _STALE = 64  # octets: whatever a crash left behind is overwritten, but not a file that somebody named by mistake
 

@@ -2,29 +2,69 @@
 """What `config.metrics` serves: /metrics, /status and the status page, to anybody who can connect, and to read only.
 
 So nothing here names a person: no sender, recipient, user or Message-ID, no line of the configuration, no text that
-came with mail. Those are for the control socket. Whatever a client does here costs it its own connection.
+came with mail. Those are for the control socket. Whatever a client does here costs it its own connection, and all who
+ask at the same time get one answer, with a rest after it: so many clients cost hardly more than one.
 """
+
 
 import re
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import gevent
+from gevent.event import AsyncResult
+from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.control.application import Json, JsonApplication, Text
 from lmtp_proxy.control.request import Problem, Request
 from lmtp_proxy.control.server import Acceptor, ControlServer, Handler
-from lmtp_proxy.figures.exposition import OPENMETRICS, PLAIN, wants_openmetrics
-from lmtp_proxy.figures.exposition_thread import in_thread
+from lmtp_proxy.figures.prometheus import OPENMETRICS, PLAIN, in_thread, wants_openmetrics
 from lmtp_proxy.figures.samples import Samples
-from lmtp_proxy.loop.one_thread import Unavailable
+from lmtp_proxy.loop.late import Unavailable
 from lmtp_proxy.web.frame import HEADERS, framed
 from lmtp_proxy.web.page import Shown, page, page_of_problem
-from lmtp_proxy.web.shared_answer import SharedAnswer
+
+T = TypeVar("T")
+
+_REST = 3.0  # as a part of the time that an answer took, so at most a quarter of all time is spent on them
+_REST_LEAST = 0.05  # seconds: to hand out a short answer takes about as long as to make it
+_REST_MOST = 5.0  # seconds: what took longer has waited for somebody; a scraper waits for ten
+
+
+class SharedAnswer(Generic[T]):
+    """make: gives the answer of the moment, or raises what all who asked get; may wait."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._next: AsyncResult[T] | None = None
+        self._one = BoundedSemaphore(1)
+
+    def __repr__(self) -> str:
+        return f"<SharedAnswer {'at rest' if self._next is None else 'asked for'}>"
+
+    def get(self) -> T:
+        """An answer that was begun after this call."""
+        result = self._next
+        if result is None:
+            result = self._next = AsyncResult()
+            gevent.spawn(self._answer, result)
+        return result.get()  # type: ignore[return-value]  # it waits without a limit
+
+    def _answer(self, result: "AsyncResult[T]") -> None:
+        with self._one:
+            self._next = None  # who comes from now on is not to be told what was before
+            began = time.monotonic()
+            try:
+                result.set(self._make())
+            except Exception as error:  # noqa: BLE001  (it is for those who asked)
+                result.set_exception(error)
+            gevent.sleep(min(max(_REST_LEAST, _REST * (time.monotonic() - began)), _REST_MOST))
+
 
 CONNECTIONS = 16
 """Clients at once; a scraper needs one, and a browser two."""

@@ -8,7 +8,6 @@
     dot_stuffing   message data on the wire: end of data, the lone-dot rule, size
     reply_queue    replies in the order of their commands
     events         what the protocol tells the session
-    fixed_answers  the verbs that always get the same answer
     command_lines  a client's octets as command lines
     protocol       LMTP server side, sans-I/O
 """

@@ -7,6 +7,7 @@ no log and no routing. Events are taken until NEED_DATA; output is collected unt
 is to PIPELINING (RFC 2920).
 """
 
+
 import re
 import sys
 from collections.abc import Callable
@@ -27,10 +28,20 @@ from lmtp_proxy.wire.events import (
     TransactionReset,
     Wait,
 )
-from lmtp_proxy.wire.fixed_answers import ANSWERS, REFUSALS
 from lmtp_proxy.wire.reply import Reply
 from lmtp_proxy.wire.reply_queue import ReplyQueue
 from lmtp_proxy.wire.xforward import NOBODY, Forwarded
+
+ANSWERS: dict[bytes, Reply] = {
+    b"VRFY": say.CANNOT_VRFY,  # RFC 5321 section 4.1.1.6 and 7.3
+    b"HELP": say.HELP,  # RFC 5321 section 4.1.1.8
+    b"NOOP": say.OK,  # RFC 5321 section 4.1.1.9
+}
+REFUSALS: dict[bytes, Reply] = {
+    b"HELO": say.NOT_LMTP,  # RFC 2033 section 4.1: must not be accepted
+    b"EHLO": say.NOT_LMTP,  # RFC 2033 section 4.1: must not be accepted
+}
+
 
 MAX_ERRORS = 20
 """Refused commands in a row after which the session is closed."""

@@ -23,8 +23,8 @@ from lmtp_proxy.control.server import ControlServer
 from lmtp_proxy.control.state import MAX_CONNECTIONS
 from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.log import finish_log, set_up_log
-from lmtp_proxy.loop.on_demand import OnDemand
-from lmtp_proxy.start.start_log import log_ready
+from lmtp_proxy.loop.late import OnDemand
+from lmtp_proxy.start.ready import log_ready
 from lmtp_proxy.workers.merged import MergedApplication
 from lmtp_proxy.workers.settings import WorkerSettings
 from lmtp_proxy.workers.team import Team

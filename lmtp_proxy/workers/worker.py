@@ -10,8 +10,8 @@ import socket
 import sys
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config.error import ConfigError
 from lmtp_proxy.config.loading import load
+from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.workers.settings import worker_settings
 
 

@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress

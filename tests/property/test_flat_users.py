@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy.config import read as config_module
-from lmtp_proxy.config.flat_users import Doubt, FlatUsers
 from lmtp_proxy.config.read import Config, ConfigError, load_config
-from lmtp_proxy.config.users_edit import EditError, edit_users
-from lmtp_proxy.config.users_excerpt import edit_file
+from lmtp_proxy.config.users import Doubt, FlatUsers
+from lmtp_proxy.config.users_edit import EditError, edit_file, edit_users
 from lmtp_proxy.config.yaml_text import parse
 from lmtp_proxy.routing.keys import KeyRules
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lmtp_proxy.backends.backend_error import BackendError
+from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message
 from lmtp_proxy.delivery.in_flight import InFlight

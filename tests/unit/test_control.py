@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from lmtp_proxy.clients.session_state import SessionState
+from lmtp_proxy.clients.session import SessionState
 from lmtp_proxy.config.values import Config, UnixAddress
 from lmtp_proxy.control.request import GONE, MAX_USERS, UID
 from lmtp_proxy.control.resources import Application

@@ -3,7 +3,7 @@
 
 import random
 
-from lmtp_proxy.clients.dot_clock import DotClock
+from lmtp_proxy.clients.watch import DotClock
 
 MIB = 1 << 20
 

@@ -3,8 +3,7 @@
 
 import pytest
 
-from lmtp_proxy.backends.backend_error import BackendError
-from lmtp_proxy.backends.failure import Phase, judge
+from lmtp_proxy.backends.failure import BackendError, Phase, judge
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from lmtp_proxy.config.flat_users import Doubt, Entry, FlatUsers
+from lmtp_proxy.config.users import Doubt, Entry, FlatUsers
 from lmtp_proxy.config.yaml_text import parse
 
 TOP = "config:\n  socket: /s\n"

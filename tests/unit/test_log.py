@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.log_batch import KEPT, LogBatch
-from lmtp_proxy.log_channel import StreamChannel, SyslogChannel
+from lmtp_proxy.log import KEPT, LogBatch, StreamChannel, SyslogChannel
 from lmtp_proxy.text import printable
 
 

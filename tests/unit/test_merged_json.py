@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from lmtp_proxy.workers.merged_json import merged_backends, merged_status, of_worker
+from lmtp_proxy.workers.merged import merged_backends, merged_status, of_worker
 
 
 def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lmtp_proxy.delivery.message_id import HEAD, message_id
+from lmtp_proxy.delivery.uncertain import HEAD, message_id
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from lmtp_proxy.counts import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS, His
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
-from lmtp_proxy.figures.exposition import render
 from lmtp_proxy.figures.figures import added, figures_of, merged_figures, with_reloads
+from lmtp_proxy.figures.prometheus import render
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.generations.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
 

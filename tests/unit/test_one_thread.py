@@ -14,8 +14,8 @@ from lmtp_proxy.config.values import Config, UnixAddress
 from lmtp_proxy.delivery.in_flight import Flight, InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.manager import ConfigManager
-from lmtp_proxy.loop import one_thread
-from lmtp_proxy.loop.one_thread import OneThread
+from lmtp_proxy.loop import late as one_thread
+from lmtp_proxy.loop.late import OneThread
 from lmtp_proxy.receipts.batch import ReceiptsError
 from lmtp_proxy.receipts.receipts import Receipts
 from tests.support.flight import SomeFlight

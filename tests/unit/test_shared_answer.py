@@ -6,8 +6,8 @@ import time
 import gevent
 import pytest
 
-from lmtp_proxy.web import shared_answer
-from lmtp_proxy.web.shared_answer import SharedAnswer
+from lmtp_proxy.web import server as shared_answer
+from lmtp_proxy.web.server import SharedAnswer
 
 
 class Counted:

@@ -19,8 +19,6 @@
     report          what became of each user, and for how long they were offline: the journal as values
     report_words    the words of a report
     report_text     a report as lines, and as JSON
-    report_style    how the page looks
-    report_svg      the distribution of downtimes as a picture
     report_html     a report as one page
     report_command  the report that is asked for on the command line
     live            a run on a terminal

@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the log says at a start: that it is done, and what the operator may not have meant.
+"""Tells that clients are served: READY=1 to NOTIFY_SOCKET (sd_notify(3), Type=notify), and a line in the log.
 
-The same from one process that serves and from a supervisor of several.
+The same from one process that serves and from a supervisor of several. The protocol of sd_notify is one datagram, so no
+library is needed for it. With the line come warnings of what the operator may not have meant.
 """
 
+
 import logging
+import os
 import socket
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config.values import LOCALHOST, Config
+
+
+def notify_ready() -> str | None:
+    """Say it, once, if anybody wants to know. Returns what went wrong, as one line, or None."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.send(b"READY=1")
+    except OSError as error:
+        return f"NOTIFY_SOCKET={address}: cannot say that lmtp-proxy is ready: {error.strerror or error}"
+    return None
+
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = socket.inet_pton(socket.AF_INET6, "::1")

@@ -3,19 +3,21 @@
 
 A label's value is a backend's name from the configuration or one of a few words, never anything that a client sent.
 prometheus_client is imported when somebody asks for the first time: it takes 3 MB and 50 ms, which an idle proxy and
-its mail should not pay for. `render` runs in a thread, and knows neither gevent nor the parts of the process.
+its mail should not pay for. What is written for those who watch is made in a thread, because it takes longer than mail
+should wait; `render` runs there, and knows neither gevent nor the parts of the process.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmtp_proxy import __version__
 from lmtp_proxy.counts import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS
 from lmtp_proxy.figures.figures import Figures
+from lmtp_proxy.loop.late import OneThread, Unavailable, late_import
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -202,3 +204,34 @@ def _histogram(
             buckets.append(("+Inf" if bound == math.inf else str(bound), below))
         family.add_metric(label, buckets, histogram["sum"])
     return family
+
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+_imported: list[bool] = []  # True, once that has gone well
+_thread = OneThread()  # of its own: prometheus_client is used in no other
+
+
+def exposed(figures: Figures, accept: str) -> tuple[str, bytes]:
+    """The content type and the text that a scraper gets. accept: see `render`.
+
+    Raises Unavailable while prometheus_client cannot be imported.
+    """
+    if not _imported:
+        try:
+            in_thread(_import, None)
+        except (ImportError, OSError) as error:
+            raise Unavailable(f"prometheus_client cannot be imported: {error}") from error
+        _imported.append(True)
+    return in_thread(lambda accept: render(figures, accept), accept)
+
+
+def _import(_: None) -> None:
+    with late_import():
+        import prometheus_client.exposition  # noqa: F401
+
+
+def in_thread(work: Callable[[A], T], argument: A) -> T:
+    """What `work` returns or raises; it may not know gevent. One after the other. Raises Unavailable."""
+    return _thread.outcome(work, argument)
