@@ -16,7 +16,7 @@ PARALLEL := -n $(shell cores=$$(nproc 2>&1) || cores=4; echo $$((cores > 4 ? cor
 
 PY := .venv/bin/python
 STAMP := .venv/made-for
-# Each of these is covered to the last branch by its own unit tests alone, tests/unit/test_<module>.py.
+# Each of these is covered to the last branch by its own unit tests alone, tests/unit/<folder>/test_<module>.py.
 COVERED := wire/reply wire/envelope wire/dot_stuffing wire/protocol wire/xforward routing/keys routing/routing
 
 .PHONY: help demo run test bench lint coverage clean
@@ -59,10 +59,10 @@ lint: $(STAMP)
 coverage: $(STAMP)
 	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && failed= && \
 	for module in $(COVERED); do \
-	    echo "branch coverage of lmtp_proxy/$$module.py by tests/unit/test_$${module##*/}.py"; \
+	    echo "branch coverage of lmtp_proxy/$$module.py by tests/unit/$${module%/*}/test_$${module##*/}.py"; \
 	    export COVERAGE_FILE="$$data/$${module##*/}"; \
 	    $(PY) -m coverage run --include="lmtp_proxy/$$module.py" -m pytest -q -p no:cacheprovider \
-	        "tests/unit/test_$${module##*/}.py" > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; continue; }; \
+	        "tests/unit/$${module%/*}/test_$${module##*/}.py" > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; continue; }; \
 	    $(PY) -m coverage report --fail-under=100 > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; }; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed, or not covered to the last branch by its own tests:$$failed"; exit 1; }

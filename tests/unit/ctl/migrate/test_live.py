@@ -16,7 +16,7 @@ from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary
 from lmtp_proxy.ctl.migrate.live import LiveWatcher, watcher_for
 from tests.support.terminal import Tmux
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 SUMMARY = Summary(1, 10, 9, 0, 1, 0, 0, {}, 61.0, None, 1)
 pytest.importorskip("rich")
 

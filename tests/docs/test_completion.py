@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_man_pages import help_of, options_in_help
+from tests.docs.test_man_pages import help_of, options_in_help
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "etc" / "bash-completion" / "lmtp-proxyctl"

@@ -19,7 +19,7 @@ from lmtp_proxy.loop.late import OneThread
 from lmtp_proxy.receipts.batch import ReceiptsError
 from lmtp_proxy.receipts.receipts import Receipts
 from tests.support.flight import SomeFlight
-from tests.unit.test_uncertain import RECORD
+from tests.unit.delivery.test_uncertain import RECORD
 
 
 @contextmanager

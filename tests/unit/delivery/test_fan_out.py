@@ -13,7 +13,7 @@ from lmtp_proxy.delivery.fan_out import by_pool, in_order, wait_for_all
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.routing.routing import Route
 from lmtp_proxy.wire.envelope import Recipient
-from tests.unit.test_asking import ALICE, BOB, DATA, YES, Site
+from tests.unit.delivery.test_asking import ALICE, BOB, DATA, YES, Site
 
 A, B = (BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in "ab")
 RECIPIENT = Recipient(b"<u@x>", "u", "x")

@@ -28,7 +28,7 @@ from lmtp_proxy.figures.prometheus import render
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.generations.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Told(Reloads):
