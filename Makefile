@@ -53,6 +53,7 @@ bench: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check
+	$(PY) -m ruff format --check --quiet
 	$(PY) -m mypy
 
 # Data files go to a directory of this run, so that two runs at once do not mix theirs.

@@ -77,9 +77,7 @@ class Simulation:
             config = load_config(str(path))
         self.generation: Generation = first_generation(config)
         in_flight = InFlight()
-        shared = session.Shared(
-            Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking()
-        )
+        shared = session.Shared(Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking())
         with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody ever connects to it
             self.server = Server(listener, shared, 1, lambda sessions: None)
         log.set_up_log(config.log, daemonised=False, later=lambda seconds, call: None)
@@ -136,9 +134,7 @@ def measure(recipients: int, per_connection: int = 0, rounds: int = 200, level: 
         simulation.run(ROUND, finished)
         times.append((stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1e6)
     calls, instructions, c_calls = count(lambda: simulation.run(COUNTED))
-    per_function = {
-        name: (calls[name] / COUNTED, number / COUNTED) for name, number in instructions.most_common()
-    }
+    per_function = {name: (calls[name] / COUNTED, number / COUNTED) for name, number in instructions.most_common()}
     return Cost(
         min(times),
         statistics.median(times),

@@ -6,7 +6,6 @@ order; what the channel does not take is kept and tried again, and of more than 
 reported. What is logged, and when, is decided by those who log.
 """
 
-
 import logging
 import os
 import select

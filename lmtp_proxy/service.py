@@ -124,9 +124,7 @@ class Service:
             title.sessions_changed(sessions)
             watch.wake()
 
-        self._server = Server(
-            self.listener, shared, share.part(max_clients), sessions_changed, alone=share.of == 1
-        )
+        self._server = Server(self.listener, shared, share.part(max_clients), sessions_changed, alone=share.of == 1)
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),

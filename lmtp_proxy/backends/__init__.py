@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Conversations with the stores.
 
+In the order of their imports:
+
     failure    what a backend's failure or odd reply means for its recipients
     session    one LMTP conversation with a backend
     pool       the connections to one backend: how many, which are kept

@@ -7,7 +7,6 @@ from the conversation itself, which needs smtplib: with the package email and Op
 waits until it has mail.
 """
 
-
 import enum
 
 from lmtp_proxy.text import printable

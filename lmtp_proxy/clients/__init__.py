@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who hands us mail.
 
+In the order of their imports:
+
     watch    notices a client that goes away while a backend is waited for
     session  the loop between client socket, protocol and transaction
     server   listening sockets, client limit, drain on stop

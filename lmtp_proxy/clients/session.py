@@ -5,7 +5,6 @@ It moves octets and events, and sees to it that every way a session can end leav
 and decides nothing about mail. An error of ours costs the transaction, not the client: hence its broad `except`.
 """
 
-
 import logging
 import random
 import time

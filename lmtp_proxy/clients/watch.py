@@ -9,7 +9,6 @@ client's socket is looked at more than twice a second. Nothing here knows LMTP; 
 of others.
 """
 
-
 import select
 from collections import deque
 from collections.abc import Callable

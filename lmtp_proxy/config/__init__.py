@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From the configuration file to frozen values, and back into the file. No gevent, no sockets.
 
+In the order of their imports:
+
     yaml_text   a YAML file as text scalars with line numbers
     values      what a configuration is: frozen values
     types       the type of each key: text -> value

@@ -5,7 +5,6 @@ Which keys there are, their defaults, and what they mean together. It reads the 
 names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
 """
 
-
 import os
 import socket
 from collections import Counter
@@ -248,8 +247,6 @@ def _own_hostname() -> str:
         return config_keys.hostname(name)
     except ValueError:
         return "localhost"
-
-
 
 
 def _log(parent: Section) -> Log:

@@ -7,7 +7,6 @@ each a bare word or in quotes without escapes. At the first doubt Doubt is raise
 YAML, which also finds out what is wrong with it; what stands around the section is read as YAML in any case.
 """
 
-
 import re
 from array import array
 from collections import Counter

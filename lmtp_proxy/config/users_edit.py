@@ -8,7 +8,6 @@ stands around the section: the time hardly grows with the file. It knows nothing
 be called.
 """
 
-
 import re
 from bisect import bisect_right
 from collections import abc

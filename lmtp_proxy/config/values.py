@@ -5,7 +5,6 @@ It does not know where they come from: no YAML, no file, no checks. Times are in
 that only serves by a configuration has nothing else of this folder in its memory.
 """
 
-
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from lmtp_proxy.routing.static_table import StaticTable
 
 if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
 
 class ConfigError(Exception):
     """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
@@ -34,8 +34,18 @@ RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a b
 LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
 FACILITIES: Mapping[str, int] = {
-    "auth": 4, "authpriv": 10, "cron": 9, "daemon": 3, "ftp": 11, "kern": 0, "lpr": 6, "mail": 2, "news": 7,
-    "syslog": 5, "user": 1, "uucp": 8,
+    "auth": 4,
+    "authpriv": 10,
+    "cron": 9,
+    "daemon": 3,
+    "ftp": 11,
+    "kern": 0,
+    "lpr": 6,
+    "mail": 2,
+    "news": 7,
+    "syslog": 5,
+    "user": 1,
+    "uucp": 8,
     **{f"local{number}": 16 + number for number in range(8)},
 }
 """Of syslog. The table of the standard library is in logging.handlers, which is 0.2 MB."""

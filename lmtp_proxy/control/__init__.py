@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What an operator can ask one process for, over HTTP.
 
+In the order of their imports:
+
     state        the parts of a process that can be asked about
     request      one request on the control socket, looked at strictly
     application  a WSGI application: a table of resources, answers in JSON

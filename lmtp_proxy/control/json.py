@@ -5,7 +5,6 @@ It shows what it is given, and does not ask for more; of the receipts of some ma
 what becomes of the answer.
 """
 
-
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict

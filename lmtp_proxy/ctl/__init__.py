@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The command lmtp-proxyctl; no gevent at all.
 
+In the order of their imports:
+
     client     HTTP over the control socket, from the outside
     output     what lmtp-proxyctl shows
     arguments  the arguments that all verbs of lmtp-proxyctl have in common

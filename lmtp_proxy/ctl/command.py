@@ -72,8 +72,6 @@ def _fail(options: argparse.Namespace, failed: Failed) -> int:
     return failed.status
 
 
-
-
 def _client(options: argparse.Namespace) -> ControlClient:
     return ControlClient(options.socket or ctl_files.control_socket(options.config))
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One message to its stores.
 
+In the order of their imports:
+
     uncertain      a delivery whose outcome is unknown, as a record
     in_flight      deliveries under way; which of them a drain waits for
     place          one transaction's place in a pool

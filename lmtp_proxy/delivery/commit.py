@@ -135,10 +135,7 @@ class CommitPoint(Flight):
             route = generation.routing.route(destination.recipient)
             if route.trouble is not None:
                 raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
-            if (
-                route.backend != backend.name
-                or generation.pools[route.backend].backend.address != backend.address
-            ):
+            if route.backend != backend.name or generation.pools[route.backend].backend.address != backend.address:
                 now = route.backend or ("hold" if route.held else "no backend")
                 raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
 

@@ -38,9 +38,7 @@ def by_pool(
     return groups, groups.pop(_NO_POOL, ())
 
 
-def in_order(
-    destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]
-) -> list[_Each]:
+def in_order(destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]) -> list[_Each]:
     """The next value of its pool for each of these, up to the first whose pool has no more."""
     # `next` on one that has no more ends the list, as any StopIteration does.
     return list(map(next, map(of_each.__getitem__, map(_pool, destinations))))

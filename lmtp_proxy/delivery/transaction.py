@@ -156,9 +156,7 @@ class Transaction:
         wait_for_one(delivery, None if data_follows else flush, None)
         return delivery.rcpt_replies
 
-    def _ask_all(
-        self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool
-    ) -> list[Delivery]:
+    def _ask_all(self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool) -> list[Delivery]:
         """All backends at once, each for its group."""
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.

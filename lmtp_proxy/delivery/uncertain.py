@@ -6,7 +6,6 @@ about to store it. Only the backend can tell. An operator finds the message agai
 that is looked for.
 """
 
-
 import json
 import re
 import time

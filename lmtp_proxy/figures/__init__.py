@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is counted, for those who watch.
 
+In the order of their imports:
+
     figures     what the processes have counted, as plain values
     samples     the counters of the last minutes
     prometheus  the figures in the words of Prometheus

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One configuration as it serves, and how the next one takes its place.
 
+In the order of their imports:
+
     share        one process's part of a limit that is for all
     destination  where the mail of one recipient goes in one generation
     generation   one configuration as it serves: number, config, routing, pools

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """gevent without LMTP: sockets, clients that come, work for a thread.
 
+In the order of their imports:
+
     stream    a connected socket on gevent's loop, and waiting for it
     acceptor  accepts clients up to a limit, each in a greenlet of its own
     late      what is loaded or made only when there is work: an import, a thread, a server

@@ -6,7 +6,6 @@ a Pool, a Greenlet and a socket object each time. Where no file or memory is lef
 one line. It knows neither what is served nor who may connect.
 """
 
-
 import errno
 import logging
 import socket

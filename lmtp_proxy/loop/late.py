@@ -7,7 +7,6 @@ and what it brings stays without a part for ever, smtplib without ssl, say. What
 nothing here knows.
 """
 
-
 import gc
 import logging
 import os

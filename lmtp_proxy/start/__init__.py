@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What happens before gevent is there: sockets, pid file, and saying that all is ready.
 
+In the order of their imports:
+
     ready     says that clients are served, to systemd and in the log
     sockets   listening sockets with their owner and mode
     pid_file  the pid file and its lock

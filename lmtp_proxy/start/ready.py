@@ -5,7 +5,6 @@ The same from one process that serves and from a supervisor of several. The prot
 library is needed for it. With the line come warnings of what the operator may not have meant.
 """
 
-
 import logging
 import os
 import socket

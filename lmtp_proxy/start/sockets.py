@@ -7,7 +7,6 @@ one or a complete one. Or the socket was passed to the process, as systemd does 
 one starts. It runs before gevent is there, and knows nothing of LMTP.
 """
 
-
 import fcntl
 import grp
 import os

@@ -6,7 +6,6 @@ came with mail. Those are for the control socket. Whatever a client does here co
 ask at the same time get one answer, with a rest after it: so many clients cost hardly more than one.
 """
 
-
 import re
 import socket
 import time

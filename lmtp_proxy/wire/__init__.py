@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LMTP as octets, both sides of it: what a client says, and what a backend answers. No I/O, no time, no log.
 
+In the order of their imports:
+
     reply          a reply, and every sentence the proxy itself can say
     plain_replies  replies of the form that nearly all have, many at once
     xforward       what an MTA says of a message before MAIL

@@ -28,8 +28,7 @@ _PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,127})@([A-Za-z0-9_.\-]{1,126})"
 _PLAIN_MAIL = re.compile(rb"FROM:(<(?:%s)?>)(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?" % _PLAIN)
 _PLAIN_RCPT = re.compile(rb"TO:(<%s>)" % _PLAIN)
 _PLAIN_ENVELOPE = re.compile(
-    rb"MAIL %s\r\n((?:RCPT %s\r\n)+)(?=DATA\r\n)"
-    % (_PLAIN_MAIL.pattern, _PLAIN_RCPT.pattern.replace(b"(", b"(?:"))
+    rb"MAIL %s\r\n((?:RCPT %s\r\n)+)(?=DATA\r\n)" % (_PLAIN_MAIL.pattern, _PLAIN_RCPT.pattern.replace(b"(", b"(?:"))
 )
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3

@@ -7,7 +7,6 @@ no log and no routing. Events are taken until NEED_DATA; output is collected unt
 is to PIPELINING (RFC 2920).
 """
 
-
 import re
 import sys
 from collections.abc import Callable

@@ -61,7 +61,7 @@ NOBODY = Forwarded(False)
 
 
 def _queue_id(text: bytes) -> str:
-    """"" where there is none. Another MTA's id of some other form is no mistake of its own, and not worth a refusal."""
+    """Empty where there is none. Another MTA's id of some other form is no mistake, and not worth a refusal."""
     return text.decode("ascii") if _QUEUE_ID.fullmatch(text) else ""
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Several processes as one proxy.
 
+In the order of their imports:
+
     settings    what a worker is told when it is started
     channel     how the supervisor reaches the control application of a worker
     service     one worker of several

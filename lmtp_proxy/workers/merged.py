@@ -6,7 +6,6 @@ every worker says so. A worker that died takes what it knew with it, which is to
 answer makes the answer an error, but for the status.
 """
 
-
 import json
 import os
 import time

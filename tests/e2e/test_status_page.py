@@ -49,9 +49,10 @@ def site() -> Iterator[Site]:
         users = {f"u{number:04d}@example.org": "old" for number in range(3000)}
         users |= {"slow@example.org": LONG, "dead@example.org": "dead"}
         users |= {"held@example.org": "hold", "no@example.org": "reject"}
-        with FakeBackend(replace(HEALTHY, final=(Await(go), *HEALTHY.final))) as slow, FakeBackend(
-            replace(HEALTHY, final=(Close(),))
-        ) as lossy:
+        with (
+            FakeBackend(replace(HEALTHY, final=(Await(go), *HEALTHY.final))) as slow,
+            FakeBackend(replace(HEALTHY, final=(Close(),))) as lossy,
+        ):
             stores = {"old": old, "new": new, LONG: slow, "lossy": lossy}
             users["lost@example.org"] = "lossy"
             config = config_of(stores, users, idle_timeout=30, hostname="mail-delivery.long-name.example.org")

@@ -328,7 +328,7 @@ def test_one_line_for_each_mistake_before_anything_begins(stand: Stand) -> None:
     plan = stand.site.plan(to="knew", park="reject", block=["/no/such/program", "{user}"])
     ended = stand.run(ALICE, plan=plan)
     assert ended.status == 1
-    assert 'to: ' in ended.err and "has no backend knew; there are old, new" in ended.err
+    assert "to: " in ended.err and "has no backend knew; there are old, new" in ended.err
     assert "block: there is no program /no/such/program" in ended.err
     broken = stand.site.plan(sync=["{user}"], max_syncs=0, typo="x")
     ended = stand.run(ALICE, plan=broken)

@@ -525,9 +525,7 @@ def test_the_model_sees_a_wrong_order(place: Callable[..., World], mutant: type[
         killed_everywhere()
 
 
-def test_the_model_sees_a_user_who_stays_blocked(
-    place: Callable[..., World], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_sees_a_user_who_stays_blocked(place: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     def undo(steps: Steps, why: str, end: str) -> Ended:
         steps.enter(end, error=why)
         return steps.ended(why)

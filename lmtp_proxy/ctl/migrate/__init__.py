@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Many users moved with one command. How the proxy serves mail it does not know; it asks over the control socket.
 
+In the order of their imports:
+
     states          the states of one user's migration, and what a crash leaves to do
     events          what a run tells whoever watches it
     journal_file    the lock of a journal, and room for a full disk

@@ -90,9 +90,7 @@ class Asked(Protocol):
     def preflight(self, backend: str, address: str) -> str: ...
 
 
-def what_would_be_done(
-    plan: Plan, proxy: Asked, user: str, row: UserRow | None, stuck: str | None
-) -> tuple[str, bool]:
+def what_would_be_done(plan: Plan, proxy: Asked, user: str, row: UserRow | None, stuck: str | None) -> tuple[str, bool]:
     """In words, and whether nothing is in the way as far as can be seen."""
     state = row.state if row else ON_OLD
     try:

@@ -237,9 +237,7 @@ def _processes() -> Iterator[_Process]:
                 yield _Process(int(name), fields[0], int(fields[2]), int(fields[3]))
 
 
-def end_left_over(
-    mark: str, runners: Collection[int], told: Callable[[int], None] = lambda pid: None
-) -> list[int]:
+def end_left_over(mark: str, runners: Collection[int], told: Callable[[int], None] = lambda pid: None) -> list[int]:
     """Ends what commands of dead runners with the journal `mark` still run, with all of their sessions.
 
     runners: their process ids. What the commands of others have left, a server that they started anew perhaps, was
@@ -247,14 +245,10 @@ def end_left_over(
     """
     wanted = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
     begun_by = tuple(f"{COMMAND}={pid}.".encode() for pid in runners)
-    return _end_marked(
-        lambda found: wanted in found and any(entry.startswith(begun_by) for entry in found), told
-    )
+    return _end_marked(lambda found: wanted in found and any(entry.startswith(begun_by) for entry in found), told)
 
 
-def _end_marked(
-    marked: Callable[[Sequence[bytes]], bool], told: Callable[[int], None] = lambda pid: None
-) -> list[int]:
+def _end_marked(marked: Callable[[Sequence[bytes]], bool], told: Callable[[int], None] = lambda pid: None) -> list[int]:
     """marked: whether a process with this environment is meant."""
     latest = time.monotonic() + _KILL
     number = signal.SIGTERM

@@ -145,9 +145,7 @@ def _plan(root: Mapping, text: str, path: str, problems: list[Problem]) -> Plan:
     old, new = top.value("from", _backend, ""), top.value("to", _backend, "")
     if old and old == new:
         top.fail("to", "is the backend that users come from")
-    hooks = {
-        name: replace(hook, mirror=name in MIRRORS) for name in HOOKS if (hook := _hook(top, name)) is not None
-    }
+    hooks = {name: replace(hook, mirror=name in MIRRORS) for name in HOOKS if (hook := _hook(top, name)) is not None}
     if "final_sync" not in hooks and "final_sync" not in top and "sync" in hooks:
         hooks["final_sync"] = hooks["sync"]
     if "block" in top and "unblock" not in top:
@@ -178,7 +176,7 @@ def _hook(top: Section, name: str) -> Hook | None:
         arguments = _arguments(top, name, node)
         return Hook(arguments, HOOKS[name]) if arguments else None
     if not isinstance(node, Mapping):
-        top.fail(name, "must be an argument list, as [program, \"{user}\"], or a mapping with `command`")
+        top.fail(name, 'must be an argument list, as [program, "{user}"], or a mapping with `command`')
         return None
     section = top.section(name, HOOK_KEYS)
     assert section is not None
@@ -198,7 +196,7 @@ def _hook(top: Section, name: str) -> Hook | None:
     if command is None:
         return None
     if not isinstance(command, Sequence):
-        section.fail("command", "must be an argument list, as [program, \"{user}\"]; a text is for `shell: yes`")
+        section.fail("command", 'must be an argument list, as [program, "{user}"]; a text is for `shell: yes`')
         return None
     arguments = _arguments(section, "command", command)
     return Hook(arguments, timeout, again, attempts) if arguments else None
@@ -234,7 +232,7 @@ def _script(section: Section, node: Node | None) -> str:
     if node is None:
         return ""
     if not isinstance(node, Scalar):
-        section.fail("command", "with `shell: yes` it must be one text; the user is \"$1\" or \"$MIGRATE_USER\" in it")
+        section.fail("command", 'with `shell: yes` it must be one text; the user is "$1" or "$MIGRATE_USER" in it')
         return ""
     for name in PLACEHOLDERS:
         if f"{{{name}}}" in node.text.replace(f"${{{name}}}", ""):

@@ -7,7 +7,6 @@ the distribution of downtimes as SVG, all that lies across is in per cent, so th
 text stays as large as it is.
 """
 
-
 import math
 from html import escape
 
@@ -404,10 +403,7 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
     parts.append(("alone", offline.alone))
     bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
     named = zip(("offline", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts[:3])), strict=True)
-    cells = "".join(
-        f'<td class="number" data-name="{name}">{_text(seconds_of(value))}</td>'
-        for name, value in named
-    )
+    cells = "".join(f'<td class="number" data-name="{name}">{_text(seconds_of(value))}</td>' for name, value in named)
     return (
         f'<tr><td class="wide">{_link(user, numbers)}</td>'
         f'<td class="bars wide"><div class="share">{bar}</div></td>{cells}</tr>\n'
@@ -426,10 +422,7 @@ def _failures(users: list[UserReport], numbers: dict[str, int]) -> str:
         outputs = "".join(map(_output, user.failures))
         error = f"<p>{_text(user.error)}</p>" if user.error else ""
         look = " bad" if user.state == NEEDS_ATTENTION else ""
-        items.append(
-            f'<article class="trouble{look}"><p>{_who(user, numbers)}</p>{error}'
-            f"{outputs}</article>\n"
-        )
+        items.append(f'<article class="trouble{look}"><p>{_who(user, numbers)}</p>{error}{outputs}</article>\n')
     return f"<section>\n{_title('failures', 'Failures', count(len(users), 'user'))}{''.join(items)}</section>"
 
 
@@ -449,10 +442,7 @@ def _output(step: Step) -> str:
 def _receipts(report: Report) -> str:
     said = f"{count(len(report.users), 'user')}; each opens to its steps"
     users = "".join(_receipt(number, user) for number, user in enumerate(report.users))
-    return (
-        f"<section>\n{_title('receipts', 'Receipts', said)}"
-        f'<div class="users">\n{users}</div>\n</section>'
-    )
+    return f'<section>\n{_title("receipts", "Receipts", said)}<div class="users">\n{users}</div>\n</section>'
 
 
 def _receipt(number: int, user: UserReport) -> str:

@@ -90,7 +90,7 @@ def test_only_a_large_file_has_to_wait_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, nice: str
 ) -> None:
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\necho \"$4\" > {tmp_path}/order\n")
+    program.write_text(f'#!/bin/sh\necho "$4" > {tmp_path}/order\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     (tmp_path / "c.yml").write_text("#" * size)

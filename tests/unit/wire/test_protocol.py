@@ -40,8 +40,7 @@ DATA = b"DATA\r\n"
 BODY = b"Subject: x\r\n\r\n..\r\nhello\r\n"
 DOT = b".\r\n"
 XFORWARD = (
-    b"XFORWARD NAME=[UNAVAILABLE] ADDR=127.0.0.1 PORT=4711\r\n"
-    b"XFORWARD PROTO=ESMTP HELO=c IDENT=4fX1z0 SOURCE=LOCAL\r\n"
+    b"XFORWARD NAME=[UNAVAILABLE] ADDR=127.0.0.1 PORT=4711\r\nXFORWARD PROTO=ESMTP HELO=c IDENT=4fX1z0 SOURCE=LOCAL\r\n"
 )
 
 M = MailCommand(Envelope(b"<s@x>"))

@@ -45,7 +45,7 @@ def test_both_streams_and_odd_octets() -> None:
 
 
 def test_only_so_much_of_the_output_is_kept() -> None:
-    ran = sh(f"{sys.executable} -c 'print(\"first\" + \"x\" * 3_000_000 + \"last\")'")
+    ran = sh(f'{sys.executable} -c \'print("first" + "x" * 3_000_000 + "last")\'')
     assert ran.outcome == "ok" and len(ran.output) < 17000
     assert ran.output.startswith("first") and ran.output.endswith("last\n") and " octets ..." in ran.output
 

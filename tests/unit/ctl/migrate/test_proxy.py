@@ -67,9 +67,7 @@ def test_where_a_user_is(fakes: list[FakeControl]) -> None:
 
 
 def test_a_move(fakes: list[FakeControl], config: str) -> None:
-    proxy = proxy_of(
-        fakes, {"GET /status": [status(config)], "POST /reload": [RELOADED], "POST /drain": [drained()]}
-    )
+    proxy = proxy_of(fakes, {"GET /status": [status(config)], "POST /reload": [RELOADED], "POST /drain": [drained()]})
     moved = proxy.move(ALICE, "reject", 5.0, interruptible=True)
     assert moved.quiet and moved.uncertain == () and moved.previous == "old"
     assert proxy.route_in_file(ALICE) == "reject" and proxy.route_in_file("bob@example.org") is None
