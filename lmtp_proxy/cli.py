@@ -22,9 +22,9 @@ from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
+from lmtp_proxy.start.start import RELOAD_SIGNALS, STOP_SIGNALS, Start
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
-_SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # Modules that a process imports with its first mail, reload, request or scrape.
 _LOADED_LATE = (
     *("gevent.threadpool", "lmtp_proxy.backends.session", "lmtp_proxy.config.read", "lmtp_proxy.control.resources"),
@@ -86,7 +86,7 @@ def _summary(config: Config) -> str:
 def _run(config: Config, *, daemonise: bool) -> int:
     # From here on a reload asked for too early must not end the process, which is what SIGUSR1 does by default.
     received: list[int] = []
-    for number in _SIGNALS:
+    for number in (*RELOAD_SIGNALS, *STOP_SIGNALS):
         signal.signal(number, lambda number, _frame: received.append(number))
     _check_run_as(config)
     _check_files(config)
@@ -109,29 +109,27 @@ def _run(config: Config, *, daemonise: bool) -> int:
     if pid_file:
         pid_file.write()
 
+    start = Start(
+        config=config,
+        users=len(config.users),
+        mail=listener,
+        control=control,
+        metrics=metrics,
+        daemonised=daemonise,
+        received=received,
+        ready=lambda: _tell(started),
+    )
     # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
-    serve: Callable[..., int]
+    serve: Callable[[Start], int]
     if config.workers == 1:
         from lmtp_proxy.service import serve
     else:
         from lmtp_proxy.workers.supervisor import serve
 
-        serve = partial(serve, users=len(config.users))
         config.users.close()  # each worker has its own
 
     _drop_privileges(config)
-    status = serve(
-        config,
-        listener.socket,
-        control.socket if control else None,
-        metrics.socket if metrics else None,
-        daemonised=daemonise,
-        received=received,
-        ready=lambda: _tell(started),
-        remove_socket=listener.remove,
-        remove_control=control.remove if control else lambda: None,
-        after_crash=any(each.after_crash for each in listeners),
-    )
+    status = serve(start)
     if pid_file:
         pid_file.remove()
     return status

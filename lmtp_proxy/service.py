@@ -19,9 +19,7 @@ for _name in ("socket", "create_connection", "getaddrinfo", "gethostbyname", "ge
 
 import gc
 import logging
-import resource
-import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import gevent
@@ -45,8 +43,10 @@ from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop.late import CONTROL, METRICS, OnDemand
+from lmtp_proxy.loop.process import allow_open_files, cooperative
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.start.ready import log_ready
+from lmtp_proxy.start.start import Start
 
 if TYPE_CHECKING:
     from lmtp_proxy.control.resources import Application
@@ -56,8 +56,6 @@ _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
 _LEAVE_TAKING = 2.0  # seconds
 _OTHER_FILES = 64 + MAX_CONNECTIONS  # log, loop, DNS, the configuration while it is read; the control socket
-RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Title:
@@ -100,7 +98,7 @@ class Service:
         parking: Parking | None = None,
         share: Share = WHOLE,
     ) -> None:
-        _allow_open_files(config)
+        _allow_files_for(config)
         parking = Parking() if parking is None else parking
         in_flight = InFlight()
         self.listener = cooperative(listener)
@@ -146,52 +144,30 @@ class Service:
         self._receipts.stop()
 
 
-def serve(
-    config: Config,
-    listener: socket.socket,
-    control: socket.socket | None,
-    metrics: socket.socket | None,
-    *,
-    daemonised: bool,
-    received: Iterable[int],
-    ready: Callable[[], None],
-    remove_socket: Callable[[], None],
-    remove_control: Callable[[], None],
-    after_crash: bool,
-) -> int:
-    """Serve on `listener`, `control` and `metrics`, all listening, until a stop signal; ends after the last session.
-
-    received: signals that came before this could handle them. ready: called once when clients are served.
-    remove_socket, remove_control: called first thing on stop, and last, so that what is still under way can be seen,
-    and no other process takes over meanwhile that knows nothing of it. after_crash: the one before did not end well.
-    Returns the exit status.
-    """
-    begin_log(config, daemonised=daemonised)
-    service = Service(config, listener, after_crash=after_crash, max_clients=config.max_clients)
-    for number in RELOAD_SIGNALS:
-        gevent.signal_handler(number, service.manager.request_reload)
-    for number in STOP_SIGNALS:
-        gevent.signal_handler(number, service.stopping.set)
-    for early in received:
-        (service.stopping.set if early in STOP_SIGNALS else service.manager.request_reload)()
+def serve(start: Start) -> int:
+    """Serve until a stop signal, and end after the last session. Returns the exit status."""
+    config = start.config
+    begin_log(config, daemonised=start.daemonised)
+    service = Service(config, start.mail.socket, after_crash=start.after_crash, max_clients=config.max_clients)
+    start.handle_signals(gevent.signal_handler, service.manager.request_reload, service.stopping.set)
     servers: list[OnDemand | Samples] = []
     answers = _Answers(service.state, config.hostname)
-    if control is not None:
-        servers.append(OnDemand("control", cooperative(control), CONTROL, answers.on_control))
-    if metrics is not None:
+    if start.control is not None:
+        servers.append(OnDemand("control", cooperative(start.control.socket), CONTROL, answers.on_control))
+    if start.metrics is not None:
         servers.append(answers.samples)
-        servers.append(OnDemand("metrics", cooperative(metrics), METRICS, answers.on_metrics))
+        servers.append(OnDemand("metrics", cooperative(start.metrics.socket), METRICS, answers.on_metrics))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
     for server in servers:
         server.start()
-    log_ready(config, service.listener, len(config.users))
-    ready()
+    log_ready(config, service.listener, start.users)
+    start.ready()
     service.stopping.wait()
     _log.info("stopping: no new clients are accepted")
-    remove_socket()
+    start.remove_mail()
     service.finish()
-    remove_control()
+    start.remove_control()
     for server in servers:
         server.stop()
     reloads.kill()
@@ -241,13 +217,6 @@ def _later(seconds: float, call: Callable[[], None]) -> None:
     timer.start(call)
 
 
-def cooperative(listener: socket.socket) -> socket.socket:
-    """The socket as one of gevent's: it was made before the patching."""
-    own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
-    own.setblocking(False)
-    return own
-
-
 def log_greenlets_left() -> None:
     """How many greenlets have not ended, which should be none when the last session has: to find leaks with."""
     if _log.isEnabledFor(logging.DEBUG):
@@ -261,17 +230,14 @@ def _is_alive(thing: object) -> bool:
     return type(thing) is greenlet and bool(thing) and thing.parent is not None  # a client's; else the main one
 
 
-def _allow_open_files(config: Config) -> None:
-    """Raise our limit of open files to what the configured limits may need: the usual 1024 are soon used up."""
+def _allow_files_for(config: Config) -> None:
+    """As many as the configured limits may need."""
     wanted = _OTHER_FILES + config.max_clients + sum(backend.max_connections for backend in config.backends.values())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    allowed = allow_open_files(wanted)
     if allowed < wanted:
         _log.warning(
             "max_clients and max_connections may need %d open files, the hard limit is %d: raise it (ulimit -Hn,"
             " LimitNOFILE=) or lower them",
             wanted,
-            hard,
+            allowed,
         )

@@ -17,7 +17,9 @@ from lmtp_proxy.control.request import Request
 from lmtp_proxy.control.resources import Application
 from lmtp_proxy.delivery.parking import Parking, SharedPlaces
 from lmtp_proxy.log import finish_log
-from lmtp_proxy.service import STOP_SIGNALS, Service, begin_log, cooperative, log_greenlets_left
+from lmtp_proxy.loop.process import cooperative
+from lmtp_proxy.service import Service, begin_log, log_greenlets_left
+from lmtp_proxy.start.start import STOP_SIGNALS
 from lmtp_proxy.workers.channel import ChannelServer, say
 from lmtp_proxy.workers.settings import WorkerSettings
 

@@ -12,12 +12,13 @@ import sys
 from lmtp_proxy import __version__
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import ConfigError
+from lmtp_proxy.start.start import RELOAD_SIGNALS
 from lmtp_proxy.workers.settings import worker_settings
 
 
 def main(text: str) -> int:
     """Serve; returns the exit status: 0, or 1 if it cannot, which the supervisor is told."""
-    for number in (signal.SIGUSR1, signal.SIGHUP):  # are for the supervisor, but `pkill` finds us, too
+    for number in RELOAD_SIGNALS:  # are for the supervisor, but `pkill` finds us, too
         signal.signal(number, signal.SIG_IGN)
     settings = worker_settings(text)
     for handle in (settings.listener, settings.channel, settings.places):

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the command has made ready for the process that is to serve: one value, whoever takes it.
+
+One process that serves takes it, or a supervisor of several. It is made before gevent is there.
+"""
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmtp_proxy.config.values import Config
+
+if TYPE_CHECKING:  # a worker binds nothing
+    from lmtp_proxy.start.sockets import Listener
+
+RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a process is to begin to serve.
+
+    Attributes:
+        config: as the start has loaded it. Where there are workers its table is closed: each has its own.
+        users: how many keys its table has.
+        mail: where clients connect.
+        control: the control socket; None where there is to be none.
+        metrics: where /metrics and the status page are; None where nowhere.
+        daemonised: it is in the background.
+        received: signals that came before the process could handle them. It may grow until it does.
+        ready: to be called once, when clients are served.
+    """
+
+    config: Config
+    users: int
+    mail: "Listener"
+    control: "Listener | None"
+    metrics: "Listener | None"
+    daemonised: bool
+    received: Sequence[int]
+    ready: Callable[[], None]
+
+    @property
+    def after_crash(self) -> bool:
+        """The proxy before this one did not end well."""
+        return any(each.after_crash for each in (self.mail, self.control, self.metrics) if each)
+
+    def remove_mail(self) -> None:
+        """First thing on a stop: nobody is to connect any more."""
+        self.mail.remove()
+
+    def remove_control(self) -> None:
+        """Last thing on a stop.
+
+        Until then what is under way can be seen, and no other process takes over that knows nothing of it.
+        """
+        if self.control is not None:
+            self.control.remove()
+
+    def handle_signals(
+        self, handle: Callable[[int, Callable[[], None]], object], reload: Callable[[], None], stop: Callable[[], None]
+    ) -> None:
+        """Have signals call `reload` and `stop`, which must not wait, now also for those that came before.
+
+        Args:
+            handle: installs a handler, gevent.signal_handler for one.
+        """
+        for number in RELOAD_SIGNALS:
+            handle(number, reload)
+        for number in STOP_SIGNALS:
+            handle(number, stop)
+        for early in self.received:
+            (stop if early in STOP_SIGNALS else reload)()
