@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from gevent.event import AsyncResult
 
 from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.config.values import Backend
-from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Histogram
+from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Family, Histogram, counter
 from lmtp_proxy.loop.late import late_import
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
@@ -36,27 +36,39 @@ _log = logging.getLogger(__name__)
 BACK_OFF = 1.0
 
 
+_RECIPIENTS = Family(
+    "recipients",
+    "Recipients by their last reply; aborted: the client went without a final dot, so there was none.",
+    label="outcome",
+)
+
+
 @dataclass(slots=True)
 class Counts:
-    """What became of the recipients of one backend since the start of the process, by their last replies.
+    """What became of one backend's connections and recipients since the start of the process; see each family."""
 
-    connections, failures: sessions that were opened, and that could not be. waits: for a place. aborted: the client
-    went without a final dot. uncertain: recipients that are among the deferred, whose mail may be stored nevertheless.
-    octets: of messages, sent to the backend. connect: seconds until a session is ready; replies: from the final dot to
-    the last reply.
-    """
-
-    connections: int = 0
-    failures: int = 0
-    sent: int = 0
-    deferred: int = 0
-    bounced: int = 0
-    uncertain: int = 0
-    octets: int = 0
-    waits: int = 0
-    aborted: int = 0
-    connect: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS))
-    replies: Histogram = field(default_factory=lambda: Histogram(REPLY_BOUNDS))
+    connections: int = counter(Family("backend_connections_opened", "Connections that came to serve."), in_status=True)
+    failures: int = counter(
+        Family("backend_connection_failures", "Attempts to connect that failed, up to LHLO and AUTH."), in_status=True
+    )
+    sent: int = counter(_RECIPIENTS, in_status=True)
+    deferred: int = counter(_RECIPIENTS, in_status=True)
+    bounced: int = counter(_RECIPIENTS, in_status=True)
+    aborted: int = counter(_RECIPIENTS, in_status=True)
+    uncertain: int = counter(
+        Family("backend_uncertain_recipients", "Of the deferred recipients, those whose message may be stored."),
+        in_status=True,
+    )
+    octets: int = counter(
+        Family("backend_sent_message_bytes", "Octets of messages that were sent to the backend."), in_status=True
+    )
+    waits: int = counter(Family("backend_pool_waits", "Transactions that had to wait for a free connection."))
+    connect: Histogram = counter(
+        Family("backend_connect_seconds", "From connecting to a session that takes mail.", bounds=CONNECT_BOUNDS)
+    )
+    replies: Histogram = counter(
+        Family("backend_reply_seconds", "From the final dot to the last reply to it.", bounds=REPLY_BOUNDS)
+    )
 
     def count(self, replies: Sequence[Reply]) -> None:
         """So many recipients have got their last reply."""

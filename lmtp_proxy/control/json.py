@@ -11,10 +11,11 @@ from dataclasses import asdict
 from http import HTTPStatus
 from itertools import islice
 
-from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.backends.pool import BackendPool, Counts
 from lmtp_proxy.clients.session import SessionState
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import Problem, Request, bad, slices
+from lmtp_proxy.counts import counters_of
 from lmtp_proxy.delivery.in_flight import Flight, InFlight
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.receipts.batch import ReceiptsError
@@ -24,7 +25,6 @@ from lmtp_proxy.text import printable
 
 MAX_SHOWN = 1000
 """Of flights, sessions or users in one answer: more would take the hub too long, and nobody reads them."""
-_COUNTS = ("connections", "failures", "sent", "deferred", "bounced", "aborted", "uncertain", "octets")
 _SHOWN_RECIPIENTS = 20  # of one flight
 
 
@@ -80,7 +80,7 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "idle": pool.idle,
         "max_connections": pool.backend.max_connections,
         "users": users,
-        **{name: getattr(counts, name) for name in _COUNTS},
+        **{each.name: getattr(counts, each.name) for each in counters_of(Counts) if each.in_status},
     }
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the processes have counted, as one document of plain values: of one process, or of several added up.
 
-Values in, values out. What Prometheus calls it is a matter of `exposition`, how it looks one of `status_page`.
+Values in, values out. What is counted, and how it adds over processes, the counters say of themselves. What Prometheus
+calls it is a matter of `prometheus`, how it looks one of the status page.
 """
 
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.counts import Histogram, Tallies
+from lmtp_proxy.counts import Tallies, counters_of, tree_of
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -17,10 +18,14 @@ from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.generations.reloads import Refused, Reloads
 
 Figures: TypeAlias = dict[str, Any]
-"""counters: only grow. gauges: are now. Both are trees of numbers that may be added up. longest: seconds, the greatest
-of all counts. down: names of backends. The rest is of the configuration, which is the same in all processes."""
+"""A dictionary with:
 
-_OF_POOLS = ("connections", "failures", "sent", "deferred", "bounced", "aborted", "uncertain", "octets", "waits")
+    counters  they only grow; a tree of numbers that may be added up
+    gauges    what is now; another one
+    longest   seconds; counters of which the greatest counts stand beside the trees
+    down      names of backends
+
+The rest is of the configuration, which is the same in all processes."""
 
 
 def figures_of(
@@ -33,17 +38,9 @@ def figures_of(
     config, pools = generation.config, generation.pools
     return {
         "counters": {
-            "sessions": tallies.accepted,
-            "transactions": {
-                "answered": tallies.answered,
-                "refused": tallies.refused,
-                "aborted": tallies.aborted,
-            },
-            "octets": tallies.octets,
-            "refused": {"parked": tallies.parked, "unknown": tallies.unknown, "lookup": tallies.lookup},
+            **tree_of(tallies),
             "uncertain": uncertain.count,
-            "lateness": _histogram(tallies.lateness),
-            "backends": {name: _counters(pool) for name, pool in pools.items()},
+            "backends": {name: tree_of(pool.counts) for name, pool in pools.items()},
         },
         "gauges": {
             "sessions": tallies.accepted - tallies.ended,
@@ -51,7 +48,7 @@ def figures_of(
             "in_flight": phases,
             "backends": {name: _gauges(pool) for name, pool in pools.items()},
         },
-        "longest": tallies.longest,
+        **tree_of(tallies, greatest=True),
         "down": [name for name, pool in pools.items() if pool.down],
         "hold_limit": config.hold_limit,
         "users": {**dict.fromkeys(pools, 0), **config.users_per_backend},
@@ -94,11 +91,11 @@ def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
     for other in others:
         for tree in ("counters", "gauges"):
             merged[tree] = added(merged[tree], other[tree])
-        merged["longest"] = max(merged["longest"], other["longest"])
+        _keep_greatest(merged, other)
         merged["down"] = [*merged["down"], *(name for name in other["down"] if name not in merged["down"])]
     if ended is not None:
         merged["counters"] = added(merged["counters"], ended["counters"])
-        merged["longest"] = max(merged["longest"], ended["longest"])
+        _keep_greatest(merged, ended)
     everywhere = set.intersection(*(set(process["gauges"]["backends"]) for process in processes))
     for tree in ("counters", "gauges"):
         backends = merged[tree]["backends"]
@@ -106,16 +103,12 @@ def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
     return merged
 
 
-def _counters(pool: BackendPool) -> dict[str, Any]:
-    counts = pool.counts
-    numbers: dict[str, Any] = {name: getattr(counts, name) for name in _OF_POOLS}
-    return {**numbers, "connect": _histogram(counts.connect), "replies": _histogram(counts.replies)}
+def _keep_greatest(merged: Figures, other: Figures) -> None:
+    for counter in counters_of(Tallies):
+        if counter.family.greatest:
+            counter.put_into(merged, max(counter.value_in(merged), counter.value_in(other)))
 
 
 def _gauges(pool: BackendPool) -> dict[str, int]:
     limit = pool.backend.max_connections
     return {"busy": pool.busy, "idle": pool.idle, "limit": limit, "waiting": pool.waiting}
-
-
-def _histogram(histogram: Histogram) -> dict[str, Any]:
-    return {"counts": list(histogram.counts), "sum": histogram.total}

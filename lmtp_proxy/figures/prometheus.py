@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmtp_proxy import __version__
-from lmtp_proxy.counts import CONNECT_BOUNDS, LATENESS_BOUNDS, REPLY_BOUNDS
+from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.counts import Family, Tallies, families_of
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.loop.late import OneThread, Unavailable, late_import
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 OPENMETRICS = "application/openmetrics-text"
 PLAIN = "text/plain"
-_OUTCOMES = ("sent", "deferred", "bounced", "aborted")
 
 
 def render(figures: Figures, accept: str) -> tuple[str, bytes]:
@@ -66,20 +66,12 @@ _PYTHON = sys.version.partition(" ")[0]
 def _of_the_proxy(figures: Figures) -> Iterator[Metric]:
     counters, gauges = figures["counters"], figures["gauges"]
     yield _gauge("sessions", "Clients that are connected.", gauges["sessions"])
-    yield _counter("sessions_accepted", "Clients that were accepted.", counters["sessions"])
-    yield _counter(
-        "transactions",
-        "Transactions: answered after their final dot, refused as a whole (size, ambiguous data) or aborted before it.",
-        counters["transactions"],
-        "result",
-    )
-    yield _counter("received_message_bytes", "Octets of messages up to their final dot.", counters["octets"])
-    yield _counter(
-        "refused_recipients",
-        "Recipients that no backend was asked for: parked on reject or hold, unknown, or no answer from the table.",
-        counters["refused"],
-        "reason",
-    )
+    for family, members in families_of(Tallies):
+        tree = figures if family.greatest else counters
+        values: dict[tuple[str, ...], Any] = {
+            ((each.name,) if family.label else ()): each.value_in(tree) for each in members
+        }
+        yield _family(family, values)
     yield _gauge("held_sessions", "Sessions that wait for the route of a recipient on hold.", gauges["held"])
     yield _gauge("held_sessions_limit", "How many may wait so at once (hold_limit).", figures["hold_limit"])
     phases = {phase.replace(" ", "_"): count for phase, count in gauges["in_flight"].items()}
@@ -88,15 +80,6 @@ def _of_the_proxy(figures: Figures) -> Iterator[Metric]:
         "uncertain_recipients",
         "Recipients whose message went out to its end without a reply: it may be stored, and comes again.",
         counters["uncertain"],
-    )
-    yield _histogram(
-        "event_loop_lateness_seconds",
-        "How late the event loop was, looked at ten times a second while there is mail.",
-        LATENESS_BOUNDS,
-        {(): counters["lateness"]},
-    )
-    yield _gauge(
-        "event_loop_longest_stall_seconds", "The longest that the event loop was seen to be late.", figures["longest"]
     )
     if "workers" in figures:
         yield _gauge("workers", "Processes that serve, and how many are to (workers).", figures["workers"], "state")
@@ -123,29 +106,19 @@ def _of_the_backends(figures: Figures) -> Iterator[Metric]:
     gauges: Mapping[str, Any] = figures["gauges"]["backends"]
     # Of a backend that is not configured any more a worker that has ended may have left something.
     counters = {name: each for name, each in figures["counters"]["backends"].items() if name in gauges}
-
-    def numbers(what: str, help_text: str, key: str) -> Metric:
-        values = {name: each[key] for name, each in counters.items()}
-        return _counter(f"backend_{what}", help_text, values, "backend")
-
     yield _gauge(
         "backend_up",
         "0 while the last attempt to connect has failed, else 1.",
         {name: int(name not in figures["down"]) for name in gauges},
         "backend",
     )
-    yield _counter(
-        "recipients",
-        "Recipients by their last reply; aborted: the client went without a final dot, so there was none.",
-        {(name, outcome): each[outcome] for name, each in counters.items() for outcome in _OUTCOMES},
-        "backend",
-        "outcome",
-    )
-    yield numbers("uncertain_recipients", "Of the deferred recipients, those whose message may be stored.", "uncertain")
-    yield numbers("sent_message_bytes", "Octets of messages that were sent to the backend.", "octets")
-    yield numbers("connections_opened", "Connections that came to serve.", "connections")
-    yield numbers("connection_failures", "Attempts to connect that failed, up to LHLO and AUTH.", "failures")
-    yield numbers("pool_waits", "Transactions that had to wait for a free connection.", "waits")
+    for family, members in families_of(Counts):
+        values: dict[tuple[str, ...], Any] = {
+            ((name, each.name) if family.label else (name,)): each.value_in(tree)
+            for name, tree in counters.items()
+            for each in members
+        }
+        yield _family(family, values, "backend")
     yield _gauge(
         "backend_connections",
         "Connections in use, or kept for the next message.",
@@ -159,13 +132,15 @@ def _of_the_backends(figures: Figures) -> Iterator[Metric]:
         ("waiting", "pool_waiting", "Transactions that wait for a free connection now."),
     ):
         yield _gauge(f"backend_{name}", text, {backend: each[key] for backend, each in gauges.items()}, "backend")
-    for key, name, text, bounds in (
-        ("connect", "connect_seconds", "From connecting to a session that takes mail.", CONNECT_BOUNDS),
-        ("replies", "reply_seconds", "From the final dot to the last reply to it.", REPLY_BOUNDS),
-    ):
-        yield _histogram(
-            f"backend_{name}", text, bounds, {(name,): each[key] for name, each in counters.items()}, "backend"
-        )
+
+
+def _family(family: Family, values: Mapping[tuple[str, ...], Any], *labels: str) -> Metric:
+    """What a counter says of itself. labels: before its own."""
+    if family.label:
+        labels = (*labels, family.label)
+    if family.bounds:
+        return _histogram(family.name, family.text, family.bounds, values, *labels)
+    return (_gauge if family.greatest else _counter)(family.name, family.text, values, *labels)
 
 
 def _gauge(name: str, text: str, values: Any, *labels: str) -> Metric:

@@ -16,8 +16,10 @@ from urllib.parse import quote
 
 import gevent
 
+from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.control.application import Json, JsonApplication, Text
 from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Problem, Request, refused_reload
+from lmtp_proxy.counts import counters_of
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.figures.prometheus import exposed
 from lmtp_proxy.generations.reloads import Refused, history_json, moved_json, reload_json
@@ -28,8 +30,8 @@ from lmtp_proxy.workers.team import Team
 
 _SUMS = ("sessions", "held", "uncertain")
 _OF_BACKENDS = (
-    *("busy", "idle", "max_connections", "connections", "failures"),
-    *("sent", "deferred", "bounced", "aborted", "uncertain", "octets"),
+    *("busy", "idle", "max_connections"),
+    *(counter.name for counter in counters_of(Counts) if counter.in_status),
 )
 _NUMBERS = 2**31  # flights of one worker; a pid is less than 2**22, and JSON's numbers are exact up to 2**53
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.counts import tree_of
 from lmtp_proxy.figures.samples import KEPT, Samples
 from lmtp_proxy.web.frame import HEADERS, framed
 from lmtp_proxy.web.graphics import Part, bar, curve, duration, escape, number, octets, rate, share
@@ -23,8 +25,7 @@ HISTOGRAM = {"counts": [0] * 4 + [7] + [0] * 13, "sum": 0.1}
 
 
 def of_backend(**values: int) -> dict[str, Any]:
-    names = ("connections", "failures", "sent", "deferred", "bounced", "aborted", "uncertain", "octets", "waits")
-    return {**dict.fromkeys(names, 0), "connect": HISTOGRAM, "replies": HISTOGRAM, **values}
+    return {**tree_of(Counts()), "connect": HISTOGRAM, "replies": HISTOGRAM, **values}
 
 
 def status_of(name: str, **values: Any) -> dict[str, Any]:

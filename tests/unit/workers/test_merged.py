@@ -3,14 +3,13 @@
 
 from typing import Any
 
+from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.counts import counters_of
 from lmtp_proxy.workers.merged import merged_backends, merged_status, of_worker
 
 
 def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:
-    counts = (
-        *("busy", "idle", "connections", "failures", "octets"),
-        *("sent", "deferred", "bounced", "aborted", "uncertain"),
-    )
+    counts = ("busy", "idle", *(counter.name for counter in counters_of(Counts) if counter.in_status))
     return {
         "name": name, "address": f"/{name}", "state": state, "trouble": None, "max_connections": 10, "users": 3,
         **dict.fromkeys(counts, 1), **values,
