@@ -30,7 +30,7 @@ from greenlet import greenlet
 from lmtp_proxy.clients.server import Server
 from lmtp_proxy.clients.session import Shared
 from lmtp_proxy.config.values import Config
-from lmtp_proxy.control.state import MAX_CONNECTIONS, ControlState
+from lmtp_proxy.control.state import MAX_CONNECTIONS, ControlState, Since
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.commit import Cutover
 from lmtp_proxy.delivery.in_flight import InFlight
@@ -126,7 +126,7 @@ class Service:
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),
-            after_crash,
+            Since(after_crash),
             receipts=receipts,
             tallies=tallies,
         )

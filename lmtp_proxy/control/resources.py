@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the operator can ask one process for over the control socket.
 
-Each resource is a row of a table. It looks at the parts of the process through what they show of themselves, changes
-nothing but by a reload, and never does so much at once that mail waits. It knows no sockets.
+It looks at the parts of the process through what they show of themselves, changes nothing but by a reload, and never
+does so much at once that mail waits.
 """
 
 import os
@@ -11,19 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
-import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
 from lmtp_proxy.backends.preflight import preflight
 from lmtp_proxy.config.values import ConfigError
-from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
+from lmtp_proxy.control.application import Json, Resources
 from lmtp_proxy.control.json import MAX_SHOWN, backend_json, entry_of, flights_json, receipts_json, sessions_json
 from lmtp_proxy.control.request import (
-    DRAIN_LONGEST,
-    DRAIN_TIMEOUT,
-    UNSETTLED,
+    Document,
     Problem,
     Request,
     bad,
@@ -33,10 +30,11 @@ from lmtp_proxy.control.request import (
     slices,
 )
 from lmtp_proxy.control.state import ControlState
+from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
-from lmtp_proxy.figures.prometheus import exposed
+from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.generations.generation import Generation
-from lmtp_proxy.generations.reloads import Refused, history_json, moved_json, reload_json
+from lmtp_proxy.generations.reloads import Refused
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import HOLD
 from lmtp_proxy.text import iso_time, printable
@@ -46,55 +44,40 @@ _AT_ONCE = 2  # preflights of one backend: they take places that mail may need
 _RECENT = 3600.0  # seconds
 
 
-class Application(JsonApplication):
+class Application(ControlApplication):
     """The resources of one process that serves. more: others, beside those that each has."""
 
     def __init__(self, state: ControlState, more: Resources | None = None) -> None:
+        super().__init__(state.manager, state.since, state.stopping, more)
         self._state = state
         self._preflights: dict[str, BoundedSemaphore] = {}
-        own: Resources = {
-            "/status": {"GET": self._status},
-            "/backends": {"GET": lambda _: {"backends": self._backends(self._generation)}},
-            "/sessions": {"GET": self._sessions},
-            "/inflight": {"GET": lambda _: {"in_flight": flights_json(self._state.in_flight)}},
-            "/lookup": {"GET": self._lookup},
-            "/uncertain": {"GET": self._uncertain},
-            "/figures": {"GET": lambda _: state.figures()},
-            "/metrics": {"GET": lambda request: Text(*exposed(state.figures(), request.accept))},
-            "/history": {"GET": lambda _: {"history": history_json(self._state.manager.history)}},
-            "/reload": {"POST": self._reload},
-            "/drain": {"POST": self._drain},
-            "/preflight": {"POST": self._preflight},
-            "/check": {"POST": self._check},
-            "/receipts": {"POST": self._receipts},
-        }
-        super().__init__({**own, **(more or {})})
 
     @property
     def _generation(self) -> Generation:
         return self._state.manager.current()
 
+    @property
+    def _number(self) -> int:
+        return self._generation.number
+
+    @property
+    def _digest(self) -> str:
+        return self._generation.config.digest
+
     # --- what is -----------------------------------------------------------------------------------------------------
 
-    def _status(self, _: Request) -> Json:
+    def _status(self, request: Request) -> Json:
         state, generation = self._state, self._generation
         config = generation.config
-        since = state.manager.loading_since
+        longest = self._longest_delivery
         phases = {phase.value: 0 for phase in Phase}
         for flight in state.in_flight:
             phases[flight.phase.value] += 1
         return {
             "version": __version__,
-            "instance": state.instance,
-            "pid": os.getpid(),
-            "started": iso_time(state.started),
-            "uptime": self._uptime,
+            **self._own_status(longest),
             "workers": [],
-            "stopping": state.stopping(),
-            "after_crash": self._crash_json(),
-            "longest_delivery": self._longest_delivery,
-            "reloading": None if since is None else time.monotonic() - since,
-            "generation": generation.number,
+            "longest_delivery": longest,
             "socket": state.address,
             "config": {
                 "path": config.path,
@@ -102,7 +85,6 @@ class Application(JsonApplication):
                 "modified": iso_time(config.modified),
                 "loaded": iso_time(state.manager.loaded),
             },
-            "reload": reload_json(self._state.manager.last_reload),
             "sessions": len(state.sessions()),
             "held": len(state.parking),
             "in_flight": phases,
@@ -112,34 +94,30 @@ class Application(JsonApplication):
             "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,
             "users_on": dict(config.users_per_backend),
-            "backends": self._backends(generation),
+            **self._backends(request),
         }
 
     @property
-    def _uptime(self) -> float:
-        return time.monotonic() - self._state.began
-
-    def _crash_json(self) -> Json | None:
-        """That a process died before this one started: what it had handed over may still be finishing in a store.
-
-        None when that was longer ago than any delivery was to take.
-        """
-        if not self._state.after_crash or self._uptime > self._longest_delivery:
-            return None
-        return {"started": iso_time(self._state.started), "seconds": self._uptime, "worker": None}
-
-    @property
     def _longest_delivery(self) -> float:
-        """Seconds from a final dot to the last reply to it, at most."""
         backends = self._generation.config.backends.values()
         return max((backend.timeouts.final_reply for backend in backends), default=0.0)
 
-    def _backends(self, generation: Generation) -> list[Json]:
+    def _longest(self, _: Request) -> float:
+        return self._longest_delivery
+
+    def _backends(self, _: Request) -> Json:
+        generation = self._generation
         users = generation.config.users_per_backend
-        return [backend_json(pool, users.get(name, 0)) for name, pool in generation.pools.items()]
+        return {"backends": [backend_json(pool, users.get(name, 0)) for name, pool in generation.pools.items()]}
 
     def _sessions(self, _: Request) -> Json:
         return {"sessions": sessions_json(self._state.sessions())}
+
+    def _in_flight(self, _: Request) -> Json:
+        return {"in_flight": flights_json(self._state.in_flight)}
+
+    def _figures(self) -> Figures:
+        return self._state.figures()
 
     def _uncertain(self, _: Request) -> Json:
         records = self._state.uncertain.recent()
@@ -170,76 +148,34 @@ class Application(JsonApplication):
 
     # --- what can be done --------------------------------------------------------------------------------------------
 
-    def _reload(self, request: Request) -> Json:
-        if request.body:
-            request.document()
-        request.log("reload")
-        outcome = self._state.manager.reload_now()
-        if isinstance(outcome, Refused):
-            raise refused_reload(outcome.errors, sha256=self._generation.config.digest)
-        return {
-            "generation": outcome.generation,
-            "changes": outcome.changes,
-            "seconds": outcome.seconds,
-            "restart": list(outcome.restart),
-            "moved": moved_json(outcome.moved),
-            "sha256": self._generation.config.digest,
-        }
+    def _refusal(self, refused: Refused) -> Problem:
+        return refused_reload(refused.errors, sha256=self._digest)
 
-    def _drain(self, request: Request) -> Json:
-        began = time.monotonic()
-        document = request.document("users", "all", "timeout", "until", long=True)
-        named = document.users_to_drain()
-        users = named or []
-        deadline = began + document.seconds("timeout", default=DRAIN_TIMEOUT, most=DRAIN_LONGEST)
-        until = document.count("until")
-        if until is None:  # else it is the same drain, asked for again
-            request.log("drain", ["all"] if named is None else named)
+    def _until(self, document: Document) -> int | None:
+        return document.count("until")
+
+    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
         in_flight = self._state.in_flight
-        drained = self._state.manager.note_drain(named)
-        settled = self._settled(deadline)
         # Not before the reload, so that a delivery which entered under the old route is among those that are counted.
-        until = in_flight.last if until is None else min(until, in_flight.last)
+        until = in_flight.last if wanted.until is None else min(wanted.until, in_flight.last)
         rules = self._generation.config.key_rules
-        keys = None if named is None else _keys(named, rules)
+        keys = None if wanted.users is None else _keys(wanted.users, rules)
         with _leaving(in_flight) as left:
             while waiting := in_flight.drain(keys, rules, until):
-                remaining = deadline - time.monotonic()
+                remaining = wanted.deadline - time.monotonic()
                 if remaining <= 0 or request.gone():
                     break
                 left.wait(min(_LOOK, remaining))
                 left.clear()
-        generation = self._generation
+        generation, users = self._generation, wanted.users or []
         recent = self._state.uncertain.concerning(keys, time.time() - _RECENT)
-        drained.ended(settled and not waiting, len(recent))
-        return {
-            "done": settled and not waiting,
-            "instance": self._state.instance,
-            "generation": generation.number,
-            "until": until if settled else UNSETTLED,
-            "waited": time.monotonic() - began,
-            "waiting": flights_json(waiting),
-            "uncertain": [record.to_json() for record in recent],
-            "routes": {user: entry_of(generation, user) for user in users} if len(users) <= MAX_SHOWN else {},
-            "reload": reload_json(self._state.manager.last_reload),
-            "after_crash": self._crash_json(),
-        }
-
-    def _settled(self, deadline: float) -> bool:
-        """Wait until every reload is done that was asked for before; False if the time is up first."""
-        # A signal that was sent before the request is handled when the loop next asks the kernel. A timer makes it ask;
-        # sleep(0) does not: with it 296 of 300 signals were seen too late.
-        gevent.sleep(0.001)
-        timeout = gevent.Timeout.start_new(max(0.001, deadline - time.monotonic()))
-        try:
-            self._state.manager.settle()
-        except gevent.Timeout as expired:
-            if expired is not timeout:
-                raise
-            return False
-        finally:
-            timeout.close()
-        return True
+        return DrainFound(
+            done=not waiting,
+            until=until,
+            waiting=flights_json(waiting),
+            uncertain=[record.to_json() for record in recent],
+            routes={user: entry_of(generation, user) for user in users} if len(users) <= MAX_SHOWN else {},
+        )
 
     def _preflight(self, request: Request) -> Json:
         document = request.document("backend", "recipients", long=True)
@@ -273,9 +209,8 @@ class Application(JsonApplication):
             ],
         }
 
-    def _receipts(self, request: Request) -> Json:
-        answer = receipts_json(request, self._state.receipts, self._generation, self._state.in_flight)
-        return {**answer, "instance": self._state.instance, "after_crash": self._crash_json()}
+    def _receipts_of(self, request: Request) -> Json:
+        return receipts_json(request, self._state.receipts, self._generation, self._state.in_flight)
 
     def _check(self, request: Request) -> Json:
         path = request.document("path").text("path")

@@ -26,12 +26,42 @@ MAX_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Since:
+    """Since when it is this process that answers.
+
+    Attributes:
+        after_crash: the process before this one did not end well.
+        instance: names this process, so that who asks twice can tell that it was another one in between.
+        started: seconds since the epoch.
+        began: the same by time.monotonic.
+    """
+
+    after_crash: bool = False
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
+    started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self.began
+
+
+@dataclass(frozen=True, slots=True)
 class ControlState:
     """The parts of the process that can be asked about.
 
-    sessions: those of the server. stopping: whether it accepts no more. address: where clients connect, as text.
-    after_crash: the process before this one did not end well. instance: names this process, so that who asks twice can
-    tell that it was another one in between. started: seconds since the epoch; began: the same by time.monotonic.
+    Attributes:
+        manager: has the generation in force.
+        in_flight: deliveries that are under way.
+        parking: sessions that wait for a route.
+        uncertain: deliveries whose outcome is unknown.
+        sessions: gives those of the server.
+        stopping: whether it accepts no more.
+        address: where clients connect, as text.
+        since: since when it is this process.
+        receipts: what each mailbox got.
+        tallies: what is counted.
     """
 
     manager: ConfigManager
@@ -41,10 +71,7 @@ class ControlState:
     sessions: "Callable[[], Sequence[SessionState]]"
     stopping: Callable[[], bool]
     address: str
-    after_crash: bool = False
-    instance: str = field(default_factory=lambda: os.urandom(8).hex())
-    started: float = field(default_factory=time.time)
-    began: float = field(default_factory=time.monotonic)
+    since: Since = field(default_factory=Since)
     receipts: Receipts = field(default_factory=Receipts)
     tallies: Tallies = field(default_factory=Tallies)
 
@@ -52,4 +79,4 @@ class ControlState:
         """All that is counted."""
         generation = self.manager.current()
         own = figures_of(generation, self.in_flight, self.parking, self.uncertain, self.tallies)
-        return with_reloads(own, self.manager, generation.number, self.started)
+        return with_reloads(own, self.manager, generation.number, self.since.started)

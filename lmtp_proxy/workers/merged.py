@@ -7,7 +7,6 @@ answer makes the answer an error, but for the status.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -17,12 +16,13 @@ from urllib.parse import quote
 import gevent
 
 from lmtp_proxy.backends.pool import Counts
-from lmtp_proxy.control.application import Json, JsonApplication, Text
-from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Problem, Request, refused_reload
+from lmtp_proxy.control.application import Json
+from lmtp_proxy.control.request import DRAIN_LONGEST, Document, Problem, Request, refused_reload
+from lmtp_proxy.control.state import Since
+from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
 from lmtp_proxy.counts import counters_of
 from lmtp_proxy.figures.figures import Figures
-from lmtp_proxy.figures.prometheus import exposed
-from lmtp_proxy.generations.reloads import Refused, history_json, moved_json, reload_json
+from lmtp_proxy.generations.reloads import Refused
 from lmtp_proxy.text import iso_time
 from lmtp_proxy.workers.figures import TeamFigures
 from lmtp_proxy.workers.process import Answer, NoAnswer, WorkerEnded, WorkerProcess
@@ -83,35 +83,27 @@ _GRACE = 30.0  # seconds more than a request may take in a worker
 _Said: TypeAlias = Answer | WorkerEnded | NoAnswer
 
 
-class MergedApplication(JsonApplication):
-    """stopping: whether the proxy accepts no more. after_crash: the proxy before this one did not end well."""
+class MergedApplication(ControlApplication):
+    """What several workers answer as one.
+
+    Args:
+        stopping: whether the proxy accepts no more.
+        after_crash: the proxy before this one did not end well.
+    """
 
     def __init__(self, team: Team, stopping: Callable[[], bool], *, after_crash: bool) -> None:
+        since = Since(after_crash)
+        super().__init__(team, since, stopping)
         self._team = team
-        self._stopping = stopping
-        self._after_crash = after_crash
-        self._instance = os.urandom(8).hex()
-        self._started = time.time()
-        self._began = time.monotonic()
-        self.team_figures = TeamFigures(team, self._started)
-        super().__init__(
-            {
-                "/status": {"GET": self._status},
-                "/backends": {"GET": self._backends},
-                "/sessions": {"GET": self._sessions},
-                "/inflight": {"GET": self._in_flight},
-                "/lookup": {"GET": lambda request: self._by_one(request, "GET", "/lookup")},
-                "/uncertain": {"GET": self._uncertain},
-                "/figures": {"GET": lambda _: self._figures()},
-                "/metrics": {"GET": lambda request: Text(*exposed(self._figures(), request.accept))},
-                "/history": {"GET": lambda _: {"history": history_json(self._team.history)}},
-                "/reload": {"POST": self._reload},
-                "/drain": {"POST": self._drain},
-                "/preflight": {"POST": self._preflight},
-                "/check": {"POST": self._check},
-                "/receipts": {"POST": self._receipts},
-            }
-        )
+        self.team_figures = TeamFigures(team, since.started)
+
+    @property
+    def _number(self) -> int:
+        return self._team.generation
+
+    @property
+    def _digest(self) -> str | None:
+        return self._team.digest
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -134,38 +126,19 @@ class MergedApplication(JsonApplication):
             states = ", ".join(f"worker {row['number']} (pid {row['pid']}) is {row['state']}" for row in rows)
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"no worker answers: {states}; see the log", workers=rows)
         merged = merged_status(list(answers.values()))
-        since = self._team.loading_since
         return {
             **merged,
-            "instance": self._instance,
-            "pid": os.getpid(),
-            "started": iso_time(self._started),
-            "uptime": self._uptime,
+            **self._own_status(merged["longest_delivery"]),
             "workers": rows,
             "torn": self._team.torn or None,
-            "stopping": self._stopping(),
-            "after_crash": self._crash_json(merged["longest_delivery"]),
-            "reloading": None if since is None else time.monotonic() - since,
-            "generation": self._team.generation,
             "config": {**merged["config"], "loaded": iso_time(self._team.loaded)},
-            "reload": reload_json(self._team.last_reload),
         }
 
-    @property
-    def _uptime(self) -> float:
-        return time.monotonic() - self._began
-
     def _crash_json(self, longest: float) -> Json | None:
-        """That a process died: what it had handed over may still be finishing in a store.
-
-        None when that was longer ago than any delivery was to take, which is `longest` seconds.
-        """
         crash = self._team.crash
         if crash is not None and (seconds := time.monotonic() - crash.moment) <= longest:
             return {"started": iso_time(crash.when), "seconds": seconds, "worker": crash.pid}
-        if self._after_crash and self._uptime <= longest:
-            return {"started": iso_time(self._started), "seconds": self._uptime, "worker": None}
-        return None
+        return super()._crash_json(longest)
 
     def _backends(self, request: Request) -> Json:
         answers = self._by_all(request, "/backends")
@@ -184,7 +157,7 @@ class MergedApplication(JsonApplication):
     def _uncertain(self, request: Request) -> Json:
         answers = [answer for _, answer in self._by_all(request, "/uncertain")]
         records = [record for answer in answers for record in answer["uncertain"]]
-        return {"log": answers[0]["log"], "uncertain": sorted(records, key=lambda record: str(record["time"]))}
+        return {"log": answers[0]["log"], "uncertain": _by_time(records)}
 
     def _figures(self) -> Figures:
         if (figures := self.team_figures.collect()) is None:
@@ -193,104 +166,71 @@ class MergedApplication(JsonApplication):
 
     # --- what can be done --------------------------------------------------------------------------------------------
 
-    def _reload(self, request: Request) -> Json:
-        if request.body:
-            request.document()
-        request.log("reload")
-        outcome = self._team.reload_now()
-        if isinstance(outcome, Refused):
-            if outcome.torn:
-                raise _torn(outcome.torn, errors=list(outcome.errors))
-            raise refused_reload(outcome.errors)
-        return {
-            "generation": outcome.generation,
-            "changes": outcome.changes,
-            "seconds": outcome.seconds,
-            "restart": list(outcome.restart),
-            "moved": moved_json(outcome.moved),
-            "sha256": self._team.digest,
-        }
+    def _refusal(self, refused: Refused) -> Problem:
+        if refused.torn:
+            return _torn(refused.torn, errors=list(refused.errors))
+        return refused_reload(refused.errors)
 
-    def _drain(self, request: Request) -> Json:
-        began = time.monotonic()
-        document = request.document("users", "all", "timeout", "until", long=True)
-        users = document.users_to_drain()
-        deadline = began + document.seconds("timeout", default=DRAIN_TIMEOUT, most=DRAIN_LONGEST)
+    def _until(self, document: Document) -> dict[str, Any] | int | None:
         asked = document.values.get("until")
-        until = asked if isinstance(asked, dict) else document.count("until")
-        if until is None:  # else it is the same drain, asked for again
-            request.log("drain", ["all"] if users is None else users)
-        drained = self._team.note_drain(users)
-        settled = self._settled(deadline)
-        of_whom = {"all": True} if users is None else {"users": users}
+        return asked if isinstance(asked, dict) else document.count("until")
+
+    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
+        until = wanted.until
+        of_whom = {"all": True} if wanted.users is None else {"users": wanted.users}
 
         def body(worker: WorkerProcess) -> bytes:
             # A worker that came later has had nothing but the new routes.
             mine = until.get(worker.instance, 0) if isinstance(until, dict) else until
-            left = max(0.0, deadline - time.monotonic()) if settled else 0.0
+            left = max(0.0, wanted.deadline - time.monotonic()) if wanted.settled else 0.0
             return json.dumps({**of_whom, "timeout": left, **({} if mine is None else {"until": mine})}).encode("ascii")
 
         answers = self._by_all(request, "/drain", "POST", body, DRAIN_LONGEST)
-        first = answers[0][1]
-        uncertain = [record for _, answer in answers for record in answer["uncertain"]]
-        waiting = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
-        done = settled and all(answer["done"] for _, answer in answers)
-        drained.ended(done, len(uncertain))
-        return {
-            "done": done,
-            "instance": self._instance,
-            "generation": self._team.generation,
-            "until": {worker.instance: answer["until"] for worker, answer in answers} if settled else UNSETTLED,
-            "waited": time.monotonic() - began,
-            "waiting": _oldest_first(waiting),
-            "uncertain": sorted(uncertain, key=lambda record: str(record["time"])),
-            "routes": first["routes"],
-            "reload": reload_json(self._team.last_reload),
-            "after_crash": self._crash_json(self._longest(request)),
-        }
+        return DrainFound(
+            done=all(answer["done"] for _, answer in answers),
+            until={worker.instance: answer["until"] for worker, answer in answers},
+            waiting=_oldest_first(
+                [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
+            ),
+            uncertain=_by_time([record for _, answer in answers for record in answer["uncertain"]]),
+            routes=answers[0][1]["routes"],
+        )
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self._team.digest is None and self._team.serving():
+            self._team.reload_now()
 
     def _settled(self, deadline: float) -> bool:
-        """Wait until every reload is done that was asked for before; False if the time is up first.
-
-        Raises Problem if the workers cannot be brought to one configuration.
-        """
-        # As in `control`: a timer makes the loop ask the kernel for signals that were sent before the request.
-        gevent.sleep(0.001)
-        timeout = gevent.Timeout.start_new(max(0.001, deadline - time.monotonic()))
-        try:
-            self._team.settle()
-            if self._team.digest is None and self._team.serving():
-                self._team.reload_now()
-        except gevent.Timeout as expired:
-            if expired is not timeout:
-                raise
-            return False
-        finally:
-            timeout.close()
-        if self._team.digest is None:
+        """See ControlApplication. Raises Problem if the workers cannot be brought to one configuration."""
+        settled = super()._settled(deadline)
+        if settled and self._team.digest is None:
             raise _torn(self._team.torn)
-        return True
+        return settled
 
     def _longest(self, request: Request) -> float:
-        """Seconds that a delivery may take; for ever if nobody can say so. Asked only after a crash."""
-        if self._team.crash is None and not self._after_crash:
+        """See ControlApplication; for ever if nobody can say so."""
+        if self._team.crash is None and not self._since.after_crash:
             return 0.0
         for _, answer in self._ask(request, self._team.serving(), "GET", "/status"):
             if isinstance(answer, Answer) and answer.ok:
                 return float(answer.document["longest_delivery"])
         return float("inf")
 
+    def _lookup(self, request: Request) -> Json:
+        return self._by_one(request, "GET", "/lookup")
+
     def _preflight(self, request: Request) -> Json:
         document = request.document("backend", "recipients", long=True)
         request.log(f"preflight {document.text('backend')}", document.texts("recipients", least=0))
         return self._by_one(request, "POST", "/preflight")
 
-    def _receipts(self, request: Request) -> Json:
+    def _receipts_of(self, request: Request) -> Json:
         # Each writes what it has, and says what is under way; then one reads all that was written.
         said = self._by_all(request, "/receipts", "POST", lambda _: request.body, 1.0)
         answer = self._by_one(request, "POST", "/receipts")
         answer["cut_off"] = sum(document["cut_off"] for _, document in said)
-        return {**answer, "instance": self._instance, "after_crash": self._crash_json(self._longest(request))}
+        return answer
 
     def _check(self, request: Request) -> Json:
         request.log(f"check {request.document('path').text('path')}")
@@ -358,6 +298,10 @@ class MergedApplication(JsonApplication):
 
 def _oldest_first(found: list[Json]) -> list[Json]:
     return sorted(found, key=lambda each: -float(each["seconds"]))
+
+
+def _by_time(records: list[Json]) -> list[Json]:
+    return sorted(records, key=lambda record: str(record["time"]))
 
 
 def _said(worker: WorkerProcess, method: str, resource: str, body: bytes | None, uid: int, timeout: float) -> _Said:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of resources that an operator finds, and what is the same in them for one process and for several.
+
+Here is how a request is understood, in which order things are done, and how an answer looks. What only the process
+knows that serves, or only the supervisor of several, is left to each.
+"""
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+
+from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
+from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Document, Problem, Request
+from lmtp_proxy.control.state import Since
+from lmtp_proxy.figures.figures import Figures
+from lmtp_proxy.figures.prometheus import exposed
+from lmtp_proxy.generations.reloads import Refused, Reloads, history_json, moved_json, reload_json
+from lmtp_proxy.text import iso_time
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """A drain as somebody asked for it.
+
+    Attributes:
+        users: whose deliveries are to be waited for; None for everybody's.
+        until: what an answer to the same drain had under that name, or None.
+        deadline: by time.monotonic.
+        settled: every reload that was asked for before is done.
+    """
+
+    users: list[str] | None
+    until: Any
+    deadline: float
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DrainFound:
+    """What has become of one.
+
+    Attributes:
+        done: nothing is left to wait for.
+        until: for whoever asks again.
+        waiting: deliveries, as JSON values.
+        uncertain: deliveries whose outcome is unknown, as JSON values.
+        routes: where the users are now.
+    """
+
+    done: bool
+    until: Any
+    waiting: list[Json]
+    uncertain: list[Json]
+    routes: Json
+
+
+class ControlApplication(JsonApplication, ABC):
+    """What an operator can ask a proxy for.
+
+    Args:
+        reloads: of the configuration that is in force.
+        since: since when it is this proxy.
+        stopping: whether it accepts no more.
+        more: resources beside those that each has.
+    """
+
+    def __init__(
+        self, reloads: Reloads, since: Since, stopping: Callable[[], bool], more: Resources | None = None
+    ) -> None:
+        self._reloads = reloads
+        self._since = since
+        self._stopping = stopping
+        own: Resources = {
+            "/status": {"GET": self._status},
+            "/backends": {"GET": self._backends},
+            "/sessions": {"GET": self._sessions},
+            "/inflight": {"GET": self._in_flight},
+            "/lookup": {"GET": self._lookup},
+            "/uncertain": {"GET": self._uncertain},
+            "/figures": {"GET": lambda _: self._figures()},
+            "/metrics": {"GET": lambda request: Text(*exposed(self._figures(), request.accept))},
+            "/history": {"GET": lambda _: {"history": history_json(reloads.history)}},
+            "/reload": {"POST": self._reload},
+            "/drain": {"POST": self._drain},
+            "/preflight": {"POST": self._preflight},
+            "/check": {"POST": self._check},
+            "/receipts": {"POST": self._receipts},
+        }
+        super().__init__({**own, **(more or {})})
+
+    # --- what each knows for itself ----------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _number(self) -> int:
+        """Of the generation in force."""
+
+    @property
+    @abstractmethod
+    def _digest(self) -> str | None:
+        """Of the configuration in force."""
+
+    @abstractmethod
+    def _longest(self, request: Request) -> float:
+        """Seconds from a final dot to the last reply to it, at most; who has not crashed need not know."""
+
+    @abstractmethod
+    def _status(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _backends(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _sessions(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _in_flight(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _lookup(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _uncertain(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _figures(self) -> Figures:
+        """All that is counted."""
+
+    @abstractmethod
+    def _preflight(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _check(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _receipts_of(self, request: Request) -> Json:
+        """Of the users that the request names, and how many deliveries for them are cut off."""
+
+    @abstractmethod
+    def _until(self, document: Document) -> Any:
+        """What the request has under `until`; None if nothing. Raises Problem."""
+
+    @abstractmethod
+    def _refusal(self, refused: Refused) -> Problem:
+        """What to tell of a reload that changed nothing, or not the same in all processes."""
+
+    @abstractmethod
+    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
+        """Wait until it is done, its time is up, or the client has gone. Raises Problem."""
+
+    # --- what is -----------------------------------------------------------------------------------------------------
+
+    def _own_status(self, longest: float) -> Json:
+        """What a status says of the proxy as a whole. longest: see `_longest`."""
+        began = self._reloads.loading_since
+        return {
+            "instance": self._since.instance,
+            "pid": os.getpid(),
+            "started": iso_time(self._since.started),
+            "uptime": self._since.uptime,
+            "stopping": self._stopping(),
+            "after_crash": self._crash_json(longest),
+            "reloading": None if began is None else time.monotonic() - began,
+            "generation": self._number,
+            "reload": reload_json(self._reloads.last_reload),
+        }
+
+    def _crash_json(self, longest: float) -> Json | None:
+        """That a process died before this one started: what it had handed over may still be finishing in a store.
+
+        None when that was longer ago than any delivery was to take, which is `longest` seconds.
+        """
+        if not self._since.after_crash or self._since.uptime > longest:
+            return None
+        return {"started": iso_time(self._since.started), "seconds": self._since.uptime, "worker": None}
+
+    # --- what can be done --------------------------------------------------------------------------------------------
+
+    def _reload(self, request: Request) -> Json:
+        if request.body:
+            request.document()
+        request.log("reload")
+        outcome = self._reloads.reload_now()
+        if isinstance(outcome, Refused):
+            raise self._refusal(outcome)
+        return {
+            "generation": outcome.generation,
+            "changes": outcome.changes,
+            "seconds": outcome.seconds,
+            "restart": list(outcome.restart),
+            "moved": moved_json(outcome.moved),
+            "sha256": self._digest,
+        }
+
+    def _drain(self, request: Request) -> Json:
+        began = time.monotonic()
+        document = request.document("users", "all", "timeout", "until", long=True)
+        users = document.users_to_drain()
+        deadline = began + document.seconds("timeout", default=DRAIN_TIMEOUT, most=DRAIN_LONGEST)
+        until = self._until(document)
+        if until is None:  # else it is the same drain, asked for again
+            request.log("drain", ["all"] if users is None else users)
+        drained = self._reloads.note_drain(users)
+        settled = self._settled(deadline)
+        found = self._drained(request, DrainWanted(users, until, deadline, settled))
+        done = settled and found.done
+        drained.ended(done, len(found.uncertain))
+        return {
+            "done": done,
+            "instance": self._since.instance,
+            "generation": self._number,
+            "until": found.until if settled else UNSETTLED,
+            "waited": time.monotonic() - began,
+            "waiting": found.waiting,
+            "uncertain": found.uncertain,
+            "routes": found.routes,
+            "reload": reload_json(self._reloads.last_reload),
+            "after_crash": self._crash_json(self._longest(request)),
+        }
+
+    def _settled(self, deadline: float) -> bool:
+        """Wait until every reload is done that was asked for before; False if the time is up first."""
+        # A signal that was sent before the request is handled when the loop next asks the kernel. A timer makes it ask;
+        # sleep(0) does not: with it 296 of 300 signals were seen too late.
+        gevent.sleep(0.001)
+        timeout = gevent.Timeout.start_new(max(0.001, deadline - time.monotonic()))
+        try:
+            self._settle()
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            return False
+        finally:
+            timeout.close()
+        return True
+
+    def _settle(self) -> None:
+        """See `_settled`; it ends by an exception when the time is up."""
+        self._reloads.settle()
+
+    def _receipts(self, request: Request) -> Json:
+        answer = self._receipts_of(request)
+        return {
+            **answer,
+            "instance": self._since.instance,
+            "after_crash": self._crash_json(self._longest(request)),
+        }
