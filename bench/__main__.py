@@ -22,8 +22,8 @@ from bench.rounds import in_turn
 from bench.tables import SIZES, TableRun, measure_table
 from bench.tools import build
 from bench.workloads import WORKLOADS, Run
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 LETTERS = "".join(workload.letter for workload in WORKLOADS) + "F"

@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.peers import Started, Surroundings, free_address, started, user
 from bench.processes import Stage
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FLOOR = "Python, nothing but octets"
 _ENVELOPE = re.compile(rb"(MAIL [^\r]*\r\n)((?:RCPT TO:<[^\r]*>\r\n)+)DATA\r\n")
 _PATH = re.compile(rb"<([^>]+)>")

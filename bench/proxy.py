@@ -17,8 +17,9 @@ from typing import Any
 
 from bench.peers import Started, Surroundings, free_address, started, user
 from bench.processes import BenchError, Stage
+from tests import ROOT
 
-PROGRAM = Path(__file__).resolve().parents[1] / "bin" / "lmtp-proxy"
+PROGRAM = ROOT / "bin" / "lmtp-proxy"
 CONFIG = """\
 config:
   socket: [{host}, {port}]
@@ -54,7 +55,7 @@ class LmtpProxy:
             around = Surroundings(("127.0.0.1:1", "127.0.0.1:2"), stage.path("log"), users=1)
             config = self.configure(stage, around, ("127.0.0.1", 2424))
             # As a package is installed; otherwise each start compiles, and keeps what that leaves in memory.
-            compiling = [self.python, "-m", "compileall", "-q", str(PROGRAM.parents[1] / "lmtp_proxy")]
+            compiling = [self.python, "-m", "compileall", "-q", str(ROOT / "lmtp_proxy")]
             subprocess.run(compiling, stdout=subprocess.DEVNULL, timeout=60, check=False)
             command = [self.python, str(PROGRAM), "--check", "-c", str(config)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

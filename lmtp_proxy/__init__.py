@@ -27,4 +27,9 @@ stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/t
     demo/         a program of its own, which uses the rest
 """
 
+import os
+
 __version__ = "0.1.0"
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+"""The directory that the package is in: what a Python that is to find it has in its path."""

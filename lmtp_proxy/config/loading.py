@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 
+from lmtp_proxy import ROOT
 from lmtp_proxy.config.difference import UserChanges
 from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.routing.static_table import Shape, StaticTable
@@ -139,8 +139,7 @@ class LoadingProcess:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
             order = Order(self._path, self._store, previous, nice)
-            package = str(Path(__file__).resolve().parents[2])
-            paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+            paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
                 # -P: what happens to lie in the working directory is not this program.

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmtp_proxy import __version__
+from lmtp_proxy import ROOT, __version__
 from lmtp_proxy.demo.store import Store
 
 PATIENCE = 10.0  # seconds for anything that is waited for; all of it takes well under one
@@ -65,7 +65,7 @@ class Message:
 
 def program(name: str) -> list[str]:
     """How to run one of our commands: of the checkout, or as it is installed."""
-    script = Path(__file__).resolve().parents[2] / "bin" / name
+    script = Path(ROOT) / "bin" / name
     return [sys.executable, str(script)] if script.is_file() else [shutil.which(name) or name]
 
 

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent.event import Event
 from gevent.subprocess import DEVNULL, Popen
 
+from lmtp_proxy import ROOT
 from lmtp_proxy.workers.channel import HEADER, Channel
 from lmtp_proxy.workers.settings import WorkerSettings
 
@@ -29,7 +29,6 @@ _PATIENCE = 2.0  # seconds between two looks whether a worker that has not answe
 _PROMPT = 5.0  # seconds in which it says so, however much it has to do
 _END = 2.0  # seconds from the end of a connection to that of the process, where the latter was the reason
 _SILENCE = "no sign of life"
-_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class State(enum.Enum):
@@ -82,7 +81,7 @@ class WorkerProcess:
         self._channel = Channel()
         far = self._channel.far.fileno()
         text = replace(settings, channel=far).to_text()
-        path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         try:
             self._process = Popen(
                 # -P: what lies in the directory that we were started in is none of our modules.

@@ -14,9 +14,10 @@ from bench.plot import plot
 from bench.processes import BenchError
 from bench.report import BEGIN, END, as_text, renewed, tables
 from bench.results import Results, load
+from tests import ROOT
 from tests.bench.test_bench_figures import GOOD, TABLE, results, run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "performance.md"
 
 
 def whole() -> Results:
@@ -96,5 +97,5 @@ def test_the_page_of_this_checkout_has_results() -> None:
     section = rest.partition(END)[0]
     assert all(f"| {number} | " in section for number in range(1, 16))
     assert ET.parse(PAGE.with_suffix(".svg")).getroot().tag.endswith("svg")
-    for kept in sorted((PAGE.parents[1] / "bench" / "results" / "kept").glob("*.json")):
+    for kept in sorted((ROOT / "bench" / "results" / "kept").glob("*.json")):
         assert json.loads(kept.read_text("utf-8"))["runs"]

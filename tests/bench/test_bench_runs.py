@@ -21,8 +21,9 @@ from bench.proxy import LmtpProxy, ask
 from bench.tables import measure_table
 from bench.usage import PssPeak, cpu_seconds, pss_kib
 from bench.workloads import WORKLOADS, run_once
+from tests import ROOT
 
-ROOT = Path(bench.__file__).resolve().parent
+HERE = Path(bench.__file__).resolve().parent
 SMALL = {workload.letter: workload for workload in WORKLOADS}
 
 
@@ -97,7 +98,7 @@ def test_leaving_a_stage_ends_everything_that_was_started(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("programs")
 def test_an_interrupted_bench_leaves_nothing() -> None:
     command = [sys.executable, "-m", "bench", "--only", "B", "--seconds", "30"]
-    process = subprocess.Popen(command, cwd=ROOT.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 20
     while len(pids := family(process.pid)) < 3:
         assert process.poll() is None and time.monotonic() < deadline
@@ -144,10 +145,13 @@ def test_shares_of_samples() -> None:
 
 def test_each_module_is_in_the_map_and_imports_only_from_above() -> None:
     listed = re.findall(r"^    ([a-z]+) {2,}\S", bench.__doc__ or "", re.MULTILINE)
-    existing = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__"}
+    existing = {path.relative_to(HERE).with_suffix("").as_posix() for path in HERE.rglob("*.py")} - {
+        "__init__",
+        "__main__",
+    }
     assert set(listed) == existing
     for number, module in enumerate(listed):
-        source = (ROOT / f"{module}.py").read_text("utf-8")
+        source = (HERE / f"{module}.py").read_text("utf-8")
         assert len(source.splitlines()) <= 350 and ast.get_docstring(ast.parse(source))
         imported = set(re.findall(r"^from bench\.([a-z]+) import", source, re.MULTILINE))
         assert imported <= set(listed[:number]), module

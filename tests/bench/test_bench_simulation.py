@@ -3,13 +3,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench.simulate import WORKLOADS
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 @pytest.mark.parametrize("letter", WORKLOADS)

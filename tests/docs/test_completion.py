@@ -3,13 +3,12 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.docs.test_man_pages import help_of, options_in_help
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "etc" / "bash-completion" / "lmtp-proxyctl"
 
 

@@ -10,8 +10,7 @@ from lmtp_proxy.config.types import _SECONDS_MAX
 from lmtp_proxy.config.values import Config, UnixAddress
 from lmtp_proxy.config.yaml_text import Mapping, Scalar, Sequence, read_source
 from lmtp_proxy.ctl import arguments as ctl_arguments
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 def text(name: str) -> str:

@@ -17,10 +17,10 @@ from lmtp_proxy.delivery import log as delivery_log
 from lmtp_proxy.generations import manager as config_manager
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.reply import Reply
+from tests import ROOT
 from tests.faults import failure_cases as cases
 from tests.faults.failure_cases import Case
 
-ROOT = Path(__file__).parents[2]
 PROXY, CTL, YML = (
     (ROOT / "docs" / name).read_text("utf-8") for name in ("lmtp-proxy.8", "lmtp-proxyctl.8", "lmtp-proxy.yml.5")
 )

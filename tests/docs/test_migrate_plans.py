@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.ctl.migrate.plan import Plan, load_plan
+from tests import ROOT
 
-PLANS = Path(__file__).parents[2] / "etc" / "migrate"
+PLANS = ROOT / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"
 SCRIPTS = ("mbsync-user", "perdition-map", "same-mail", "same-state")
 NAMES = ("alice", "-n", "a b", 'a"b', "a'b", "$(touch pwned)", "a;touch pwned", "ü漢", "a\\tb", "a.*", "a&b", "*")

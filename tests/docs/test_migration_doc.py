@@ -11,8 +11,8 @@ from lmtp_proxy.config.values import Config
 from lmtp_proxy.ctl import command as ctl
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
 from lmtp_proxy.ctl.migrate.plan import parse_plan
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")
 
 

@@ -10,8 +10,8 @@ from lmtp_proxy.config.read import load_config
 from lmtp_proxy.config.values import Timeouts
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.reply import Reply
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.proxy import ROOT, ProxyProcess
+from tests import ROOT
+from tests.support.proxy import ProxyProcess
 
 from .conftest import Stack
 from .postfix import DOMAIN

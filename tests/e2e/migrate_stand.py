@@ -15,7 +15,8 @@ from pathlib import Path
 
 from lmtp_proxy.ctl.migrate.journal import open_journal
 from lmtp_proxy.ctl.migrate.report import Report, read_report
-from tests.support.proxy import ROOT, ProxyProcess
+from tests import ROOT
+from tests.support.proxy import ProxyProcess
 
 from .conftest import Stack
 from .mail import message

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.proxy import ROOT, ProxyProcess
+from tests import ROOT
+from tests.support.proxy import ProxyProcess
 
 from .conftest import PEOPLE, Stack
 from .perdition import Perdition

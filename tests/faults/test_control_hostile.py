@@ -21,9 +21,11 @@ from pathlib import Path
 
 import pytest
 
+from lmtp_proxy.control import server as control_server
 from tests.support.backend import FakeBackend
 from tests.support.control import Answer, Control, ControlConnection, add_control, answer_on, bare_connection
-from tests.support.proxy import PROGRAM, ProxyProcess, config_of
+from tests.support.package import PACKAGE, code_of_copy, copied_package
+from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, Script, say
 
 PATIENCE = 10  # seconds that a request, an idle connection or an unread answer may take
@@ -458,19 +460,16 @@ def test_no_descriptor_left_is_one_line_and_a_pause(running: Attacked) -> None:
 
 def test_a_first_client_while_the_program_is_being_replaced_is_not_the_last(tmp_path: Path) -> None:
     """As pip does it: what is not there at this moment is there again a second later."""
-    shutil.copytree(PROGRAM.parents[1] / "lmtp_proxy", tmp_path / "lmtp_proxy", ignore=shutil.ignore_patterns("*.pyc"))
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
-        "sys.meta_path = [each for each in sys.meta_path if 'Editable' not in repr(each)];"  # which finds the checkout
-        "from lmtp_proxy.cli import main; sys.exit(main())"
-    )
+    copy = copied_package(tmp_path)
     with FakeBackend() as store:
         proxy = ProxyProcess(config_of({"old": store}, {"a": "old"}), workers=1)
         path = add_control(proxy)
-        module = tmp_path / "lmtp_proxy" / "control" / "server.py"
+        module = copy / Path(control_server.__file__).relative_to(PACKAGE)
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-B", "-P", "-c", code, "-c", proxy.config_path], stderr=log, cwd=tmp_path
+                [sys.executable, "-B", "-P", "-c", code_of_copy(copy), "-c", proxy.config_path],
+                stderr=log,
+                cwd=tmp_path,
             )
         try:
             deadline = time.monotonic() + 15

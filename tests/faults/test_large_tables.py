@@ -23,12 +23,14 @@ import pytest
 
 from lmtp_proxy.config.loading import LARGE
 from lmtp_proxy.config.read import ConfigError, load_config
+from tests import ROOT
 from tests.faults.conftest import Move
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.control import Control
 from tests.support.ctl import controlled, ctl
-from tests.support.proxy import ROOT, ProxyProcess, config_of, yaml_of
+from tests.support.package import copied_package
+from tests.support.proxy import ProxyProcess, config_of, yaml_of
 
 # The children of the process are looked at, which are to be those that load.
 pytestmark = pytest.mark.parametrize("processes", [1], indirect=True, scope="module", ids=[""])
@@ -288,7 +290,7 @@ def test_as_a_daemon_that_became_somebody_else() -> None:
     assert pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory(prefix="lpi", dir="/tmp") as installed, FakeBackend() as old:
         os.chmod(installed, 0o755)
-        shutil.copytree(ROOT / "lmtp_proxy", f"{installed}/lmtp_proxy", ignore=shutil.ignore_patterns("__pycache__"))
+        copied_package(Path(installed))
         shutil.copytree(ROOT / "bin", f"{installed}/bin")
         settings: dict[str, Any] = {"ignoreDomain": True, "run_as": "nobody", "log": {"syslog": "/nonexistent"}}
         python = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable

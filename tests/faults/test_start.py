@@ -6,7 +6,6 @@ import grp
 import os
 import pwd
 import re
-import shutil
 import socket
 import stat
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.backend import FakeBackend
+from tests.support.package import code_of_copy, copied_package
 from tests.support.proxy import PROGRAM, ProxyProcess, config_of, yaml_of
 
 IS_ROOT = os.geteuid() == 0
@@ -221,12 +221,7 @@ def test_run_as_a_user_who_may_not_read_the_configuration() -> None:
 @pytest.mark.skipif(not IS_ROOT, reason="only root can become another user: run the tests as root")
 def test_run_as_a_user_who_may_not_read_the_program(tmp_path: Path) -> None:
     """A large file is loaded by a process of its own, which has to find the program; a small one is not."""
-    shutil.copytree(PROGRAM.parents[1] / "lmtp_proxy", tmp_path / "lmtp_proxy")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
-        "sys.meta_path = [each for each in sys.meta_path if 'Editable' not in repr(each)];"  # which finds the checkout
-        "from lmtp_proxy.cli import main; sys.exit(main())"
-    )
+    code = code_of_copy(copied_package(tmp_path))
     os.chmod(tmp_path, 0o700)
     with at_path() as proxy:
         proxy.config["config"]["run_as"] = "nobody"

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.client import Disconnected, LmtpClient, Outcome, Reply
-from tests.support.proxy import ROOT, yaml_of
+from tests.support.proxy import yaml_of
 from tests.support.record import BodyReader, is_positive
 from tests.support.script import Await, BodyTrigger, Close, Drip, Hang, Reset, Script, raw, say
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.e2e.requirements import INSTALL, missing_for_servers, program
 
-ROOT = Path(__file__).parents[2]
 _TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers", "man")
 
 

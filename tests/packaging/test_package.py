@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy import __version__
+from tests import ROOT
 from tests.e2e.flow import Flow
 from tests.e2e.postfix import DOMAIN
 from tests.e2e.process import wait_until
 from tests.e2e.shell_doc import Command, Shell, steps
 
-from .conftest import ROOT
 from .site import CONFIG, USERS, Site, command, delivers, reloads, running, service, started
 
 NEXT = f"{__version__}+next"

@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests import ROOT
 from tests.support.backend import FakeBackend
 from tests.support.proxy import ProxyProcess, config_of
 
-PROGRAM = Path(__file__).resolve().parents[2] / "bin" / "lmtp-proxyctl"
+PROGRAM = ROOT / "bin" / "lmtp-proxyctl"
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from types import TracebackType
 
 import pytest
 
+from tests import ROOT
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "bin" / "lmtp-proxy"
 WORKERS = "LMTP_PROXY_TEST_WORKERS"
 """In the environment: how many workers a proxy has where the test does not say so and its limits allow it."""

@@ -20,8 +20,8 @@ import pytest
 from lmtp_proxy.config import file as config_file
 from lmtp_proxy.config.file import Change, change_users
 from lmtp_proxy.config.read import ConfigError, load_config
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TOP = "config:\n  socket: /run/mail\nbackends:\n  old: {socket: /run/old}\n  new: {socket: /run/new}\n"
 USERS = "users:  # who is where\n  alice: old  # since May\n  bob: new\n"
 

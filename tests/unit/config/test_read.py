@@ -37,8 +37,8 @@ from lmtp_proxy.config.read import (
 from lmtp_proxy.config.values import FACILITIES, is_own_listener
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = ROOT / "etc/lmtp-proxy.yml"
 
 MAPPING = "must be a single value, not a mapping or a list"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.demo.store import Store, user_of
+from tests import ROOT
 
 TRACE_LINES = 2  # Return-Path and Delivered-To, put in front of each copy
 
@@ -183,7 +184,7 @@ def test_by_hand(tmp_path: Path) -> None:
     """As a program: says when it is ready, ends on SIGTERM, takes its socket with it."""
     path = tmp_path / "s"
     command = [sys.executable, "-m", "lmtp_proxy.demo.store", "--socket", str(path), "--maildir", str(tmp_path / "m")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("ready: store on ")
         with Client(str(path)) as client:

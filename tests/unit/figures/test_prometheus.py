@@ -7,7 +7,6 @@ import copy
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,7 @@ from lmtp_proxy.figures.figures import added, figures_of, merged_figures, with_r
 from lmtp_proxy.figures.prometheus import render
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.generations.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
-
-ROOT = Path(__file__).parents[3]
+from tests import ROOT
 
 
 class Told(Reloads):

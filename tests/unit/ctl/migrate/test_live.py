@@ -14,9 +14,9 @@ import pytest
 
 from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary
 from lmtp_proxy.ctl.migrate.live import LiveWatcher, watcher_for
+from tests import ROOT
 from tests.support.terminal import Tmux
 
-ROOT = Path(__file__).resolve().parents[4]
 SUMMARY = Summary(1, 10, 9, 0, 1, 0, 0, {}, 61.0, None, 1)
 pytest.importorskip("rich")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.ctl.migrate.plan import HOOK_KEYS, HOOKS, KEYS, Plan, PlanError, environment, load_plan, parse_plan
+from tests import ROOT
 
-PAGE = (Path(__file__).parents[4] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
+PAGE = (ROOT / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
 LEAST = "from: old\nto: new\npark: reject\nsync: [copy, '{user}']\n"
 
 
@@ -160,6 +161,6 @@ def test_the_man_page_has_each_key_with_its_default() -> None:
 def test_the_example_of_the_man_page_and_of_the_readme_can_be_used() -> None:
     [example] = re.findall(r"(?s)\.Sh EXAMPLES\n\.Bd .*?\n(.*?)\.Ed", PAGE)
     assert parse_plan(example, "p.yml").hooks["block"].arguments[1] == "--"
-    readme = (Path(__file__).parents[4] / "README.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
     [block] = re.findall(r"(?s)## Migrate with one command\n.*?```yaml\n(.*?)```", readme)
     assert parse_plan(block, "p.yml").hooks["sync"].again == {2}
