@@ -19,18 +19,13 @@ from importlib.util import find_spec
 from lmtp_proxy import __version__
 from lmtp_proxy.config.loading import is_large_file, load
 from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
 from lmtp_proxy.start.start import RELOAD_SIGNALS, STOP_SIGNALS, Start
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
-# Modules that a process imports with its first mail, reload, request or scrape.
-_LOADED_LATE = (
-    *("gevent.threadpool", "lmtp_proxy.backends.session", "lmtp_proxy.config.read", "lmtp_proxy.control.resources"),
-    "lmtp_proxy.control.server",
-)
-_FOR_METRICS = ("lmtp_proxy.figures.prometheus", "lmtp_proxy.web.server", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -261,7 +256,7 @@ def _may(account: pwd.struct_passwd, path: str, mode: int) -> bool:
 def _drop_privileges(config: Config) -> None:
     if config.run_as is None or os.geteuid() != 0:
         return
-    for module in _LOADED_LATE if config.metrics is None else (*_LOADED_LATE, *_FOR_METRICS):
+    for module in late_modules(config):
         import_module(module)  # that user may not be able to read it
     account = _account(config.run_as)
     os.initgroups(account.pw_name, account.pw_gid)

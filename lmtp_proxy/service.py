@@ -42,9 +42,10 @@ from lmtp_proxy.generations.generation import retire
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.log import finish_log, set_up_log
-from lmtp_proxy.loop.late import CONTROL, METRICS, OnDemand
+from lmtp_proxy.loop.late import OnDemand
 from lmtp_proxy.loop.process import allow_open_files, cooperative
 from lmtp_proxy.receipts.receipts import Receipts
+from lmtp_proxy.start.late_modules import FOR_CONTROL, FOR_METRICS
 from lmtp_proxy.start.ready import log_ready
 from lmtp_proxy.start.start import Start
 
@@ -153,10 +154,10 @@ def serve(start: Start) -> int:
     servers: list[OnDemand | Samples] = []
     answers = _Answers(service.state, config.hostname)
     if start.control is not None:
-        servers.append(OnDemand("control", cooperative(start.control.socket), CONTROL, answers.on_control))
+        servers.append(OnDemand("control", cooperative(start.control.socket), FOR_CONTROL, answers.on_control))
     if start.metrics is not None:
         servers.append(answers.samples)
-        servers.append(OnDemand("metrics", cooperative(start.metrics.socket), METRICS, answers.on_metrics))
+        servers.append(OnDemand("metrics", cooperative(start.metrics.socket), FOR_METRICS, answers.on_metrics))
     reloads = gevent.spawn(service.manager.run)
     service.accept()
     for server in servers:

@@ -204,6 +204,7 @@ def exposed(figures: Figures, accept: str) -> tuple[str, bytes]:
 
 def _import(_: None) -> None:
     with late_import():
+        import prometheus_client.core
         import prometheus_client.exposition  # noqa: F401
 
 

@@ -27,6 +27,7 @@ from lmtp_proxy.generations.reloads import Outcome, Refused, Reloaded, Reloads, 
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.start.late_modules import READS_CONFIG
 from lmtp_proxy.text import shown
 
 _log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
         return None
     # Here, because a process that was never told to reload does without YAML, which takes 3 MB.
     try:
-        with nullcontext() if "lmtp_proxy.config.read" in sys.modules else late_import():
+        with nullcontext() if READS_CONFIG in sys.modules else late_import():
             from lmtp_proxy.config.read import load_config
     except Exception as error:  # noqa: BLE001  (what half an import finds missing may be anything)
         return ConfigError((f"{shown(path, 4096)}: cannot be loaded: what reads it cannot be: {error}",))

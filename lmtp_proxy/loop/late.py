@@ -99,13 +99,6 @@ _log = logging.getLogger(__name__)
 _PAUSE = 1.0  # seconds
 _REST = 0.001  # seconds
 
-CONTROL = (
-    *("gevent.threadpool", "urllib.parse", "email.message", "gevent.pywsgi"),
-    *("lmtp_proxy.control.server", "lmtp_proxy.control.resources"),
-)
-"""For `modules` of OnDemand: 3 to 7 ms each, all at once 33. The thread is for a reload, which may be asked for."""
-METRICS = (*CONTROL, "lmtp_proxy.web.server")
-
 
 class Server(Protocol):
     """What accepts clients."""

@@ -12,10 +12,13 @@ import socket
 import gevent
 
 from lmtp_proxy.config.values import Config
+from lmtp_proxy.control import application as control_application
+from lmtp_proxy.control import request as control_request
 from lmtp_proxy.control.application import Json, Resources
 from lmtp_proxy.control.request import Request
 from lmtp_proxy.control.resources import Application
 from lmtp_proxy.delivery.parking import Parking, SharedPlaces
+from lmtp_proxy.generations import manager
 from lmtp_proxy.log import finish_log
 from lmtp_proxy.loop.process import cooperative
 from lmtp_proxy.service import Service, begin_log, log_greenlets_left
@@ -70,6 +73,6 @@ def serve(config: Config, settings: WorkerSettings, channel: socket.socket) -> N
 
 def _log_what_concerns_one() -> None:
     """Each reload and each request comes to all workers; the supervisor says so once."""
-    logging.getLogger("lmtp_proxy.generations.manager").addFilter(lambda record: record.exc_info is not None)
-    for name in ("control.application", "control.request"):
-        logging.getLogger(f"lmtp_proxy.{name}").addFilter(lambda record: record.levelno > logging.INFO)
+    logging.getLogger(manager.__name__).addFilter(lambda record: record.exc_info is not None)
+    for module in (control_application, control_request):
+        logging.getLogger(module.__name__).addFilter(lambda record: record.levelno > logging.INFO)

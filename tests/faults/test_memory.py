@@ -11,12 +11,15 @@ from contextlib import suppress
 
 import pytest
 
+from lmtp_proxy.start.late_modules import FOR_MAIL, READS_CONFIG, late_modules
 from tests.faults.conftest import Pair
 from tests.support.backend import FakeBackend
 from tests.support.client import Disconnected
 from tests.support.control import add_control
 from tests.support.http import add_metrics
+from tests.support.package import existing
 from tests.support.proxy import ProxyProcess, config_of
+from tests.unit.start.test_late_modules import WITH_ALL
 
 MIB = 1024  # in KiB, as /proc counts
 CHUNK = (b"Lorem ipsum dolor sit amet, \xff\xfe consectetur adipisici elit, sed eiusmod " + b"\r\n") * 819
@@ -67,18 +70,16 @@ def imports_until_ready(workers: int) -> set[str]:
 def test_an_idle_process_has_imported_nothing_that_it_can_do_without() -> None:
     imported = imports_until_ready(1)
     assert {"lmtp_proxy.clients.server", "lmtp_proxy.figures.samples", "gevent.monkey"} <= imported
-    unused = {"ipaddress", "logging.handlers"}
-    for_a_client = {"http", "email", "gevent.pywsgi", "lmtp_proxy.control.resources", "lmtp_proxy.web.page"}
-    for_a_thread = {"gevent.threadpool", "concurrent.futures"}
-    for_mail = {"smtplib", "ssl", "lmtp_proxy.backends.session"}
-    assert (unused | for_a_client | for_a_thread | for_mail | {"yaml", "sqlite3"}) & imported == set()
+    late = {"http", "email", *late_modules(WITH_ALL), "lmtp_proxy.web.page"}
+    unused = {"ipaddress", "logging.handlers", "concurrent.futures", "smtplib", "ssl", "yaml", "sqlite3"}
+    assert existing(*unused, *late) & imported == set()
 
 
 def test_workers_and_their_supervisor_have_not_much_more() -> None:
     """They speak HTTP from the beginning."""
     imported = imports_until_ready(2)
     assert {"lmtp_proxy.workers.team", "lmtp_proxy.clients.server", "gevent.pywsgi", "gevent.monkey"} <= imported
-    unused = {"logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.web.page"}
+    unused = existing("logging.handlers", "smtplib", "yaml", "sqlite3", "lmtp_proxy.web.page", *FOR_MAIL, READS_CONFIG)
     assert unused & imported == set()
 
 

@@ -13,6 +13,7 @@ from lmtp_proxy.config.loading import LARGE, load
 from lmtp_proxy.generations import manager as config_manager
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.reloads import Refused
+from lmtp_proxy.start.late_modules import READS_CONFIG
 
 
 @pytest.fixture
@@ -60,10 +61,10 @@ def test_a_first_reload_without_a_descriptor_left(tmp_path: Path, monkeypatch: p
     manager = ConfigManager(load(str(path)), lambda: None)
     manager._thread.prepare()
     with monkeypatch.context() as meanwhile:
-        meanwhile.delitem(sys.modules, "lmtp_proxy.config.read", raising=False)
+        meanwhile.delitem(sys.modules, READS_CONFIG, raising=False)
         meanwhile.setattr(os, "devnull", "/dev/null/none")
         outcome = manager.reload()
-        assert "lmtp_proxy.config.read" not in sys.modules
+        assert READS_CONFIG not in sys.modules
     assert isinstance(outcome, Refused)
     (error,) = outcome.errors
     assert error.startswith(f"{path}: cannot be loaded: what reads it cannot be: ") and "Not a directory" in error
