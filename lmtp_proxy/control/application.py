@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
-from lmtp_proxy.control.request import GONE, UID, Problem, Request, shown
+from lmtp_proxy.control.request import GONE, UID, HttpProblem, Request, shown
 from lmtp_proxy.loop.late import Unavailable
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Text:
 
 
 Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json | Text]]]
-"""Path -> method -> what answers; it may raise Problem."""
+"""Path -> method -> what answers; it may raise HttpProblem."""
 
 
 class JsonApplication:
@@ -40,11 +40,11 @@ class JsonApplication:
         self._resources = resources
 
     def answer(self, path: str, request: Request) -> Json | Text:
-        """What a GET of `path` answers to `request`. Raises Problem."""
+        """What a GET of `path` answers to `request`. Raises HttpProblem."""
         return self._resources[path]["GET"](request)
 
     def get(self, path: str, request: Request) -> Json:
-        """What a GET of `path`, which answers in JSON, answers to `request`. Raises Problem."""
+        """What a GET of `path`, which answers in JSON, answers to `request`. Raises HttpProblem."""
         answer = self.answer(path, request)
         assert not isinstance(answer, Text)
         return answer
@@ -62,13 +62,13 @@ class JsonApplication:
         answer: Json | Text = {}
         try:
             if (handlers := self._resources.get(path)) is None:
-                raise Problem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
+                raise HttpProblem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
             if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:
                 allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
                 headers.append(("Allow", allowed))
-                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only")
+                raise HttpProblem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only")
             answer = handler(request)
-        except Problem as problem:
+        except HttpProblem as problem:
             status, answer = problem.status, {"error": str(problem), **problem.more}
             if method == "POST":
                 _log.info("control: %s by uid %d: %s", what, request.uid, shown(str(problem), 200))

@@ -14,7 +14,7 @@ from itertools import islice
 from lmtp_proxy.backends.pool import BackendPool, Counts
 from lmtp_proxy.clients.session import SessionState
 from lmtp_proxy.control.application import Json
-from lmtp_proxy.control.request import Problem, Request, bad, slices
+from lmtp_proxy.control.request import HttpProblem, Request, bad, slices
 from lmtp_proxy.counts import counters_of
 from lmtp_proxy.delivery.in_flight import Flight, InFlight
 from lmtp_proxy.generations.generation import Generation
@@ -89,7 +89,7 @@ MAX_USERS = 1000
 
 
 def receipts_json(request: Request, receipts: Receipts, generation: Generation, in_flight: InFlight) -> Json:
-    """Of the users that the request names, as in `users:`. All that happened before is in it. Raises Problem.
+    """Of the users that the request names, as in `users:`. All that happened before is in it. Raises HttpProblem.
 
     cut_off: deliveries for them that are still coming in, for a backend that is not theirs any more; each will end with
     a 451. Counted first, so that one which ends meanwhile is among what is deferred.
@@ -100,15 +100,15 @@ def receipts_json(request: Request, receipts: Receipts, generation: Generation, 
     if any(not _is_text(user) for user in users):
         raise bad('"users" holds half of a character')
     if receipts.path is None:
-        raise Problem(HTTPStatus.CONFLICT, "config.receipts is not set: nothing is remembered; set it, and reload")
+        raise HttpProblem(HTTPStatus.CONFLICT, "config.receipts is not set: nothing is remembered; set it, and reload")
     try:
         mailboxes = {user: generation.routing.mailbox(user) for user in users}
         cut_off = _cut_off(users, generation, in_flight)
         found = receipts.read(mailboxes)
     except ReceiptsError as error:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"receipts: {error}") from None
+        raise HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, f"receipts: {error}") from None
     except TableUnavailable as error:
-        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"the table of users cannot answer: {error}") from None
+        raise HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, f"the table of users cannot answer: {error}") from None
     return {"receipts": receipts.path, "cut_off": cut_off, **found}
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One request on the control socket, looked at strictly: the argument of a query, a JSON object with known keys.
 
-Whatever is wrong with it is a Problem, which is the answer. It knows neither resources nor the parts of the process.
+Whatever is wrong with it is an HttpProblem, which is the answer.
 """
 
 import json
@@ -42,7 +42,7 @@ _REST = 1.0  # after a longer one, as a part of the time that it took
 _LONG_ONE = BoundedSemaphore(1)
 
 
-class Problem(Exception):
+class HttpProblem(Exception):
     """Ends a request with an error. more: keys of the answer beside `error`."""
 
     def __init__(self, status: HTTPStatus, why: str, **more: object) -> None:
@@ -73,14 +73,14 @@ class Request:
 
         return unquote_to_bytes(value.encode("latin-1"))
 
-    def document(self, *known: str, long: bool = False) -> "Document":
+    def document(self, *known: str, long: bool = False) -> "RequestDocument":
         """The body, a JSON object with no keys but `known`. long: it may hold lists of users."""
         if self.body is None:
-            raise Problem(HTTPStatus.LENGTH_REQUIRED, "a body is needed, with Content-Length or chunked")
+            raise HttpProblem(HTTPStatus.LENGTH_REQUIRED, "a body is needed, with Content-Length or chunked")
         if len(self.body) <= _SHORT:
             values = _parsed(self.body)
         elif not long:
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {_SHORT} octets")
+            raise HttpProblem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {_SHORT} octets")
         else:
             # Nothing else runs while JSON is parsed; odd JSON takes half a second. So one at a time, and then a rest.
             with _LONG_ONE:
@@ -94,7 +94,7 @@ class Request:
         for key in values:
             if key not in known:
                 raise bad(f'unknown key "{shown(key, 100)}"; known: {", ".join(known) or "none"}')
-        return Document(values)
+        return RequestDocument(values)
 
     def log(self, what: str, users: Sequence[str] = ()) -> None:
         """Who does what, to whom."""
@@ -104,8 +104,8 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """A JSON object. Each method raises Problem if the value under `key` is missing or none of its kind."""
+class RequestDocument:
+    """A JSON object. Each method raises HttpProblem if the value under `key` is missing or none of its kind."""
 
     values: dict[str, Any]
 
@@ -150,15 +150,15 @@ class Document:
         return None if everybody else self.texts("users", least=1)
 
 
-def refused_reload(errors: Sequence[str], **more: object) -> Problem:
+def refused_reload(errors: Sequence[str], **more: object) -> HttpProblem:
     """Nothing was changed."""
     why = f"refused: {len(errors)} error{'' if len(errors) == 1 else 's'}; nothing was changed"
-    return Problem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
+    return HttpProblem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
 
 
-def bad(why: str) -> Problem:
+def bad(why: str) -> HttpProblem:
     """The client's mistake."""
-    return Problem(HTTPStatus.BAD_REQUEST, why)
+    return HttpProblem(HTTPStatus.BAD_REQUEST, why)
 
 
 def shown(text: str, limit: int = 600) -> str:
@@ -191,7 +191,7 @@ def slices(items: list[Any]) -> Iterator[list[Any]]:
 
 
 def parse_address(text: bytes, *, smtputf8: bool) -> Recipient:
-    """`alice@example.org`, `<alice@example.org>` or a bare name, with the syntax of RCPT. Raises Problem."""
+    """`alice@example.org`, `<alice@example.org>` or a bare name, with the syntax of RCPT. Raises HttpProblem."""
     path = text if text.startswith(b"<") and text.endswith(b">") else b"<" + text + b">"
     parsed = parse_rcpt(b"TO:" + path, smtputf8=smtputf8) if len(path) <= _MAX_PATH else reply.BAD_RECIPIENT
     if isinstance(parsed, Recipient):

@@ -20,9 +20,9 @@ from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.control.application import Json, Resources
 from lmtp_proxy.control.json import MAX_SHOWN, backend_json, entry_of, flights_json, receipts_json, sessions_json
 from lmtp_proxy.control.request import (
-    Document,
-    Problem,
+    HttpProblem,
     Request,
+    RequestDocument,
     bad,
     parse_address,
     refused_reload,
@@ -34,7 +34,7 @@ from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.generations.generation import Generation
-from lmtp_proxy.generations.reloads import Refused
+from lmtp_proxy.generations.reloads import ReloadRefused
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import HOLD
 from lmtp_proxy.text import iso_time, printable
@@ -148,10 +148,10 @@ class Application(ControlApplication):
 
     # --- what can be done --------------------------------------------------------------------------------------------
 
-    def _refusal(self, refused: Refused) -> Problem:
+    def _refusal(self, refused: ReloadRefused) -> HttpProblem:
         return refused_reload(refused.errors, sha256=self._digest)
 
-    def _until(self, document: Document) -> int | None:
+    def _until(self, document: RequestDocument) -> int | None:
         return document.count("until")
 
     def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
@@ -189,7 +189,7 @@ class Application(ControlApplication):
             for text in piece
         ]
         if (pool := generation.pools.get(name)) is None:
-            raise Problem(HTTPStatus.NOT_FOUND, f'there is no backend "{shown(name, 100)}"')
+            raise HttpProblem(HTTPStatus.NOT_FOUND, f'there is no backend "{shown(name, 100)}"')
         request.log(f"preflight {name}", texts)
         places = self._preflights.setdefault(name, BoundedSemaphore(_AT_ONCE))
         while not places.acquire(timeout=_LOOK):
@@ -218,7 +218,7 @@ class Application(ControlApplication):
             raise bad('"path" must be absolute')
         # Errors quote the file: who may connect here need not be allowed to read what this process can.
         if request.uid not in (0, os.geteuid()) and path != self._generation.config.path:
-            raise Problem(HTTPStatus.FORBIDDEN, "only root and the proxy's own user may have other files checked")
+            raise HttpProblem(HTTPStatus.FORBIDDEN, "only root and the proxy's own user may have other files checked")
         request.log(f"check {path}")
         found = self._state.manager.compare(path)
         return {"errors": list(found.errors)} if isinstance(found, ConfigError) else {"errors": [], **found}

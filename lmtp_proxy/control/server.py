@@ -35,7 +35,7 @@ _CHUNK_OVERHEAD = 2**20
 _DIGITS = re.compile("[0-9]{1,18}")
 
 
-class _Refused(Exception):
+class _RequestRefused(Exception):
     """The request is answered with an error, and the connection closed. No OSError, which pywsgi has uses for."""
 
     def __init__(self, status: HTTPStatus, why: str) -> None:
@@ -54,7 +54,7 @@ class _Refused(Exception):
 class _Octets(io.RawIOBase):
     """What a client sends, until a deadline and up to a number of octets; both are set anew for each part.
 
-    Raises _Refused where one of them is passed.
+    Raises _RequestRefused where one of them is passed.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -81,15 +81,15 @@ class _Octets(io.RawIOBase):
         # A client that sends without pause would keep all mail waiting while its octets are looked at.
         self.fairness.pause()
         if self._left <= 0:
-            raise _Refused(self._too_many, "the request is too large")
+            raise _RequestRefused(self._too_many, "the request is too large")
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
-            raise _Refused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s")
+            raise _RequestRefused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s")
         self._sock.settimeout(remaining)
         try:
             count = self._sock.recv_into(buffer)
         except TimeoutError:
-            raise _Refused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s") from None
+            raise _RequestRefused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s") from None
         self._left -= count
         return count
 
@@ -128,8 +128,8 @@ class Handler(WSGIHandler):
             result = self.handle_one_request()
             if isinstance(result, tuple):
                 status = HTTPStatus(int(result[0]))
-                raise _Refused(status, status.phrase)
-        except _Refused as refused:
+                raise _RequestRefused(status, status.phrase)
+        except _RequestRefused as refused:
             self.socket.settimeout(_SECONDS)
             self.socket.sendall(refused.to_bytes())
             self._linger()
@@ -155,7 +155,7 @@ class Handler(WSGIHandler):
         try:
             if not self.rfile.peek(1):
                 return ""
-        except _Refused:
+        except _RequestRefused:
             return ""
         self._octets.allow_time()
         line: str = super().read_requestline()
@@ -165,30 +165,30 @@ class Handler(WSGIHandler):
         """Line and header of a request. Raises what `_handle_client_error` answers."""
         super().read_request(raw_requestline)
         if self.request_version not in ("HTTP/1.0", "HTTP/1.1"):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
+            raise _RequestRefused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1")
         encodings = self.headers.get_all("transfer-encoding", [])
         lengths = self.headers.get_all("content-length", [])
         # pywsgi takes any other encoding for "no body", and the body for the next request.
         if encodings and (len(encodings) > 1 or encodings[0].lower() != "chunked"):
-            raise _Refused(HTTPStatus.NOT_IMPLEMENTED, "the only transfer encoding that is known is chunked")
+            raise _RequestRefused(HTTPStatus.NOT_IMPLEMENTED, "the only transfer encoding that is known is chunked")
         if len(lengths) > 1 or not all(map(_DIGITS.fullmatch, lengths)):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
+            raise _RequestRefused(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
         if lengths and int(lengths[0]) > self.max_body:
             raise self._too_large()
         return True
 
     def _handle_client_error(self, ex: Exception) -> Any:
         """What `read_request` raised, as an answer. pywsgi would log it, or print a traceback."""
-        if isinstance(ex, _Refused | OSError):
+        if isinstance(ex, _RequestRefused | OSError):
             raise ex
-        raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1") from None
+        raise _RequestRefused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1") from None
 
     def get_environ(self) -> dict[str, Any]:
         """The request for the application, its body read to the end."""
         try:
             environ: dict[str, Any] = super().get_environ()
         except ValueError:  # a header line that is none
-            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1") from None
+            raise _RequestRefused(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1") from None
         environ["wsgi.input"] = io.BytesIO(self._body())
         environ[UID] = self._uid()
         environ[GONE] = self._gone
@@ -213,15 +213,13 @@ class Handler(WSGIHandler):
                 size += len(piece)
                 if size > self.max_body:
                     raise self._too_large()
-        except (
-            ValueError,
-            OSError,
-        ):  # pywsgi's errors for a broken chunk, or for less than was announced, are OSErrors
-            raise _Refused(HTTPStatus.BAD_REQUEST, "the body is incomplete, or not in chunks as announced") from None
+        except (ValueError, OSError):  # the latter are pywsgi's for a broken chunk, or for less than was announced
+            what = "the body is incomplete, or not in chunks as announced"
+            raise _RequestRefused(HTTPStatus.BAD_REQUEST, what) from None
         return b"".join(pieces)
 
-    def _too_large(self) -> _Refused:
-        return _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self.max_body} octets")
+    def _too_large(self) -> _RequestRefused:
+        return _RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self.max_body} octets")
 
     def _gone(self) -> bool:
         """Linux: writing nothing fails if the peer has closed the socket, and not if it has just ended its stream."""
@@ -252,7 +250,7 @@ class Handler(WSGIHandler):
             self._send_error_response_if_possible(500)  # type: ignore[attr-defined]  # not in the stubs
 
 
-class Acceptor(PatientAcceptor, WSGIServer):
+class HttpAcceptor(PatientAcceptor, WSGIServer):
     """Accepts clients; above the limit they wait in the kernel's backlog."""
 
     cannot_accept = "control: cannot accept a client"
@@ -268,7 +266,7 @@ class ControlServer:
         self,
         listener: socket.socket,
         application: Callable[..., Any],
-        acceptor: type[Acceptor] = Acceptor,
+        acceptor: Callable[..., HttpAcceptor] = HttpAcceptor,
         connections: int = MAX_CONNECTIONS,
         handler: type[Handler] = Handler,
     ) -> None:

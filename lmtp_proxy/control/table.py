@@ -15,11 +15,11 @@ from typing import Any
 import gevent
 
 from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
-from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, Document, Problem, Request
+from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, HttpProblem, Request, RequestDocument
 from lmtp_proxy.control.state import Since
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.figures.prometheus import exposed
-from lmtp_proxy.generations.reloads import Refused, Reloads, history_json, moved_json, reload_json
+from lmtp_proxy.generations.reloads import ReloadRefused, Reloads, history_json, moved_json, reload_json
 from lmtp_proxy.text import iso_time
 
 
@@ -142,16 +142,16 @@ class ControlApplication(JsonApplication, ABC):
         """Of the users that the request names, and how many deliveries for them are cut off."""
 
     @abstractmethod
-    def _until(self, document: Document) -> Any:
-        """What the request has under `until`; None if nothing. Raises Problem."""
+    def _until(self, document: RequestDocument) -> Any:
+        """What the request has under `until`; None if nothing. Raises HttpProblem."""
 
     @abstractmethod
-    def _refusal(self, refused: Refused) -> Problem:
+    def _refusal(self, refused: ReloadRefused) -> HttpProblem:
         """What to tell of a reload that changed nothing, or not the same in all processes."""
 
     @abstractmethod
     def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
-        """Wait until it is done, its time is up, or the client has gone. Raises Problem."""
+        """Wait until it is done, its time is up, or the client has gone. Raises HttpProblem."""
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class ControlApplication(JsonApplication, ABC):
             request.document()
         request.log("reload")
         outcome = self._reloads.reload_now()
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, ReloadRefused):
             raise self._refusal(outcome)
         return {
             "generation": outcome.generation,

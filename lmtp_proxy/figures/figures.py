@@ -15,7 +15,7 @@ from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation
-from lmtp_proxy.generations.reloads import Refused, Reloads
+from lmtp_proxy.generations.reloads import ReloadRefused, Reloads
 
 Figures: TypeAlias = dict[str, Any]
 """A dictionary with:
@@ -57,7 +57,7 @@ def figures_of(
 
 def with_reloads(figures: Figures, reloads: Reloads, generation: int, started: float) -> Figures:
     """And what is known of the configuration as a whole. started: seconds since the epoch."""
-    refused = isinstance(reloads.last_reload, Refused)
+    refused = isinstance(reloads.last_reload, ReloadRefused)
     return {
         **figures,
         "time": time.time(),

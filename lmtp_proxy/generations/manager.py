@@ -23,7 +23,7 @@ from lmtp_proxy.config.difference import compare_users, difference
 from lmtp_proxy.config.loading import LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
-from lmtp_proxy.generations.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
+from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
@@ -106,7 +106,7 @@ class ConfigManager(Reloads):
                 previous.config.path,
                 previous.number,
             )
-            return Refused(loaded.errors, time.time())
+            return ReloadRefused(loaded.errors, time.time())
         config, changes = loaded.config, _described(previous.config, loaded)
         self._generation = next_generation(config, previous)
         retire(previous, self._generation)

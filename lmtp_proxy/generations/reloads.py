@@ -24,7 +24,7 @@ _NAMED = 3  # users of one of them
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MovedUsers:
     """Some users whom a reload put elsewhere. before, after: None for nowhere. users: the first of `count`."""
 
     before: str | None
@@ -46,11 +46,11 @@ class Reloaded:
     seconds: float
     restart: tuple[str, ...]
     when: float
-    moved: tuple[Moved, ...] = ()
+    moved: tuple[MovedUsers, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ReloadRefused:
     """A reload that changed nothing. errors: one line each, as ConfigError has them. when: seconds since the epoch.
 
     torn: where some processes have changed something nevertheless, which; one line.
@@ -62,7 +62,7 @@ class Refused:
 
 
 @dataclass(slots=True)
-class Drained:
+class NotedDrain:
     """A drain that somebody asked for, and what it has come to. when: it began, in seconds since the epoch.
 
     count: of the users that it is for, None for all; users: the first of them. waited: seconds. uncertain: deliveries
@@ -82,36 +82,38 @@ class Drained:
         self.waited = time.time() - self.when
 
 
-Outcome = Reloaded | Refused
+Outcome = Reloaded | ReloadRefused
 
 
 def reload_json(last: Outcome | None) -> dict[str, object] | None:
     """How the last reload ended; None before the first."""
     if last is None:
         return None
-    if isinstance(last, Refused):
+    if isinstance(last, ReloadRefused):
         return {"time": iso_time(last.when), "ok": False, "errors": list(last.errors)}
     return {"time": iso_time(last.when), "ok": True, "generation": last.generation, "changes": last.changes}
 
 
-def moved_json(moved: Sequence[Moved]) -> list[dict[str, object]]:
+def moved_json(moved: Sequence[MovedUsers]) -> list[dict[str, object]]:
     """As JSON values, which `moved_from` reads."""
     return [{"from": each.before, "to": each.after, "count": each.count, "users": list(each.users)} for each in moved]
 
 
-def moved_from(groups: Sequence[dict[str, Any]]) -> tuple[Moved, ...]:
+def moved_from(groups: Sequence[dict[str, Any]]) -> tuple[MovedUsers, ...]:
     """Of groups with `from`, `to` or both, `count` and `users`."""
-    found = (Moved(each.get("from"), each.get("to"), each["count"], tuple(each["users"][:_NAMED])) for each in groups)
+    found = (
+        MovedUsers(each.get("from"), each.get("to"), each["count"], tuple(each["users"][:_NAMED])) for each in groups
+    )
     return tuple(sorted(found, key=lambda each: -each.count)[:_REMEMBERED])
 
 
-def history_json(history: Sequence[Outcome | Drained]) -> list[dict[str, object]]:
+def history_json(history: Sequence[Outcome | NotedDrain]) -> list[dict[str, object]]:
     """The last of them first."""
     return [_event_json(event) for event in reversed(history)]
 
 
-def _event_json(event: Outcome | Drained) -> dict[str, object]:
-    if isinstance(event, Drained):
+def _event_json(event: Outcome | NotedDrain) -> dict[str, object]:
+    if isinstance(event, NotedDrain):
         values = asdict(event)
         return {"kind": "drain", "time": iso_time(values.pop("when")), **values, "users": list(event.users)}
     told = {"kind": "reload", **(reload_json(event) or {})}
@@ -133,7 +135,7 @@ class Reloads(ABC):
         self.last_reload: Outcome | None = None
         self.loading_since: float | None = None
         self.done = self.refused = 0
-        self.history: deque[Outcome | Drained] = deque(maxlen=_REMEMBERED)
+        self.history: deque[Outcome | NotedDrain] = deque(maxlen=_REMEMBERED)
 
     @abstractmethod
     def reload(self) -> Outcome:
@@ -152,16 +154,16 @@ class Reloads(ABC):
         assert outcome is not None
         return outcome
 
-    def note_drain(self, users: Sequence[str] | None) -> Drained:
+    def note_drain(self, users: Sequence[str] | None) -> NotedDrain:
         """Somebody waits for these users, None for all; what the caller writes into the answer is remembered.
 
         Asked for again before it was done, it is the same drain.
         """
         count, named = None if users is None else len(users), tuple((users or ())[:_NAMED])
         for event in self.history:
-            if isinstance(event, Drained) and not event.done and (event.count, event.users) == (count, named):
+            if isinstance(event, NotedDrain) and not event.done and (event.count, event.users) == (count, named):
                 return event
-        drained = Drained(time.time(), count, named)
+        drained = NotedDrain(time.time(), count, named)
         self.history.append(drained)
         return drained
 
@@ -184,11 +186,11 @@ class Reloads(ABC):
                 outcome = self.reload()
             except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
                 _log.exception("reload failed by an internal error; what was active stays active: %r", self)
-                outcome = Refused((f"internal error: {error!r}; the log has more",), time.time())
+                outcome = ReloadRefused((f"internal error: {error!r}; the log has more",), time.time())
             self.loading_since = None
             self.last_reload = outcome
             self.history.append(outcome)
-            if isinstance(outcome, Refused):
+            if isinstance(outcome, ReloadRefused):
                 self.refused += 1
             else:
                 self.done += 1

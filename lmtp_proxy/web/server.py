@@ -20,8 +20,8 @@ from gevent.event import AsyncResult
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.control.application import Json, JsonApplication, Text
-from lmtp_proxy.control.request import Problem, Request
-from lmtp_proxy.control.server import Acceptor, ControlServer, Handler
+from lmtp_proxy.control.request import HttpProblem, Request
+from lmtp_proxy.control.server import ControlServer, Handler, HttpAcceptor
 from lmtp_proxy.figures.prometheus import OPENMETRICS, PLAIN, in_thread, wants_openmetrics
 from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.loop.late import Unavailable
@@ -103,9 +103,9 @@ class MetricsApplication(JsonApplication):
     def _page(self) -> Text:
         try:
             octets, status = in_thread(_written, self._shown()), HTTPStatus.OK
-        except (Problem, Unavailable) as problem:
+        except (HttpProblem, Unavailable) as problem:
             octets = _octets(page_of_problem(self._hostname, str(problem)))
-            status = problem.status if isinstance(problem, Problem) else HTTPStatus.SERVICE_UNAVAILABLE
+            status = problem.status if isinstance(problem, HttpProblem) else HTTPStatus.SERVICE_UNAVAILABLE
         return Text("text/html; charset=utf-8", octets, HEADERS, status)
 
     def _shown(self) -> Shown:
@@ -134,7 +134,7 @@ def _octets(content: tuple[str, str, str]) -> bytes:
     return framed(*content).encode("utf-8")
 
 
-class _Handler(Handler):
+class _PublicHandler(Handler):
     """Nobody has anything to send. Who is not asking makes room for the next one where all places are taken."""
 
     max_body = 0
@@ -157,7 +157,7 @@ class _Handler(Handler):
         return environ
 
 
-class _Acceptor(Acceptor):
+class _PublicAcceptor(HttpAcceptor):
     """A browser keeps its connection, and others may not mean well: no scraper is to wait for them.
 
     waiting: connections on which no whole request has come yet, or none since the last; since when (time.monotonic).
@@ -167,10 +167,10 @@ class _Acceptor(Acceptor):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.waiting: dict[_Handler, float] = {}
+        self.waiting: dict[_PublicHandler, float] = {}
         self._making_room = False
 
-    def waits(self, handler: _Handler) -> None:
+    def waits(self, handler: _PublicHandler) -> None:
         """For a request, and as long as there is room."""
         self.waiting[handler] = time.monotonic()
         if not self._making_room and self._is_full():
@@ -196,7 +196,7 @@ class _Acceptor(Acceptor):
 def metrics_server(listener: Any, control: JsonApplication, samples: Samples, hostname: str) -> ControlServer:
     """The server on `listener`, a gevent socket of TCP. The rest: see MetricsApplication."""
     application = MetricsApplication(control, samples, hostname)
-    return ControlServer(listener, application, _Acceptor, CONNECTIONS, _Handler)
+    return ControlServer(listener, application, _PublicAcceptor, CONNECTIONS, _PublicHandler)
 
 
 def _without_text(trouble: str | None) -> str | None:

@@ -9,12 +9,13 @@ import json
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent.socket
 
 from lmtp_proxy.control.request import UID
-from lmtp_proxy.control.server import Acceptor, ControlServer
+from lmtp_proxy.control.server import ControlServer, HttpAcceptor
 from lmtp_proxy.control.state import MAX_CONNECTIONS
 
 _log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _CONNECTIONS = 2 * MAX_CONNECTIONS + 16
 _MAX_MESSAGE = 65536
 
 
-class Channel:
+class WorkerChannel:
     """The supervisor's end. far: that of the worker, to be handed to its process and closed."""
 
     def __init__(self) -> None:
@@ -70,9 +71,12 @@ def say(channel: socket.socket, errors: list[str]) -> None:
 
 
 class ChannelServer(ControlServer):
-    """Serves `application` on the connections that come over `channel`, the worker's end, a gevent socket.
+    """Serves requests on the connections that the supervisor hands over.
 
-    orphaned: called when the supervisor has ended; must not wait.
+    Args:
+        channel: the worker's end, a gevent socket.
+        application: WSGI.
+        orphaned: called when the supervisor has ended; must not wait.
     """
 
     def __init__(self, channel: socket.socket, application: Callable[..., Any], orphaned: Callable[[], object]) -> None:
@@ -80,16 +84,15 @@ class ChannelServer(ControlServer):
             environ[UID] = int(environ["HTTP_" + HEADER.upper().replace("-", "_")])
             return application(environ, start_response)
 
-        class Handed(_Handed):
-            end = staticmethod(orphaned)
-
-        super().__init__(channel, forwarded, Handed, _CONNECTIONS)
+        super().__init__(channel, forwarded, partial(_HandedOver, orphaned), _CONNECTIONS)
 
 
-class _Handed(Acceptor):
-    """Takes its connections from the channel."""
+class _HandedOver(HttpAcceptor):
+    """Takes its connections from the channel. orphaned: see ChannelServer."""
 
-    end: Callable[[], object]
+    def __init__(self, orphaned: Callable[[], object], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._orphaned = orphaned
 
     def do_read(self) -> Any:
         try:
@@ -98,7 +101,7 @@ class _Handed(Acceptor):
             return None
         if not octets:
             self.stop_accepting()
-            self.end()
+            self._orphaned()
             return None
         if not handles:
             _log.warning("control: cannot accept a request from the supervisor: too many open files")

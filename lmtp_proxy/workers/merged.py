@@ -17,15 +17,15 @@ import gevent
 
 from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.control.application import Json
-from lmtp_proxy.control.request import DRAIN_LONGEST, Document, Problem, Request, refused_reload
+from lmtp_proxy.control.request import DRAIN_LONGEST, HttpProblem, Request, RequestDocument, refused_reload
 from lmtp_proxy.control.state import Since
 from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
 from lmtp_proxy.counts import counters_of
 from lmtp_proxy.figures.figures import Figures
-from lmtp_proxy.generations.reloads import Refused
+from lmtp_proxy.generations.reloads import ReloadRefused
 from lmtp_proxy.text import iso_time
 from lmtp_proxy.workers.figures import TeamFigures
-from lmtp_proxy.workers.process import Answer, NoAnswer, WorkerEnded, WorkerProcess
+from lmtp_proxy.workers.process import NoAnswer, WorkerAnswer, WorkerEnded, WorkerProcess
 from lmtp_proxy.workers.team import Team
 
 _SUMS = ("sessions", "held", "uncertain")
@@ -80,7 +80,7 @@ def of_worker(pid: int, items: Iterable[Mapping[str, Any]]) -> list[Json]:
 _LOOK = 0.25  # seconds between two looks whether the client is still there
 _GRACE = 30.0  # seconds more than a request may take in a worker
 
-_Said: TypeAlias = Answer | WorkerEnded | NoAnswer
+_Said: TypeAlias = WorkerAnswer | WorkerEnded | NoAnswer
 
 
 class MergedApplication(ControlApplication):
@@ -109,7 +109,7 @@ class MergedApplication(ControlApplication):
 
     def _status(self, request: Request) -> Json:
         said = self._ask(request, self._team.serving(), "GET", "/status")
-        answers = {worker: answer.document for worker, answer in said if isinstance(answer, Answer) and answer.ok}
+        answers = {worker: answer.document for worker, answer in said if isinstance(answer, WorkerAnswer) and answer.ok}
         silent = {worker for worker, answer in said if isinstance(answer, NoAnswer)}
         rows = [
             {
@@ -124,7 +124,7 @@ class MergedApplication(ControlApplication):
         ]
         if not answers:
             states = ", ".join(f"worker {row['number']} (pid {row['pid']}) is {row['state']}" for row in rows)
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"no worker answers: {states}; see the log", workers=rows)
+            raise HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, f"no worker answers: {states}; see the log", workers=rows)
         merged = merged_status(list(answers.values()))
         return {
             **merged,
@@ -166,12 +166,12 @@ class MergedApplication(ControlApplication):
 
     # --- what can be done --------------------------------------------------------------------------------------------
 
-    def _refusal(self, refused: Refused) -> Problem:
+    def _refusal(self, refused: ReloadRefused) -> HttpProblem:
         if refused.torn:
             return _torn(refused.torn, errors=list(refused.errors))
         return refused_reload(refused.errors)
 
-    def _until(self, document: Document) -> dict[str, Any] | int | None:
+    def _until(self, document: RequestDocument) -> dict[str, Any] | int | None:
         asked = document.values.get("until")
         return asked if isinstance(asked, dict) else document.count("until")
 
@@ -202,7 +202,7 @@ class MergedApplication(ControlApplication):
             self._team.reload_now()
 
     def _settled(self, deadline: float) -> bool:
-        """See ControlApplication. Raises Problem if the workers cannot be brought to one configuration."""
+        """See ControlApplication. Raises HttpProblem if the workers cannot be brought to one configuration."""
         settled = super()._settled(deadline)
         if settled and self._team.digest is None:
             raise _torn(self._team.torn)
@@ -213,7 +213,7 @@ class MergedApplication(ControlApplication):
         if self._team.crash is None and not self._since.after_crash:
             return 0.0
         for _, answer in self._ask(request, self._team.serving(), "GET", "/status"):
-            if isinstance(answer, Answer) and answer.ok:
+            if isinstance(answer, WorkerAnswer) and answer.ok:
                 return float(answer.document["longest_delivery"])
         return float("inf")
 
@@ -239,13 +239,13 @@ class MergedApplication(ControlApplication):
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def _by_one(self, request: Request, method: str, resource: str) -> Json:
-        """The answer of the first worker that gives one. Raises Problem."""
+        """The answer of the first worker that gives one. Raises HttpProblem."""
         query = quote(request.query.encode("latin-1"), safe="%=&?/:@+,;!$'()*[]") if request.query else ""
         last: _Said = WorkerEnded("")
         for worker in sorted(self._team.serving(), key=lambda worker: worker.silent):
             path = f"{resource}?{query}" if query else resource
             [(_, last)] = self._ask(request, [worker], method, path, lambda _: request.body)
-            if isinstance(last, Answer):
+            if isinstance(last, WorkerAnswer):
                 return _document(last)
         raise _no_answer(last)
 
@@ -257,12 +257,12 @@ class MergedApplication(ControlApplication):
         body: Callable[[WorkerProcess], bytes | None] = lambda _: None,
         timeout: float = 0.0,
     ) -> list[tuple[WorkerProcess, Json]]:
-        """The answers of all workers but those that have ended; at least one. Raises Problem."""
+        """The answers of all workers but those that have ended; at least one. Raises HttpProblem."""
         said = self._ask(request, self._team.serving(), method, resource, body, timeout)
         for _, answer in said:
             if isinstance(answer, NoAnswer):
                 raise _no_answer(answer)
-        answers = [(worker, _document(answer)) for worker, answer in said if isinstance(answer, Answer)]
+        answers = [(worker, _document(answer)) for worker, answer in said if isinstance(answer, WorkerAnswer)]
         if not answers:
             raise _no_answer(WorkerEnded(""))
         return answers
@@ -278,15 +278,15 @@ class MergedApplication(ControlApplication):
     ) -> list[tuple[WorkerProcess, _Said]]:
         """What each says, all asked at once.
 
-        Raises Problem as soon as the client is gone, or, if there is a timeout, because others may need it, as soon as
-        one does not answer.
+        Raises HttpProblem as soon as the client is gone. Where there is a timeout, because others may need it, also as
+        soon as one does not answer.
         """
         jobs = [gevent.spawn(_said, worker, method, resource, body(worker), request.uid, timeout) for worker in workers]
         try:
             while not all(job.ready() for job in jobs):
                 gevent.joinall(jobs, timeout=_LOOK, count=1 + sum(job.ready() for job in jobs))
                 if request.gone():
-                    raise Problem(HTTPStatus.GATEWAY_TIMEOUT, "the client has gone")
+                    raise HttpProblem(HTTPStatus.GATEWAY_TIMEOUT, "the client has gone")
                 if timeout:
                     for job in jobs:
                         if isinstance(job.value, NoAnswer):
@@ -311,20 +311,20 @@ def _said(worker: WorkerProcess, method: str, resource: str, body: bytes | None,
         return error
 
 
-def _document(answer: Answer) -> Json:
-    """What a worker answers. Raises Problem where that is an error, which is the same for all workers."""
+def _document(answer: WorkerAnswer) -> Json:
+    """What a worker answers. Raises HttpProblem where that is an error, which is the same for all workers."""
     if answer.ok:
         return answer.document
     more: dict[str, Any] = dict(answer.document)
-    raise Problem(HTTPStatus(answer.code), str(more.pop("error", "")), **more)
+    raise HttpProblem(HTTPStatus(answer.code), str(more.pop("error", "")), **more)
 
 
-def _no_answer(said: _Said) -> Problem:
+def _no_answer(said: _Said) -> HttpProblem:
     if isinstance(said, NoAnswer):
-        return Problem(HTTPStatus.GATEWAY_TIMEOUT, str(said))
-    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "no worker serves: all died, and are started again; see the log")
+        return HttpProblem(HTTPStatus.GATEWAY_TIMEOUT, str(said))
+    return HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, "no worker serves: all died, and are started again; see the log")
 
 
-def _torn(torn: str, **more: object) -> Problem:
+def _torn(torn: str, **more: object) -> HttpProblem:
     what = f"the workers do not deliver by the same configuration: {torn}"
-    return Problem(HTTPStatus.BAD_GATEWAY, f"{what}; reload again", **more)
+    return HttpProblem(HTTPStatus.BAD_GATEWAY, f"{what}; reload again", **more)

@@ -22,7 +22,7 @@ from gevent.event import Event
 from gevent.subprocess import DEVNULL, Popen
 
 from lmtp_proxy import ROOT
-from lmtp_proxy.workers.channel import HEADER, Channel
+from lmtp_proxy.workers.channel import HEADER, WorkerChannel
 from lmtp_proxy.workers.settings import WorkerSettings
 
 _PATIENCE = 2.0  # seconds between two looks whether a worker that has not answered yet is alive
@@ -49,7 +49,7 @@ class NoAnswer(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorkerAnswer:
     """code: of HTTP. document: as the application made it."""
 
     code: int
@@ -78,7 +78,7 @@ class WorkerProcess:
         self.status: int | None = None
         self.ended = Event()
         self._on_end = on_end
-        self._channel = Channel()
+        self._channel = WorkerChannel()
         far = self._channel.far.fileno()
         text = replace(settings, channel=far).to_text()
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
@@ -129,7 +129,7 @@ class WorkerProcess:
         *,
         uid: int | None = None,
         timeout: float = 600.0,
-    ) -> Answer:
+    ) -> WorkerAnswer:
         """One request. It may take `timeout` seconds as long as the worker is alive, which is looked at meanwhile.
 
         uid: whose request it is. Raises WorkerEnded and NoAnswer.
@@ -139,13 +139,13 @@ class WorkerProcess:
             request.join(_PATIENCE)
             while not request.ready():
                 alive = self._exchange("GET", "/alive", None, None, _PROMPT)
-                if not isinstance(alive, Answer) and not request.ready():
+                if not isinstance(alive, WorkerAnswer) and not request.ready():
                     raise self._no_answer(alive)
                 request.join(_PATIENCE)
             result = request.get()
         finally:
             request.kill()
-        if not isinstance(result, Answer):
+        if not isinstance(result, WorkerAnswer):
             raise self._no_answer(result)
         self.silent = False
         return result
@@ -160,7 +160,7 @@ class WorkerProcess:
 
     def _exchange(
         self, method: str, resource: str, body: bytes | None, uid: int | None, timeout: float
-    ) -> Answer | str:
+    ) -> WorkerAnswer | str:
         """The answer, or why there is none: gevent prints what leaves a greenlet."""
         headers = {HEADER: str(os.geteuid() if uid is None else uid), "Connection": "close"}
         connection = http.client.HTTPConnection("localhost")
@@ -168,7 +168,7 @@ class WorkerProcess:
             connection.sock = self._connect(timeout)
             connection.request(method, resource, body, headers)
             response = connection.getresponse()
-            return Answer(response.status, json.loads(response.read()))
+            return WorkerAnswer(response.status, json.loads(response.read()))
         except TimeoutError:
             return f"{_SILENCE} for {timeout:g} s"
         except (OSError, http.client.HTTPException, ValueError) as error:

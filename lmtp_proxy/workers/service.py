@@ -30,7 +30,11 @@ _log = logging.getLogger(__name__)
 
 
 def serve(config: Config, settings: WorkerSettings, channel: socket.socket) -> None:
-    """Serve until a stop signal or the end of the supervisor; ends after the last session. channel: see Channel."""
+    """Serve until a stop signal or the end of the supervisor, and end after the last session.
+
+    Args:
+        channel: the worker's end of a WorkerChannel.
+    """
     begin_log(config, daemonised=settings.daemonised, with_pid=True)
     _log_what_concerns_one()
     service = Service(

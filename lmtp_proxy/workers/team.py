@@ -15,8 +15,8 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.generations.reloads import Outcome, Refused, Reloaded, Reloads, moved_from
-from lmtp_proxy.workers.process import Answer, NoAnswer, State, WorkerEnded, WorkerProcess
+from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
+from lmtp_proxy.workers.process import NoAnswer, State, WorkerAnswer, WorkerEnded, WorkerProcess
 from lmtp_proxy.workers.settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -201,18 +201,18 @@ class Team(Reloads):
                     break
             return self._outcome(answers, silent, began)
 
-    def _ask_all(self) -> tuple[dict[WorkerProcess, Answer], list[str]]:
+    def _ask_all(self) -> tuple[dict[WorkerProcess, WorkerAnswer], list[str]]:
         """The answers to a reload of those that have not ended, and what is to be said of those without one."""
         asked = [worker for worker in self._workers if worker is not None and worker.state is not State.STARTING]
         jobs = {worker: gevent.spawn(_reload_one, worker) for worker in asked}
         gevent.joinall(list(jobs.values()))
         results = {worker: job.get() for worker, job in jobs.items()}
         return (
-            {worker: result for worker, result in results.items() if isinstance(result, Answer)},
+            {worker: result for worker, result in results.items() if isinstance(result, WorkerAnswer)},
             [str(result) for result in results.values() if isinstance(result, NoAnswer)],
         )
 
-    def _outcome(self, answers: dict[WorkerProcess, Answer], silent: list[str], began: float) -> Outcome:
+    def _outcome(self, answers: dict[WorkerProcess, WorkerAnswer], silent: list[str], began: float) -> Outcome:
         serving = {worker: answer for worker, answer in answers.items() if worker.served}
         digests = {str(answer.document["sha256"]) for answer in serving.values()}
         errors = list(dict.fromkeys(line for each in answers.values() for line in each.document.get("errors", ())))
@@ -239,16 +239,16 @@ class Team(Reloads):
         moved = moved_from(first["moved"])
         return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded, moved)
 
-    def _refused(self, errors: list[str], torn: str) -> Refused:
+    def _refused(self, errors: list[str], torn: str) -> ReloadRefused:
         for line in errors:
             _log.error("reload: %s", line)
         count = f"{len(errors)} error{'' if len(errors) == 1 else 's'} in {self._settings.config}"
         end = torn or f"generation {self.generation} stays active"
         _log.error("reload refused: %s; %s", count, end)
-        return Refused(tuple(errors), time.time(), torn)
+        return ReloadRefused(tuple(errors), time.time(), torn)
 
 
-def _reload_one(worker: WorkerProcess) -> Answer | WorkerEnded | NoAnswer:
+def _reload_one(worker: WorkerProcess) -> WorkerAnswer | WorkerEnded | NoAnswer:
     try:
         answer = worker.ask("POST", "/reload", timeout=_LOAD)
     except (WorkerEnded, NoAnswer) as error:
@@ -258,7 +258,7 @@ def _reload_one(worker: WorkerProcess) -> Answer | WorkerEnded | NoAnswer:
     return NoAnswer(f"worker {worker.number} (pid {worker.pid}) answers {answer.document.get('error')}")
 
 
-def _torn(serving: dict[WorkerProcess, Answer], silent: list[str]) -> str:
+def _torn(serving: dict[WorkerProcess, WorkerAnswer], silent: list[str]) -> str:
     """By which configuration each worker delivers now."""
     if not serving and not silent:
         return "no worker serves: see the log"

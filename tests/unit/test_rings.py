@@ -35,6 +35,11 @@ NOT_IN_PURE = {
     "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal",
     "smtplib", "socket", "ssl", "subprocess", "syslog", "tempfile", "threading", "time",
 }  # fmt: skip
+STILL_TWICE = {
+    "Answer", "Change", "Delivered", "Entry", "Message", "Order", "Phase", "Place", "Proxy", "Receipts", "Requeued",
+    "Run", "Server", "Summary",
+}  # fmt: skip
+"""Classes of one name that are left from before the rule: take out what is mended, put nothing in."""
 FORMATS_TIMES = "text"
 """Of those that are pure, the one that writes times; it reads no clock."""
 
@@ -150,6 +155,16 @@ def violations(module: str, source: str, order: list[str], *, is_package: bool =
     return wrong
 
 
+def classes_named_twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names of more than one class, and the modules that have one; a `_` before it makes no other name of it."""
+    found: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name.lstrip("_"), []).append(module)
+    return {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
 MODULES = modules_of(HERE)
 MAPS = maps_of(HERE)
 ORDER = [*in_order(MAPS)]
@@ -193,6 +208,12 @@ def test_a_module_is_short_and_has_a_name_of_its_own(module: str) -> None:
     assert len(source.splitlines()) <= MAX_LINES
     assert not set(module.split(".")) & NAMES_WITHOUT_MEANING
     assert ast.get_docstring(ast.parse(source)), "a module opens with what it is for"
+
+
+def test_no_class_has_the_name_of_another() -> None:
+    """Who reads `Answer` in a traceback, a log or a signature knows which one is meant."""
+    twice = classes_named_twice({module: path.read_text("utf-8") for module, path in MODULES.items()})
+    assert {name: modules for name, modules in twice.items() if name not in STILL_TWICE} == {}
 
 
 def test_only_the_service_patches() -> None:
@@ -319,6 +340,21 @@ def test_a_name_stands_once_in_a_map() -> None:
 def test_the_check_finds_what_is_wrong_and_nothing_else(module: str, source: str, wrong: str | None) -> None:
     found = violations(module, source, [*in_order(EXAMPLE)], is_package=module in ("", "wire", "ctl"))
     assert (wrong in found) if wrong else (found == [])
+
+
+@pytest.mark.parametrize(
+    "sources, twice",
+    [
+        ({"a": "class One: ...\n", "b": "class Other: ...\nOne = 1\n"}, {}),
+        ({"a": "class One: ...\n", "b": "from a import One\nclass Two(One): ...\n"}, {}),
+        ({"a": "class One: ...\n", "b": "class One: ...\n"}, {"One": ["a", "b"]}),
+        ({"a": "class One: ...\n", "b": "class _One: ...\n"}, {"One": ["a", "b"]}),
+        ({"a": "class One: ...\n", "b": "def f():\n    class One: ...\n"}, {"One": ["a", "b"]}),
+        ({"a": "class One: ...\nclass Two:\n    class One: ...\n"}, {"One": ["a", "a"]}),
+    ],
+)
+def test_the_check_finds_a_name_that_is_there_twice(sources: dict[str, str], twice: dict[str, list[str]]) -> None:
+    assert classes_named_twice(sources) == twice
 
 
 def test_modules_are_found_by_their_dotted_names(tmp_path: Path) -> None:

@@ -25,7 +25,15 @@ from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.figures.figures import added, figures_of, merged_figures, with_reloads
 from lmtp_proxy.figures.prometheus import render
 from lmtp_proxy.generations.generation import first_generation
-from lmtp_proxy.generations.reloads import Moved, Outcome, Refused, Reloaded, Reloads, history_json, moved_from
+from lmtp_proxy.generations.reloads import (
+    MovedUsers,
+    Outcome,
+    Reloaded,
+    ReloadRefused,
+    Reloads,
+    history_json,
+    moved_from,
+)
 from tests import ROOT
 
 
@@ -300,7 +308,7 @@ def test_every_metric_of_the_alert_rules_exists() -> None:
 def test_the_history_is_bounded_and_a_repeated_drain_is_one() -> None:
     told = Told()
     for number in range(30):
-        told.history.append(Refused((f"error {number}",), 1.0))
+        told.history.append(ReloadRefused((f"error {number}",), 1.0))
     first = told.note_drain(["u1", "u2", "u3", "u4"])
     assert told.note_drain(["u1", "u2", "u3", "u4"]) is first
     assert told.note_drain(["u1"]) is not first
@@ -322,7 +330,7 @@ def test_moves_are_named_largest_first() -> None:
         {"from": "a", "count": 2, "users": ["x", "y"]},
     ]
     moved = moved_from(groups)
-    assert moved[0] == Moved(None, "b", 9, ("u0", "u1", "u2"))
+    assert moved[0] == MovedUsers(None, "b", 9, ("u0", "u1", "u2"))
     assert [each.count for each in moved] == [9, 2, 1]
     event = history_json([Reloaded(3, "2 users", 0.1, (), 1.0, moved)])[0]
     assert event["ok"] is True and event["moved"][1] == {"from": "a", "to": None, "count": 2, "users": ["x", "y"]}  # type: ignore[index]

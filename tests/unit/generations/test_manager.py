@@ -12,7 +12,7 @@ import pytest
 from lmtp_proxy.config.loading import LARGE, load
 from lmtp_proxy.generations import manager as config_manager
 from lmtp_proxy.generations.manager import ConfigManager
-from lmtp_proxy.generations.reloads import Refused
+from lmtp_proxy.generations.reloads import ReloadRefused
 from lmtp_proxy.start.late_modules import READS_CONFIG
 
 
@@ -37,7 +37,7 @@ def check_gone(directory: Path) -> None:
 def test_one_that_hangs_is_given_up(manager: ConfigManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_manager, "LONGEST", 0.3)
     outcome = manager.reload()
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, ReloadRefused)
     assert outcome.errors[0].startswith(f"{tmp_path}/c.yml: cannot be loaded: the process that is to do it did not end")
     assert manager.current().number == 1
     assert manager.current().config.users.lookup("a") == "hold"
@@ -65,7 +65,7 @@ def test_a_first_reload_without_a_descriptor_left(tmp_path: Path, monkeypatch: p
         meanwhile.setattr(os, "devnull", "/dev/null/none")
         outcome = manager.reload()
         assert READS_CONFIG not in sys.modules
-    assert isinstance(outcome, Refused)
+    assert isinstance(outcome, ReloadRefused)
     (error,) = outcome.errors
     assert error.startswith(f"{path}: cannot be loaded: what reads it cannot be: ") and "Not a directory" in error
-    assert not isinstance(manager.reload(), Refused)
+    assert not isinstance(manager.reload(), ReloadRefused)
