@@ -20,7 +20,13 @@ LATENESS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class Histogram:
-    """How many observations fell below each bound. counts: one for each of `bounds`, and one for what is above."""
+    """How many observations fell below each bound.
+
+    Attributes:
+        bounds: rising.
+        counts: one for each of them, and one for what is above.
+        total: of all that was observed.
+    """
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -116,7 +122,11 @@ def families_of(kind: Any) -> list[tuple[Family, list[Counter]]]:
 
 
 def tree_of(counts: Any, *, greatest: bool = False) -> dict[str, Any]:
-    """The values of counters as JSON has them. greatest: those of which the greatest counts, else the others."""
+    """The values of counters as JSON has them.
+
+    Args:
+        greatest: those of which the greatest counts, over several processes; else those that are added up.
+    """
     tree: dict[str, Any] = {}
     for each in counters_of(counts.__class__):
         if each.family.greatest == greatest:

@@ -83,9 +83,19 @@ class _Title:
 class Service:
     """The parts of a process that serves mail, built and joined; it accepts clients from `accept` to `finish`.
 
-    listener: bound and listening. name: how its title begins. share: this process's part of all limits. max_clients: of
-    all processes together. after_crash: the proxy before did not end well. manager: is not running yet. stopping: to be
-    set when the process is about to `finish`.
+    Args:
+        listener: bound and listening.
+        max_clients: of all processes together.
+        name: how the title of the process begins.
+        after_crash: the proxy before did not end well.
+        parking: where sessions wait for a route, if other processes share it.
+        share: this process's part of all limits.
+
+    Attributes:
+        listener: as one of gevent's.
+        manager: has the configuration; its `run` is for the caller.
+        state: what can be asked about.
+        stopping: to be set when the process is about to `finish`.
     """
 
     def __init__(

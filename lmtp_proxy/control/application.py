@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A WSGI application: a table of resources, answers in JSON or other text, and what becomes of odd requests.
-
-It knows neither what the resources are nor the sockets that requests come by.
-"""
+"""A WSGI application: a table of resources, answers in JSON or other text, and what becomes of odd requests."""
 
 import json
 import logging
@@ -21,7 +18,14 @@ Json: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """An answer that is not JSON. headers: beside those that each answer has."""
+    """An answer that is not JSON.
+
+    Attributes:
+        content_type: of HTTP.
+        octets: its body.
+        headers: beside those that each answer has.
+        status: of HTTP.
+    """
 
     content_type: str
     octets: bytes

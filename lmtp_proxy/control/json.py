@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The parts of the process as JSON values for an operator: escaped, and never more than can be made at one go.
 
-It shows what it is given, and does not ask for more; of the receipts of some mailboxes it knows neither the file nor
-what becomes of the answer.
+It shows what it is given, and does not ask for more.
 """
 
 import time
@@ -68,7 +67,11 @@ def flights_json(flights: Iterable[Flight]) -> list[Json]:
 
 
 def backend_json(pool: BackendPool, users: int) -> Json:
-    """A backend with its counts. users: keys of the table that name it."""
+    """A backend with its counts.
+
+    Args:
+        users: how many keys of the table name it.
+    """
     counts = pool.counts
     used = counts.connections or counts.failures
     return {
@@ -91,8 +94,9 @@ MAX_USERS = 1000
 def receipts_json(request: Request, receipts: Receipts, generation: Generation, in_flight: InFlight) -> Json:
     """Of the users that the request names, as in `users:`. All that happened before is in it. Raises HttpProblem.
 
-    cut_off: deliveries for them that are still coming in, for a backend that is not theirs any more; each will end with
-    a 451. Counted first, so that one which ends meanwhile is among what is deferred.
+    Beside what is remembered of each there is `cut_off`: how many deliveries for them are still coming in, for a
+    backend that is not theirs any more; each will end with a 451. They are counted first, so that one which ends
+    meanwhile is among what is deferred.
     """
     users = request.document("users", long=True).texts("users", least=0)
     if len(users) > MAX_USERS:

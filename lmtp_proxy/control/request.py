@@ -43,7 +43,13 @@ _LONG_ONE = BoundedSemaphore(1)
 
 
 class HttpProblem(Exception):
-    """Ends a request with an error. more: keys of the answer beside `error`."""
+    """Ends a request with an error.
+
+    Args:
+        status: of HTTP.
+        why: for people; `error` of the answer.
+        more: other keys of the answer.
+    """
 
     def __init__(self, status: HTTPStatus, why: str, **more: object) -> None:
         super().__init__(why)
@@ -53,9 +59,14 @@ class HttpProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """body: None if none was announced. gone: whether the client has closed the connection; does not wait.
+    """What somebody asks.
 
-    accept: which formats it takes, as HTTP has it.
+    Attributes:
+        query: as it stood in the request line.
+        body: None if none was announced.
+        uid: the user id of the client.
+        gone: whether the client has closed the connection; does not wait.
+        accept: which formats it takes, as HTTP has it.
     """
 
     query: str
@@ -74,7 +85,11 @@ class Request:
         return unquote_to_bytes(value.encode("latin-1"))
 
     def document(self, *known: str, long: bool = False) -> "RequestDocument":
-        """The body, a JSON object with no keys but `known`. long: it may hold lists of users."""
+        """The body, a JSON object with no keys but `known`.
+
+        Args:
+            long: it may hold lists of users.
+        """
         if self.body is None:
             raise HttpProblem(HTTPStatus.LENGTH_REQUIRED, "a body is needed, with Content-Length or chunked")
         if len(self.body) <= _SHORT:

@@ -45,7 +45,11 @@ _RECENT = 3600.0  # seconds
 
 
 class Application(ControlApplication):
-    """The resources of one process that serves. more: others, beside those that each has."""
+    """The resources of one process that serves.
+
+    Args:
+        more: others, beside those that each has.
+    """
 
     def __init__(self, state: ControlState, more: Resources | None = None) -> None:
         super().__init__(state.manager, state.since, state.stopping, more)

@@ -2,7 +2,7 @@
 """HTTP/1.1 on the control socket: gevent.pywsgi, made proof against slow, greedy, odd and vanished clients.
 
 A request is read whole, within limits of octets and time, before the application sees it. Whatever a client does costs
-it its own connection and leaves nothing behind, neither in the log nor on stderr. It knows no resources.
+it its own connection and leaves nothing behind, neither in the log nor on stderr.
 """
 
 import io
@@ -97,7 +97,9 @@ class _Octets(io.RawIOBase):
 class Handler(WSGIHandler):
     """One connection. Where pywsgi would print a traceback for what its client did, the connection just ends.
 
-    max_body: octets. peer_has_uid: it is a unix socket, so the kernel knows who is there; nobody is -1.
+    Attributes:
+        max_body: octets.
+        peer_has_uid: it is a unix socket, so the kernel knows who is there; nobody is -1.
     """
 
     max_body = MAX_BODY
@@ -259,7 +261,10 @@ class HttpAcceptor(PatientAcceptor, WSGIServer):
 class ControlServer:
     """Serves `application` (WSGI) on `listener`, a gevent socket that is bound to a path and listening.
 
-    acceptor: how connections are got from it. connections: how many at once. handler: what one of them is.
+    Args:
+        acceptor: makes what gets connections from it.
+        connections: how many at once.
+        handler: what one of them is.
     """
 
     def __init__(

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The parts of a process that can be asked about, from its start on; what answers is loaded when somebody asks.
-
-It knows neither requests nor how answers look.
-"""
+"""The parts of a process that can be asked about, from its start on; what answers is loaded when somebody asks."""
 
 import os
 import time

@@ -156,7 +156,11 @@ class ControlApplication(JsonApplication, ABC):
     # --- what is -----------------------------------------------------------------------------------------------------
 
     def _own_status(self, longest: float) -> Json:
-        """What a status says of the proxy as a whole. longest: see `_longest`."""
+        """What a status says of the proxy as a whole.
+
+        Args:
+            longest: see `_longest`.
+        """
         began = self._reloads.loading_since
         return {
             "instance": self._since.instance,

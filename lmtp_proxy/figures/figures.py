@@ -56,7 +56,12 @@ def figures_of(
 
 
 def with_reloads(figures: Figures, reloads: Reloads, generation: int, started: float) -> Figures:
-    """And what is known of the configuration as a whole. started: seconds since the epoch."""
+    """And what is known of the configuration as a whole.
+
+    Args:
+        generation: the number of the one in force.
+        started: when the proxy was, in seconds since the epoch.
+    """
     refused = isinstance(reloads.last_reload, ReloadRefused)
     return {
         **figures,
@@ -81,10 +86,13 @@ def added(one: Any, other: Any) -> Any:
 
 
 def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
-    """Of several processes, at least one. ended: the counters of those that are no more.
+    """Of several processes, at least one.
 
     Of a backend that one of them does not have, as in the midst of a reload, there are no figures: a part of its sum
     would look as if it had gone back.
+
+    Args:
+        ended: the counters of those that are no more.
     """
     first, *others = processes = [*alive]
     merged = dict(first)

@@ -3,7 +3,7 @@
 
 Ten times a second while deliveries begin or are under way, less and less often, down to once in five seconds, while
 clients are only connected, and not at all when there is none. So a stall is seen to be up to a tenth of a second
-shorter than it was. It knows no mail but by the two numbers that tell whether there is some.
+shorter than it was.
 """
 
 import time

@@ -4,7 +4,7 @@
 A label's value is a backend's name from the configuration or one of a few words, never anything that a client sent.
 prometheus_client is imported when somebody asks for the first time: it takes 3 MB and 50 ms, which an idle proxy and
 its mail should not pay for. What is written for those who watch is made in a thread, because it takes longer than mail
-should wait; `render` runs there, and knows neither gevent nor the parts of the process.
+should wait; `render` runs there, so it may not touch gevent.
 """
 
 from __future__ import annotations
@@ -135,7 +135,11 @@ def _of_the_backends(figures: Figures) -> Iterator[Metric]:
 
 
 def _family(family: Family, values: Mapping[tuple[str, ...], Any], *labels: str) -> Metric:
-    """What a counter says of itself. labels: before its own."""
+    """What a counter says of itself.
+
+    Args:
+        labels: before its own.
+    """
     if family.label:
         labels = (*labels, family.label)
     if family.bounds:
@@ -161,7 +165,7 @@ def _counter(name: str, text: str, values: Any, *labels: str) -> Metric:
 
 
 def _fill(family: Any, values: Any) -> None:
-    """values: a number, or one for each value of the label or labels."""
+    """Put in `values`: a number, or one for each value of the label or labels."""
     for labels, value in (values if isinstance(values, Mapping) else {(): values}).items():
         family.add_metric((labels,) if isinstance(labels, str) else labels, value)
 

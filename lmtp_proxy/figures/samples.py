@@ -28,7 +28,15 @@ class OfBackend(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """when: time.monotonic. transactions: answered. octets: received."""
+    """What the counters were at a moment.
+
+    Attributes:
+        when: time.monotonic.
+        sessions: that were accepted.
+        transactions: that were answered.
+        octets: that were received.
+        backends: by their names.
+    """
 
     when: float
     sessions: int
@@ -38,7 +46,11 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """collect: gives the figures of the moment, None if there are none; may wait."""
+    """The last of them.
+
+    Args:
+        collect: gives the figures of the moment, None if there are none; may wait.
+    """
 
     def __init__(self, collect: Callable[[], Figures | None]) -> None:
         self._collect = collect

@@ -19,10 +19,15 @@ from lmtp_proxy.routing.routing import Routing
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """number: counts from 1. pools: one per backend name, for every name that `routing` can give.
+    """One configuration as it serves.
 
-    share: this process's part of what each backend allows. destinations: of each recipient; remembered, where that
-    changes nothing.
+    Attributes:
+        number: counts from 1.
+        config: what was loaded.
+        routing: its table.
+        pools: one per backend name, for every name that `routing` can give.
+        share: this process's part of what each backend allows.
+        destinations: of each recipient; remembered, where that changes nothing.
     """
 
     number: int

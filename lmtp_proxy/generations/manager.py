@@ -43,8 +43,13 @@ _MOVES: tuple[Literal["added", "removed", "moved"], ...] = ("added", "removed", 
 class ConfigManager(Reloads):
     """Holds the generation in force.
 
-    config: what the process started with. generation_changed: called after each swap. share: see Generation. loaded:
-    when that generation was swapped in, in seconds since the epoch.
+    Args:
+        config: what the process started with.
+        generation_changed: called after each swap.
+        share: see Generation.
+
+    Attributes:
+        loaded: when that generation was swapped in, in seconds since the epoch.
     """
 
     def __init__(

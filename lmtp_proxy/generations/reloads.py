@@ -25,7 +25,14 @@ _NAMED = 3  # users of one of them
 
 @dataclass(frozen=True, slots=True)
 class MovedUsers:
-    """Some users whom a reload put elsewhere. before, after: None for nowhere. users: the first of `count`."""
+    """Some users whom a reload put elsewhere.
+
+    Attributes:
+        before: their backend, None for nowhere.
+        after: the same.
+        count: of all of them.
+        users: the first of them.
+    """
 
     before: str | None
     after: str | None
@@ -37,8 +44,13 @@ class MovedUsers:
 class Reloaded:
     """A reload that changed the generation in force.
 
-    generation: its number. changes: as text. seconds: how long it took. restart: keys whose change waits for a
-    restart. when: seconds since the epoch. moved: users, the largest groups first.
+    Attributes:
+        generation: its number.
+        changes: as text.
+        seconds: how long it took.
+        restart: keys whose change waits for a restart.
+        when: in seconds since the epoch.
+        moved: users, the largest groups first.
     """
 
     generation: int
@@ -51,9 +63,12 @@ class Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class ReloadRefused:
-    """A reload that changed nothing. errors: one line each, as ConfigError has them. when: seconds since the epoch.
+    """A reload that changed nothing.
 
-    torn: where some processes have changed something nevertheless, which; one line.
+    Attributes:
+        errors: one line each, as ConfigError has them.
+        when: in seconds since the epoch.
+        torn: where some processes have changed something nevertheless, which; one line.
     """
 
     errors: tuple[str, ...]
@@ -63,10 +78,15 @@ class ReloadRefused:
 
 @dataclass(slots=True)
 class NotedDrain:
-    """A drain that somebody asked for, and what it has come to. when: it began, in seconds since the epoch.
+    """A drain that somebody asked for, and what it has come to.
 
-    count: of the users that it is for, None for all; users: the first of them. waited: seconds. uncertain: deliveries
-    of the last hour for these users whose outcome is unknown.
+    Attributes:
+        when: it began, in seconds since the epoch.
+        count: of the users that it is for, None for all.
+        users: the first of them.
+        done: nothing is left to wait for.
+        waited: seconds.
+        uncertain: deliveries of the last hour for these users whose outcome is unknown.
     """
 
     when: float
@@ -77,7 +97,7 @@ class NotedDrain:
     uncertain: int = 0
 
     def ended(self, done: bool, uncertain: int) -> None:
-        """It was answered. done: nothing is left to wait for."""
+        """It was answered."""
         self.done, self.uncertain = done, uncertain
         self.waited = time.time() - self.when
 
@@ -123,8 +143,12 @@ def _event_json(event: Outcome | NotedDrain) -> dict[str, object]:
 class Reloads(ABC):
     """Serves requests for reloads.
 
-    last_reload: the last one's outcome, None before the first. loading_since: when the reload under way began
-    (time.monotonic), None if there is none. done, refused: how many ended so. history: the last outcomes and drains.
+    Attributes:
+        last_reload: the last one's outcome, None before the first.
+        loading_since: when the reload under way began (time.monotonic), None if there is none.
+        done: how many changed the generation.
+        refused: how many did not.
+        history: the last outcomes and drains.
     """
 
     def __init__(self) -> None:

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One process's part of a limit that is a promise about the whole proxy.
-
-Arithmetic alone: it does not know what is limited, nor that there are processes.
-"""
+"""One process's part of a limit that is a promise about the whole proxy."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """number: which part, from 0 on. of: how many parts there are."""
+    """One part of several.
+
+    Attributes:
+        number: which, from 0 on.
+        of: how many there are.
+    """
 
     number: int = 0
     of: int = 1

@@ -16,7 +16,12 @@ _STALE = 64  # octets: whatever a crash left behind is overwritten, but not a fi
 
 
 class PidFile:
-    """The file at `path`, locked. source: the configuration file, for messages."""
+    """The file at `path`, locked.
+
+    Args:
+        path: of the file.
+        source: the configuration file, for messages.
+    """
 
     def __init__(self, path: str, source: str) -> None:
         self.path = path

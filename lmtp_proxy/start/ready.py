@@ -32,7 +32,12 @@ _LOOPBACK = socket.inet_pton(socket.AF_INET6, "::1")
 
 
 def log_ready(config: Config, listener: socket.socket, users: int, by: str = "") -> None:
-    """Clients are served on `listener`. users: how many keys the table has. by: ` by ...`, who serves."""
+    """Say that clients are served on `listener`.
+
+    Args:
+        users: how many keys the table has.
+        by: who serves, where that is not this process: `, 2 workers`.
+    """
     backends = len(config.backends)
     what = f"{users} users, {backends} backends{by}"
     _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)

@@ -4,7 +4,7 @@
 A unix socket is made ready under another name beside its own and renamed into place, so clients see no socket, the old
 one or a complete one. Or the socket was passed to the process, as systemd does it: LISTEN_PID, LISTEN_FDS
 (sd_listen_fds(3)). Whoever passes it keeps it open, so clients wait in its backlog while one process ends and the next
-one starts. It runs before gevent is there, and knows nothing of LMTP.
+one starts.
 """
 
 import fcntl
@@ -66,8 +66,12 @@ BACKLOG = 1024
 class Listener:
     """A listening socket.
 
-    file: device and inode of its name in the file system, None for TCP. after_crash: a dead socket was there, whose
-    process did not come to take it away. notice: what the operator should know of it, one line or empty.
+    Attributes:
+        socket: bound and listening.
+        path: its name in the file system, empty for TCP or where the name is another's.
+        file: device and inode of that name, None where there is none.
+        after_crash: a dead socket was there, whose process did not come to take it away.
+        notice: what the operator should know of it, one line or empty.
     """
 
     socket: socket.socket
@@ -86,7 +90,14 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """Who may use a socket, as the configuration has it. place: the file and key, for messages."""
+    """Who may use a socket, as the configuration has it.
+
+    Attributes:
+        owner: name or number, None for whoever starts the proxy.
+        group: the same.
+        permissions: of the file, None for what the umask leaves.
+        place: the file and key, for messages.
+    """
 
     owner: str | None
     group: str | None

@@ -36,7 +36,11 @@ _REST_MOST = 5.0  # seconds: what took longer has waited for somebody; a scraper
 
 
 class SharedAnswer(Generic[T]):
-    """make: gives the answer of the moment, or raises what all who asked get; may wait."""
+    """One answer for all who ask at the same time.
+
+    Args:
+        make: gives the answer of the moment, or raises what all who asked get; may wait.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -76,7 +80,13 @@ _PLACE = re.compile(r"(.*?:[0-9]+): ")
 
 
 class MetricsApplication(JsonApplication):
-    """control: the application of the control socket, whose resources are asked. hostname: the proxy's."""
+    """What may be shown to anybody.
+
+    Args:
+        control: the application of the control socket, whose resources are asked.
+        samples: for the curves.
+        hostname: the proxy's.
+    """
 
     def __init__(self, control: JsonApplication, samples: Samples, hostname: str) -> None:
         self._control = control
@@ -160,7 +170,9 @@ class _PublicHandler(Handler):
 class _PublicAcceptor(HttpAcceptor):
     """A browser keeps its connection, and others may not mean well: no scraper is to wait for them.
 
-    waiting: connections on which no whole request has come yet, or none since the last; since when (time.monotonic).
+    Attributes:
+        waiting: connections on which no whole request has come yet, or none since the last, and since when
+            (time.monotonic).
     """
 
     cannot_accept = "metrics: cannot accept a client"

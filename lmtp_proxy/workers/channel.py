@@ -2,7 +2,7 @@
 """How the supervisor reaches the control application of a worker: connections handed over a pair of sockets.
 
 No name in the file system, so nobody else can connect and nothing is left behind; and as the supervisor alone holds the
-other end, the worker learns of its death. It knows no resources.
+other end, the worker learns of its death.
 """
 
 import json
@@ -29,7 +29,11 @@ _MAX_MESSAGE = 65536
 
 
 class WorkerChannel:
-    """The supervisor's end. far: that of the worker, to be handed to its process and closed."""
+    """The supervisor's end.
+
+    Attributes:
+        far: the end of the worker, to be handed to its process and closed.
+    """
 
     def __init__(self) -> None:
         near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -64,7 +68,12 @@ class WorkerChannel:
 
 
 def say(channel: socket.socket, errors: list[str]) -> None:
-    """The worker's answer to `hear`. channel: its end, before gevent is there."""
+    """The worker's answer to `hear`.
+
+    Args:
+        channel: its end, before gevent is there.
+        errors: why it cannot serve; none if it can.
+    """
     while len(message := json.dumps(errors).encode("ascii")) > _MAX_MESSAGE:
         errors = errors[: len(errors) // 2]
     channel.send(message)

@@ -18,7 +18,11 @@ _PROMPT = 1.5  # seconds; less than a scraper waits, and than `ask` does before 
 
 
 class TeamFigures:
-    """started: seconds since the epoch."""
+    """Collects the figures of all workers, and keeps those of workers that have ended.
+
+    Args:
+        started: when the proxy was, in seconds since the epoch.
+    """
 
     def __init__(self, team: Team, started: float) -> None:
         self._team = team

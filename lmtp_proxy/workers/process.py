@@ -50,7 +50,12 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
-    """code: of HTTP. document: as the application made it."""
+    """What a worker said.
+
+    Attributes:
+        code: of HTTP.
+        document: as the application made it.
+    """
 
     code: int
     document: dict[str, Any]
@@ -61,11 +66,22 @@ class WorkerAnswer:
 
 
 class WorkerProcess:
-    """settings: all but `channel`; its descriptors are ours, and inherited under the same numbers.
+    """A worker from its start to its end.
 
-    on_end: called with this when the process has ended, before `ended` is set. instance: names the process; empty until
-    it has loaded. served: it was let accept clients. silent: it did not answer when it was asked last. status: as in
-    subprocess, None while it runs.
+    Args:
+        settings: all but `channel`; its descriptors are ours, and inherited under the same numbers.
+        on_end: called with this when the process has ended, before `ended` is set.
+
+    Attributes:
+        number: from 1 on.
+        pid: of the process.
+        instance: names the process; empty until it has loaded.
+        began: when it was started, in seconds since the epoch.
+        state: what it is about.
+        served: it was let accept clients.
+        silent: it did not answer when it was asked last.
+        status: as in subprocess, None while it runs.
+        ended: set when it has ended.
     """
 
     def __init__(self, settings: WorkerSettings, on_end: "Callable[[WorkerProcess], None]") -> None:
@@ -132,7 +148,10 @@ class WorkerProcess:
     ) -> WorkerAnswer:
         """One request. It may take `timeout` seconds as long as the worker is alive, which is looked at meanwhile.
 
-        uid: whose request it is. Raises WorkerEnded and NoAnswer.
+        Raises WorkerEnded and NoAnswer.
+
+        Args:
+            uid: whose request it is; None for the supervisor's own.
         """
         request = gevent.spawn(self._exchange, method, resource, body, uid, timeout)
         try:

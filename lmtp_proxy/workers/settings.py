@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a worker is told on its command line when the supervisor starts it.
-
-Values only: neither how a process is started nor what it does with them.
-"""
+"""What a worker is told on its command line when the supervisor starts it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,10 +9,18 @@ from lmtp_proxy.generations.share import Share
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """config: path of the configuration file. listener, channel, places: descriptors, see WorkerProcess.
+    """What one worker is told.
 
-    number, workers: as in Share. max_clients: of the whole proxy, as it was at the start, because a restarted worker is
-    to share it with those that are older. version: of the supervisor.
+    Attributes:
+        config: path of the configuration file.
+        listener: descriptor of the socket where clients connect.
+        channel: descriptor of its end of a WorkerChannel.
+        places: descriptor of the file in which sessions of all workers hold places to wait, see SharedPlaces.
+        number: as in Share.
+        workers: how many there are.
+        max_clients: of the whole proxy, as it was at the start: a restarted worker shares it with those that are older.
+        daemonised: the proxy is in the background.
+        version: of the supervisor.
     """
 
     config: str

@@ -31,7 +31,14 @@ _LOAD = 300.0  # seconds, for several loads of a very large file on a slow machi
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """A worker that served died. when: seconds since the epoch; moment: time.monotonic."""
+    """A worker that served died.
+
+    Attributes:
+        pid: its.
+        how: for people.
+        when: in seconds since the epoch.
+        moment: the same by time.monotonic.
+    """
 
     pid: int
     how: str
@@ -40,11 +47,19 @@ class Crash:
 
 
 class Team(Reloads):
-    """settings: of each worker, but for its number. digest: of the configuration as it was read for the start.
+    """All workers.
 
-    generation: how many configurations have been in force in all workers; a reload counts as one. digest: of the one
-    that is in force, None while they do not agree or not all can be asked; torn: says how. crash: the last one.
-    failed: a worker could not be started at all.
+    Args:
+        settings: of each worker, but for its number.
+        digest: of the configuration as it was read for the start.
+
+    Attributes:
+        generation: how many configurations have been in force in all workers; a reload counts as one.
+        digest: of the configuration in force; None while they do not agree or not all can be asked.
+        torn: how they do not agree; empty while they do.
+        loaded: since when that configuration is in force, in seconds since the epoch.
+        crash: the last one.
+        failed: a worker could not be started at all.
     """
 
     def __init__(self, settings: WorkerSettings, digest: str) -> None:
