@@ -11,8 +11,9 @@ import pytest
 from tests.support.proxy import ProxyProcess
 
 from .conftest import Stack, Start
-from .mail import awkward_body, check_copies, large_body, message, read_back, submit, submit_at_once
+from .mail import awkward_body, check_copies, large_body, message, read_back, submit, submit_at_once, submit_locally
 from .postfix import DOMAIN
+from .process import wait_until
 
 SEED = 20240101
 
@@ -126,3 +127,21 @@ def test_null_sender_and_detail_reach_the_user(stack: Stack, start_proxy: Start)
 
     stack.postfix.wait_removed(queue_ids.values(), 20)
     check_copies([message("detail", users)], read_back(stack.stores, users))
+
+
+@pytest.mark.timeout(60)
+def test_mail_of_senders_that_no_one_can_answer_arrives(stack: Stack, start_proxy: Start) -> None:
+    """Cron jobs and scripts send such mail by sendmail(1): a refusal would lose it. Dovecot takes all of these."""
+    [user] = stack.users(1)
+    proxy = start_proxy(stack.config({user: "new"}))
+    senders = ["root@web$1", "a@b+c.example", "user@host#3", "root@", "u@x'", "u@a/b", "x@exa!mple.example",
+               "u@a:b", "u@{x}", "u@x%y", '"a b"@x$1', "u@x&y|z`w^v*?"]  # fmt: skip
+    items = [message(f"odd-{number}", [user]) for number in range(len(senders))]
+
+    for item, sender in zip(items, senders, strict=True):
+        submit_locally(stack.postfix, item, sender)
+
+    wait_until(lambda: len(stack.new.subjects(user)) >= len(items), 20, proxy.log)
+    check_copies(items, read_back(stack.stores, [user]))
+    for sender in senders:
+        assert f"from=<{sender}>, to=<{user}@{DOMAIN}>" in proxy.log()
