@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.xtext import XTEXT
 
 # Unquoted local parts are taken more freely than RFC 5321 has them (dots anywhere): a 5xx for `a..b@x` would bounce
 # mail that both Cyrus and Dovecot store. Controls, spaces and the specials that could change a command's meaning never
@@ -38,6 +39,9 @@ _PLAIN_ENVELOPE = re.compile(
 )
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
+# RFC 3461 section 4.2. It is not offered; but Dovecot as an LMTP proxy sends it whenever it has looked a user up under
+# another name, and a refusal bounces the mail.
+_ORCPT = re.compile(rb"[!#-'*+\-/0-9?A-Z^-~]+;" + XTEXT)
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
@@ -74,15 +78,19 @@ class Envelope(NamedTuple):
 class Recipient(NamedTuple):
     """What RCPT said: `path` with its angle brackets, verbatim; local part without quotes and domain, for look-ups.
 
-    `domain` is empty for `RCPT TO:<user>`.
+    `domain` is empty for `RCPT TO:<user>`. orcpt: the value of ORCPT (RFC 3461), as it came; None if not given.
     """
 
     path: bytes
     local_part: str
     domain: str
+    orcpt: bytes | None = None
 
     def rcpt_command(self) -> bytes:
-        """The RCPT line for a backend, without CRLF. Where many are made, RCPT and the path come to the same."""
+        """The RCPT line for a backend, without CRLF or parameters: Cyrus answers 501 to ORCPT.
+
+        Where many are made, RCPT and the path come to the same.
+        """
         return RCPT + self.path
 
 
@@ -150,7 +158,7 @@ def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
 
 
 def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
-    """`TO:<path> [parameters]`. `smtputf8`: whether this transaction's MAIL said SMTPUTF8. No parameter is known."""
+    """`TO:<path> [parameters]`, of which ORCPT is known. `smtputf8`: whether this transaction's MAIL said SMTPUTF8."""
     if plain := _PLAIN_RCPT.fullmatch(arguments):
         path, local, domain = plain.groups()
         return Recipient(path, local.decode("ascii"), domain.decode("ascii"))
@@ -158,15 +166,27 @@ def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
     if split is None:
         return reply.BAD_RECIPIENT
     path, parameters = split
-    if parameters:
-        return reply.UNKNOWN_PARAMETER if all(map(_PARAMETER.fullmatch, parameters)) else reply.BAD_SYNTAX
+    orcpt: bytes | None = None
+    unknown = False
+    for word in parameters:
+        parameter = _PARAMETER.fullmatch(word)
+        if not parameter:
+            return reply.BAD_SYNTAX
+        if parameter["keyword"].upper() != b"ORCPT":
+            unknown = True
+        elif orcpt is not None or not _ORCPT.fullmatch(parameter["value"] or b""):
+            return reply.BAD_SYNTAX
+        else:
+            orcpt = parameter["value"]
+    if unknown:
+        return reply.UNKNOWN_PARAMETER
     match = _PATH.fullmatch(path)
     if not match or not (path.isascii() or (smtputf8 and _is_utf8(path))):
         return reply.BAD_RECIPIENT
     local_part = match["local"].decode("utf-8")
     if local_part.startswith('"'):
         local_part = _QUOTED_PAIR.sub(r"\1", local_part[1:-1])
-    return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"))
+    return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"), orcpt)
 
 
 def _split(arguments: bytes, prefix: bytes, form: re.Pattern[bytes]) -> tuple[bytes, list[bytes]] | None:

@@ -234,7 +234,8 @@ def test_paths_pass_byte_for_byte(pair: Pair) -> None:
         b"RCPT TO:<u@a>\x85RCPT TO:<v@a>",
         b"RCPT TO:<u@a",
         b"RCPT TO:<u>@a>",
-        b"RCPT TO:<u@a> ORCPT=rfc822;u@a",
+        b"RCPT TO:<u@a> ORCPT=rfc822;u+",
+        b"RCPT TO:<u@a> ORCPT=rfc822;u@a NOTIFY=NEVER",
         b"RCPT TO:<u\xff@a>",
         b"RCPT TO:<u @a>",
     ],
@@ -254,6 +255,27 @@ def test_nothing_half_valid_reaches_a_backend(pair: Pair, line: bytes) -> None:
     allowed = {b"RCPT TO:<good@a>"} | ({b"RCPT TO:<v@a>"} if b"\n" in line else set())
     for seen in pair.a.transactions():
         assert {recipient.line for recipient in seen.recipients} <= allowed, seen
+
+
+@pytest.mark.parametrize("offer", [(), ("PIPELINING", "DSN")])
+def test_orcpt_goes_to_no_backend(pair: Pair, offer: tuple[str, ...]) -> None:
+    """Cyrus answers it with a 501, which would bounce the mail."""
+    pair.a.script = Script(offer=offer)
+    lines = [
+        "RCPT TO:<u@a> ORCPT=rfc822;U+2Bx@b",
+        "RCPT TO:<u@a>",
+        "RCPT TO:<v@b> orcpt=rfc822;v",
+        "RCPT TO:<u@a> ORCPT=x;y",
+    ]
+    with pair.proxy.client() as client:
+        client.send("".join(f"{line}\r\n" for line in ["MAIL FROM:<s@x>", *lines, "DATA"]).encode())
+        assert [client.reply().code for _ in range(6)] == [250, 250, 250, 250, 250, 354]
+        client.send(b"x\r\n.\r\n")
+        assert [client.reply().text for _ in range(4)] == ["250 2.0.0 stored"] * 4
+        client.quit()
+    (seen,) = pair.a.transactions()
+    assert [recipient.line for recipient in seen.recipients] == [b"RCPT TO:<u@a>"] * 3
+    assert pair.b.transactions()[0].recipients[0].line == b"RCPT TO:<v@b>"
 
 
 def test_a_backend_that_greets_in_many_lines(pair: Pair) -> None:

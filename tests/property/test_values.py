@@ -136,7 +136,22 @@ PATHS = st.one_of(
     st.binary(max_size=20),
 )
 TAILS = st.sampled_from(
-    [b"", b"", b"", b" ", b" SIZE=1", b"\r\nDATA", b"\nDATA", b" <b@c>", b">", b" NOTIFY=NEVER", b" BODY=8BITMIME"]
+    [
+        b"",
+        b"",
+        b"",
+        b" ",
+        b" SIZE=1",
+        b" ORCPT=rfc822;a+2Bb",
+        b" orcpt=x;",
+        b" ORCPT=x;+0d",
+        b"\r\nDATA",
+        b"\nDATA",
+        b" <b@c>",
+        b">",
+        b" NOTIFY=NEVER",
+        b" BODY=8BITMIME",
+    ]
 )
 
 
@@ -165,10 +180,11 @@ def test_an_accepted_recipient_is_exactly_one_command(path: bytes, tail: bytes, 
         return
     check_path(parsed.path)
     assert parsed.path.isascii() or smtputf8
-    assert (path + tail).strip(b" ") == parsed.path
+    assert (path + tail).strip(b" ")[: len(parsed.path)] == parsed.path
+    assert parsed.orcpt is None or re.fullmatch(rb"[^;]+;(?:[!-*,-<>-~]|\+[0-9A-F]{2})*", parsed.orcpt)
     command = parsed.rcpt_command()
     assert command == b"RCPT TO:" + parsed.path
-    assert parse_rcpt(command.removeprefix(b"RCPT "), smtputf8=smtputf8) == parsed
+    assert parse_rcpt(command.removeprefix(b"RCPT "), smtputf8=smtputf8) == parsed._replace(orcpt=None)
     assert parsed.domain == "" or parsed.path.endswith(b"@" + parsed.domain.encode() + b">")
     assert KeyRules().forms(parsed.local_part, parsed.domain)
 

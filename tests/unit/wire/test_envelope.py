@@ -222,7 +222,8 @@ def test_to_in_any_case(arguments: bytes) -> None:
     "words, code",
     [
         (b" NOTIFY=NEVER", 555),  # DSN is not offered
-        (b" ORCPT=rfc822;u001+2Bfolder@example.test", 555),
+        (b" NOTIFY=NEVER ORCPT=rfc822;", 555),
+        (b" ORCPT=rfc822;a RRVS=x", 555),
         (b" NOTIFY=NEVER ORCPT=rfc822;a", 555),
         (b" SIZE=1", 555),  # belongs to MAIL
         (b" SMTPUTF8", 555),
@@ -233,10 +234,44 @@ def test_to_in_any_case(arguments: bytes) -> None:
         (b" NOTIFY=\xff", 501),
         (b" <b@c>", 501),
         (b" NOTIFY=NEVER X=", 501),
+        (b" ORCPT", 501),
+        (b" ORCPT=", 501),
+        (b" ORCPT=rfc822", 501),  # no type
+        (b" ORCPT=;a@b", 501),
+        (b" ORCPT=rfc 822;a", 501),
+        (b" ORCPT=(c);a", 501),
+        (b" ORCPT=rfc822;a=b", 501),
+        (b" ORCPT=rfc822;a+", 501),
+        (b" ORCPT=rfc822;a+2", 501),
+        (b" ORCPT=rfc822;a+2b", 501),  # RFC 3461: in upper case
+        (b" ORCPT=rfc822;\xc3\xbc", 501),
+        (b" ORCPT=rfc822;a\x7f", 501),
+        (b" ORCPT=rfc822;a ORCPT=rfc822;a", 501),
+        (b" ORCPT=rfc822;a orcpt=rfc822;b", 501),
     ],
 )
-def test_rcpt_knows_no_parameter(words: bytes, code: int) -> None:
+def test_other_parameters_of_rcpt(words: bytes, code: int) -> None:
     assert code_of(parse_rcpt(b"TO:<a@b>" + words, smtputf8=False)) == (code, "5.5.4")
+
+
+@pytest.mark.parametrize(
+    "orcpt",
+    [
+        b"rfc822;u001+2Bfolder@example.test",
+        b'rfc822;"Al+20ice"@Example.org',
+        b"RFC822;a+3Db@x",
+        b"rfc822;",
+        b"utf-8;a\\x{FC}@x",  # RFC 6533
+        b"x_y;;",
+        b"unknown;+00+0D+0A",
+    ],
+)
+def test_orcpt_is_kept_and_stays_here(orcpt: bytes) -> None:
+    """Dovecot as an LMTP proxy sends it without being asked, whenever it looked a user up by another name."""
+    for keyword in (b"ORCPT", b"orcpt"):
+        parsed = parse_rcpt(b"TO:<a@b>  " + keyword + b"=" + orcpt + b" ", smtputf8=False)
+        assert parsed == Recipient(b"<a@b>", "a", "b", orcpt)
+        assert parsed.rcpt_command() == b"RCPT TO:<a@b>"
 
 
 def test_a_parameter_needs_a_space_in_front() -> None:

@@ -183,6 +183,12 @@ CASES: dict[str, Case] = {
         [M],
         [LHLO_OK, "555 5.5.4", "555 5.5.4", "555 5.5.4", MAIL_OK, "555 5.5.4"],
     ),
+    "ORCPT is taken without being offered": Case(
+        LHLO + MAIL + b"RCPT TO:<alice@x> ORCPT=rfc822;Alice@X\r\nRCPT TO:<alice@x> ORCPT=rfc822;+\r\n" + ALICE + DATA
+        + BODY + DOT,
+        [M, RcptCommand(A.recipient._replace(orcpt=b"rfc822;Alice@X")), A, D, OCTETS, E],
+        [LHLO_OK, MAIL_OK, ALICE_OK, "501 5.5.4", ALICE_OK, GO, saved(1, 0), saved(1, 1)],
+    ),
     "arguments where none belong": Case(
         LHLO + b"RSET x\r\nQUIT x\r\n" + MAIL + ALICE + b"DATA x\r\n" + b"RSET x\r\n" + DATA + BODY + DOT,
         [M, A, D, OCTETS, E],
