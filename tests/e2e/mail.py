@@ -90,13 +90,18 @@ def large_body(rng: random.Random, size: int) -> bytes:
     return block * (size // len(block) + 1)
 
 
-def submit(postfix: Postfix, messages: Iterable[Message], sender: str = f"{SENDER}@{DOMAIN}") -> dict[str, str]:
+def submit(
+    postfix: Postfix,
+    messages: Iterable[Message],
+    sender: str = f"{SENDER}@{DOMAIN}",
+    options: Sequence[str] = ("BODY=8BITMIME",),
+) -> dict[str, str]:
     """Hands the messages to Postfix in one SMTP session. Returns each one's queue id by its ident."""
     queue_ids = {}
     with smtplib.SMTP("127.0.0.1", postfix.smtp_port, timeout=120) as smtp:
         smtp.ehlo()
         for item in messages:
-            replies = [smtp.mail(sender, ["BODY=8BITMIME"])]
+            replies = [smtp.mail(sender, options)]
             replies += [smtp.rcpt(user if "@" in user else f"{user}@{DOMAIN}") for user in item.recipients]
             replies.append(smtp.data(item.content))
             assert all(code == 250 for code, _ in replies), f"Postfix: {replies}"

@@ -42,7 +42,7 @@ class Asked:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Asked]:
     with FakeBackend() as store:
-        config = config_of({"new": store}, {"u": "new"}, smtputf8=True, log={"level": "debug"})
+        config = config_of({"new": store}, {"u": "new"}, log={"level": "debug"})
         config["backends"]["new"] = {
             **store.config,
             "max_connections": 3,
