@@ -189,6 +189,12 @@ def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
     return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"), orcpt)
 
 
+def path_of(arguments: bytes, *, sender: bool) -> bytes | None:
+    """The path in the arguments of MAIL or RCPT, whatever else is wrong with them; None if there is none."""
+    split = _split(arguments, b"FROM:" if sender else b"TO:", _REVERSE_PATH if sender else _PATH)
+    return None if split is None else split[0]
+
+
 def _split(arguments: bytes, prefix: bytes, form: re.Pattern[bytes]) -> tuple[bytes, list[bytes]] | None:
     """Path and parameter words, or None where the syntax is wrong."""
     if arguments[: len(prefix)].upper() != prefix:

@@ -5,7 +5,15 @@ import dataclasses
 
 import pytest
 
-from lmtp_proxy.wire.envelope import Envelope, Recipient, parse_envelope, parse_mail, parse_rcpt, plain_recipient
+from lmtp_proxy.wire.envelope import (
+    Envelope,
+    Recipient,
+    parse_envelope,
+    parse_mail,
+    parse_rcpt,
+    path_of,
+    plain_recipient,
+)
 from lmtp_proxy.wire.reply import Reply
 
 # path as it comes -> local part and domain for the look-up
@@ -473,3 +481,21 @@ def test_only_paths_of_a_usual_length_are_taken_along(octets: int, local: int, r
     one = parse_rcpt(b"TO:" + path, smtputf8=False)
     assert isinstance(one, Recipient) and one.path == path
     assert parsed is None or plain_recipient(parsed[1][-1]) == one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sender", "path"),
+    [
+        (b"FROM:<s@x> SIZE=x Y=\xff", True, b"<s@x>"),
+        (b"from: <>", True, b"<>"),
+        (b"FROM:<root@web$1>", True, b"<root@web$1>"),
+        (b"FROM:<s x@y>", True, None),
+        (b"TO:<s@x>", True, None),
+        (b"TO:<a@b> NOTIFY=NEVER", False, b"<a@b>"),
+        (b"TO:<a@b>NOTIFY", False, None),
+        (b"TO:<>", False, None),
+        (b"", False, None),
+    ],
+)
+def test_the_path_of_what_was_refused(arguments: bytes, sender: bool, path: bytes | None) -> None:
+    assert path_of(arguments, sender=sender) == path
