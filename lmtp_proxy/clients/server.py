@@ -2,7 +2,7 @@
 """The listening socket: a greenlet per client, the client limit, who may connect, and the drain on stop.
 
 The socket comes bound and listening. Above the limit clients wait in the kernel's backlog: a 421 in the greeting would
-make Postfix suspend the whole destination. It speaks no LMTP beyond "554 and close".
+make Postfix suspend the whole destination. It speaks no LMTP beyond "421 and close".
 """
 
 import logging

@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 from greenlet import getcurrent, greenlet
 
+from lmtp_proxy.clients.refusals import RefusalLog
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.delivery.commit import Cutover
@@ -33,6 +34,7 @@ from lmtp_proxy.wire.events import (
     MailCommand,
     MessageOctets,
     RcptCommand,
+    RefusedCommand,
     TransactionReset,
     Wait,
 )
@@ -79,6 +81,8 @@ class Session:
 
     peer: its name in the log. config: that of now. trusted: see Protocol.
     """
+
+    _refusals: RefusalLog | None = None  # until there is one
 
     def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
         self.name = f"{_names.getrandbits(32):08x}"
@@ -147,6 +151,8 @@ class Session:
             self._greenlet = None
             self._end_transaction(why)
             self._stream.close()
+            if self._refusals is not None:
+                self._refusals.end()
             del self._client  # which refers to this session: so nothing of it is left to the garbage collector
 
     # --- stopping ----------------------------------------------------------------------------------------------------
@@ -290,6 +296,10 @@ class Session:
     def _reset(self, _: TransactionReset) -> None:
         self._end_transaction("the client reset the transaction")
 
+    def _refused(self, event: RefusedCommand) -> None:
+        refusals = self._refusals = self._refusals or RefusalLog(self.name, self.peer)
+        refusals.note(event)
+
     def _answer_owed(self) -> None:
         while self._protocol.owed:
             self._protocol.reply(say.INTERNAL_ERROR)
@@ -371,5 +381,6 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     DataCommand: Session._data,
     MessageOctets: Session._octets,
     EndOfMessage: Session._end,
+    RefusedCommand: Session._refused,
     TransactionReset: Session._reset,
 }

@@ -214,7 +214,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         max_clients=limits[0][0],
         max_recipients=section.value("max_recipients", config_keys.whole(1, 100_000), 1000),
         max_message_size=section.value("max_message_size", config_keys.whole(0, 10**15), 0),
-        smtputf8=section.value("smtputf8", config_keys.boolean, False),
+        smtputf8=section.value("smtputf8", config_keys.boolean, True),
         timeouts=timeouts,
         hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
         hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),

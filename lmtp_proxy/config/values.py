@@ -148,7 +148,7 @@ class Config:
     max_clients: int = 1000
     max_recipients: int = 1000
     max_message_size: int = 0
-    smtputf8: bool = False
+    smtputf8: bool = True
     timeouts: Timeouts = Timeouts()
     hold_timeout: float = 30.0
     hold_limit: int = 2

@@ -209,7 +209,7 @@ def parse_address(text: bytes, *, smtputf8: bool) -> Recipient:
     """`alice@example.org`, `<alice@example.org>` or a bare name, with the syntax of RCPT. Raises HttpProblem."""
     path = text if text.startswith(b"<") and text.endswith(b">") else b"<" + text + b">"
     parsed = parse_rcpt(b"TO:" + path, smtputf8=smtputf8) if len(path) <= _MAX_PATH else reply.BAD_RECIPIENT
-    if isinstance(parsed, Recipient):
+    if isinstance(parsed, Recipient) and parsed.path == path:  # without parameters
         return parsed
     raise bad(f'"{printable(text[:_MAX_PATH])}" is no address that RCPT would take')
 

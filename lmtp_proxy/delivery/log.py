@@ -78,6 +78,22 @@ def log_aborted(message: Message, destinations: Sequence[Destination], asked: in
     ])  # fmt: skip
 
 
+def log_refused(
+    session: str, sender: bytes | None, recipient: bytes | None, size: int, reply: Reply, command: bytes
+) -> None:
+    """A message or recipient that the proxy refused before it asked anybody. A path is None where none was said.
+
+    size: as announced. command: what was said, empty if nothing of it is to be seen.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    paths = ["-" if path is None else printable(path) for path in (sender, recipient)]
+    said = f"; in reply to {printable(command)}" if command else ""
+    write_lines([
+        f"{session}: from={paths[0]}, to={paths[1]}, backend=-, size={size}, delay=0.00, dsn={_end(reply)[:-1]}{said})"
+    ])  # fmt: skip
+
+
 # Of paths: the same senders send mail again. About 1 MB when it is full; the longest that come may be 2 KB each.
 _shown = lru_cache(4096)(printable)
 

@@ -43,7 +43,8 @@ class Destination:
 class Destinations(dict[bytes, Destination]):
     """Those of one generation: the destination of any recipient, remembered where the table cannot change.
 
-    By path, which says all that a Recipient does. Asked directly it has to be a plain one; see `plain_recipient`.
+    By path, which says all that a Recipient without parameters does. Asked directly it has to be a plain one; see
+    `plain_recipient`.
     """
 
     def __init__(self, generation: int, routing: Routing, pools: Mapping[str, BackendPool]) -> None:
@@ -60,13 +61,16 @@ class Destinations(dict[bytes, Destination]):
 
     def of(self, recipient: Recipient) -> Destination:
         """Of any recipient."""
+        if recipient.orcpt is not None:  # of this message alone
+            return self._made(recipient)
         return self.get(recipient.path) or self._made(recipient)
 
     def _made(self, recipient: Recipient) -> Destination:
         route = self._routing.route(recipient)
         pool = None if route.backend is None else self._pools[route.backend]
         destination = Destination(recipient, route, self._generation, pool)
-        if self._routing.constant and route.trouble is None and len(recipient.path) <= _LONGEST_PATH:
+        alike = self._routing.constant and route.trouble is None and recipient.orcpt is None
+        if alike and len(recipient.path) <= _LONGEST_PATH:
             if len(self) >= _REMEMBERED:
                 self.clear()
             self[recipient.path] = destination

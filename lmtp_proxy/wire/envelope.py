@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.xtext import XTEXT
 
 # Unquoted local parts are taken more freely than RFC 5321 has them (dots anywhere): a 5xx for `a..b@x` would bounce
 # mail that both Cyrus and Dovecot store. Controls, spaces and the specials that could change a command's meaning never
@@ -22,6 +23,12 @@ _LITERAL = rb"\[[A-Za-z0-9:.\-]+\]"
 _DOMAIN = rb"(?:%s|%s)" % (_NAME, _LITERAL)
 _ROUTE = rb"@%s(?:,@%s)*:" % (_DOMAIN, _DOMAIN)
 _PATH = re.compile(rb"<(?:%s)?(?P<local>%s|%s)(?:@(?P<domain>%s))?>" % (_ROUTE, _ATOM, _QUOTED, _DOMAIN))
+# A sender is looked up nowhere, and mail that is refused for `cron@web$1` is lost: nobody can be told. So the domain
+# may be anything, or nothing, that ends neither word, path nor command, and leaves no quotes open, whatever a store
+# thinks of a backslash. Postfix sends such domains, Dovecot takes them all, Cyrus judges for itself.
+_HARMLESS = rb"[!#-;=?-\[\]-~\x80-\xff]|\\[!#-;=?-~\x80-\xff]"
+_ANY_DOMAIN = rb'(?:%s|"(?:%s)*")*' % (_HARMLESS, _HARMLESS)
+_REVERSE_PATH = re.compile(rb"<(?:(?:%s)?(?:%s|%s)(?:@%s)?)?>" % (_ROUTE, _ATOM, _QUOTED, _ANY_DOMAIN))
 # What nearly all commands look like. Everything else goes the long way round, to the same result in thrice the time.
 # Of at most 256 octets, as RFC 5321 section 4.5.3.1.3 has it; so no line of these is too long, and all are remembered.
 _PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,127})@([A-Za-z0-9_.\-]{1,126})"
@@ -32,6 +39,9 @@ _PLAIN_ENVELOPE = re.compile(
 )
 _PARAMETER = re.compile(rb"(?P<keyword>[A-Za-z0-9][A-Za-z0-9\-]*)(?:=(?P<value>[!-<>-~]+))?")
 _SIZE = re.compile(rb"\d{1,20}")  # RFC 1870 section 3
+# RFC 3461 section 4.2. It is not offered; but Dovecot as an LMTP proxy sends it whenever it has looked a user up under
+# another name, and a refusal bounces the mail.
+_ORCPT = re.compile(rb"[!#-'*+\-/0-9?A-Z^-~]+;" + XTEXT)
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
@@ -68,15 +78,19 @@ class Envelope(NamedTuple):
 class Recipient(NamedTuple):
     """What RCPT said: `path` with its angle brackets, verbatim; local part without quotes and domain, for look-ups.
 
-    `domain` is empty for `RCPT TO:<user>`.
+    `domain` is empty for `RCPT TO:<user>`. orcpt: the value of ORCPT (RFC 3461), as it came; None if not given.
     """
 
     path: bytes
     local_part: str
     domain: str
+    orcpt: bytes | None = None
 
     def rcpt_command(self) -> bytes:
-        """The RCPT line for a backend, without CRLF. Where many are made, RCPT and the path come to the same."""
+        """The RCPT line for a backend, without CRLF or parameters: Cyrus answers 501 to ORCPT.
+
+        Where many are made, RCPT and the path come to the same.
+        """
         return RCPT + self.path
 
 
@@ -109,7 +123,7 @@ def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
     if plain := _PLAIN_MAIL.fullmatch(arguments):
         octets = plain[4]
         return Envelope(plain[1], None if octets is None else int(octets), plain[5])
-    split = _split(arguments, b"FROM:", null_path=True)
+    split = _split(arguments, b"FROM:", _REVERSE_PATH)
     if split is None:
         return reply.BAD_SENDER
     path, parameters = split
@@ -137,51 +151,65 @@ def parse_mail(arguments: bytes, *, smtputf8: bool) -> Envelope | Reply:
             utf8 = True
         else:
             return reply.UNKNOWN_PARAMETER
-    if not _allowed_octets(path, utf8):
+    # Without SMTPUTF8, too: that is how Postfix sends it with `smtputf8_enable = no`, and not all stores mind.
+    if not _is_utf8(path):
         return reply.BAD_SENDER
     return Envelope(path, size, body, utf8)
 
 
 def parse_rcpt(arguments: bytes, *, smtputf8: bool) -> Recipient | Reply:
-    """`TO:<path> [parameters]`. `smtputf8`: whether this transaction's MAIL said SMTPUTF8. No parameter is known."""
+    """`TO:<path> [parameters]`, of which ORCPT is known. `smtputf8`: whether this transaction's MAIL said SMTPUTF8."""
     if plain := _PLAIN_RCPT.fullmatch(arguments):
         path, local, domain = plain.groups()
         return Recipient(path, local.decode("ascii"), domain.decode("ascii"))
-    split = _split(arguments, b"TO:", null_path=False)
+    split = _split(arguments, b"TO:", _PATH)
     if split is None:
         return reply.BAD_RECIPIENT
     path, parameters = split
-    if parameters:
-        return reply.UNKNOWN_PARAMETER if all(map(_PARAMETER.fullmatch, parameters)) else reply.BAD_SYNTAX
+    orcpt: bytes | None = None
+    unknown = False
+    for word in parameters:
+        parameter = _PARAMETER.fullmatch(word)
+        if not parameter:
+            return reply.BAD_SYNTAX
+        if parameter["keyword"].upper() != b"ORCPT":
+            unknown = True
+        elif orcpt is not None or not _ORCPT.fullmatch(parameter["value"] or b""):
+            return reply.BAD_SYNTAX
+        else:
+            orcpt = parameter["value"]
+    if unknown:
+        return reply.UNKNOWN_PARAMETER
     match = _PATH.fullmatch(path)
-    if not match or not _allowed_octets(path, smtputf8):
+    if not match or not (path.isascii() or (smtputf8 and _is_utf8(path))):
         return reply.BAD_RECIPIENT
     local_part = match["local"].decode("utf-8")
     if local_part.startswith('"'):
         local_part = _QUOTED_PAIR.sub(r"\1", local_part[1:-1])
-    return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"))
+    return Recipient(path, local_part, (match["domain"] or b"").decode("utf-8"), orcpt)
 
 
-def _split(arguments: bytes, prefix: bytes, *, null_path: bool) -> tuple[bytes, list[bytes]] | None:
+def path_of(arguments: bytes, *, sender: bool) -> bytes | None:
+    """The path in the arguments of MAIL or RCPT, whatever else is wrong with them; None if there is none."""
+    split = _split(arguments, b"FROM:" if sender else b"TO:", _REVERSE_PATH if sender else _PATH)
+    return None if split is None else split[0]
+
+
+def _split(arguments: bytes, prefix: bytes, form: re.Pattern[bytes]) -> tuple[bytes, list[bytes]] | None:
     """Path and parameter words, or None where the syntax is wrong."""
     if arguments[: len(prefix)].upper() != prefix:
         return None
     rest = arguments[len(prefix) :].lstrip(b" ")
-    if null_path and rest.startswith(b"<>"):
-        path = b"<>"
-    elif match := _PATH.match(rest):
-        path = match[0]
-    else:
+    match = form.match(rest)
+    if match is None:
         return None
-    tail = rest[len(path) :]
+    path, tail = match[0], rest[match.end() :]
     return (path, [word for word in tail.split(b" ") if word]) if not tail or tail.startswith(b" ") else None
 
 
-def _allowed_octets(path: bytes, utf8: bool) -> bool:
-    if path.isascii():
-        return True
+def _is_utf8(path: bytes) -> bool:
     try:
         path.decode("utf-8")
     except UnicodeDecodeError:
         return False
-    return utf8
+    return True

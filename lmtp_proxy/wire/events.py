@@ -66,6 +66,20 @@ class EndOfMessage(NamedTuple):
     octets: bytes = b""
 
 
+class RefusedCommand(NamedTuple):
+    """A command was malformed, out of order or above a limit. Already answered, and nothing is to be done about it.
+
+    command: its line; empty where that was too long to be kept. envelope: that of the transaction, for RCPT and a line
+    that was too long, or of this MAIL if nothing but its size was wrong; else None. last: too many errors came in a
+    row, so the session is closed.
+    """
+
+    command: bytes
+    reply: Reply
+    envelope: Envelope | None
+    last: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class TransactionReset:
     """RSET, or LHLO amid a transaction: it is over without a delivery. Already answered."""
@@ -83,6 +97,7 @@ Event: TypeAlias = (
     | DataCommand
     | MessageOctets
     | EndOfMessage
+    | RefusedCommand
     | TransactionReset
     | ConnectionClosed
 )

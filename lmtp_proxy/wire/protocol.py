@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The LMTP server side (RFC 2033), sans-I/O: octets in, events out; replies in, octets out.
 
-What is malformed or out of order never comes out as an event: it is answered here. So is all that needs no backend.
+What is malformed or out of order is answered here, and comes out as a RefusedCommand only. So is all that needs no
+backend.
 Each accepted RCPT is owed exactly one reply after the data, in RCPT order, by position. It knows no sockets, no time,
 no log and no routing. Events are taken until NEED_DATA; output is collected until somebody takes it, which is all there
 is to PIPELINING (RFC 2920).
@@ -24,6 +25,7 @@ from lmtp_proxy.wire.events import (
     MailCommand,
     MessageOctets,
     RcptCommand,
+    RefusedCommand,
     TransactionReset,
     Wait,
 )
@@ -253,7 +255,7 @@ class Protocol:
     def _command(self, line: bytes) -> Event | None:
         self._turn += 1
         if line == TOO_LONG:
-            return self._refuse(say.LINE_TOO_LONG)
+            return self._refuse(say.LINE_TOO_LONG, self._envelope)
         word, _, arguments = line.partition(b" ")
         verb = word.upper()
         errors = self._errors
@@ -265,7 +267,7 @@ class Protocol:
             event = self._refuse(REFUSALS.get(verb, say.BAD_COMMAND))
         if self._errors == errors:
             self._errors = 0
-        return event
+        return event._replace(command=line) if isinstance(event, RefusedCommand) else event
 
     # --- the verbs ---------------------------------------------------------------------------------------------------
 
@@ -286,7 +288,7 @@ class Protocol:
         if isinstance(parsed, Reply):
             return self._refuse(parsed)
         if refusal := self._size_refusal(parsed.size):
-            return self._refuse(refusal)
+            return self._refuse(refusal, parsed)
         self._envelope = parsed._replace(queue_id=self._forwarded.queue_id)
         self._answer(say.SENDER_OK)
         return MailCommand(self._envelope)
@@ -301,9 +303,10 @@ class Protocol:
             return self._refuse(say.MAIL_FIRST)
         parsed = parse_rcpt(arguments, smtputf8=self._envelope.smtputf8)
         if isinstance(parsed, Reply):
-            return self._refuse(parsed)
+            return self._refuse(parsed, self._envelope)
         if self._accepted >= self._max_recipients:
-            return self._answer(say.TOO_MANY_RECIPIENTS)
+            self._answer(say.TOO_MANY_RECIPIENTS)
+            return RefusedCommand(b"", say.TOO_MANY_RECIPIENTS, self._envelope)
         self._replies.owe(1)
         return RcptCommand(parsed)
 
@@ -337,12 +340,14 @@ class Protocol:
         self._replies.say(reply)
         return None
 
-    def _refuse(self, reply: Reply) -> Event | None:
+    def _refuse(self, reply: Reply, envelope: Envelope | None = None) -> RefusedCommand:
+        """Answer a mistake. Whoever knows the line puts it into the event."""
         self._errors += 1
         self._answer(reply)
-        if self._errors >= MAX_ERRORS:
+        last = self._errors >= MAX_ERRORS
+        if last:
             self.close(say.TOO_MANY_ERRORS)
-        return None
+        return RefusedCommand(b"", reply, envelope, last)
 
     def _reset(self) -> Event | None:
         if self._envelope is None:

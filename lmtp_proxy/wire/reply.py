@@ -146,7 +146,7 @@ AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for i
 IDLE_TOO_LONG = _own(421, "4.4.2 Idle for too long, closing connection")
 INTERNAL_ERROR_CLOSING = _own(421, "4.3.0 Internal error, closing connection")
 SHUTTING_DOWN = _own(421, "4.3.2 lmtp-proxy is shutting down, try again")
-NOT_ALLOWED = _own(554, "5.7.1 Your address may not deliver here")
+NOT_ALLOWED = _own(421, "4.7.1 Your address may not deliver here")  # 5xx: Exim, Sendmail and Haraka bounce at once
 
 # --- routing ---------------------------------------------------------------------------------------------------------
 MAILBOX_PARKED = _own(450, "4.2.1 Mailbox is being moved, try again later")

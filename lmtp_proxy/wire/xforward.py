@@ -9,14 +9,13 @@ import re
 
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.xtext import XTEXT, decoded
 
 NAMES = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "IDENT", "SOURCE")
 """The attributes that are offered; Postfix sends no others."""
 
 _KNOWN = frozenset(name.encode("ascii") for name in NAMES)
-# RFC 3461 section 4: + and two hexadecimal digits in upper case for all that may not stand there itself.
-_XTEXT = re.compile(rb"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")
-_ESCAPED = re.compile(rb"\+([0-9A-F]{2})")
+_VALUE = re.compile(XTEXT)
 _LONGEST = 255  # characters of a value, as XFORWARD_README has it
 # Postfix' own ids, the short and the long ones; [UNAVAILABLE] is none. It becomes an argument of a command, so it never
 # begins with a dash.
@@ -46,10 +45,10 @@ class Forwarded:
         said = self.queue_id
         for word in words:
             name, _, value = word.partition(b"=")
-            if name.upper() not in _KNOWN or len(value) > _LONGEST or not _XTEXT.fullmatch(value):
+            if name.upper() not in _KNOWN or not 0 < len(value) <= _LONGEST or not _VALUE.fullmatch(value):
                 return reply.BAD_XFORWARD
             if name.upper() == b"IDENT":
-                said = _queue_id(_ESCAPED.sub(_octet, value))
+                said = _queue_id(decoded(value))
         if not words:
             return reply.BAD_XFORWARD
         self.queue_id = said
@@ -63,7 +62,3 @@ NOBODY = Forwarded(False)
 def _queue_id(text: bytes) -> str:
     """Empty where there is none. Another MTA's id of some other form is no mistake, and not worth a refusal."""
     return text.decode("ascii") if _QUEUE_ID.fullmatch(text) else ""
-
-
-def _octet(escaped: re.Match[bytes]) -> bytes:
-    return bytes.fromhex(escaped[1].decode("ascii"))

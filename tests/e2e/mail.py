@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from .postfix import DOMAIN, Postfix
+from .requirements import program, run
 from .stores import Store
 
 SENDER = "sender"
@@ -89,18 +90,32 @@ def large_body(rng: random.Random, size: int) -> bytes:
     return block * (size // len(block) + 1)
 
 
-def submit(postfix: Postfix, messages: Iterable[Message], sender: str = f"{SENDER}@{DOMAIN}") -> dict[str, str]:
+def submit(
+    postfix: Postfix,
+    messages: Iterable[Message],
+    sender: str = f"{SENDER}@{DOMAIN}",
+    options: Sequence[str] = ("BODY=8BITMIME",),
+) -> dict[str, str]:
     """Hands the messages to Postfix in one SMTP session. Returns each one's queue id by its ident."""
     queue_ids = {}
     with smtplib.SMTP("127.0.0.1", postfix.smtp_port, timeout=120) as smtp:
         smtp.ehlo()
         for item in messages:
-            replies = [smtp.mail(sender, ["BODY=8BITMIME"])]
+            replies = [smtp.mail(sender, options)]
             replies += [smtp.rcpt(user if "@" in user else f"{user}@{DOMAIN}") for user in item.recipients]
             replies.append(smtp.data(item.content))
             assert all(code == 250 for code, _ in replies), f"Postfix: {replies}"
             queue_ids[item.ident] = replies[-1][1].rpartition(b" ")[2].decode("ascii")
     return queue_ids
+
+
+def submit_locally(postfix: Postfix, item: Message, sender: str) -> None:
+    """By sendmail(1), which takes any sender there is."""
+    command = program("sendmail")
+    assert command is not None
+    recipients = [user if "@" in user else f"{user}@{DOMAIN}" for user in item.recipients]
+    content = item.content.replace(b"\r\n", b"\n").decode("ascii")
+    run(command, "-C", f"{postfix.directory}/etc", "-i", "-f", sender, "--", *recipients, stdin=content)
 
 
 def submit_at_once(postfix: Postfix, messages: Sequence[Message], sessions: int) -> dict[str, str]:

@@ -11,8 +11,19 @@ import pytest
 from tests.support.proxy import ProxyProcess
 
 from .conftest import Stack, Start
-from .mail import awkward_body, check_copies, large_body, message, read_back, submit, submit_at_once
+from .mail import (
+    Message,
+    awkward_body,
+    check_copies,
+    large_body,
+    message,
+    read_back,
+    submit,
+    submit_at_once,
+    submit_locally,
+)
 from .postfix import DOMAIN
+from .process import wait_until
 
 SEED = 20240101
 
@@ -86,13 +97,13 @@ def test_500_messages_arrive_once_and_unchanged_while_users_move(stack: Stack, s
 
 
 @pytest.mark.timeout(60)
-def test_eight_bit_mail_passes_without_smtputf8(stack: Stack, start_proxy: Start) -> None:
+def test_eight_bit_mail_passes(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(2)
     start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
     with smtplib.LMTP(str(stack.proxy_socket)) as client:
         client.ehlo()
         assert client.has_extn("8bitmime") and client.has_extn("pipelining") and client.has_extn("enhancedstatuscodes")
-        assert not client.has_extn("smtputf8") and not client.has_extn("dsn")
+        assert client.has_extn("smtputf8") and not client.has_extn("dsn")
     item = message("eight-bit", users, "Grüße aus Köln 漢字 🙂\r\n".encode() + bytes(range(0x80, 0x100)) + b"\r\n")
 
     queue_ids = submit(stack.postfix, [item])
@@ -126,3 +137,51 @@ def test_null_sender_and_detail_reach_the_user(stack: Stack, start_proxy: Start)
 
     stack.postfix.wait_removed(queue_ids.values(), 20)
     check_copies([message("detail", users)], read_back(stack.stores, users))
+
+
+@pytest.mark.timeout(60)
+def test_mail_of_senders_that_no_one_can_answer_arrives(stack: Stack, start_proxy: Start) -> None:
+    """Cron jobs and scripts send such mail by sendmail(1): a refusal would lose it. Dovecot takes all of these."""
+    [user] = stack.users(1)
+    proxy = start_proxy(stack.config({user: "new"}))
+    senders = ["root@web$1", "a@b+c.example", "user@host#3", "root@", "u@x'", "u@a/b", "x@exa!mple.example",
+               "u@a:b", "u@{x}", "u@x%y", '"a b"@x$1', "u@x&y|z`w^v*?"]  # fmt: skip
+    items = [message(f"odd-{number}", [user]) for number in range(len(senders))]
+
+    for item, sender in zip(items, senders, strict=True):
+        submit_locally(stack.postfix, item, sender)
+
+    wait_until(lambda: len(stack.new.subjects(user)) >= len(items), 20, proxy.log)
+    check_copies(items, read_back(stack.stores, [user]))
+    for sender in senders:
+        assert f"from=<{sender}>, to=<{user}@{DOMAIN}>" in proxy.log()
+
+
+@pytest.mark.timeout(60)
+def test_mail_with_a_utf8_header_reaches_stores_that_know_no_smtputf8(stack: Stack, start_proxy: Start) -> None:
+    """Postfix bounces it (5.6.7) where SMTPUTF8 is not offered, though every store takes it. Cyrus and Dovecot both
+    refuse the parameter, for good. Whose address needs it is answered alone."""
+    users = stack.users(2)
+    start_proxy(stack.config({users[0]: "old", users[1]: "new", "jürgen": "old", "用户": "new"}))
+    sent = {
+        ident: message(ident, recipients).content.replace(f"Subject: {ident}".encode(), "Subject: Grüße, 漢字".encode())
+        for ident, recipients in (("plain", users), ("mixed", [*users, "jürgen", "用户"]))
+    }
+
+    queue_ids = submit(
+        stack.postfix,
+        [Message("plain", tuple(users), sent["plain"]), Message("mixed", (*users, "jürgen", "用户"), sent["mixed"])],
+        options=("BODY=8BITMIME", "SMTPUTF8"),
+    )
+
+    stack.postfix.wait_removed(queue_ids.values(), 20)
+    found = read_back(stack.stores, users)
+    for ident, content in sent.items():
+        [in_cyrus], [in_dovecot] = (found[ident, user] for user in users)
+        assert in_cyrus.content == re.sub(rb"[\x80-\xff]", b"X", content)  # its own doing, see munge8bit
+        assert in_dovecot.content == content
+    attempts = {attempt.to: (attempt.status, attempt.dsn) for attempt in stack.postfix.attempts([queue_ids["mixed"]])}
+    assert {user: attempts[f"{user}@{DOMAIN}"] for user in ("jürgen", "用户")} == {
+        "jürgen": ("bounced", "5.6.7"), "用户": ("bounced", "5.6.7")
+    }  # fmt: skip
+    assert [status for status, _ in attempts.values()].count("sent") == 2

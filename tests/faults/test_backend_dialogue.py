@@ -13,7 +13,7 @@ from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import Pause, Script, raw, say
+from tests.support.script import Close, Pause, Script, raw, say
 
 PASSWORD = "pä ßwörd: #'\"\\ €"
 ENHANCED = ("ENHANCEDSTATUSCODES",)
@@ -125,7 +125,7 @@ def utf8_pair() -> Iterator[Pair]:
     with (
         FakeBackend(Script(offer=("PIPELINING", "SMTPUTF8", "8BITMIME"))) as a,
         FakeBackend(Script(offer=("PIPELINING", "8BITMIME"))) as b,
-        ProxyProcess(config_of({"a": a, "b": b}, smtputf8=True)) as proxy,
+        ProxyProcess(config_of({"a": a, "b": b})) as proxy,
     ):
         yield Pair(proxy, a, b)
 
@@ -157,23 +157,46 @@ def test_smtputf8_goes_where_it_was_offered(utf8_pair: Pair) -> None:
         client.quit()
 
 
-def test_smtputf8_is_not_taken_unless_configured(pair: Pair) -> None:
-    with pair.proxy.client(greeted=False) as client:
+@pytest.mark.parametrize(("first", "second"), [(("SMTPUTF8",), ()), ((), ("SMTPUTF8",))])
+@pytest.mark.parametrize("pipelining", [(), ("PIPELINING",)])
+def test_smtputf8_follows_the_offer_of_each_connection(
+    pipelining: tuple[str, ...], first: tuple[str, ...], second: tuple[str, ...]
+) -> None:
+    """A store that is upgraded, or goes back: what counts is the connection that the mail really goes over."""
+    with (
+        FakeBackend(Script(offer=(*pipelining, *first), mail_again=(Close(),))) as store,
+        ProxyProcess(config_of({"a": store}, idle_timeout=30)) as proxy,
+        proxy.client() as client,
+    ):
+        assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+        store.script = Script(offer=(*pipelining, *second))
+        told = utf8_mail(client, "s@x", ["u@a", "ü@a", "v@a"])
+        assert [text[:3] for text in told] == ["250", "250" if second else "553", "250"]
+        client.quit()
+        *_, last = store.transactions()
+        assert last.line == b"MAIL FROM:<s@x>" + (b" SMTPUTF8" if second else b"")
+        assert len(last.recipients) == (3 if second else 2)
+
+
+def test_smtputf8_can_be_switched_off() -> None:
+    with (
+        FakeBackend() as store,
+        ProxyProcess(config_of({"a": store}, smtputf8=False)) as proxy,
+        proxy.client(greeted=False) as client,
+    ):
         assert client.reply().code == 220
-        offer = client.command("LHLO x")
-        assert b"SMTPUTF8" not in offer.lines
+        words = set(client.command("LHLO x").lines[1:])
+        assert words == {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SIZE", XFORWARD}
         assert client.command("MAIL FROM:<s@x> SMTPUTF8").text.startswith("555 5.5.4")
         client.quit()
 
 
-def test_the_offer(pair: Pair, utf8_pair: Pair) -> None:
-    with pair.proxy.client(greeted=False) as client, utf8_pair.proxy.client(greeted=False) as utf8:
-        assert client.reply().code == utf8.reply().code == 220
+def test_the_offer(pair: Pair) -> None:
+    with pair.proxy.client(greeted=False) as client:
+        assert client.reply().code == 220
         words = set(client.command("LHLO x").lines[1:])
-        assert words == {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SIZE", XFORWARD}
-        assert set(utf8.command("LHLO x").lines[1:]) == words | {b"SMTPUTF8"}
+        assert words == {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME", b"SIZE", b"SMTPUTF8", XFORWARD}
         client.quit()
-        utf8.quit()
 
 
 @pytest.mark.parametrize("offer", [(), ENHANCED, ("XPIPELINING", "CHUNKING")])
@@ -234,7 +257,8 @@ def test_paths_pass_byte_for_byte(pair: Pair) -> None:
         b"RCPT TO:<u@a>\x85RCPT TO:<v@a>",
         b"RCPT TO:<u@a",
         b"RCPT TO:<u>@a>",
-        b"RCPT TO:<u@a> ORCPT=rfc822;u@a",
+        b"RCPT TO:<u@a> ORCPT=rfc822;u+",
+        b"RCPT TO:<u@a> ORCPT=rfc822;u@a NOTIFY=NEVER",
         b"RCPT TO:<u\xff@a>",
         b"RCPT TO:<u @a>",
     ],
@@ -254,6 +278,27 @@ def test_nothing_half_valid_reaches_a_backend(pair: Pair, line: bytes) -> None:
     allowed = {b"RCPT TO:<good@a>"} | ({b"RCPT TO:<v@a>"} if b"\n" in line else set())
     for seen in pair.a.transactions():
         assert {recipient.line for recipient in seen.recipients} <= allowed, seen
+
+
+@pytest.mark.parametrize("offer", [(), ("PIPELINING", "DSN")])
+def test_orcpt_goes_to_no_backend(pair: Pair, offer: tuple[str, ...]) -> None:
+    """Cyrus answers it with a 501, which would bounce the mail."""
+    pair.a.script = Script(offer=offer)
+    lines = [
+        "RCPT TO:<u@a> ORCPT=rfc822;U+2Bx@b",
+        "RCPT TO:<u@a>",
+        "RCPT TO:<v@b> orcpt=rfc822;v",
+        "RCPT TO:<u@a> ORCPT=x;y",
+    ]
+    with pair.proxy.client() as client:
+        client.send("".join(f"{line}\r\n" for line in ["MAIL FROM:<s@x>", *lines, "DATA"]).encode())
+        assert [client.reply().code for _ in range(6)] == [250, 250, 250, 250, 250, 354]
+        client.send(b"x\r\n.\r\n")
+        assert [client.reply().text for _ in range(4)] == ["250 2.0.0 stored"] * 4
+        client.quit()
+    (seen,) = pair.a.transactions()
+    assert [recipient.line for recipient in seen.recipients] == [b"RCPT TO:<u@a>"] * 3
+    assert pair.b.transactions()[0].recipients[0].line == b"RCPT TO:<v@b>"
 
 
 def test_a_backend_that_greets_in_many_lines(pair: Pair) -> None:

@@ -139,9 +139,15 @@ def test_only_permitted_networks_may_connect() -> None:
     with FakeBackend() as backend:
         config = config_of({"a": backend}, allow=["127.0.0.0/30", "::1"])
         with ProxyProcess(config, tcp=True) as proxy:
-            for source in ("127.0.0.9", "127.9.9.9"):
+            for source, first in (
+                ("127.0.0.9", b""),
+                ("127.9.9.9", b"LHLO x\r\nMAIL FROM:<s@x>\r\n"),
+                ("127.9.9.9", b"x" * 99999),
+            ):
                 with proxy.client(greeted=False, source=source) as stranger:
-                    assert stranger.reply().text.startswith("554 5.7.1")
+                    stranger.send(first)
+                    # Exim, Sendmail and Haraka bounce all mail at once on a 5xx here.
+                    assert stranger.reply().text.startswith("421 4.7.1")
                     assert stranger.at_end()
             with proxy.client(source="127.0.0.2") as friend:
                 assert friend.deliver("s@x", ["u@a"]).verdict(0).positive

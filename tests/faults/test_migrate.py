@@ -151,7 +151,6 @@ HOSTILE = [
 
 def test_user_names_reach_commands_as_one_exact_argument(stand: Stand) -> None:
     users = [f"{name}@example.org" for name in HOSTILE if name != "*"]
-    stand.proxy.config["config"]["smtputf8"] = True
     stand.set_users(dict.fromkeys(users, "old"))
     shell = {"command": 'exec "$@" "$MIGRATE_USER" "$1"'.replace('"$@"', " ".join(stand.site.hook("block", "from"))),
              "shell": True}  # fmt: skip

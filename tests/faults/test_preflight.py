@@ -42,7 +42,7 @@ class Asked:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Asked]:
     with FakeBackend() as store:
-        config = config_of({"new": store}, {"u": "new"}, smtputf8=True, log={"level": "debug"})
+        config = config_of({"new": store}, {"u": "new"}, log={"level": "debug"})
         config["backends"]["new"] = {
             **store.config,
             "max_connections": 3,
@@ -231,6 +231,7 @@ def test_a_client_that_is_gone_is_not_asked_for(asked: Asked) -> None:
         ({"backend": "new", "recipients": ["fine@x", "a@b@c"]}, 400),
         ({"backend": "new", "recipients": ["a>\r\nDATA"]}, 400),
         ({"backend": "new", "recipients": ["<a> NOTIFY=NEVER"]}, 400),
+        ({"backend": "new", "recipients": ["<a> ORCPT=rfc822;b>"]}, 400),
         ({"backend": "new", "recipients": ["\ud800"]}, 400),
         ({"backend": "new", "recipients": ["x" * 2000]}, 400),
         ({"backend": "new", "recipients": [], "data": True}, 400),

@@ -20,6 +20,7 @@ from lmtp_proxy.wire.events import (
     MailCommand,
     MessageOctets,
     RcptCommand,
+    RefusedCommand,
     Wait,
 )
 from lmtp_proxy.wire.protocol import Protocol
@@ -72,12 +73,14 @@ class Driver:
     """A session that answers from the functions above.
 
     eager: answer each RCPT as soon as it comes; otherwise only when the protocol says that it waits for replies.
+    refused: RefusedCommand events, which are not among the others.
     """
 
     def __init__(self, protocol: Protocol, *, eager: bool = False) -> None:
         self.protocol = protocol
         self.eager = eager
         self.events: list[Event] = []
+        self.refused: list[RefusedCommand] = []
         self.output = b""
         self.messages = 0
         self._pending: deque[Reply] = deque()
@@ -113,6 +116,9 @@ class Driver:
             self._take(event)
 
     def _take(self, event: Event) -> None:
+        if isinstance(event, RefusedCommand):
+            self.refused.append(event)
+            return
         if isinstance(event, EnvelopeCommand):  # the same as these
             self._take(MailCommand(event.envelope))
             for path in event.paths:

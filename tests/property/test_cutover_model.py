@@ -32,7 +32,7 @@ from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import Routing
-from lmtp_proxy.wire.envelope import Envelope, Recipient
+from lmtp_proxy.wire.envelope import Envelope, plain_recipient
 from lmtp_proxy.wire.reply import Reply
 
 BACKENDS = {name: Backend(name, UnixAddress(f"/{name}")) for name in ("old", "new")}
@@ -141,7 +141,7 @@ class ModelPool(BackendPool):
 
 def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     """One message for `user`, whose RCPT went to `old` in generation 1, from its body to its final reply."""
-    recipient = Recipient(f"<{user}>".encode(), *user.split("@"))
+    recipient = plain_recipient(f"<{user}>".encode())
     pool = world.generation.pools["old"]
     destination = Destination(recipient, FIRST.route(recipient), 1, pool)
     delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover)

@@ -7,6 +7,7 @@ from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.text import printable
 from lmtp_proxy.wire.envelope import Envelope, Recipient, parse_mail, parse_rcpt
 from lmtp_proxy.wire.reply import MAX_LINE, Reply
 from tests.property.driver import parse_replies
@@ -107,7 +108,10 @@ LOCAL = st.one_of(
     st.text(st.sampled_from('abé.@<>:,;()[] \\"'), max_size=6).map(quoted),
     st.text(st.characters(max_codepoint=0x2FF), max_size=6).map(quoted),
 )
-DOMAINS = st.sampled_from([b"", b"@x.test", b"@[192.0.2.1]", b"@[IPv6:::1]", "@bücher.test".encode(), b"@", b"@a b"])
+DOMAINS = st.one_of(
+    st.sampled_from([b"", b"@x.test", b"@[192.0.2.1]", b"@[IPv6:::1]", "@bücher.test".encode(), b"@", b"@a b"]),
+    st.text(st.sampled_from("ab.-$+#/!:@[](){}\\\\\"'é <>\x7f"), max_size=6).map(lambda text: b"@" + text.encode()),
+)
 VALID = st.builds(
     lambda route, local, domain: b"<" + route + local + domain + b">",
     st.sampled_from([b"", b"", b"", b"@r:", b"@r,@[192.0.2.1]:"]),
@@ -132,7 +136,22 @@ PATHS = st.one_of(
     st.binary(max_size=20),
 )
 TAILS = st.sampled_from(
-    [b"", b"", b"", b" ", b" SIZE=1", b"\r\nDATA", b"\nDATA", b" <b@c>", b">", b" NOTIFY=NEVER", b" BODY=8BITMIME"]
+    [
+        b"",
+        b"",
+        b"",
+        b" ",
+        b" SIZE=1",
+        b" ORCPT=rfc822;a+2Bb",
+        b" orcpt=x;",
+        b" ORCPT=x;+0d",
+        b"\r\nDATA",
+        b"\nDATA",
+        b" <b@c>",
+        b">",
+        b" NOTIFY=NEVER",
+        b" BODY=8BITMIME",
+    ]
 )
 
 
@@ -161,10 +180,11 @@ def test_an_accepted_recipient_is_exactly_one_command(path: bytes, tail: bytes, 
         return
     check_path(parsed.path)
     assert parsed.path.isascii() or smtputf8
-    assert (path + tail).strip(b" ") == parsed.path
+    assert (path + tail).strip(b" ")[: len(parsed.path)] == parsed.path
+    assert parsed.orcpt is None or re.fullmatch(rb"[^;]+;(?:[!-*,-<>-~]|\+[0-9A-F]{2})*", parsed.orcpt)
     command = parsed.rcpt_command()
     assert command == b"RCPT TO:" + parsed.path
-    assert parse_rcpt(command.removeprefix(b"RCPT "), smtputf8=smtputf8) == parsed
+    assert parse_rcpt(command.removeprefix(b"RCPT "), smtputf8=smtputf8) == parsed._replace(orcpt=None)
     assert parsed.domain == "" or parsed.path.endswith(b"@" + parsed.domain.encode() + b">")
     assert KeyRules().forms(parsed.local_part, parsed.domain)
 
@@ -181,6 +201,7 @@ def test_an_accepted_sender_is_exactly_one_command(path: bytes, tail: bytes, smt
     check_path(parsed.path)
     assert (path + words + tail).lstrip(b" ").startswith(parsed.path)
     assert parsed.smtputf8 is smtputf8
+    assert printable(parsed.path).isprintable()
     command = parsed.mail_command({"size", "8bitmime", "smtputf8"})
     assert not set(command) & {0, 10, 13}
     assert parse_mail(command.removeprefix(b"MAIL "), smtputf8=True) == parsed

@@ -128,7 +128,7 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
         max_clients=1000,
         max_recipients=1000,
         max_message_size=0,
-        smtputf8=False,
+        smtputf8=True,
         timeouts=Timeouts(10, 20, 60, 120, 500, 300, 30),
         hold_timeout=30.0,
         hold_limit=2,
@@ -163,7 +163,7 @@ config:
   max_clients: 5
   max_recipients: 50
   max_message_size: 1000000
-  smtputf8: TRUE
+  smtputf8: FALSE
   timeouts: {connect: 1, greeting: 2.5, shutdown: 3600}
   hold_timeout: 12.5
   hold_limit: 0
@@ -209,7 +209,7 @@ users:
         max_clients=5,
         max_recipients=50,
         max_message_size=1000000,
-        smtputf8=True,
+        smtputf8=False,
         timeouts=timeouts,
         hold_timeout=12.5,
         hold_limit=0,

@@ -42,6 +42,15 @@ def test_nothing_of_it_ends_a_line_of_the_log() -> None:
     assert destinations(StaticTable({}), "o\nd").of(odd).to == r'<"a\nb"@ä\xff>, backend=o\nd[/o\nd]'
 
 
+def test_what_one_client_says_of_a_recipient_is_not_said_of_the_next() -> None:
+    some = destinations(StaticTable({"alice@example.org": "old"}))
+    said = ALICE._replace(orcpt=b"rfc822;a@b")
+    for recipient in (said, ALICE, said):
+        assert some.of(recipient).recipient == recipient
+    assert some[ALICE.path].recipient == ALICE and some.of(ALICE) is some[ALICE.path]
+    assert some.of(said).command == some.of(ALICE).command
+
+
 def test_one_is_remembered_for_as_long_as_its_table_cannot_change() -> None:
     class Changing:
         def __init__(self) -> None:

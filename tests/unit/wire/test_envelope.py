@@ -5,7 +5,15 @@ import dataclasses
 
 import pytest
 
-from lmtp_proxy.wire.envelope import Envelope, Recipient, parse_envelope, parse_mail, parse_rcpt, plain_recipient
+from lmtp_proxy.wire.envelope import (
+    Envelope,
+    Recipient,
+    parse_envelope,
+    parse_mail,
+    parse_rcpt,
+    path_of,
+    plain_recipient,
+)
 from lmtp_proxy.wire.reply import Reply
 
 # path as it comes -> local part and domain for the look-up
@@ -100,6 +108,67 @@ BAD_PATHS: list[bytes] = [
     b'<"a\\\x00b"@example.test>',
 ]
 
+# What Postfix sends for senders that cron jobs and scripts make up (`sendmail -f`), and what stores take.
+REVERSE_PATHS: list[bytes] = [
+    b"<root@web$1>",
+    b"<a@b+c.example>",
+    b"<user@host#3>",
+    b"<root@>",
+    b"<u@x'>",
+    b"<u@a/b>",
+    b"<x@exa!mple.example>",
+    b"<u@a:b>",
+    b"<u@{x}>",
+    b"<u@~x>",
+    b"<u@x%y>",
+    b"<u@x=y>",
+    b'<"a b"@x$1>',
+    b'<""@>',
+    b"<u@x&y|z`w^v*?>",
+    b"<a@[]>",
+    b"<a@[a$b]>",
+    b"<a@]>",
+    b"<u@x@y>",
+    b"<u@x,y;z(c)>",
+    b"<u@a\\b>",
+    b"<u@a\\\\>",
+    b'<u@x"y">',
+    b'<u@"\\y">',
+    b"<@relay.test:u@x$>",
+    "<u@bücher$>".encode(),
+]
+
+BROKEN_REVERSE_PATHS: list[bytes] = [
+    b"<u@a b>",  # Postfix makes this of u@"a b"
+    b'<u@"a b">',
+    b"<a@x>y>",
+    b'<a@"x>y">',
+    b"<a@x<y>",
+    b'<a@">',
+    b'<a@x"y>',
+    b'<a@["]>',
+    b'<a@"x\\">',
+    b'<a@x\\"y>',
+    b"<a@x\\>",
+    b"<a@x\\\\\\>",
+    b"<a@x\\ y>",
+    b"<a@x\\\r\n>",
+    b"<u@x\x7f>",
+    b"<u@x\x01>",
+    b"<u@x\0>",
+    b"<u@x\r\nDATA>",
+    b"<u@\xff>",
+    b"<u@x",
+    b"<@x>",
+    b"<@>",
+    b"<@a$b:u@x>",
+]
+
+LAX_FOR_A_SENDER = {
+    b"<alice@>", b"<a@b@example.test>", b"<alice@-exa/mple.test>", b"<a@[192.0.2.1>", b"<a@192.0.2.1]>", b"<a@[]>",
+    b"<a@[1[2]>", b"<a@[1\\2]>",
+}  # fmt: skip
+
 NOT_UTF8: list[bytes] = [
     b"<j\xfcrgen@example.test>",  # Latin-1
     b"<a@b\xc3.test>",
@@ -161,7 +230,8 @@ def test_to_in_any_case(arguments: bytes) -> None:
     "words, code",
     [
         (b" NOTIFY=NEVER", 555),  # DSN is not offered
-        (b" ORCPT=rfc822;u001+2Bfolder@example.test", 555),
+        (b" NOTIFY=NEVER ORCPT=rfc822;", 555),
+        (b" ORCPT=rfc822;a RRVS=x", 555),
         (b" NOTIFY=NEVER ORCPT=rfc822;a", 555),
         (b" SIZE=1", 555),  # belongs to MAIL
         (b" SMTPUTF8", 555),
@@ -172,10 +242,44 @@ def test_to_in_any_case(arguments: bytes) -> None:
         (b" NOTIFY=\xff", 501),
         (b" <b@c>", 501),
         (b" NOTIFY=NEVER X=", 501),
+        (b" ORCPT", 501),
+        (b" ORCPT=", 501),
+        (b" ORCPT=rfc822", 501),  # no type
+        (b" ORCPT=;a@b", 501),
+        (b" ORCPT=rfc 822;a", 501),
+        (b" ORCPT=(c);a", 501),
+        (b" ORCPT=rfc822;a=b", 501),
+        (b" ORCPT=rfc822;a+", 501),
+        (b" ORCPT=rfc822;a+2", 501),
+        (b" ORCPT=rfc822;a+2b", 501),  # RFC 3461: in upper case
+        (b" ORCPT=rfc822;\xc3\xbc", 501),
+        (b" ORCPT=rfc822;a\x7f", 501),
+        (b" ORCPT=rfc822;a ORCPT=rfc822;a", 501),
+        (b" ORCPT=rfc822;a orcpt=rfc822;b", 501),
     ],
 )
-def test_rcpt_knows_no_parameter(words: bytes, code: int) -> None:
+def test_other_parameters_of_rcpt(words: bytes, code: int) -> None:
     assert code_of(parse_rcpt(b"TO:<a@b>" + words, smtputf8=False)) == (code, "5.5.4")
+
+
+@pytest.mark.parametrize(
+    "orcpt",
+    [
+        b"rfc822;u001+2Bfolder@example.test",
+        b'rfc822;"Al+20ice"@Example.org',
+        b"RFC822;a+3Db@x",
+        b"rfc822;",
+        b"utf-8;a\\x{FC}@x",  # RFC 6533
+        b"x_y;;",
+        b"unknown;+00+0D+0A",
+    ],
+)
+def test_orcpt_is_kept_and_stays_here(orcpt: bytes) -> None:
+    """Dovecot as an LMTP proxy sends it without being asked, whenever it looked a user up by another name."""
+    for keyword in (b"ORCPT", b"orcpt"):
+        parsed = parse_rcpt(b"TO:<a@b>  " + keyword + b"=" + orcpt + b" ", smtputf8=False)
+        assert parsed == Recipient(b"<a@b>", "a", "b", orcpt)
+        assert parsed.rcpt_command() == b"RCPT TO:<a@b>"
 
 
 def test_a_parameter_needs_a_space_in_front() -> None:
@@ -194,13 +298,27 @@ def test_sender_is_kept_verbatim(path: bytes, smtputf8: bool) -> None:
 
 
 @pytest.mark.parametrize("path", UTF8_PATHS)
-def test_utf8_sender_only_with_the_parameter(path: bytes) -> None:
+def test_utf8_sender_with_and_without_the_parameter(path: bytes) -> None:
+    """Postfix with `smtputf8_enable = no` sends it without. Dovecot takes it, Cyrus says 501 itself."""
     assert parse_mail(b"FROM:" + path + b" SMTPUTF8", smtputf8=True) == Envelope(path, smtputf8=True)
-    assert code_of(parse_mail(b"FROM:" + path, smtputf8=True)) == (501, "5.5.4")
-    assert isinstance(parse_mail(b"FROM:" + path, smtputf8=False), Reply)
+    for smtputf8 in (False, True):
+        assert parse_mail(b"FROM:" + path, smtputf8=smtputf8) == Envelope(path)
 
 
-@pytest.mark.parametrize("path", [path for path in BAD_PATHS if path != b""])
+@pytest.mark.parametrize("path", REVERSE_PATHS)
+@pytest.mark.parametrize("words", [b"", b" SIZE=1", b" SIZE=1 BODY=8BITMIME"])
+def test_a_domain_that_is_none_is_no_reason_to_lose_mail(path: bytes, words: bytes) -> None:
+    """The store judges it. A refusal would be a bounce to an address that nobody can send to."""
+    parsed = parse_mail(b"FROM:" + path + words, smtputf8=False)
+    assert isinstance(parsed, Envelope) and parsed.path == path
+    assert parsed.mail_command({"size", "8bitmime"}) == b"MAIL FROM:" + path + words
+    # A recipient is looked up, so it stays strict.
+    assert code_of(parse_rcpt(b"TO:" + path, smtputf8=True)) == (501, "5.5.4")
+
+
+@pytest.mark.parametrize(
+    "path", [*BROKEN_REVERSE_PATHS, *(path for path in BAD_PATHS if path != b"" and path not in LAX_FOR_A_SENDER)]
+)
 @pytest.mark.parametrize("words", [b"", b" SIZE=1"])
 def test_bad_sender(path: bytes, words: bytes) -> None:
     assert code_of(parse_mail(b"FROM:" + path + words, smtputf8=True)) == (501, "5.5.4")
@@ -363,3 +481,21 @@ def test_only_paths_of_a_usual_length_are_taken_along(octets: int, local: int, r
     one = parse_rcpt(b"TO:" + path, smtputf8=False)
     assert isinstance(one, Recipient) and one.path == path
     assert parsed is None or plain_recipient(parsed[1][-1]) == one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sender", "path"),
+    [
+        (b"FROM:<s@x> SIZE=x Y=\xff", True, b"<s@x>"),
+        (b"from: <>", True, b"<>"),
+        (b"FROM:<root@web$1>", True, b"<root@web$1>"),
+        (b"FROM:<s x@y>", True, None),
+        (b"TO:<s@x>", True, None),
+        (b"TO:<a@b> NOTIFY=NEVER", False, b"<a@b>"),
+        (b"TO:<a@b>NOTIFY", False, None),
+        (b"TO:<>", False, None),
+        (b"", False, None),
+    ],
+)
+def test_the_path_of_what_was_refused(arguments: bytes, sender: bool, path: bytes | None) -> None:
+    assert path_of(arguments, sender=sender) == path

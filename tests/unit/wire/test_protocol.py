@@ -24,6 +24,7 @@ from lmtp_proxy.wire.events import (
     MailCommand,
     MessageOctets,
     RcptCommand,
+    RefusedCommand,
     TransactionReset,
     Wait,
 )
@@ -36,6 +37,7 @@ MAIL = b"MAIL FROM:<s@x>\r\n"
 ALICE = b"RCPT TO:<alice@x>\r\n"
 NOBODY = b"RCPT TO:<nobody@x>\r\n"
 LATER = b"RCPT TO:<later@x>\r\n"
+RCPT_TOO_EARLY = b"RCPT TO:<early@x>\r\n"
 DATA = b"DATA\r\n"
 BODY = b"Subject: x\r\n\r\n..\r\nhello\r\n"
 DOT = b".\r\n"
@@ -182,6 +184,12 @@ CASES: dict[str, Case] = {
         + b"RCPT TO:<a@x> NOTIFY=NEVER\r\n",
         [M],
         [LHLO_OK, "555 5.5.4", "555 5.5.4", "555 5.5.4", MAIL_OK, "555 5.5.4"],
+    ),
+    "ORCPT is taken without being offered": Case(
+        LHLO + MAIL + b"RCPT TO:<alice@x> ORCPT=rfc822;Alice@X\r\nRCPT TO:<alice@x> ORCPT=rfc822;+\r\n" + ALICE + DATA
+        + BODY + DOT,
+        [M, RcptCommand(A.recipient._replace(orcpt=b"rfc822;Alice@X")), A, D, OCTETS, E],
+        [LHLO_OK, MAIL_OK, ALICE_OK, "501 5.5.4", ALICE_OK, GO, saved(1, 0), saved(1, 1)],
     ),
     "arguments where none belong": Case(
         LHLO + b"RSET x\r\nQUIT x\r\n" + MAIL + ALICE + b"DATA x\r\n" + b"RSET x\r\n" + DATA + BODY + DOT,
@@ -387,6 +395,43 @@ def test_script_and_then_end_of_file(name: str) -> None:
         assert starts(driver.output, case.replies), driver.output
 
 
+# --- what was refused, for the log ------------------------------------------------------------------------------------
+
+
+def test_each_refusal_comes_out_with_its_line() -> None:
+    envelope = Envelope(b"<s@x>")
+    script = (
+        MAIL + LHLO + b"MAIL FROM:<s@x> SIZE=101\r\nmail from:<s@x> x\r\n" + RCPT_TOO_EARLY + MAIL + MAIL
+        + b"RCPT TO:<u v@x>\r\n" + ALICE * 2 + b"x" * 3000 + b"\r\nRSET\r\n" + b"x" * 3000 + b"\r\n" + DATA
+        + b"NOOP\r\nX\r\n"
+    )  # fmt: skip
+    expected = [
+        (MAIL, say.LHLO_FIRST, None),
+        (b"MAIL FROM:<s@x> SIZE=101\r\n", say.SIZE_TOO_BIG, Envelope(b"<s@x>", size=101)),
+        (b"mail from:<s@x> x\r\n", say.UNKNOWN_PARAMETER, None),
+        (RCPT_TOO_EARLY, say.MAIL_FIRST, None),
+        (MAIL, say.NESTED_MAIL, None),
+        (b"RCPT TO:<u v@x>\r\n", say.BAD_RECIPIENT, envelope),
+        (ALICE, say.TOO_MANY_RECIPIENTS, envelope),
+        (b"", say.LINE_TOO_LONG, envelope),
+        (b"", say.LINE_TOO_LONG, None),
+        (DATA, say.MAIL_FIRST, None),
+        (b"X\r\n", say.BAD_COMMAND, None),
+    ]
+    for pieces in ways(script):
+        driver = Driver(new_protocol(max_message_size=100, max_recipients=1))
+        driver.run(pieces)
+        assert driver.refused == [
+            RefusedCommand(line.removesuffix(b"\r\n"), reply, envelope) for line, reply, envelope in expected
+        ]
+
+
+def test_the_last_of_too_many_says_so() -> None:
+    driver = Driver(new_protocol())
+    driver.run([LHLO + b"X\r\n" * 30])
+    assert [refused.last for refused in driver.refused] == [*[False] * 19, True]
+
+
 # --- data that may not be delivered ----------------------------------------------------------------------------------
 
 
@@ -487,10 +532,11 @@ def started(*commands: bytes, **settings: int) -> tuple[Protocol, list[Event | W
 
 
 def drain(protocol: Protocol) -> list[Event | Wait]:
+    """Its events, but for those that are for the log only."""
     events: list[Event | Wait] = [protocol.next_event()]
     while not isinstance(events[-1], Wait | ConnectionClosed | DataCommand):
         events.append(protocol.next_event())
-    return events
+    return [event for event in events if not isinstance(event, RefusedCommand)]
 
 
 def accept(number: int) -> Reply:
@@ -586,7 +632,7 @@ def test_a_long_line_waits_for_its_turn_too() -> None:
     assert protocol.next_event() is Wait.PAUSED
     assert protocol.data_to_send() == b""
     protocol.reply(accept(1))
-    assert protocol.next_event() is Wait.NEED_DATA
+    assert drain(protocol) == [Wait.NEED_DATA]
     assert [reply.code for reply in parse_replies(protocol.data_to_send())] == [250, 500, 250]
 
 
@@ -714,7 +760,7 @@ def test_a_line_without_end_is_not_kept(noise: bytes) -> None:
         assert buffered(protocol) < 2048
         assert protocol.data_to_send() == b""
     protocol.receive_data(b"\r\n")
-    assert protocol.next_event() is Wait.NEED_DATA
+    assert drain(protocol) == [Wait.NEED_DATA]
     assert [reply.code for reply in parse_replies(protocol.data_to_send())] == [500]
 
 

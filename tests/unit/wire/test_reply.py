@@ -40,7 +40,7 @@ PROMISED = {
     "AMBIGUOUS_DATA": (550, "5.6.0"),
     "IDLE_TOO_LONG": (421, None),
     "SHUTTING_DOWN": (421, None),
-    "NOT_ALLOWED": (554, "5.7.1"),
+    "NOT_ALLOWED": (421, "4.7.1"),
     "MAILBOX_PARKED": (450, "4.2.1"),
     "UNKNOWN_USER": (450, "4.1.1"),
     "LOOKUP_FAILED": (451, "4.3.0"),
@@ -217,14 +217,14 @@ def test_own_sentence(name: str) -> None:
 
 
 def test_only_the_promised_refusals_are_permanent() -> None:
-    """Syntax, sequence, parameters, size, ambiguous data; and a network or address that may never deliver here."""
+    """Syntax, sequence, parameters, size, ambiguous data; and an address that its store cannot take."""
     permanent = {name for name, value in OWN.items() if value.code >= 500}
     syntax = {
         "LINE_TOO_LONG", "BAD_COMMAND", "NOT_LMTP", "BAD_SYNTAX", "BAD_LHLO", "BAD_SENDER", "BAD_RECIPIENT",
         "NO_ARGUMENTS", "UNKNOWN_PARAMETER", "BAD_XFORWARD",
     }  # fmt: skip
     sequence = {"LHLO_FIRST", "MAIL_FIRST", "NESTED_MAIL", "NO_RECIPIENTS", "LATE_XFORWARD"}
-    assert permanent == syntax | sequence | {"SIZE_TOO_BIG", "AMBIGUOUS_DATA", "NOT_ALLOWED", "NO_SMTPUTF8"}
+    assert permanent == syntax | sequence | {"SIZE_TOO_BIG", "AMBIGUOUS_DATA", "NO_SMTPUTF8"}
 
 
 def test_greeting_starts_with_the_host_name() -> None:
