@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import MAX_TEXT, count, printable, shown
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
@@ -93,7 +93,7 @@ class Request:
             raise bad("the body must be a JSON object")
         for key in values:
             if key not in known:
-                raise bad(f'unknown key "{shown(key, 100)}"; known: {", ".join(known) or "none"}')
+                raise bad(f'unknown key "{shown(key)}"; known: {", ".join(known) or "none"}')
         return Document(values)
 
     def log(self, what: str, users: Sequence[str] = ()) -> None:
@@ -152,18 +152,13 @@ class Document:
 
 def refused_reload(errors: Sequence[str], **more: object) -> Problem:
     """Nothing was changed."""
-    why = f"refused: {len(errors)} error{'' if len(errors) == 1 else 's'}; nothing was changed"
+    why = f"refused: {count(len(errors), 'error')}; nothing was changed"
     return Problem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
 
 
 def bad(why: str) -> Problem:
     """The client's mistake."""
     return Problem(HTTPStatus.BAD_REQUEST, why)
-
-
-def shown(text: str, limit: int = 600) -> str:
-    """Foreign text as it may stand in a log or an answer: escaped and cut."""
-    return printable((text if len(text) <= limit else f"{text[:limit]}...").encode("utf-8", "surrogatepass"))
 
 
 class Fairness:
@@ -203,7 +198,7 @@ def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise bad(f"the body is not JSON: {shown(str(error))}") from None
+        raise bad(f"the body is not JSON: {shown(str(error), MAX_TEXT)}") from None
 
 
 def _refuse(constant: str) -> None:

@@ -18,17 +18,15 @@ from lmtp_proxy.ctl.migrate.report_words import (
     edges,
     mail_words,
     moment,
-    percent,
     receipt_words,
     route,
     run_words,
-    seconds_of,
     state_word,
     step_word,
     verdict,
 )
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.ctl.output import count, safe, span
+from lmtp_proxy.text import count, safe, share, span
 
 STYLE = """
 :root {
@@ -377,7 +375,7 @@ def _shares(report: Report, downtime: Distribution) -> str:
         f'<i class="{name}" style="width:{100 * part / (total or 1):.2f}%"></i>' for name, _, part, _ in taken
     )
     keys = "".join(
-        f'<li><i class="key {name}"></i>{title}: {percent(part, total)}{_text(more)}</li>'
+        f'<li><i class="key {name}"></i>{title}: {share(part, total)}{_text(more)}</li>'
         for name, title, part, more in taken
     )
     return (
@@ -403,7 +401,7 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
     parts.append(("alone", offline.alone))
     bar = "".join(f'<i class="{name}" style="width:{100 * part / most:.2f}%"></i>' for name, part in parts)
     named = zip(("offline", "sync", "hooks", "rest"), (offline.seconds, *(part for _, part in parts[:3])), strict=True)
-    cells = "".join(f'<td class="number" data-name="{name}">{_text(seconds_of(value))}</td>' for name, value in named)
+    cells = "".join(f'<td class="number" data-name="{name}">{_text(span(value))}</td>' for name, value in named)
     return (
         f'<tr><td class="wide">{_link(user, numbers)}</td>'
         f'<td class="bars wide"><div class="share">{bar}</div></td>{cells}</tr>\n'
@@ -447,7 +445,7 @@ def _receipts(report: Report) -> str:
 
 def _receipt(number: int, user: UserReport) -> str:
     receipt = "".join(f"<span>{_text(words)}</span>" for words in receipt_words(user))
-    time = "offline" if user.is_offline else seconds_of(user.downtime)
+    time = "offline" if user.is_offline else span(user.downtime)
     return (
         f'<details id="u{number}"><summary><span class="user">{_text(user.user)}</span>{_badge(user)}'
         f'<span class="time">{_text(time)}</span><span class="receipt">{receipt}</span></summary>\n'
@@ -466,7 +464,7 @@ def _body(user: UserReport) -> str:
     rows = "".join(
         f"<tr><td>{_text(step_word(step.step))}{f' ({step.attempt})' if step.attempt > 1 else ''}</td>"
         f'<td class="number">{_text(clock(step.began, user.since))}</td>'
-        f'<td class="number">{_text(seconds_of(None if step.ended is None else step.ended - step.began))}</td>'
+        f'<td class="number">{_text(span(None if step.ended is None else step.ended - step.began))}</td>'
         f"<td>{_text(step.outcome or 'no end on record')}</td></tr>"
         for step in user.steps
     )

@@ -136,7 +136,7 @@ def test_the_summary_says_what_to_do_in_the_morning(night: Path) -> None:
     for user in (*failed, *attention):
         assert f"{user.user}: {user.error}"[:60] in flat
     assert re.search(r"median \d\.\d s, 90 % within .*, 99 % within .*, longest", flat)
-    assert re.search(r"final sync 8\d %, other hooks 1\d %, the rest \d %", flat)
+    assert re.search(r"final sync 8\d %, other hooks 1\d %, the rest \d\.\d %", flat)
 
 
 def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
