@@ -17,7 +17,7 @@ from lmtp_proxy.ctl.migrate.plan import Plan, load_plan
 
 PLANS = Path(__file__).parents[2] / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"
-SCRIPTS = ("mbsync-user", "perdition-map", "same-mail", "same-state")
+SCRIPTS = ("mail-state", "mbsync-user", "perdition-map", "same-mail", "same-state")
 NAMES = ("alice", "-n", "a b", 'a"b', "a'b", "$(touch pwned)", "a;touch pwned", "ü漢", "a\\tb", "a.*", "a&b", "*")
 
 
@@ -38,7 +38,7 @@ def test_a_plan_is_complete_and_names_scripts_that_are_there(path: Path) -> None
 
 def test_there_are_no_other_files() -> None:
     names = {path.name for path in PLANS.iterdir() if path.name != "__pycache__"}
-    assert names == {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "imapsync.yml", *SCRIPTS}
+    assert names == {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "imapsync.yml", "mailboxes.py", *SCRIPTS}
 
 
 def values(plan: Plan, user: str) -> Mapping[str, str]:
