@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Protocol, TypeAlias
 
 from lmtp_proxy.config.values import FACILITIES, Log
+from lmtp_proxy.text import local_time
 
 DEFAULT_SYSLOG = "/dev/log"
 _LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
@@ -132,7 +133,7 @@ class StreamChannel:
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)
-            self._time = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+            self._time = local_time(now)
         name = logging.getLevelName(level) + self._pid
         beginning = f"{self._time},{int(now * 1000) % 1000:03d} {name} "
         return [f"{beginning}{text}\n".encode("utf-8", "backslashreplace") for text in texts]

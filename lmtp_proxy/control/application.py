@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
-from lmtp_proxy.control.request import GONE, UID, HttpProblem, Request, shown
+from lmtp_proxy.control.request import GONE, UID, HttpProblem, Request
 from lmtp_proxy.loop.late import Unavailable
+from lmtp_proxy.text import MAX_TEXT, shown
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class JsonApplication:
     def __call__(self, environ: Json, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
         """Answer one request."""
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        what = f"{shown(method, 20)} {shown(path, 100)}"
+        what = f"{shown(method, 20)} {shown(path)}"
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         body = environ["wsgi.input"].read() if has_body else None
         accept = environ.get("HTTP_ACCEPT", "")
@@ -66,7 +67,7 @@ class JsonApplication:
         answer: Json | Text = {}
         try:
             if (handlers := self._resources.get(path)) is None:
-                raise HttpProblem(HTTPStatus.NOT_FOUND, f"there is no {shown(path, 100)}")
+                raise HttpProblem(HTTPStatus.NOT_FOUND, f"there is no {shown(path)}")
             if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:
                 allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
                 headers.append(("Allow", allowed))
@@ -80,7 +81,8 @@ class JsonApplication:
             status, answer = HTTPStatus.SERVICE_UNAVAILABLE, {"error": str(error)}
         except Exception as error:  # noqa: BLE001  (a bug met by one request is not the end of the control socket)
             _log.exception("control: %s failed by an internal error", what)
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"internal error: {shown(repr(error))}"}
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            answer = {"error": f"internal error: {shown(repr(error), MAX_TEXT)}"}
         if not isinstance(answer, Text):
             answer = Text("application/json", json.dumps(answer).encode("ascii") + b"\n", status=status)
         status, octets = answer.status, answer.octets

@@ -16,7 +16,7 @@ from typing import Any
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import MAX_TEXT, count, printable, shown
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
@@ -108,7 +108,7 @@ class Request:
             raise bad("the body must be a JSON object")
         for key in values:
             if key not in known:
-                raise bad(f'unknown key "{shown(key, 100)}"; known: {", ".join(known) or "none"}')
+                raise bad(f'unknown key "{shown(key)}"; known: {", ".join(known) or "none"}')
         return RequestDocument(values)
 
     def log(self, what: str, users: Sequence[str] = ()) -> None:
@@ -167,18 +167,13 @@ class RequestDocument:
 
 def refused_reload(errors: Sequence[str], **more: object) -> HttpProblem:
     """Nothing was changed."""
-    why = f"refused: {len(errors)} error{'' if len(errors) == 1 else 's'}; nothing was changed"
+    why = f"refused: {count(len(errors), 'error')}; nothing was changed"
     return HttpProblem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
 
 
 def bad(why: str) -> HttpProblem:
     """The client's mistake."""
     return HttpProblem(HTTPStatus.BAD_REQUEST, why)
-
-
-def shown(text: str, limit: int = 600) -> str:
-    """Foreign text as it may stand in a log or an answer: escaped and cut."""
-    return printable((text if len(text) <= limit else f"{text[:limit]}...").encode("utf-8", "surrogatepass"))
 
 
 class Fairness:
@@ -218,7 +213,7 @@ def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise bad(f"the body is not JSON: {shown(str(error))}") from None
+        raise bad(f"the body is not JSON: {shown(str(error), MAX_TEXT)}") from None
 
 
 def _refuse(constant: str) -> None:

@@ -26,7 +26,6 @@ from lmtp_proxy.control.request import (
     bad,
     parse_address,
     refused_reload,
-    shown,
     slices,
 )
 from lmtp_proxy.control.state import ControlState
@@ -37,7 +36,7 @@ from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.generations.reloads import ReloadRefused
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import HOLD
-from lmtp_proxy.text import iso_time, printable
+from lmtp_proxy.text import MAX_TEXT, iso_time, printable, shown
 
 _LOOK = 1.0  # seconds between two looks whether the client is still there
 _AT_ONCE = 2  # preflights of one backend: they take places that mail may need
@@ -139,7 +138,7 @@ class Application(ControlApplication):
         elif name == HOLD:
             answer = f"parked for up to {config.hold_timeout:g} s, then {route.refusal}"
         else:
-            answer = str(route.refusal) + (f" ({shown(route.trouble)})" if route.trouble else "")
+            answer = str(route.refusal) + (f" ({shown(route.trouble, MAX_TEXT)})" if route.trouble else "")
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),
@@ -193,7 +192,7 @@ class Application(ControlApplication):
             for text in piece
         ]
         if (pool := generation.pools.get(name)) is None:
-            raise HttpProblem(HTTPStatus.NOT_FOUND, f'there is no backend "{shown(name, 100)}"')
+            raise HttpProblem(HTTPStatus.NOT_FOUND, f'there is no backend "{shown(name)}"')
         request.log(f"preflight {name}", texts)
         places = self._preflights.setdefault(name, BoundedSemaphore(_AT_ONCE))
         while not places.acquire(timeout=_LOOK):
@@ -208,7 +207,11 @@ class Application(ControlApplication):
             "address": str(pool.backend.address),
             "refused": result.refused,
             "replies": [
-                {"recipient": recipient.path[1:-1].decode("utf-8"), "code": reply.code, "reply": shown(str(reply))}
+                {
+                    "recipient": recipient.path[1:-1].decode("utf-8"),
+                    "code": reply.code,
+                    "reply": shown(str(reply), MAX_TEXT),
+                }
                 for recipient, reply in result.replies
             ],
         }
@@ -245,5 +248,5 @@ def _keys(users: list[str], rules: KeyRules) -> set[str]:
         keys.update(map(rules.table_key, piece))
     if "" in keys:
         user = next(user for user in users if not rules.table_key(user))
-        raise bad(f'"{shown(user, 100)}" can never match while ignoreDomain is true')
+        raise bad(f'"{shown(user)}" can never match while ignoreDomain is true')
     return keys

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from lmtp_proxy.ctl import output as show
+from lmtp_proxy.text import safe
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "--json" in sys.argv:
             print_lines(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
-        print_lines(sys.stderr, [f"{self.prog}: {show.safe(message)}; see {self.prog} --help"])
+        print_lines(sys.stderr, [f"{self.prog}: {safe(message)}; see {self.prog} --help"])
         sys.exit(WRONG_ARGUMENTS)
 
 

@@ -21,6 +21,7 @@ from lmtp_proxy.ctl.arguments import Parser, command, common_options, print_line
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
+from lmtp_proxy.text import count, safe, span
 
 INTERRUPTED = 130  # as shells have it
 _Verb: TypeAlias = Callable[[argparse.Namespace, Progress], Outcome]
@@ -68,7 +69,7 @@ def _fail(options: argparse.Namespace, failed: Failed) -> int:
     if options.json:
         document = {**failed.document, "error": failed.text, "errors": failed.details, "status": failed.status}
         print_lines(sys.stdout, [json.dumps(document)])
-    print_lines(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
+    print_lines(sys.stderr, [*map(safe, failed.details), f"lmtp-proxyctl: {safe(failed.text)}"])
     return failed.status
 
 
@@ -104,7 +105,7 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
         status = REFUSED if refusal.code == 409 else UNPROVEN  # some workers have it, and some have not
         raise Failed(status, str(refusal), refusal.answer.texts("errors"), refusal.answer.document) from refusal
     what = f"generation {answer.integer('generation')} active: {answer.text('changes')}"
-    lines = show.wrapped(f"{what} ({answer.number('seconds'):.2f} s)")
+    lines = show.wrapped(f"{what} ({span(answer.number('seconds'))})")
     restart = answer.texts("restart")
     warning = [f"a change of {', '.join(restart)} takes effect at the next start only"] if restart else []
     return Outcome(answer.document, lines, warnings=warning)
@@ -124,7 +125,7 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
         raise Failed(UNPROVEN, str(refusal), (), refusal.answer.document) from refusal  # a worker does not answer
     except ControlError as error:
         raise Failed(UNPROVEN, f"{error}; if lmtp-proxy died, {OLD_STORE}") from error
-    everybody = "all users" if options.all else show.count(len(_distinct(options.users)), "user")
+    everybody = "all users" if options.all else count(len(_distinct(options.users)), "user")
     routes = drained.answer.object("routes").optional_texts()
     lines = drained.lines({user: f"on {to or 'no backend'}" for user, to in routes.items()}, drained.text, everybody)
     late = "" if drained.done else f"not all is quiet after {options.timeout:g} s: drain again, with a longer --timeout"
@@ -167,7 +168,7 @@ def _check(options: argparse.Namespace, progress: Progress) -> Outcome:
     doing = f"{path} to be read and compared"
     answer = client.post("/check", {"path": path}, timeout=_LOAD, tick=lambda _: progress.waiting(doing))
     if errors := answer.texts("errors"):
-        raise Failed(REFUSED, f"{path}: {show.count(len(errors), 'error')}", errors, {"path": path})
+        raise Failed(REFUSED, f"{path}: {count(len(errors), 'error')}", errors, {"path": path})
     return Outcome({**answer.document, "path": path}, show.check(answer, path))
 
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient
+from lmtp_proxy.text import count, span
 
 DONE, REFUSED, UNCERTAIN, UNPROVEN = 0, 1, 2, 3  # exit statuses
 OLD_STORE = "deliveries that it had handed over may still be finishing in the old store"
@@ -119,12 +120,12 @@ class Drained:
     def text(self) -> str:
         """`nothing in flight`, `waited 4.9 s for 1 delivery` or `1 delivery still in flight after 5.0 s`."""
         if waiting := self.answer.objects("waiting"):
-            return f"{deliveries(len(waiting))} still in flight after {show.span(self.seconds)}"
+            return f"{deliveries(len(waiting))} still in flight after {span(self.seconds)}"
         if not self.done:
-            return f"a reload is still under way after {show.span(self.seconds)}"
+            return f"a reload is still under way after {span(self.seconds)}"
         if not self.waited_for:
             return "nothing in flight"
-        return f"waited {show.span(self.seconds)} for {deliveries(len(self.waited_for))}"
+        return f"waited {span(self.seconds)} for {deliveries(len(self.waited_for))}"
 
     def document(self) -> dict[str, object]:
         document = self.answer.document
@@ -152,7 +153,7 @@ class Drained:
             for flight in list(self.waited_for.values())[:_SHOWN]:
                 lines += show.wrapped(f"  waited for {show.flight_text(flight, stage=False)}")
         if records:
-            what = show.count(len(records), "uncertain delivery", "uncertain deliveries")
+            what = count(len(records), "uncertain delivery", "uncertain deliveries")
             lines += [f"{what} (dot sent, no reply came):", *show.uncertain(records), *show.wrapped(show.ADVICE, "")]
         return lines + show.after_crash(self.answer)
 
@@ -207,4 +208,4 @@ def _tick(waited: float, progress: Progress) -> None:
 
 
 def deliveries(number: int) -> str:
-    return show.count(number, "delivery", "deliveries")
+    return count(number, "delivery", "deliveries")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Drained, Failed, Outcome, Progress, drain
+from lmtp_proxy.text import count, safe, span
 
 if TYPE_CHECKING:
     from lmtp_proxy.config.file import Change
@@ -42,7 +43,7 @@ class Order:
     @property
     def who(self) -> str:
         """`alice is` or `3 users are`."""
-        return f"{show.safe(self.users[0])} is" if len(self.users) == 1 else f"{len(self.users):,} users are"
+        return f"{safe(self.users[0])} is" if len(self.users) == 1 else f"{len(self.users):,} users are"
 
 
 def move(
@@ -141,10 +142,8 @@ def _check_routes(order: Order, path: str, answer: Answer, document: Mapping[str
     elsewhere = [user for user in order.users if routes.get(user, order.backend) != order.backend]
     if not elsewhere:
         return
-    lines = [
-        f"{show.safe(user)}: is on {routes.get(user) or 'no backend'}, not on {order.backend}" for user in elsewhere
-    ]
-    what = f"{show.count(len(elsewhere), 'user')} moved on meanwhile: somebody else changed {path}"
+    lines = [f"{safe(user)}: is on {routes.get(user) or 'no backend'}, not on {order.backend}" for user in elsewhere]
+    what = f"{count(len(elsewhere), 'user')} moved on meanwhile: somebody else changed {path}"
     raise Failed(UNPROVEN, what, _first(lines), document)
 
 
@@ -162,7 +161,7 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
     for start in range(0, max(len(users), 1), _BATCH):
         batch = users[start : start + _BATCH]
         recipients = [f"{user}@{order.domain}" if order.domain and "@" not in user else user for user in batch]
-        doing = f"the preflight on {order.backend}: {start:,} of {show.count(len(users), 'user')} asked"
+        doing = f"the preflight on {order.backend}: {start:,} of {count(len(users), 'user')} asked"
         answer = _ask(client, order, recipients, partial(_tick, progress, doing))
         replies = {reply.text("recipient"): reply for reply in answer.objects("replies")}
         for user, recipient in zip(batch, recipients, strict=True):
@@ -171,13 +170,13 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
                 raise Failed(REFUSED, f"{client.path}: there is no reply for {recipient}; nothing was changed")
             code, said = reply.integer("code"), f"it said {reply.text('reply')}"
             if code in (452, 552):
-                full.append(f"{show.safe(user)}: no room on {order.backend}? {said}")
+                full.append(f"{safe(user)}: no room on {order.backend}? {said}")
             elif code // 100 == 5:
-                missing.append(f"{show.safe(user)}: account missing on {order.backend}? {said}")
+                missing.append(f"{safe(user)}: account missing on {order.backend}? {said}")
             elif code // 100 != 2:
-                unwilling.append(f"{show.safe(user)}: {order.backend} takes no mail for it now: {said}")
+                unwilling.append(f"{safe(user)}: {order.backend} takes no mail for it now: {said}")
     if missing or unwilling:
-        what = f"{order.backend} refused {len(missing + unwilling):,} of {show.count(len(users), 'user')}"
+        what = f"{order.backend} refused {len(missing + unwilling):,} of {count(len(users), 'user')}"
         raise Failed(
             REFUSED, f"{what}; nothing was changed; --no-preflight moves all the same", _first(missing + unwilling)
         )
@@ -214,7 +213,7 @@ def _report(
     users = {user: _step(previous.get(user), order.backend) for user in order.users}
     end = f"generation {generation}, {drained.text}"
     if not drained.waited_for:
-        end += f" ({seconds:.2f} s)"
+        end += f" ({span(seconds)})"
     error = ""
     if not drained.done:
         again = f"`lmtp-proxyctl drain {order.users[0]}{' ...' if len(order.users) > 1 else ''}` waits on"

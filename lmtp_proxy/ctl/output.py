@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from lmtp_proxy.ctl.client import Answer
+from lmtp_proxy.text import count, safe, span
 
 COLUMNS = 80
 _DOTS = "..."
@@ -19,13 +20,6 @@ _LEAST = 8  # columns of a cut column
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
-
-
-def safe(text: str) -> str:
-    """`text` without anything that moves the cursor: what is not printable becomes an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def width(text: str) -> int:
@@ -110,30 +104,11 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """`1 delivery`, `1,000 deliveries`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def some(names: Sequence[str], total: int = 0) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])
     more = max(total, len(names)) - len(names[:_SHOWN])
     return f"{shown} and {more:,} more" if more > 0 else shown
-
-
-def span(seconds: float) -> str:
-    """A duration: 0.03 s, 4.9 s, 12 min, 3 h 5 min, 12 d 3 h."""
-    if seconds < 0.995:
-        return f"{seconds:.2f} s"
-    if seconds < 119.5:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 # --- deliveries ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
 from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, Requeued, ask, command_for, deferred, requeue
-from lmtp_proxy.text import iso_time
+from lmtp_proxy.text import count, iso_time, span
 
 _GAPS = 5  # the last ones, that are shown
 _FATES = {FAILED: "not tried: postqueue failed", GONE: "in the queue no more"}
@@ -39,7 +39,7 @@ def _user(user: str, known: Answer) -> list[str]:
             numbers.append(f"{row.integer('uncertain'):,} uncertain")
         lines += show.wrapped(f"    on {row.text('backend')}: {', '.join(numbers)}, {_span(row)}", " " * 8)
     for row in known.objects("deferred"):
-        what = f"waiting {row.text('queue_id')}: {show.count(row.integer('count'), 'time')}, {_span(row)}"
+        what = f"waiting {row.text('queue_id')}: {count(row.integer('count'), 'time')}, {_span(row)}"
         lines += show.wrapped(f"    {what}: {row.text('why')}", " " * 8)
     return lines if len(lines) > 1 else [*lines, "    nothing is known of it"]
 
@@ -53,7 +53,7 @@ def _gaps(answer: Answer) -> list[str]:
     gaps = answer.objects("gaps")
     lines = []
     if len(gaps) > _GAPS:
-        lines += show.wrapped(f"{show.count(len(gaps) - _GAPS, 'older gap')}: see --json")
+        lines += show.wrapped(f"{count(len(gaps) - _GAPS, 'older gap')}: see --json")
     for gap in gaps[-_GAPS:]:
         began = "before" if gap.has_null("from") else f"from {iso_time(gap.number('from'))} to"
         ended = "now" if gap.has_null("until") else iso_time(gap.number("until"))
@@ -81,7 +81,7 @@ def requeue_mail(
             users,
             command,
             wait=timeout,
-            waiting=lambda number: progress.waiting(f"{show.count(number, 'mail')} to come again"),
+            waiting=lambda number: progress.waiting(f"{count(number, 'mail')} to come again"),
         )
     except ControlError as error:
         raise Failed(REFUSED, f"{error}; see `lmtp-proxyctl receipts`") from error
@@ -114,7 +114,7 @@ def _lines(users: Sequence[str], done: Requeued) -> list[str]:
         counts = Counter(mail.fate for mail in mails)
         lines += show.wrapped(f"{user}: {', '.join(f'{number:,} {fate}' for fate, number in counts.items())}")
         lines += [line for mail in mails for line in _mail(mail)]
-    return [*lines, f"{show.count(len(done.runs), 'mail')}, {show.span(done.seconds)}"]
+    return [*lines, f"{count(len(done.runs), 'mail')}, {span(done.seconds)}"]
 
 
 def _mail(mail: Mail) -> list[str]:
@@ -124,4 +124,4 @@ def _mail(mail: Mail) -> list[str]:
 
 def _error(done: Requeued) -> str:
     left = [mail for mail in done.mails if not mail.settled]
-    return "" if not left else f"{show.count(len(left), 'mail')} did not come through: run it again later"
+    return "" if not left else f"{count(len(left), 'mail')} did not come through: run it again later"

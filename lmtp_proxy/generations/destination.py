@@ -10,7 +10,7 @@ from sys import intern
 
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.routing.routing import Route, Routing
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import MAX_TEXT, printable, shown
 from lmtp_proxy.wire.envelope import RCPT, Recipient, plain_recipient
 
 _REMEMBERED = 4096  # destinations. About 3 MB; to make one with its route and all its keys takes 10 us
@@ -78,4 +78,4 @@ class Destinations(dict[bytes, Destination]):
 
 
 def _in_one_line(name: str) -> str:
-    return name if name.isprintable() else printable(name.encode("utf-8", "backslashreplace"))
+    return shown(name, MAX_TEXT)

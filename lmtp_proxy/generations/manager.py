@@ -28,7 +28,7 @@ from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.start.late_modules import READS_CONFIG
-from lmtp_proxy.text import shown
+from lmtp_proxy.text import count, shown, span
 
 _log = logging.getLogger(__name__)
 
@@ -103,13 +103,9 @@ class ConfigManager(Reloads):
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
-            count = len(loaded.errors)
+            errors = count(len(loaded.errors), "error")
             _log.error(
-                "reload refused: %d error%s in %s; generation %d stays active",
-                count,
-                "" if count == 1 else "s",
-                previous.config.path,
-                previous.number,
+                "reload refused: %s in %s; generation %d stays active", errors, previous.config.path, previous.number
             )
             return ReloadRefused(loaded.errors, time.time())
         config, changes = loaded.config, _described(previous.config, loaded)
@@ -120,7 +116,7 @@ class ConfigManager(Reloads):
         # The old generation may be held until the collector comes. In a thread: a million users take 6 ms to let go.
         self._thread.apply(users.close)
         seconds = time.monotonic() - began
-        _log.info("reload: generation %d active: %s in %.2f s", self._generation.number, changes, seconds)
+        _log.info("reload: generation %d active: %s in %s", self._generation.number, changes, span(seconds))
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))

@@ -3,7 +3,8 @@
 
 In the order of their imports:
 
-    graphics  numbers as text, curves and bars as inline SVG
+    markup    HTML: escaping, colours, the frame of a document; the report of a migration has it, too
+    graphics  curves, bars and histograms as inline SVG; the report has them, too
     frame     the status page without its content
     page      its content
     server    what `metrics` serves, to read only

@@ -8,22 +8,12 @@ the page says so when no answer comes any more. It knows nothing of what is show
 from base64 import b64encode
 from hashlib import sha256
 
-from lmtp_proxy.web.graphics import escape
+from lmtp_proxy.web.markup import STYLE, document
 
 EVERY = 5  # seconds
 
 _STYLE = """
-:root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--text:#1b1f24;--soft:#5c6570;--rule:#dfe3e8;
---good:#146c3e;--warn:#8f5100;--bad:#b92525;--goodbg:#e3f4ea;--warnbg:#fdf0dc;--badbg:#fde5e5;--flat:#e9ecf0;
---line:#2563c9;--k0:#8a94a3;--k1:#2f6fde;--k2:#12948a;--k3:#8b5bd6;--k4:#c4622d;--k5:#3d8f3d;--k6:#b0428a;--k7:#7c7a2b;
---reject:#d9a12b;--hold:#e2c178}
-@media(prefers-color-scheme:dark){:root{--page:#111418;--card:#1a1e24;--text:#e4e8ed;--soft:#98a2ae;--rule:#2d333b;
---good:#5ccf92;--warn:#f0b45c;--bad:#ff7b7b;--goodbg:#143324;--warnbg:#3a2b12;--badbg:#431d1f;--flat:#262c34;
---line:#6ea3ff;--k0:#6d7784;--k1:#5b93f5;--k2:#35b8ad;--k3:#a985ec;--k4:#e0885a;--k5:#67b567;--k6:#d572b2;--k7:#aba852;
---reject:#d9a12b;--hold:#8f7a45}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--text);font:14px/1.4 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
+body{margin:0;background:var(--page);font-size:14px;line-height:1.4}
 main{max-width:1500px;margin:0 auto;padding:14px 16px 24px;display:grid;gap:12px;grid-template-columns:minmax(0,1fr)}
 h1{font-size:18px;margin:0;overflow-wrap:anywhere}h1 span{font-weight:400;color:var(--soft)}
 h2{font-size:12px;margin:0 0 8px;text-transform:uppercase;letter-spacing:.05em;color:var(--soft);font-weight:600}
@@ -31,12 +21,6 @@ h2 b{color:var(--text);font-weight:600;text-transform:none;letter-spacing:0}
 header{display:flex;flex-wrap:wrap;gap:6px 14px;align-items:center}
 header .facts{margin-left:auto;color:var(--soft);font-size:13px;display:flex;flex-wrap:wrap;gap:2px 14px}
 .facts b{color:var(--text);font-weight:600}
-.pill{display:inline-block;border-radius:10px;padding:0 9px;font-size:12px;line-height:20px;font-weight:600;
-background:var(--flat);color:var(--soft);white-space:nowrap}
-.pill.good{background:var(--goodbg);color:var(--good)}.pill.warn{background:var(--warnbg);color:var(--warn)}
-.pill.bad{background:var(--badbg);color:var(--bad)}
-.note{border-left:3px solid var(--warn);background:var(--warnbg);border-radius:4px;padding:6px 10px;margin:0;
-overflow-wrap:anywhere}.note.bad{border-color:var(--bad);background:var(--badbg)}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:12px 14px;min-width:0}
 .tiles{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(168px,1fr))}
 .tile{padding:10px 14px 8px;display:flex;flex-direction:column}.tile h2{margin:0}
@@ -51,13 +35,6 @@ opacity:.85}.tile figure{margin-top:auto;padding-top:16px}
 .curve path{vector-effect:non-scaling-stroke;fill:none}
 .curve .base{stroke:var(--rule)}.curve .line{stroke:var(--line);stroke-width:1.5;stroke-linejoin:round}
 .curve .area{fill:var(--line);opacity:.14}.curve .line.failed{stroke:var(--bad)}.curve .area.failed{fill:var(--bad)}
-.bar{display:block;width:100%;height:18px;border-radius:4px}.bar.thin{height:6px}.bar .empty,.k.empty{fill:var(--flat)}
-.bar rect{stroke:none}
-.k0{fill:var(--k0)}.k1{fill:var(--k1)}.k2{fill:var(--k2)}.k3{fill:var(--k3)}.k4{fill:var(--k4)}.k5{fill:var(--k5)}
-.k6{fill:var(--k6)}.k7{fill:var(--k7)}.reject{fill:var(--reject)}.hold{fill:var(--hold)}
-.legend{display:flex;flex-wrap:wrap;gap:4px 18px;margin:8px 0 0;padding:0;list-style:none}
-.legend svg,td svg.key{width:10px;height:10px;margin-right:6px}.legend span{color:var(--soft)}
-table{border-collapse:collapse;width:100%}
 th{font-size:12px;font-weight:600;color:var(--soft);text-align:right;padding:0 8px 5px;white-space:nowrap}
 td{border-top:1px solid var(--rule);padding:6px 8px;text-align:right;white-space:nowrap;vertical-align:middle}
 th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:last-child{padding-right:0}
@@ -65,7 +42,7 @@ th:first-child,td:first-child{padding-left:0;text-align:left}th:last-child,td:la
 {white-space:normal;overflow-wrap:anywhere}.backends td:first-child{min-width:210px}
 .left{text-align:left}td small{color:var(--soft);font-size:12px}td.wide{width:26%;min-width:120px}
 td.use{min-width:150px}
-td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td .bar{margin-top:3px}
+td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td svg.bar{margin-top:3px}
 .zero{color:var(--soft);opacity:.7}.num-warn{color:var(--warn)}.num-bad{color:var(--bad);font-weight:600}
 .where{display:block;color:var(--soft);font-size:12px;overflow-wrap:anywhere;white-space:normal}
 .columns{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
@@ -137,7 +114,7 @@ def _hash(text: str) -> str:
 HEADERS = (
     (
         "Content-Security-Policy",
-        f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; img-src data:; "
+        f"default-src 'none'; style-src {_hash(STYLE + _STYLE)}; script-src {_hash(_SCRIPT)}; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
     ("X-Content-Type-Options", "nosniff"),
@@ -147,12 +124,9 @@ HEADERS = (
 
 def framed(title: str, state: str, content: str) -> str:
     """The whole page. state: good, warn or bad. content: HTML."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = (
         f'<noscript><meta http-equiv="refresh" content="{EVERY}"></noscript>'
-        f'<title>{escape(title)}</title><link rel="icon" href="{_ICON.format(_ICONS[state])}">'
-        f"<style>{_STYLE}</style></head>\n"
-        f'<body><div id="stale" role="status"></div>\n<main>\n{content}\n</main>\n'
-        f"<script>{_SCRIPT}</script></body></html>\n"
+        f'<link rel="icon" href="{_ICON.format(_ICONS[state])}">'
     )
+    body = f'<div id="stale" role="status"></div>\n<main>\n{content}\n</main>\n<script>{_SCRIPT}</script>'
+    return document(title, _STYLE, body, head)

@@ -4,7 +4,6 @@
 Values in, HTML out. It gets no name of a person, and asks nobody for anything.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,13 +12,14 @@ from lmtp_proxy.control.application import Json
 from lmtp_proxy.counts import REPLY_BOUNDS, quantile
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.figures.samples import KEPT, SECONDS, Sample, Samples
-from lmtp_proxy.web.graphics import Part, bar, curve, duration, escape, number, octets, rate, share
+from lmtp_proxy.text import count, iso_time, number, share, span
+from lmtp_proxy.web.graphics import Part, bar, curve, key
+from lmtp_proxy.web.markup import KINDS, escape
 
 _FLIGHTS = 12  # shown, the oldest
 _UNCERTAIN = 8  # the last ones
 _RECENT = 3  # samples that "now" is the mean of
 _LATE = 0.25  # seconds: a stall that others notice
-_KINDS = 8  # colours
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def page_of_problem(hostname: str, problem: str) -> tuple[str, str, str]:
 def _head(shown: Shown, state: str) -> str:
     status = shown.status
     word = "stopping" if status["stopping"] else "reloading" if status["reloading"] is not None else "serving"
-    facts = [("version", status["version"]), ("up", duration(status["uptime"])), ("generation", status["generation"])]
+    facts = [("version", status["version"]), ("up", span(status["uptime"])), ("generation", status["generation"])]
     if workers := status["workers"]:
         serving = sum(worker["state"] == "serving" for worker in workers)
         facts.append(("workers", f"{serving} of {len(workers)}"))
@@ -97,7 +97,7 @@ def _notes(shown: Shown) -> Iterable[tuple[str, str]]:
             yield "bad", f"Worker {worker['number']} is {worker['state']}."
     if crash := status["after_crash"]:
         who = f"worker {crash['worker']}" if crash["worker"] else "the process before this one"
-        yield "warn", f"{who} died {duration(crash['seconds'])} ago: what it had handed over may still be finishing."
+        yield "warn", f"{who} died {span(crash['seconds'])} ago: what it had handed over may still be finishing."
     if waiting := sum(each["waiting"] for each in figures["gauges"]["backends"].values()):
         yield "warn", f"{number(waiting)} transactions wait for a free connection (max_connections)."
     if status["stopping"]:
@@ -124,7 +124,7 @@ def _tiles(shown: Shown) -> str:
                 "Messages",
                 f"{rate(_now(messages))} <small>/ s</small>",
                 f"{number(transactions['answered'])} answered, {number(transactions['aborted'])} aborted",
-                curve("Messages per second, the last ten minutes", KEPT - 1, ("all", messages)),
+                curve("Messages per second, the last ten minutes", KEPT - 1, ("all", messages), scale=rate),
             ),
             _tile(
                 "Received",
@@ -136,12 +136,12 @@ def _tiles(shown: Shown) -> str:
                 "Sessions",
                 number(gauges["sessions"]),
                 f"{number(counters['sessions'])} accepted, {rate(_now(connects))} / s",
-                curve("Clients accepted per second, the last ten minutes", KEPT - 1, ("all", connects)),
+                curve("Clients accepted per second, the last ten minutes", KEPT - 1, ("all", connects), scale=rate),
             ),
             _tile(
                 "In flight",
                 number(sum(phases.values())),
-                ", ".join(f"{number(count)} {phase}" for phase, count in phases.items()),
+                ", ".join(f"{number(flights)} {phase}" for phase, flights in phases.items()),
             ),
             _tile(
                 "Parked",
@@ -150,7 +150,7 @@ def _tiles(shown: Shown) -> str:
                 f"{number(refused['lookup'])} without a look-up",
             ),
             _tile("Uncertain", number(uncertain), "recipients since the start", kind="bad" if uncertain else ""),
-            _tile("Longest stall", duration(longest), "of the event loop, since the start", kind=late),
+            _tile("Longest stall", span(longest), "of the event loop, since the start", kind=late),
         )
     ) + "</section>"  # fmt: skip
 
@@ -162,6 +162,20 @@ def _tile(title: str, value: str, more: str, graphic: str = "", kind: str = "") 
     )
 
 
+def rate(value: float) -> str:
+    """Per second, with as many digits as are of use."""
+    return "0" if value < 0.005 else f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else number(value)
+
+
+def octets(value: float) -> str:
+    """12.3 MB"""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB" if value < 99.5 else f"{number(value)} TB"
+
+
 def _now(rates: list[float]) -> float:
     last = rates[-_RECENT:]
     return sum(last) / len(last) if last else 0.0
@@ -169,16 +183,16 @@ def _now(rates: list[float]) -> float:
 
 def _kinds(names: Iterable[str]) -> dict[str, str]:
     """A colour for each backend, the same in all parts of the page."""
-    return {name: f"k{index % _KINDS}" for index, name in enumerate(names)} | {"reject": "reject", "hold": "hold"}
+    return {name: f"k{index % KINDS}" for index, name in enumerate(names)} | {"reject": "reject", "hold": "hold"}
 
 
 def _users(shown: Shown) -> str:
     on: dict[str, int] = shown.figures["users"]
     kinds, whole = _kinds(shown.figures["gauges"]["backends"]), sum(on.values())
-    parts = [Part(name, count, kinds.get(name, "k0")) for name, count in on.items()]
+    parts = [Part(name, users, kinds.get(name, "k0")) for name, users in on.items()]
     legend = "".join(
-        f'<li><svg viewBox="0 0 1 1" aria-hidden="true"><rect class="{part.kind}" width="1" height="1"/></svg>'
-        f"{escape(part.name)} <b>{number(part.size)}</b> <span>{share(part.size, whole)}</span></li>"
+        f"<li>{key(part.kind)}{escape(part.name)} <b>{number(part.size)}</b> "
+        f"<span>{escape(share(part.size, whole))}</span></li>"
         for part in parts
     )
     fallback = shown.status["fallback_backend"]
@@ -234,21 +248,20 @@ def _backend(shown: Shown, backend: Json, kind: str) -> str:
     counts = counters["replies"]["counts"]
     failing = f' <span class="num-bad">{rate(_now(bad))}</span>' if _now(bad) >= 0.005 else ""
     cells = (
-        f'<svg class="key" viewBox="0 0 1 1" aria-hidden="true"><rect class="{kind}" width="1" height="1"/></svg>'
-        f'<b>{escape(name)}</b> <span class="pill {_PILLS[backend["state"]]}">{backend["state"]}</span>'
+        f'{key(kind)}<b>{escape(name)}</b> <span class="pill {_PILLS[backend["state"]]}">{backend["state"]}</span>'
         f'<span class="where">{escape(backend["address"])}</span>',
-        curve(label, KEPT - 1, ("sent", good), ("failed", bad)),
+        curve(label, KEPT - 1, ("sent", good), ("failed", bad), scale=rate),
         f"{rate(_now(good))}{failing}",
         f"{number(gauges['busy'])} <small>in use, {number(gauges['idle'])} kept, of {number(gauges['limit'])}"
-        f"{waiting}</small>" + bar(uses, used, gauges["limit"]).replace('class="bar"', 'class="bar thin"', 1),
+        f"{waiting}</small>" + bar(uses, used, gauges["limit"], thin=True),
         number(backend["users"]),
         number(counters["sent"]),
-        _count(counters["deferred"], "warn"),
-        _count(counters["bounced"], "warn"),
-        _count(counters["uncertain"], "bad"),
+        _trouble(counters["deferred"], "warn"),
+        _trouble(counters["bounced"], "warn"),
+        _trouble(counters["uncertain"], "bad"),
         octets(counters["octets"]),
-        duration(quantile(REPLY_BOUNDS, counts, 0.5)),
-        duration(quantile(REPLY_BOUNDS, counts, 0.95)),
+        span(quantile(REPLY_BOUNDS, counts, 0.5)),
+        span(quantile(REPLY_BOUNDS, counts, 0.95)),
     )
     classes = {0: "left", 1: "wide", 3: "use left"}
     return "<tr>" + "".join(
@@ -257,8 +270,8 @@ def _backend(shown: Shown, backend: Json, kind: str) -> str:
     ) + "</tr>"  # fmt: skip
 
 
-def _count(count: int, kind: str) -> str:
-    return f'<span class="{f"num-{kind}" if count else "zero"}">{number(count)}</span>'
+def _trouble(amount: int, kind: str) -> str:
+    return f'<span class="{f"num-{kind}" if amount else "zero"}">{number(amount)}</span>'
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -283,10 +296,9 @@ def _result(event: Json) -> str:
 
 def _told(event: Json) -> str:
     if event["kind"] == "drain":
-        count = event["count"]
-        whom = "all users" if count is None else f"{number(count)} user{'' if count == 1 else 's'}"
+        whom = "all users" if event["count"] is None else count(event["count"], "user")
         doubt = f', <span class="num-bad">{number(event["uncertain"])} uncertain</span>' if event["uncertain"] else ""
-        return f"{whom}, waited {duration(event['waited'])}{doubt}"
+        return f"{whom}, waited {span(event['waited'])}{doubt}"
     if not event["ok"]:
         return escape("; ".join(event["errors"]))
     moves = [
@@ -303,7 +315,7 @@ def _flights(shown: Shown) -> str:
     rows = "".join(
         f'<tr><td>{escape(flight["session"])}</td><td class="left name">{escape(flight["backend"])}</td>'
         f"<td class=left>{escape(flight['phase'])}</td><td>{number(flight['count'])}</td>"
-        f"<td>{octets(flight['octets'])}</td><td>{duration(flight['seconds'])}</td></tr>"
+        f"<td>{octets(flight['octets'])}</td><td>{span(flight['seconds'])}</td></tr>"
         for flight in flights[:_FLIGHTS]
     )
     head = ("Session", "Backend", "Phase", "To", "Sent", "Since")
@@ -336,13 +348,13 @@ def _when(iso: str, now: float) -> str:
     """The time of the day, and how long ago that was. iso: as iso_time makes it."""
     # Not time.strptime: it opens a file, at its first call, which may come when none can be opened.
     ago = now - datetime.fromisoformat(f"{iso[:19]}+00:00").timestamp()
-    return f'<time datetime="{escape(iso)}">{escape(iso[11:19])}</time> <small>{duration(max(0.0, ago))} ago</small>'
+    return f'<time datetime="{escape(iso)}">{escape(iso[11:19])}</time> <small>{span(max(0.0, ago))} ago</small>'
 
 
 def _foot(shown: Shown) -> str:
-    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(shown.figures["time"]))
+    now = iso_time(shown.figures["time"])
     minutes = (KEPT - 1) * SECONDS / 60
     return (
-        f"<footer><span>{now} UTC, as all times here</span><span>Curves: {minutes:g} minutes</span>"
+        f"<footer><span>{now[:10]} {now[11:19]} UTC, as all times here</span><span>Curves: {minutes:g} minutes</span>"
         f'<span>For programs: <a href="/metrics">/metrics</a>, <a href="/status">/status</a></span></footer>'
     )

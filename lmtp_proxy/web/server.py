@@ -25,6 +25,7 @@ from lmtp_proxy.control.server import ControlServer, Handler, HttpAcceptor
 from lmtp_proxy.figures.prometheus import OPENMETRICS, PLAIN, in_thread, wants_openmetrics
 from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.loop.late import Unavailable
+from lmtp_proxy.text import count
 from lmtp_proxy.web.frame import HEADERS, framed
 from lmtp_proxy.web.page import Shown, page, page_of_problem
 
@@ -228,7 +229,7 @@ def _without_names(event: Json | None) -> Json | None:
     if "errors" in told:
         errors = told["errors"]
         place = _PLACE.match(errors[0]) if errors else None
-        told["errors"] = [f"{len(errors)} error{'' if len(errors) == 1 else 's'}" + (f" ({place[1]})" if place else "")]
+        told["errors"] = [count(len(errors), "error") + (f" ({place[1]})" if place else "")]
     told.pop("users", None)
     if "moved" in told:
         told["moved"] = _parts(told["moved"], ("from", "to", "count"))

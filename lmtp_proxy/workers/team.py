@@ -16,6 +16,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
+from lmtp_proxy.text import count, span
 from lmtp_proxy.workers.process import NoAnswer, State, WorkerAnswer, WorkerEnded, WorkerProcess
 from lmtp_proxy.workers.settings import WorkerSettings
 
@@ -247,7 +248,7 @@ class Team(Reloads):
                 with suppress(WorkerEnded, NoAnswer):  # its keeper sees to it
                     self._let_serve(worker)
         seconds = time.monotonic() - began
-        _log.info("reload: generation %d active: %s in %.2f s", self.generation, first["changes"], seconds)
+        _log.info("reload: generation %d active: %s in %s", self.generation, first["changes"], span(seconds))
         restart = tuple(dict.fromkeys(key for answer in serving.values() for key in answer.document["restart"]))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
@@ -257,9 +258,9 @@ class Team(Reloads):
     def _refused(self, errors: list[str], torn: str) -> ReloadRefused:
         for line in errors:
             _log.error("reload: %s", line)
-        count = f"{len(errors)} error{'' if len(errors) == 1 else 's'} in {self._settings.config}"
+        what = f"{count(len(errors), 'error')} in {self._settings.config}"
         end = torn or f"generation {self.generation} stays active"
-        _log.error("reload refused: %s; %s", count, end)
+        _log.error("reload refused: %s; %s", what, end)
         return ReloadRefused(tuple(errors), time.time(), torn)
 
 

@@ -18,7 +18,7 @@ from tests import ROOT
 
 PLANS = ROOT / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"
-SCRIPTS = ("mbsync-user", "perdition-map", "same-mail", "same-state")
+SCRIPTS = ("mail-state", "mbsync-user", "perdition-map", "same-mail", "same-state")
 NAMES = ("alice", "-n", "a b", 'a"b', "a'b", "$(touch pwned)", "a;touch pwned", "ü漢", "a\\tb", "a.*", "a&b", "*")
 
 
@@ -39,7 +39,7 @@ def test_a_plan_is_complete_and_names_scripts_that_are_there(path: Path) -> None
 
 def test_there_are_no_other_files() -> None:
     names = {path.name for path in PLANS.iterdir() if path.name != "__pycache__"}
-    assert names == {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "imapsync.yml", *SCRIPTS}
+    assert names == {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "imapsync.yml", "mailboxes.py", *SCRIPTS}
 
 
 def values(plan: Plan, user: str) -> Mapping[str, str]:

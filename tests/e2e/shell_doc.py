@@ -121,4 +121,5 @@ def _likeness(line: str, alike: Mapping[str, str]) -> str:
     for pattern, instead in alike.items():
         line = re.sub(pattern, instead, line)
     line = re.sub(r"\b(?:[0-9a-f]{8}|[0-9a-f]{12})\b", "0", line)  # session ids and the beginnings of digests
-    return re.sub(r"\d+(?:[.,:]\d+)*", "0", " ".join(line.split()))
+    line = re.sub(r"\d+(?:[.,:]\d+)*", "0", " ".join(line.split()))
+    return re.sub(r"\b0 (?:ms|s|min)\b", "0 s", line)  # how long it took

@@ -21,7 +21,7 @@ from .slow_relay import SlowRelay
 from .stores import PASSWORD
 
 ALIKE = {
-    r"waited [\d.]+ s for \d+ deliver(?:y|ies)|nothing in flight \([\d.]+ s\)": "all is quiet",  # some milliseconds
+    r"waited [\d.]+ m?s for \d+ deliver(?:y|ies)|nothing in flight \([\d.]+ m?s\)": "all is quiet",  # some milliseconds
     rf"u\d+@{DOMAIN}|u\d+@example\.org": "alice@example.org",
     r"<[\w+/]{22}>": "<a session of doveadm>",
 }

@@ -41,7 +41,8 @@ def test_steps_of_a_page() -> None:
 @pytest.mark.parametrize(
     "shown, got, wrong",
     [
-        (["done in 0.04 s"], ["done in 12.5 s"], 0),
+        (["done in 40 ms"], ["done in 12.5 s"], 0),
+        (["done in 40 ms"], ["done in 12.5 m"], 1),
         (["1,001 on new[192.0.2.20:24]"], ["13 on new[127.0.0.1:23456]"], 0),
         (["a   b"], ["a b"], 0),
         (["old -> new"], ["old -> old"], 1),

@@ -495,7 +495,7 @@ def test_odd_users_are_only_users(pair_free: Served) -> None:
     users = ["\ud800", "a\r\nb", "\\", "@", "x" * 10_000, "é@exämple.org"]
     answer = pair_free.control.post("/drain", {"users": users})
     assert answer["done"] is True and set(answer["routes"]) == set(users)
-    line = pair_free.proxy.wait_log(r"control: drain \\xed\\xa0\\x80, a\\r\\nb, \\\\ and 3 more by uid")
+    line = pair_free.proxy.wait_log(r"control: drain \\ud800, a\\r\\nb, \\ and 3 more by uid")
     assert len(line) < 400
 
 

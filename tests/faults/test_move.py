@@ -69,7 +69,7 @@ def test_one_user(move: Move) -> None:
     before = text_of(move)
     ended = run(move, "move", ALICE, "new")
     assert re.fullmatch(
-        rf"{ALICE}: old -> new, generation 2, nothing in flight \(0\.\d\d s\)\n", ended.out.replace("\n    ", " ")
+        rf"{ALICE}: old -> new, generation 2, nothing in flight \([\d.]+ ms\)\n", ended.out.replace("\n    ", " ")
     ), ended
     assert (ended.status, ended.err) == (0, "")
     assert text_of(move) == before.replace(f'"{ALICE}": old', f'"{ALICE}": new') != before
@@ -94,7 +94,7 @@ def test_who_is_there_already_who_is_new_and_a_domain(move: Move) -> None:
     assert ended.status == 0
     lines = ended.out.splitlines()
     assert lines[:3] == [f"{BOB}: was on new already", "@example.net: old -> new", "dave@example.org: added on new"]
-    assert re.fullmatch(r"generation 2, nothing in flight \(0\.\d\d s\)", lines[3])
+    assert re.fullmatch(r"generation 2, nothing in flight \([\d.]+ ms\)", lines[3])
     asked = [recipient.path for seen in move.new.transactions() for recipient in seen.recipients]
     assert asked == [BOB, "dave@example.org"], "nobody can be asked about a whole domain"
     same = run(move, "move", BOB, "new")
@@ -200,7 +200,7 @@ def test_a_move_that_runs_out_of_time_is_in_force(move: Move) -> None:
     delivery = in_flight(move, ALICE, go)
     late = run(move, "move", ALICE, "new", "--timeout", "0.3")
     assert late.status == 3
-    assert "1 delivery still in flight after 0.3" in flat(late.out) and f"\n{ALICE}" in late.out
+    assert "1 delivery still in flight after 3" in flat(late.out) and f"\n{ALICE}" in late.out
     assert f"{ALICE} is on new since generation 2, but not all is quiet" in late.error
     assert f"`lmtp-proxyctl drain {ALICE}`" in late.error
     assert backend_of(ALICE, text_of(move)) == "new"

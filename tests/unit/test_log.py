@@ -13,35 +13,6 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.log import KEPT, LogBatch, StreamChannel, SyslogChannel
-from lmtp_proxy.text import printable
-
-
-@pytest.mark.parametrize(
-    ("octets", "text"),
-    [
-        (b"<a@b>", "<a@b>"),
-        ("<\u00fc@\u4f60>".encode(), "<\u00fc@\u4f60>"),
-        (b"a\r\nb", r"a\r\nb"),
-        (b"a\nJan 1 host lmtp-proxy: forged", r"a\nJan 1 host lmtp-proxy: forged"),
-        (b"\x00\x1b[31m\x7f", r"\x00\x1b[31m\x7f"),
-        (b"\xff\xfe", r"\xff\xfe"),
-        (rb"\xff", r"\\xff"),
-        ("\u2028\u202e".encode(), r"\u2028\u202e"),
-    ],
-)
-def test_foreign_text_is_one_line_without_controls(octets: bytes, text: str) -> None:
-    assert printable(octets) == text
-
-
-def test_every_octet_is_printable_after_it() -> None:
-    for octet in range(256):
-        assert printable(b"a" + bytes([octet]) + b"b").isprintable()
-
-
-def test_long_text_is_cut_and_says_so() -> None:
-    assert len(printable(b"x" * 100_000)) < 1000
-    assert printable(b"x" * 100_000).endswith("x...")
-    assert printable("\u00fc".encode() * 2000).isprintable()
 
 
 @pytest.fixture

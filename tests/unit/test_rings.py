@@ -28,8 +28,10 @@ WITHOUT_GEVENT = {"text", "counts", "wire", "routing", "config", "log", "start",
 """Folders and modules that are used where there is no loop, too: before it, in the loader, in the command."""
 WITHOUT_GEVENT_IN_OTHERS = {
     "generations.share", "receipts.batch", "receipts.file", "delivery.uncertain", "delivery.in_flight",
-    "workers.settings", "workers.worker",
+    "workers.settings", "workers.worker", "web.markup", "web.graphics",
 }  # fmt: skip
+START_THE_REST = {"cli", "workers.worker"}
+"""Of those, the ones that import what has gevent once all is ready for it."""
 PURE = {"text", "counts", "wire"}
 NOT_IN_PURE = {
     "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal",
@@ -127,6 +129,10 @@ def is_leaf(module: str) -> bool:
     return module == LEAF or module.startswith(f"{LEAF}.")
 
 
+def runs_without_gevent(module: str) -> bool:
+    return module.partition(".")[0] in WITHOUT_GEVENT or module in WITHOUT_GEVENT_IN_OTHERS
+
+
 def violations(module: str, source: str, order: list[str], *, is_package: bool = False) -> list[str]:
     """What is wrong with one module's imports, each as one sentence. order: of all maps."""
     wrong: list[str] = []
@@ -145,8 +151,7 @@ def violations(module: str, source: str, order: list[str], *, is_package: bool =
             elif order.index(target) > order.index(module):
                 wrong.append(f"{module} imports {target}, which stands below it")
         elif module in order:
-            without = room in WITHOUT_GEVENT or module in WITHOUT_GEVENT_IN_OTHERS
-            if top in ("gevent", "greenlet") and without:
+            if top in ("gevent", "greenlet") and runs_without_gevent(module):
                 wrong.append(f"{module} imports {name}, and should run without a loop")
             if re.match(r"gevent\.monkey\b", name) and module != MONKEY:
                 wrong.append(f"{module} imports {name}, which is for {MONKEY} alone")
@@ -214,6 +219,13 @@ def test_no_class_has_the_name_of_another() -> None:
     """Who reads `Answer` in a traceback, a log or a signature knows which one is meant."""
     twice = classes_named_twice({module: path.read_text("utf-8") for module, path in MODULES.items()})
     assert {name: modules for name, modules in twice.items() if name not in STILL_TWICE} == {}
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if runs_without_gevent(module)))
+def test_what_has_no_gevent_gets_none_by_what_it_imports(module: str) -> None:
+    imports = imports_of(MODULES[module].read_text("utf-8"), module, set(ORDER), is_package=is_package(module))
+    with_it = {name for name in filter(ours, imports) if inner(name) and not runs_without_gevent(inner(name))}
+    assert module in START_THE_REST or with_it == set()
 
 
 def test_only_the_service_patches() -> None:

@@ -13,7 +13,7 @@ from lmtp_proxy.ctl.migrate.plan import Plan
 from lmtp_proxy.ctl.migrate.proxy import Facts, ProxyError
 from lmtp_proxy.ctl.migrate.states import IN_HAND, MAY_BE_PARKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place, Way, way
 from lmtp_proxy.ctl.migrate.steps import was
-from lmtp_proxy.ctl.output import safe
+from lmtp_proxy.text import safe
 
 _WAYS = {
     Way.BEGIN: "sync, park, block, final sync, move to {to}, redirect, unblock",

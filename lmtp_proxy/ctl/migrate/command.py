@@ -8,7 +8,6 @@ known here.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +18,7 @@ from lmtp_proxy.ctl.arguments import Parser, text
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
+from lmtp_proxy.text import count, local_time
 
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
 DESCRIPTION = """
@@ -107,7 +107,7 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
             return _reset(options, client)
         return _run(options, client)
     except PlanError as error:
-        raise Failed(REFUSED, f"{show.count(len(error.errors), 'error')} in the plan", error.errors) from error
+        raise Failed(REFUSED, f"{count(len(error.errors), 'error')} in the plan", error.errors) from error
     except ConfigError as error:
         raise Failed(REFUSED, "the proxy's configuration cannot be loaded", error.errors) from error
     except (JournalError, JournalFailed, RunRefused) as error:
@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if found := checks.details(users, plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     if facts.complete_since is not None:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.complete_since))
+        when = local_time(facts.complete_since)
         watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
     if options.dry_run:
         return _dry_run(plan, proxy, users, facts)
@@ -204,9 +204,9 @@ def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome
         document[user] = {"would": would, "ok": fine}
         lines += show.wrapped(f"{user}: {would}")
     lines += show.wrapped(
-        f"nothing was changed; of {show.count(len(everybody), 'user')} {bad:,} would not be migrated"
+        f"nothing was changed; of {count(len(everybody), 'user')} {bad:,} would not be migrated"
         if bad
-        else f"nothing was changed; {show.count(len(everybody), 'user')}, and nothing is in the way"
+        else f"nothing was changed; {count(len(everybody), 'user')}, and nothing is in the way"
     )
     return Outcome({"users": document}, lines, 2 if bad else 0)
 
@@ -284,5 +284,5 @@ def _release(options: argparse.Namespace, client: Callable[[], ControlClient]) -
             else:
                 problems.append(f"{user}: {ended.error}")
     if problems:
-        raise Failed(REFUSED, f"{show.count(len(problems), 'user')} could not be released", [*lines, *problems])
+        raise Failed(REFUSED, f"{count(len(problems), 'user')} could not be released", [*lines, *problems])
     return Outcome({"users": users}, lines)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.ctl.output import count, safe, span
+from lmtp_proxy.text import count, local_time, safe, span
 
 _MOST_LINES = 10_000  # that wait to be written; the journal has them all
 _WAIT = 1.0  # seconds for a line to be written
@@ -93,7 +93,7 @@ class LogWatcher:
         self.note(f"{safe(user)}: {state}{offline}{f': {error}' if error else ''}")
 
     def note(self, text: str) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._clock()))
+        now = local_time(self._clock())
         with self._change:
             if self._stream is None:
                 return

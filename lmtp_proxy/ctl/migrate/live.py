@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary, Watcher, summary_text
 from lmtp_proxy.ctl.migrate.report_words import step_word
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.ctl.output import count, cut, safe, span, width
+from lmtp_proxy.ctl.output import cut, width
+from lmtp_proxy.text import count, safe, span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -20,6 +20,7 @@ from lmtp_proxy.ctl.drain import DONE, UNCERTAIN, UNPROVEN, Failed, Progress
 from lmtp_proxy.ctl.migrate.hooks import Cancel
 from lmtp_proxy.ctl.migrate.turns import Turns
 from lmtp_proxy.ctl.move import Order, move
+from lmtp_proxy.text import count, span
 
 if TYPE_CHECKING:
     from lmtp_proxy.config.values import Config
@@ -308,8 +309,8 @@ def _moved(status: int, document: Mapping[str, Any]) -> Moved:
     ]
     if status == UNCERTAIN and not answer.has_null("after_crash"):
         lines += [" ".join(show.after_crash(answer))]
-    waited = show.count(len(answer.objects("waited_for")), "delivery", "deliveries")
-    text = f"generation {answer.integer('generation')}, waited {show.span(answer.number('waited'))} for {waited}"
+    waited = count(len(answer.objects("waited_for")), "delivery", "deliveries")
+    text = f"generation {answer.integer('generation')}, waited {span(answer.number('waited'))} for {waited}"
     [previous] = answer.object("previous").optional_texts().values()
     return Moved(status in (DONE, UNCERTAIN), tuple(lines), text, previous)
 

@@ -14,7 +14,7 @@ from lmtp_proxy.ctl.migrate.journal import open_journal
 from lmtp_proxy.ctl.migrate.report import Report, read_report
 from lmtp_proxy.ctl.migrate.report_text import receipt_lines, report_document, report_lines
 from lmtp_proxy.ctl.migrate.status import under_way
-from lmtp_proxy.ctl.output import safe
+from lmtp_proxy.text import safe
 
 
 def report(journal_path: str, users: Sequence[str] = (), html: str | None = None) -> Outcome:

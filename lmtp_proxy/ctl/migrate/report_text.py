@@ -9,17 +9,16 @@ from lmtp_proxy.ctl.migrate.report_words import (
     edges,
     mail_words,
     moment,
-    percent,
     receipt_words,
     route,
     run_words,
-    seconds_of,
     state_word,
     step_word,
     verdict,
 )
 from lmtp_proxy.ctl.migrate.states import FAILED, NEEDS_ATTENTION
-from lmtp_proxy.ctl.output import count, labelled, safe, span, table, wrapped
+from lmtp_proxy.ctl.output import labelled, table, wrapped
+from lmtp_proxy.text import count, safe, share, span
 
 _BAR = 40  # columns
 _RUNS = 3
@@ -66,9 +65,9 @@ def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str
         ),
         (
             "",
-            f"final sync {percent(report.final_sync, total)}, other hooks {percent(report.hooks, total)},"
-            + (f" no run at work {percent(report.alone, total)}," if report.alone else "")
-            + f" the rest {percent(report.ours, total)} (median {seconds_of(report.ours_median)})",
+            f"final sync {share(report.final_sync, total)}, other hooks {share(report.hooks, total)},"
+            + (f" no run at work {share(report.alone, total)}," if report.alone else "")
+            + f" the rest {share(report.ours, total)} (median {span(report.ours_median)})",
         ),
     ]
 
@@ -88,7 +87,7 @@ def _table_of(users: list[UserReport]) -> list[str]:
     for user in users:
         offline = user.offline
         assert offline is not None
-        rows.append([user.user, *map(seconds_of, (offline.seconds, offline.final_sync, offline.hooks, offline.ours))])
+        rows.append([user.user, *map(span, (offline.seconds, offline.final_sync, offline.hooks, offline.ours))])
     return table(["user", ">offline", ">final sync", ">hooks", ">the rest"], rows)
 
 
@@ -113,7 +112,7 @@ def receipt_lines(user: UserReport) -> list[str]:
         if ids := getattr(user, name):
             lines += wrapped(f"  {name}: {' '.join(ids)}")
     if user.offline is not None:
-        lines.append(f"  offline {seconds_of(user.downtime)}" if user.downtime is not None else "  offline NOW")
+        lines.append(f"  offline {span(user.downtime)}" if user.downtime is not None else "  offline NOW")
     lines += ["", *table(["step", ">run", "at", ">seconds", "outcome"], [_step_row(step) for step in user.steps])]
     for step in user.failures:
         lines += ["", safe(f"{step_word(step.step)}: {step.outcome or _NO_END}")]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lmtp_proxy.ctl.migrate.report import Report, UserReport
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
-from lmtp_proxy.ctl.output import count, span
+from lmtp_proxy.text import count, local_time
 
 STATE_WORDS = {DONE: "done", FAILED: "failed", NEEDS_ATTENTION: "needs attention", ON_OLD: "not begun"}
 STEP_WORDS = {"final_sync": "final sync", "restore": "back to the old store"}
@@ -25,7 +25,7 @@ def step_word(step: str) -> str:
 
 def moment(seconds: float | None) -> str:
     """Local time with the zone: `2026-11-23 22:00:05 CET`."""
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+    return "-" if seconds is None else f"{local_time(seconds)} {time.strftime('%Z', time.localtime(seconds))}"
 
 
 def clock(seconds: float | None, near: float | None = None) -> str:
@@ -34,15 +34,7 @@ def clock(seconds: float | None, near: float | None = None) -> str:
         return "-"
     here = time.localtime(seconds)
     same = near is not None and time.localtime(near)[:3] == here[:3]
-    return time.strftime("%H:%M:%S" if same else "%Y-%m-%d %H:%M:%S", here)
-
-
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "-"
-
-
-def seconds_of(value: float | None) -> str:
-    return "-" if value is None else span(value)
+    return local_time(seconds)[-8 if same else 0 :]
 
 
 def route(report: Report) -> str:
@@ -102,9 +94,9 @@ def receipt_words(user: UserReport) -> list[str]:
 
 
 def edges(value: float) -> str:
-    """A limit on an axis of seconds: 0.05 s, 2 s, 1 min 40 s."""
+    """A limit on an axis, exactly: 50 ms, 2 s, 1 min 40 s."""
     if value < 60:
-        return f"{value:g} s"
+        return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"

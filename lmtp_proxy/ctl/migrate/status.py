@@ -11,6 +11,7 @@ from typing import Any
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, UserRow
 from lmtp_proxy.ctl.migrate.states import FAILED, IN_HAND, NEEDS_ATTENTION, STATES
+from lmtp_proxy.text import count, local_time, safe, span
 
 _SHOWN = 50  # of each kind
 _OUTPUT = 2000  # characters of a command's output
@@ -51,14 +52,14 @@ def _everybody(rows: Sequence[UserRow], runs: Sequence[Run], counts: Mapping[str
         how = run.result or (f"under way, pid {run.pid}" if going else "died")
         lines += show.wrapped(f"run {run.id} of {run.plan_path} ({way}), begun {_time(run.began)}: {how}")
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    lines += show.wrapped(f"{show.count(len(rows), 'user')}: {states}" if rows else "no users yet")
+    lines += show.wrapped(f"{count(len(rows), 'user')}: {states}" if rows else "no users yet")
     whose = "in hand" if going else "in the hands of a run that died; the next run takes them first"
     for title, of in ((whose, IN_HAND), ("needs attention", {NEEDS_ATTENTION}), ("failed, and as before", {FAILED})):
         found = [row for row in rows if row.state in of]
         if found:
             lines += ["", *show.wrapped(f"{title}:")]
         for row in found[:_SHOWN]:
-            since = f"{row.state} for {show.span(max(time.time() - row.since, 0))}" if row.state in IN_HAND else ""
+            since = f"{row.state} for {span(max(time.time() - row.since, 0))}" if row.state in IN_HAND else ""
             text = ": ".join(filter(None, [since, row.error or ""]))
             lines += show.wrapped(f"  {row.user}: {text}", "      ")
         if len(found) > _SHOWN:
@@ -84,13 +85,13 @@ def _one(journal: Journal, user: str) -> tuple[dict[str, Any], list[str]]:
         text = f"  {_time(transition.at)}  {transition.before} -> {transition.after}{note}"
         events.append((transition.at, 0, show.wrapped(text, "      ")))
     for step in steps:
-        took = "" if step.ended is None else f" after {show.span(max(step.ended - step.began, 0))}"
+        took = "" if step.ended is None else f" after {span(max(step.ended - step.began, 0))}"
         again = f" (run {step.attempt})" if step.attempt > 1 else ""
         text = f"  {_time(step.began)}    {step.step}{again}: {step.outcome or 'did not end'}{took}"
-        said = [f"        {show.safe(line)}" for line in (step.output or "").strip()[-_OUTPUT:].splitlines()]
+        said = [f"        {safe(line)}" for line in (step.output or "").strip()[-_OUTPUT:].splitlines()]
         events.append((step.began, 1, [*show.wrapped(text, "      "), *said]))
     return document, [*lines, *(line for *_, group in sorted(events, key=lambda event: event[:2]) for line in group)]
 
 
 def _time(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    return local_time(at)

@@ -5,8 +5,6 @@ The one place where states and actions meet: a state is entered in the journal, 
 `moved` whatever fails puts the user back; from there on he only goes forward, or waits for a human.
 """
 
-import time
-
 from lmtp_proxy.ctl.migrate.journal import UserRow
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Receipts, Requeued
@@ -40,6 +38,7 @@ from lmtp_proxy.ctl.migrate.steps import (
     was,
 )
 from lmtp_proxy.ctl.migrate.way_back import look, put_back, undo
+from lmtp_proxy.text import local_time
 
 _MOVE_AGAIN = 120.0  # seconds: a user who must go forward is offline until the file can be changed
 _LONGEST_PAUSE = 15.0
@@ -274,7 +273,7 @@ class UserRun:
         plan = self.parts.plan
         seen = self.parts.proxy.receipts(self.user).on(plan.new)
         if seen is not None and seen.last > self._guard_since:
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen.last))
+            when = local_time(seen.last)
             raise Ask(
                 f"mail was delivered to {plan.new} for this user, last {when}"
                 f"{' (perhaps: the outcome is uncertain)' if seen.count <= seen.uncertain else ''}, and a sync would "

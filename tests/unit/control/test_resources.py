@@ -52,7 +52,7 @@ def test_a_bug_is_a_500_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.ERROR, "lmtp_proxy"):
         status, answer = get(application(broken, InFlight()), "/sessions")
     assert status == "500 Internal Server Error"
-    assert answer == {"error": r"internal error: RuntimeError('a bug\\nin two lines')"}
+    assert answer == {"error": r"internal error: RuntimeError('a bug\nin two lines')"}
     assert caplog.records[0].exc_info is not None
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.delivery.uncertain import MAX_LINE, Uncertain, from_json, read_log
-from lmtp_proxy.text import iso_time
 
 RECORD = Uncertain(
     time=1795475363.125,
@@ -35,11 +34,6 @@ def test_a_record_is_one_line_that_reads_back() -> None:
     odd = dataclasses.replace(RECORD, message_id=None, sender="", reason='a "quote", \u2028 and ü')
     assert odd.to_line().isascii() and odd.to_line().count(b"\n") == 1
     assert from_json(json.loads(odd.to_line())) == dataclasses.replace(odd, keys=())
-
-
-def test_time() -> None:
-    assert iso_time(0) == "1970-01-01T00:00:00.000Z"
-    assert iso_time(1795475363.9999) == "2026-11-23T23:09:23.999Z"
 
 
 def test_what_is_no_record_is_counted(tmp_path: Path) -> None:

@@ -10,15 +10,12 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.counts import tree_of
 from lmtp_proxy.figures.samples import KEPT, Samples
 from lmtp_proxy.web.frame import HEADERS, framed
-from lmtp_proxy.web.graphics import Part, bar, curve, duration, escape, number, octets, rate, share
-from lmtp_proxy.web.page import Shown, page
+from lmtp_proxy.web.page import Shown, octets, page, rate
 
 VOID = {"meta", "link", "br"}
 HISTOGRAM = {"counts": [0] * 4 + [7] + [0] * 13, "sum": 0.1}
@@ -150,18 +147,18 @@ def test_what_is_said() -> None:
     said = text_of(shown())
     for part in (
         "Messages10.0 / s",
-        "1 234 567 answered, 2 aborted",
+        "1,234,567 answered, 2 aborted",
         "1.0 GB since the start",
         "of 2 on hold",
-        "Users 12 346",
+        "Users 12,346",
         "everybody else old",
         "3 in use, 1 kept, of 20",
         "3 users, waited 1.5 s, 1 uncertain",
-        "1 500 old \u2192 removed, changed: old generation 3",
+        "1,500 old \u2192 removed, changed: old generation 3",
         "lmtp-proxyctl uncertain",
         "up 25 h 0 min",
     ):
-        assert part in said.replace("\u202f", " "), part
+        assert part in said, part
     title, state, _ = page(shown())
     assert (title, state) == ("old: lmtp-proxy", "good")
 
@@ -231,41 +228,7 @@ def test_samples_are_bounded_and_a_counter_that_begins_anew_is_no_negative_rate(
 
 
 def test_numbers() -> None:
-    assert [number(value) for value in (0, 999, 1000, 1234567)] == ["0", "999", "1\u202f000", "1\u202f234\u202f567"]
     assert [rate(value) for value in (0, 0.004, 0.25, 3.14159, 250)] == ["0", "0", "0.25", "3.1", "250"]
     assert [octets(value) for value in (0, 999, 1500, 123456, 10**7, 10**14)] == [
         "0 B", "999 B", "1.5 kB", "123 kB", "10.0 MB", "100 TB"
     ]  # fmt: skip
-    assert [duration(value) for value in (None, 0.0005, 0.25, 1.5, 42, 600, 9000, 300000)] == [
-        "\u2013", "0.5 ms", "250 ms", "1.5 s", "42 s", "10 min", "2 h 30 min", "3 d 11 h"
-    ]  # fmt: skip
-    assert [share(count, 10000) for count in (0, 1, 100, 5000, 9999, 10000)] == [
-        "0\u202f%", "<\u202f0.1\u202f%", "1.0\u202f%", "50\u202f%", ">\u202f99.9\u202f%", "100\u202f%"
-    ]  # fmt: skip
-    assert share(0, 0) == "0\u202f%"
-
-
-@given(st.lists(st.floats(0, 1e12), max_size=130), st.lists(st.floats(0, 1e12), max_size=130))
-def test_a_curve_stays_within_its_frame(one: list[float], other: list[float]) -> None:
-    text = curve("a", 130, ("sent", one), ("failed", other))
-    Tags(text)
-    for path in re.findall(r'class="line \w+" d="M([^"]*)"', text):
-        for point in path.split("L"):
-            x, y = map(float, point.split())
-            assert -0.1 <= x <= 240.1 and 0 <= y <= 40
-
-
-@given(st.lists(st.integers(0, 10**7), max_size=12))
-def test_a_bar_is_full_and_shows_every_part(counts: list[int]) -> None:
-    parts = [Part(f"p{index}", count, "k0") for index, count in enumerate(counts)]
-    text = bar("b", parts, sum(counts))
-    rectangles = re.findall(r'class="k0" x="([\d.]+)" y="0" width="([\d.]+)"', text)
-    found = [(float(x), float(width)) for x, width in rectangles]
-    assert len(found) == sum(count > 0 for count in counts)
-    if found:
-        assert all(width >= 3.9 for _, width in found)
-        assert abs(found[-1][0] + found[-1][1] - 1000) < 1
-
-
-def test_escaping() -> None:
-    assert escape("<a href='x'>&\"") == "&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;"

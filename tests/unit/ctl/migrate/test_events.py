@@ -30,7 +30,7 @@ def test_one_line_for_each_event() -> None:
     assert lines == [
         "12 users, 1 of them done already",
         "a\\x1b[2J\\nb: syncing: sync",
-        "alice: done, offline for 0.25 s",
+        "alice: done, offline for 251 ms",
         "bob: failed: sync: exit 1",
         "9 done, 1 done before, 1 failed, 1 needs attention of 12 users in 4 min",
     ]

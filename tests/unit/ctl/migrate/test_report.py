@@ -136,7 +136,7 @@ def test_the_summary_says_what_to_do_in_the_morning(night: Path) -> None:
     for user in (*failed, *attention):
         assert f"{user.user}: {user.error}"[:60] in flat
     assert re.search(r"median \d\.\d s, 90 % within .*, 99 % within .*, longest", flat)
-    assert re.search(r"final sync 8\d %, other hooks 1\d %, the rest \d %", flat)
+    assert re.search(r"final sync 8\d %, other hooks 1\d %, the rest \d\.\d %", flat)
 
 
 def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ CHROMIUM = shutil.which("chromium")
 LOOK = """<script>
 parent.document.title = "LOOK " + JSON.stringify({
   wide: document.documentElement.scrollWidth, window: innerWidth, scripts: document.scripts.length,
-  users: document.querySelectorAll("details").length, bars: document.querySelectorAll("rect.bar").length,
+  users: document.querySelectorAll("details").length, bars: document.querySelectorAll("rect.column").length,
   page: getComputedStyle(document.body).backgroundColor, text: getComputedStyle(document.body).color,
   cut: [...document.querySelectorAll("svg.chart text")].filter(t => getComputedStyle(t).display != "none")
     .filter(t => t.getBoundingClientRect().right > innerWidth + 1 || t.getBoundingClientRect().left < -1).length});
@@ -325,5 +325,5 @@ def test_a_browser_shows_it_whole(night: Path, tmp_path: Path, users: int, width
     assert seen["users"] == users
     assert (seen["bars"] > 5) == (users > 0)
     assert seen["cut"] == 0
-    light = ("rgb(255, 255, 255)", "rgb(26, 31, 38)")
+    light = ("rgb(255, 255, 255)", "rgb(27, 31, 36)")
     assert ((seen["page"], seen["text"]) == light) is not dark
