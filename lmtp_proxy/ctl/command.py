@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, command, common_options, print_lines, seconds, text
+from lmtp_proxy.ctl.arguments import Parser, command, common_options, seconds, text
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
+from lmtp_proxy.streams import say, say_lost, settle
 
 INTERRUPTED = 130  # as shells have it
 _Verb: TypeAlias = Callable[[argparse.Namespace, Progress], Outcome]
@@ -35,6 +36,7 @@ _STATUSES = """exit status:
        was up, or the proxy ended or was restarted meanwhile; or, by requeue:
        not all mail has come through
   64   wrong arguments
+  74   done, but what it prints could not be written: a full disk, perhaps
   130  interrupted; the last line says what is so now
 
 `lmtp-proxyctl VERB --help` says what the verb does and what it waits for."""
@@ -42,6 +44,15 @@ _STATUSES = """exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, which --help explains."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # while it says how things are
+        return INTERRUPTED
+    finally:
+        settle(sys.stdout, sys.stderr)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     # Whoever began us may ignore it, and then how a command ended is lost: Python takes each for a success.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -58,17 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         waiting = f" while waiting for {deliveries(progress.pending)}" if progress.pending else ""
         return _fail(options, Failed(INTERRUPTED, f"{progress.state}; interrupted{waiting}"))
     document = {**outcome.document, "status": outcome.status}
-    print_lines(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
+    lost = say(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
     errors = [f"lmtp-proxyctl: warning: {warning}" for warning in outcome.warnings]
-    print_lines(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
-    return outcome.status
+    say(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
+    return outcome.status if lost is None else outcome.status or say_lost("lmtp-proxyctl", lost)
 
 
 def _fail(options: argparse.Namespace, failed: Failed) -> int:
     if options.json:
         document = {**failed.document, "error": failed.text, "errors": failed.details, "status": failed.status}
-        print_lines(sys.stdout, [json.dumps(document)])
-    print_lines(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
+        say(sys.stdout, [json.dumps(document)])
+    say(sys.stderr, [*map(show.safe, failed.details), f"lmtp-proxyctl: {show.safe(failed.text)}"])
     return failed.status
 
 
