@@ -4,6 +4,7 @@
 tests/e2e/test_migrate.py runs them in front of real servers.
 """
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -213,3 +214,27 @@ def test_block_waits_for_a_login_that_is_under_way(popmap: Map) -> None:
             process.communicate()
         for end in pair:
             end.close()
+
+
+# --- the man page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_man_page_says_how_a_command_runs_elsewhere(tmp_path: Path) -> None:
+    """All four that leave their other end behind are named; what it shows is a plan, and waits for who was before."""
+    page = (PLANS.parents[1] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
+    section = page.partition(".Ss Commands that run elsewhere\n")[2].partition("\n.S")[0]
+    for name in ("docker exec", "kubectl exec", "ssh", "systemd-run"):
+        assert name in section
+    shown = section.partition("-offset indent\n")[2].partition("\n.Ed")[0].replace("\\(dq", '"')
+    path = tmp_path / "plan.yml"
+    path.write_text(f"from: old\nto: new\npark: reject\n{shown}\n")
+    arguments = load_plan(str(path)).hooks["sync"].filled({"user": "alice"})
+    there = [each.replace("/run/lock", str(tmp_path)) for each in arguments[3:]]
+    assert arguments[:3] == ("docker", "exec", "dovecot") and there[0] == "flock"
+    there[there.index("doveadm") :] = ["true"]
+    with open(tmp_path / "migrate-alice", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = subprocess.Popen(there)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.5)
+    assert second.wait(20) == 0
