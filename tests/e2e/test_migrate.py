@@ -5,6 +5,7 @@ Nothing lost, nothing left in the old store, nothing twice, nothing bounced; and
 """
 
 import grp
+import imaplib
 import os
 import pwd
 import random
@@ -203,6 +204,26 @@ def test_a_doveadm_whose_run_was_killed_does_not_outlive_it(patient_stack: Stack
             assert found is None or not found.alive
         assert stand.report().counts == {"done": 1}
         stand.check_folders(users)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids="{:03o}".format)
+def test_perdition_reads_its_map_whatever_the_umask(patient_stack: Stack, perdition: Perdition, umask: int) -> None:
+    """Else nobody is blocked, and who was moved goes to where all go that are in no map."""
+    stack = patient_stack
+    users = stack.users(2)
+    for user in users:
+        stack.old.set_password(user)
+    with stand_for(stack, perdition, users, "cyrus-to-dovecot.yml") as stand:
+        servers = [f"{name}=127.0.0.1:{port}" for name, port in (("old", stack.old.imap_port), ("new", 1))]
+        stand.script("perdition-map", "block", users[0], umask=umask)
+        with pytest.raises(imaplib.IMAP4.error, match="Could not connect to server"):
+            perdition.login(users[0], PASSWORD)
+        perdition.login(users[1], PASSWORD).logout()
+        stand.script("perdition-map", "old", *servers, users[0], umask=umask)
+        perdition.login(users[0], PASSWORD).logout()
+        perdition.map_file.chmod(0o600)
+        stand.script("perdition-map", "old", *servers, users[0], umask=umask, status=1)
 
 
 @pytest.mark.timeout(120)
