@@ -62,7 +62,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except Failed as failed:
         return _fail(options, failed)
     except ControlError as error:
-        return _fail(options, Failed(REFUSED, str(error)))
+        return _fail(options, Failed(error.status, str(error)))
     except ModuleNotFoundError as error:
         return _fail(options, Failed(REFUSED, f"Python has no module {error.name}: apt install python3-{error.name}"))
     except KeyboardInterrupt:
@@ -122,10 +122,13 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
+
     if bool(options.users) == options.all:
         options.parser.error("name the users, or --all")
+    users = keys_of(given(options.users), "nothing was waited for")
     client = _client(options)
-    request: dict[str, object] = {"all": True} if options.all else {"users": _distinct(options.users)}
+    request: dict[str, object] = {"all": True} if options.all else {"users": users}
     instance = client.get("/status").text("instance")
     try:
         drained = drain(client, request, options.timeout, progress, instance, edited=True)
@@ -135,7 +138,7 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
         raise Failed(UNPROVEN, str(refusal), (), refusal.answer.document) from refusal  # a worker does not answer
     except ControlError as error:
         raise Failed(UNPROVEN, f"{error}; if lmtp-proxy died, {OLD_STORE}") from error
-    everybody = "all users" if options.all else show.count(len(_distinct(options.users)), "user")
+    everybody = "all users" if options.all else show.count(len(users), "user")
     routes = drained.answer.object("routes").optional_texts()
     lines = drained.lines({user: f"on {to or 'no backend'}" for user, to in routes.items()}, drained.text, everybody)
     late = "" if drained.done else f"not all is quiet after {options.timeout:g} s: drain again, with a longer --timeout"
@@ -144,15 +147,16 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.move import Order, move
+    from lmtp_proxy.ctl.names import given, key_of_domain, keys_of
 
     *users, backend = options.names
     if options.file is None and not users:
         options.parser.error("name the users and then the backend they move to")
     if options.file is not None and users:
         options.parser.error("name the users either in the list or here")
+    names = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
+    domain = options.domain and key_of_domain(options.domain)
     client = _client(options)
-    names = _distinct(users if options.file is None else ctl_files.users_in(options.file))
-    domain = options.domain and options.domain.removeprefix("@")
     return move(client, Order(names, backend, options.timeout, not options.no_preflight, domain), progress)
 
 
@@ -201,24 +205,23 @@ def _uncertain(options: argparse.Namespace, _progress: Progress) -> Outcome:
 
 
 def _receipts(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.receipts import show_receipts
 
-    return show_receipts(_client(options), _distinct(options.users))
+    return show_receipts(_client(options), keys_of(given(options.users), "nothing was asked"))
 
 
 def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.receipts import requeue_mail
 
-    client, users = _client(options), _distinct(options.users)
+    users = keys_of(given(options.users), "nothing was tried")
+    client = _client(options)
     return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
 
 
 def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
     return ctl_migrate.migrate(options, lambda: _client(options), progress)
-
-
-def _distinct(users: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(users))
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
