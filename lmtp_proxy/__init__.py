@@ -5,6 +5,7 @@ Folders by subject, in one order: a module imports only what stands above it her
 stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/test_rings.py`` reads and proves it.
 
     text.py       how foreign text and times are written
+    streams.py    standard streams of a command that may be closed, or full
     counts.py     what a process counts: integers and histograms
     wire/         LMTP as octets, both sides of it; no I/O, no time, no log
     routing/      from a recipient to its route; no gevent

@@ -24,12 +24,23 @@ from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
 from lmtp_proxy.start.start import RELOAD_SIGNALS, STOP_SIGNALS, Start
+from lmtp_proxy.streams import Parser, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments."""
+    """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments.
+
+    And 74 where what it prints could not be written.
+    """
+    try:
+        return _main(arguments)
+    finally:
+        settle(sys.stdout, sys.stderr)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = load(options.config)
@@ -38,17 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _check_run_as(config)
             if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
                 _check_files(config)
-            print(_summary(config))
-            return 0
+            lost = say(sys.stdout, [_summary(config)])
+            return 0 if lost is None else say_lost("lmtp-proxy", lost)
         return _run(config, daemonise=options.daemonize)
     except ConfigError as error:
-        for line in error.errors:
-            print(line, file=sys.stderr)
+        say(sys.stderr, error.errors)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lmtp-proxy",
         description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
         epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
@@ -98,7 +108,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         raise
     listeners = [each for each in (listener, control, metrics) if each]
     if listener.notice:
-        print(listener.notice, file=sys.stderr, flush=True)
+        say(sys.stderr, [listener.notice])
 
     started = _become_daemon(listeners, pid_file, config.users.handles) if pid_file else None
     if pid_file:
@@ -143,9 +153,7 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[i
         os.close(writer)
         ready = os.read(reader, 1)
         if not ready:
-            print(
-                "lmtp-proxy: the daemon ended before it was ready; the syslog may say why", file=sys.stderr, flush=True
-            )
+            say(sys.stderr, ["lmtp-proxy: the daemon ended before it was ready; the syslog may say why"])
         os._exit(0 if ready else 1)
     os.close(reader)
     daemon.DaemonContext(
@@ -159,7 +167,7 @@ def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[i
 
 def _tell(started: int | None) -> None:
     if trouble := notify_ready():
-        print(trouble, file=sys.stderr, flush=True)
+        say(sys.stderr, [trouble])
     if started is not None:
         os.write(started, b"1")
         os.close(started)

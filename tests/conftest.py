@@ -18,6 +18,8 @@ DEFAULT_TIMEOUT = 60  # seconds for one test; a test that needs longer bears its
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job, and of all it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # in it a broken pipe is seen earlier than an operator's Python sees it
+
 settings.register_profile(
     "project",
     deadline=None,  # the tests share a machine with others: pytest-timeout watches the time

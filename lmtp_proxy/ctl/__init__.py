@@ -8,6 +8,7 @@ In the order of their imports:
     arguments  the arguments that all verbs of lmtp-proxyctl have in common
     files      the files that lmtp-proxyctl reads
     drain      waits until nothing is in flight for some users
+    names      what an operator calls a user -> the key that mail would hit
     move       preflight, edit, reload, drain
     requeue    has Postfix try deferred mail again at once
     receipts   the verbs of receipts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The arguments that all verbs of lmtp-proxyctl have in common, their types, and what it prints.
+"""The arguments that all verbs of lmtp-proxyctl have in common, and their types.
 
 A mistake in them is one line and exit status 64. It knows no verb.
 """
@@ -8,16 +8,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lmtp_proxy import streams
+from lmtp_proxy.streams import say
 from lmtp_proxy.text import safe
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(streams.Parser):
     """names_anywhere: options may stand among the names, as in PLAN --jobs 8 USER."""
 
     names_anywhere = False
@@ -34,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if "--json" in sys.argv:
-            print_lines(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
-        print_lines(sys.stderr, [f"{self.prog}: {safe(message)}; see {self.prog} --help"])
+            say(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
+        say(sys.stderr, [f"{self.prog}: {safe(message)}; see {self.prog} --help"])
         sys.exit(WRONG_ARGUMENTS)
 
 
@@ -89,15 +90,3 @@ def common_options(*, unset: bool = False) -> Parser:
     )
     parser.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")
     return parser
-
-
-def print_lines(stream: Any, lines: Sequence[str]) -> None:
-    """To a stream that may be closed, or a pipe that nobody reads: what was done is done all the same."""
-    if stream is None or not lines:
-        return
-    try:
-        stream.reconfigure(errors="backslashreplace")
-        print(*lines, sep="\n", file=stream, flush=True)
-    except OSError as error:
-        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
-            print_lines(sys.stderr, [f"lmtp-proxyctl: the output could not be written: {error.strerror}"])

@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, command, common_options, print_lines, seconds, text
+from lmtp_proxy.ctl.arguments import Parser, command, common_options, seconds, text
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
+from lmtp_proxy.streams import say, say_lost, settle
 from lmtp_proxy.text import count, safe, span
 
 INTERRUPTED = 130  # as shells have it
@@ -36,6 +37,7 @@ _STATUSES = """exit status:
        was up, or the proxy ended or was restarted meanwhile; or, by requeue:
        not all mail has come through
   64   wrong arguments
+  74   done, but what it prints could not be written: a full disk, perhaps
   130  interrupted; the last line says what is so now
 
 `lmtp-proxyctl VERB --help` says what the verb does and what it waits for."""
@@ -43,6 +45,15 @@ _STATUSES = """exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, which --help explains."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # while it says how things are
+        return INTERRUPTED
+    finally:
+        settle(sys.stdout, sys.stderr)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     # Whoever began us may ignore it, and then how a command ended is lost: Python takes each for a success.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -52,24 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failed as failed:
         return _fail(options, failed)
     except ControlError as error:
-        return _fail(options, Failed(REFUSED, str(error)))
+        return _fail(options, Failed(error.status, str(error)))
     except ModuleNotFoundError as error:
         return _fail(options, Failed(REFUSED, f"Python has no module {error.name}: apt install python3-{error.name}"))
     except KeyboardInterrupt:
         waiting = f" while waiting for {deliveries(progress.pending)}" if progress.pending else ""
         return _fail(options, Failed(INTERRUPTED, f"{progress.state}; interrupted{waiting}"))
     document = {**outcome.document, "status": outcome.status}
-    print_lines(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
+    lost = say(sys.stdout, [json.dumps(document)] if options.json else outcome.lines)
     errors = [f"lmtp-proxyctl: warning: {warning}" for warning in outcome.warnings]
-    print_lines(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
-    return outcome.status
+    say(sys.stderr, [*errors, f"lmtp-proxyctl: {outcome.error}"] if outcome.error else errors)
+    return outcome.status if lost is None else outcome.status or say_lost("lmtp-proxyctl", lost)
 
 
 def _fail(options: argparse.Namespace, failed: Failed) -> int:
     if options.json:
         document = {**failed.document, "error": failed.text, "errors": failed.details, "status": failed.status}
-        print_lines(sys.stdout, [json.dumps(document)])
-    print_lines(sys.stderr, [*map(safe, failed.details), f"lmtp-proxyctl: {safe(failed.text)}"])
+        say(sys.stdout, [json.dumps(document)])
+    say(sys.stderr, [*map(safe, failed.details), f"lmtp-proxyctl: {safe(failed.text)}"])
     return failed.status
 
 
@@ -112,10 +123,13 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
+
     if bool(options.users) == options.all:
         options.parser.error("name the users, or --all")
+    users = keys_of(given(options.users), "nothing was waited for")
     client = _client(options)
-    request: dict[str, object] = {"all": True} if options.all else {"users": _distinct(options.users)}
+    request: dict[str, object] = {"all": True} if options.all else {"users": users}
     instance = client.get("/status").text("instance")
     try:
         drained = drain(client, request, options.timeout, progress, instance, edited=True)
@@ -125,7 +139,7 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
         raise Failed(UNPROVEN, str(refusal), (), refusal.answer.document) from refusal  # a worker does not answer
     except ControlError as error:
         raise Failed(UNPROVEN, f"{error}; if lmtp-proxy died, {OLD_STORE}") from error
-    everybody = "all users" if options.all else count(len(_distinct(options.users)), "user")
+    everybody = "all users" if options.all else count(len(users), "user")
     routes = drained.answer.object("routes").optional_texts()
     lines = drained.lines({user: f"on {to or 'no backend'}" for user, to in routes.items()}, drained.text, everybody)
     late = "" if drained.done else f"not all is quiet after {options.timeout:g} s: drain again, with a longer --timeout"
@@ -134,15 +148,16 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.move import Order, move
+    from lmtp_proxy.ctl.names import given, key_of_domain, keys_of
 
     *users, backend = options.names
     if options.file is None and not users:
         options.parser.error("name the users and then the backend they move to")
     if options.file is not None and users:
         options.parser.error("name the users either in the list or here")
+    names = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
+    domain = options.domain and key_of_domain(options.domain)
     client = _client(options)
-    names = _distinct(users if options.file is None else ctl_files.users_in(options.file))
-    domain = options.domain and options.domain.removeprefix("@")
     return move(client, Order(names, backend, options.timeout, not options.no_preflight, domain), progress)
 
 
@@ -191,24 +206,23 @@ def _uncertain(options: argparse.Namespace, _progress: Progress) -> Outcome:
 
 
 def _receipts(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.receipts import show_receipts
 
-    return show_receipts(_client(options), _distinct(options.users))
+    return show_receipts(_client(options), keys_of(given(options.users), "nothing was asked"))
 
 
 def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.receipts import requeue_mail
 
-    client, users = _client(options), _distinct(options.users)
+    users = keys_of(given(options.users), "nothing was tried")
+    client = _client(options)
     return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
 
 
 def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
     return ctl_migrate.migrate(options, lambda: _client(options), progress)
-
-
-def _distinct(users: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(users))
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient
+from lmtp_proxy.streams import say
 from lmtp_proxy.text import count, span
 
 DONE, REFUSED, UNCERTAIN, UNPROVEN = 0, 1, 2, 3  # exit statuses
@@ -60,10 +61,10 @@ class Progress:
     state: what is so now, for somebody who interrupts.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = "nothing was changed"
         self.pending = 0
-        self._stream: TextIO | None = stream
+        self._stream = stream
         self._clock = clock
         self._began: float | None = None
         self._last = 0.0
@@ -88,11 +89,7 @@ class Progress:
         if (now - self._began < _PATIENCE and not at_once) or (key == self._key and now - self._last < _AGAIN):
             return
         self._key, self._last = key, now
-        try:
-            if self._stream is not None:
-                print(*show.wrapped(f"waiting for {text}"), sep="\n", file=self._stream, flush=True)
-        except OSError:  # nobody reads it; what is under way goes on
-            self._stream = None
+        say(self._stream, show.wrapped(f"waiting for {text}"))
 
     def flights(self, waiting: Sequence[Answer]) -> None:
         """These deliveries are waited for."""

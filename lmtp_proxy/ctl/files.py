@@ -9,10 +9,18 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from lmtp_proxy.ctl.arguments import WRONG_ARGUMENTS
 from lmtp_proxy.ctl.client import Answer, ControlError
 
 if TYPE_CHECKING:
     import yaml
+
+
+class WrongList(ControlError):
+    """A list that is none: as a wrong argument is."""
+
+    status = WRONG_ARGUMENTS
+
 
 _MAX_LIST = 64 * 2**20  # octets
 
@@ -95,9 +103,16 @@ def digest(path: str) -> str | None:
 
 def users_in(path: str) -> list[str]:
     """The users in a list, one a line; `-` is stdin. Raises ControlError with the line of anything else."""
+    return [user for _, user in numbered_users(path)]
+
+
+def numbered_users(path: str) -> list[tuple[str, str]]:
+    """The same with where each stands, `list:3`."""
     name = "stdin" if path == "-" else path
     try:
         if path == "-":
+            if sys.stdin is None:  # closed by whoever began us
+                raise WrongList(f"{name}: is closed; nothing was changed")
             data = sys.stdin.buffer.read(_MAX_LIST + 1)
         else:
             with open(path, "rb") as file:
@@ -107,20 +122,20 @@ def users_in(path: str) -> list[str]:
         raise ControlError(f"{name}: cannot be read: {error.strerror}; nothing was changed") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ControlError(f"{name}:{line}: is not UTF-8 text; nothing was changed") from None
+        raise WrongList(f"{name}:{line}: is not UTF-8 text; nothing was changed") from None
     if len(data) > _MAX_LIST:
         raise ControlError(f"{name}: is larger than {_MAX_LIST} octets; nothing was changed")
-    users = []
+    users: list[tuple[str, str]] = []
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split()
         comment = next((place for place, word in enumerate(words) if word.startswith("#")), len(words))
         if comment > 1:
-            raise ControlError(f"{name}:{number}: write one user a line, and nothing else; nothing was changed")
+            raise WrongList(f"{name}:{number}: write one user a line, and nothing else; nothing was changed")
         if not all(map(str.isprintable, words[:comment])):
-            raise ControlError(f"{name}:{number}: holds a character that no address can; nothing was changed")
-        users += words[:comment]
+            raise WrongList(f"{name}:{number}: holds a character that no address can; nothing was changed")
+        users += [(f"{name}:{number}", word) for word in words[:comment]]
     if not users:
-        raise ControlError(f"{name}: names no user; nothing was changed")
+        raise WrongList(f"{name}: names no user; nothing was changed")
     return users
 
 

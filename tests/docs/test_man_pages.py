@@ -60,7 +60,7 @@ def test_options_of_lmtp_proxy() -> None:
 
 
 def test_exit_statuses_of_lmtp_proxy(tmp_path: Path) -> None:
-    """Each is reached: 0 by --check of a good file, 1 of a bad one, 2 by an option that is not there."""
+    """Each is reached: 0 by --check of a good file, 1 of a bad one, 2 by a wrong option, 74 on a full disk."""
     (tmp_path / "good").write_text("config:\n  socket: /run/x\nbackends: {}\n")
     (tmp_path / "bad").write_text("config: {}\n")
     seen = [
@@ -71,6 +71,9 @@ def test_exit_statuses_of_lmtp_proxy(tmp_path: Path) -> None:
             ("--bogus",),
         )
     ]
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, str(ROOT / "bin/lmtp-proxy"), "--version"]
+        seen.append(subprocess.run(program, stdout=full, stderr=subprocess.PIPE).returncode)
     assert [str(status) for status in seen] == statuses(PROXY)
 
 

@@ -4,9 +4,14 @@
 tests/e2e/test_migrate.py runs them in front of real servers.
 """
 
+import fcntl
 import os
+import shutil
 import socket
+import stat
+import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,16 +86,17 @@ class Map:
         makegdbm.chmod(0o755)
         (directory / "pid").write_text(str(os.getpid()), "ascii")
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, umask: int = -1, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {
             "PATH": f"{self.directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PERDITION_MAP": str(self.text),
             "PERDITION_PID": str(self.directory / "pid"),
             "LC_ALL": "C.UTF-8",
+            **more,
         }
         return subprocess.run(
             [PLANS / "perdition-map", *arguments], capture_output=True, text=True, timeout=20, check=False,
-            env=environment, cwd=self.directory,
+            env=environment, cwd=self.directory, umask=umask,
         )  # fmt: skip
 
     @property
@@ -147,6 +153,150 @@ def test_what_cannot_be_in_the_map_is_refused(popmap: Map, arguments: tuple[str,
 def wait_until_titled(process: "subprocess.Popen[bytes]", title: str) -> None:
     while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(f"perdition.imap4: {title}".encode()):
         time.sleep(0.01)
+
+
+# --- whose the map is ------------------------------------------------------------------------------------------------
+
+NOBODY = 65534
+UMASKS = (0o022, 0o027, 0o077)
+PAGE = (PLANS.parents[1] / "docs" / "migration.md").read_text("utf-8")
+_IMAP_TO = PAGE.partition("`/usr/local/sbin/imap-to`:\n\n```bash\n")[2].partition("```")[0]
+_TAGS = {"user": 1, "member": 2, "group": 4, "others": 32, "mask": 16}
+
+
+def acl(**entries: tuple[int, int]) -> bytes:
+    """As the kernel has it: a version, and for each entry its tag, its bits, and whose it is."""
+    return struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", _TAGS[name], bits, who % 2**32) for name, (bits, who) in entries.items()
+    )
+
+
+@pytest.fixture
+def open_map() -> Iterator[Map]:
+    """Where everybody may go, and a Perdition that is nobody."""
+    directory = Path(tempfile.mkdtemp(prefix="lpmap", dir="/tmp"))
+    directory.chmod(0o755)
+    popmap = Map(directory)
+    (directory / "popmap.gdbm.db").write_text(popmap.text.read_text("utf-8"), "utf-8")
+    daemon = subprocess.Popen(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sleep", "300"])
+    (directory / "pid").write_text(str(daemon.pid), "ascii")
+    while b"sleep" not in Path(f"/proc/{daemon.pid}/cmdline").read_bytes()[:6]:
+        time.sleep(0.01)
+    yield popmap
+    daemon.kill()
+    daemon.wait()
+    shutil.rmtree(directory)
+
+
+def imap_to(popmap: Map, server: str, umask: int) -> "subprocess.CompletedProcess[str]":
+    """The script of docs/migration.md, for zoe."""
+    script = _IMAP_TO.replace("/etc/perdition/popmap", str(popmap.text))
+    script = script.replace("/run/perdition.imap4/perdition.imap4.pid", str(popmap.directory / "pid"))
+    (popmap.directory / "list").write_text("zoe@example.org\n", "ascii")
+    path = popmap.directory / "imap-to"
+    path.write_text(script, "utf-8")
+    return subprocess.run(
+        ["/bin/bash", path, server, popmap.directory / "list"],
+        capture_output=True, text=True, timeout=20, check=False, umask=umask,
+        env={"PATH": f"{popmap.directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, cwd=popmap.directory,
+    )  # fmt: skip
+
+
+def put(popmap: Map, how: str, where: str, umask: int) -> "subprocess.CompletedProcess[str]":
+    if how == "imap-to":
+        return imap_to(popmap, {"new": "10.0.0.2:143", "old": "10.0.0.1:143"}[where], umask)
+    return popmap.run(where, *SERVERS, "zoe", umask=umask)
+
+
+def is_like(path: Path) -> tuple[object, ...]:
+    status = path.stat()
+    access = "system.posix_acl_access"
+    return (
+        status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), os.getxattr(path, access)
+        if access in os.listxattr(path) else None, path.is_symlink() and os.readlink(path),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["perdition-map", "imap-to"])
+@pytest.mark.parametrize("umask", UMASKS, ids="{:03o}".format)
+def test_the_map_stays_what_it_is_whatever_the_umask(open_map: Map, umask: int, how: str) -> None:
+    """Owner, group, mode, ACL; and a link is one still, with another target's content."""
+    text, db = open_map.text, open_map.directory / "popmap.gdbm.db"
+    elsewhere = open_map.directory / "data"
+    elsewhere.mkdir(mode=0o755)
+    os.rename(db, elsewhere / "map.db")
+    db.symlink_to("data/map.db")
+    os.chown(elsewhere / "map.db", 1, 2)
+    os.chmod(elsewhere / "map.db", 0o640)
+    entries = acl(user=(6, -1), member=(4, NOBODY), group=(4, -1), mask=(4, -1), others=(0, -1))
+    os.setxattr(elsewhere / "map.db", "system.posix_acl_access", entries)
+    os.chown(text, 3, 4)
+    os.chmod(text, 0o604)
+    before = [is_like(path) for path in (text, db, elsewhere / "map.db")]
+    for where, server in (("new", "10.0.0.2"), ("old", "10.0.0.1")):
+        done = put(open_map, how, where, umask)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"zoe:{server}:143" in open_map.lines
+        assert [is_like(path) for path in (text, db, elsewhere / "map.db")] == before
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["map.db"]
+
+
+@pytest.mark.parametrize("how", ["perdition-map", "imap-to"])
+@pytest.mark.parametrize("umask", UMASKS, ids="{:03o}".format)
+def test_a_map_that_perdition_cannot_read_is_no_success(open_map: Map, umask: int, how: str) -> None:
+    """As an earlier run may have left it: then nobody is blocked, and who was moved goes to the old store."""
+    db = open_map.directory / "popmap.gdbm.db"
+    db.chmod(0o600)
+    before = open_map.lines
+    done = put(open_map, how, "new", umask)
+    assert done.returncode == 1 and "Perdition (user 65534" in done.stderr and open_map.lines == before
+    db.chmod(0o640)
+    os.chown(db, 0, NOBODY)
+    assert put(open_map, how, "new", umask).returncode == 0
+    db.chmod(0o600)
+    if how == "perdition-map":
+        assert put(open_map, how, "new", umask).returncode == 1, "also where it says so already"
+    db.chmod(0o644)
+    open_map.directory.chmod(0o700)
+    assert put(open_map, how, "old", umask).returncode == 1, "nor one behind a directory"
+
+
+@pytest.mark.parametrize("umask", UMASKS, ids="{:03o}".format)
+def test_a_first_map_is_like_its_text(open_map: Map, umask: int) -> None:
+    db = open_map.directory / "popmap.gdbm.db"
+    db.unlink()
+    open_map.text.chmod(0o644)
+    assert open_map.run("new", *SERVERS, "zoe", umask=umask).returncode == 0
+    assert is_like(db) == is_like(open_map.text)
+    (open_map.directory / "pid").unlink()  # not running: as who it would
+    assert open_map.run("old", *SERVERS, "zoe", umask=umask).returncode == 0
+    assert open_map.run("old", *SERVERS, "zoe", umask=umask, PERDITION_USER="daemon").returncode == 0
+    os.chown(db, NOBODY, 0)
+    db.chmod(0o600)
+    assert open_map.run("new", *SERVERS, "zoe", umask=umask).returncode == 0
+    refused = open_map.run("new", *SERVERS, "zoe", umask=umask, PERDITION_USER="daemon")
+    assert refused.returncode == 1 and "may not read it" in refused.stderr
+
+
+@pytest.mark.parametrize("umask", UMASKS, ids="{:03o}".format)
+def test_what_the_other_scripts_write_is_for_their_user_alone(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, text in (("mbsync", "exit 0"), ("doveadm", "echo INBOX messages=1")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n", "ascii")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "passwords").write_text("zoe:secret\n", "ascii")
+    environment = {
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "STATES": f"{tmp_path}/states", "PASSWORDS": f"{tmp_path}/passwords",
+    }  # fmt: skip
+    for command in (["mbsync-user", "a:1", "b:2", "zoe"], ["same-state", "zoe"], ["same-state", "--since", "zoe"]):
+        done = subprocess.run(
+            [PLANS / command[0], *command[1:]],
+            env=environment, umask=umask, capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert stat.S_IMODE((tmp_path / "states").stat().st_mode) == 0o700
+        if command[0] == "mbsync-user":
+            shutil.rmtree(tmp_path / "states")
 
 
 def test_sessions_that_cannot_be_found_are_no_success(popmap: Map) -> None:
@@ -214,3 +364,27 @@ def test_block_waits_for_a_login_that_is_under_way(popmap: Map) -> None:
             process.communicate()
         for end in pair:
             end.close()
+
+
+# --- the man page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_man_page_says_how_a_command_runs_elsewhere(tmp_path: Path) -> None:
+    """All four that leave their other end behind are named; what it shows is a plan, and waits for who was before."""
+    page = (PLANS.parents[1] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
+    section = page.partition(".Ss Commands that run elsewhere\n")[2].partition("\n.S")[0]
+    for name in ("docker exec", "kubectl exec", "ssh", "systemd-run"):
+        assert name in section
+    shown = section.partition("-offset indent\n")[2].partition("\n.Ed")[0].replace("\\(dq", '"')
+    path = tmp_path / "plan.yml"
+    path.write_text(f"from: old\nto: new\npark: reject\n{shown}\n")
+    arguments = load_plan(str(path)).hooks["sync"].filled({"user": "alice"})
+    there = [each.replace("/run/lock", str(tmp_path)) for each in arguments[3:]]
+    assert arguments[:3] == ("docker", "exec", "dovecot") and there[0] == "flock"
+    there[there.index("doveadm") :] = ["true"]
+    with open(tmp_path / "migrate-alice", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second = subprocess.Popen(there)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(0.5)
+    assert second.wait(20) == 0

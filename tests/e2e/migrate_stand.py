@@ -170,15 +170,18 @@ class MigrateStand:
         assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def script(self, name: str, *arguments: str, status: int = 0) -> str:
+    def script(self, name: str, *arguments: str, status: int = 0, umask: int = -1) -> str:
         """What a script beside the plans prints."""
         command = [str(PLANS / name), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=self._environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=self._environment, umask=umask
+        )
         assert done.returncode == status, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def log(self) -> str:
-        return (self.directory / "log").read_text("utf-8", "replace")
+        log = self.directory / "log"
+        return log.read_text("utf-8", "replace") if log.exists() else ""
 
     def report(self) -> Report:
         with open_journal(str(self.journal), read_only=True) as journal:

@@ -5,10 +5,12 @@ Nothing lost, nothing left in the old store, nothing twice, nothing bounced; and
 """
 
 import grp
+import imaplib
 import os
 import pwd
 import random
 import re
+import socket
 import statistics
 import tempfile
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from lmtp_proxy.ctl.migrate import keeper
 from lmtp_proxy.ctl.migrate.report_text import report_lines
 from tests.support.passed import PassedSocketProxy, listening_unix
 
@@ -30,6 +33,7 @@ from .mail import check_copies, read_back
 from .migrate_stand import MigrateStand, credentials
 from .perdition import Perdition
 from .process import wait_until
+from .requirements import DOVEADM
 from .slow_relay import SlowRelay
 from .stores import PASSWORD, Cyrus
 
@@ -172,6 +176,54 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         check(stand, flow, [user for user in users if user not in failing], failing)
         assert kills >= 8, "it was over before it could be killed"
         assert parked, "nobody was in hand: nothing was tested"
+
+
+@pytest.mark.timeout(120)
+def test_a_doveadm_whose_run_was_killed_does_not_outlive_it(patient_stack: Stack, perdition: Perdition) -> None:
+    """It executes itself anew through doveconf, with an environment that has nothing of ours."""
+    stack = patient_stack
+    users = stack.users(1)
+    with (
+        stand_for(stack, perdition, users, "cyrus-to-dovecot.yml") as stand,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        doveadm, first = stand.directory / "bin/doveadm", stand.directory / "first"
+        waits = f"exec {DOVEADM} -o imapc_port={silent.getsockname()[1]}"
+        script = f'case "$3" in backup) [ -e {first} ] || {{ echo $$ >{first}; {waits} "$@"; }} ;; esac\nexec'
+        doveadm.write_text(doveadm.read_text("ascii").replace("exec", script, 1), "ascii")
+        process = stand.begin()
+        connection, _ = silent.accept()  # from here on it waits for a greeting
+        with connection:
+            pid = int(first.read_text("ascii"))
+            assert Path(f"/proc/{pid}/comm").read_text("ascii") == "doveadm\n"
+            assert b"LMTP_PROXY" not in Path(f"/proc/{pid}/environ").read_bytes(), "or this shows nothing"
+            process.kill()
+            process.wait()
+            assert stand.run() == 0, stand.log()[-6000:]
+            found = keeper.process(pid)
+            assert found is None or not found.alive
+        assert stand.report().counts == {"done": 1}
+        stand.check_folders(users)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids="{:03o}".format)
+def test_perdition_reads_its_map_whatever_the_umask(patient_stack: Stack, perdition: Perdition, umask: int) -> None:
+    """Else nobody is blocked, and who was moved goes to where all go that are in no map."""
+    stack = patient_stack
+    users = stack.users(2)
+    for user in users:
+        stack.old.set_password(user)
+    with stand_for(stack, perdition, users, "cyrus-to-dovecot.yml") as stand:
+        servers = [f"{name}=127.0.0.1:{port}" for name, port in (("old", stack.old.imap_port), ("new", 1))]
+        stand.script("perdition-map", "block", users[0], umask=umask)
+        with pytest.raises(imaplib.IMAP4.error, match="Could not connect to server"):
+            perdition.login(users[0], PASSWORD)
+        perdition.login(users[1], PASSWORD).logout()
+        stand.script("perdition-map", "old", *servers, users[0], umask=umask)
+        perdition.login(users[0], PASSWORD).logout()
+        perdition.map_file.chmod(0o600)
+        stand.script("perdition-map", "old", *servers, users[0], umask=umask, status=1)
 
 
 @pytest.mark.timeout(120)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -539,14 +540,92 @@ def test_streams_that_nobody_reads_make_no_noise(shared: Move) -> None:
     with os.fdopen(write, "w") as closed:
         ended = end_ctl(start_ctl("-c", shared.proxy.config_path, "status", stdout=closed), 0)
     assert (ended.status, ended.err) == (0, "")
-    with open("/dev/full", "w") as full:
-        ended = end_ctl(start_ctl("-c", shared.proxy.config_path, "status", stdout=full), 0)
-    assert ended.status == 0 and "could not be written: No space left" in ended.error
     # And with none at all: what a script prints must not end in a file that took the number of a closed stream.
     for script in ('"$@" >&-', '"$@" 2>&- <&-', '"$@" >&- 2>&- <&-'):
         arguments = ["sh", "-c", script, "sh", sys.executable, str(PROGRAM), "-c", shared.proxy.config_path, "status"]
         without = subprocess.run(arguments, capture_output=True, timeout=30, check=False)
         assert (without.returncode, without.stderr) == (0, b"")
+
+
+ENDS = [  # what each ends with, whoever reads what it says
+    (["status"], 0),
+    (["--json", "status"], 0),
+    (["lookup", "<alice"], 1),
+    (["--json", "lookup", "<alice"], 1),
+    (["drain", "--timeout", "x", "alice@example.org"], 64),
+    (["--json", "drain"], 64),
+    (["--help"], 0),
+    (["move", "--help"], 0),
+    (["--version"], 0),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments, status", ENDS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_the_status_is_the_verbs_own_whoever_reads_its_streams(shared: Move, arguments: list[str], status: int) -> None:
+    program = [sys.executable, str(PROGRAM), "-c", shared.proxy.config_path, *arguments]
+    for streams in ({"stdout"}, {"stderr"}, {"stdout", "stderr"}):
+        read, write = os.pipe()
+        os.close(read)
+        pipes: dict[str, int] = {name: write if name in streams else subprocess.PIPE for name in ("stdout", "stderr")}
+        ended = subprocess.run(program, **pipes, timeout=30, check=False)  # type: ignore[call-overload]
+        os.close(write)
+        assert ended.returncode == status, (streams, ended)
+        assert not {b"Traceback", b"BrokenPipe"} & set(re.findall(rb"Traceback|BrokenPipe", ended.stderr or b""))
+        if status == 0:
+            assert not ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, status", ENDS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_full_disk_is_one_line_and_a_status_of_its_own(shared: Move, arguments: list[str], status: int) -> None:
+    with open("/dev/full", "w") as full:
+        ended = end_ctl(start_ctl("-c", shared.proxy.config_path, *arguments, stdout=full), 0)
+        deaf = subprocess.run(
+            [sys.executable, str(PROGRAM), "-c", shared.proxy.config_path, *arguments],
+            stdout=full, stderr=full, timeout=30, check=False,
+        )  # fmt: skip
+    assert ended.status == deaf.returncode == (status or 74)
+    assert ended.err.count("\n") == 1
+    if not status:
+        assert ended.error == "the output could not be written: No space left on device"
+
+
+@pytest.mark.parametrize("option", ["--check", "--help", "--version"])
+def test_streams_of_lmtp_proxy_that_nobody_reads(shared: Move, option: str) -> None:
+    program = [sys.executable, str(PROGRAM.parent / "lmtp-proxy"), "-c", shared.proxy.config_path, option]
+    read, write = os.pipe()
+    os.close(read)
+    unread = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, timeout=30, check=False)
+    neither = subprocess.run(program, stdout=write, stderr=write, timeout=30, check=False)
+    os.close(write)
+    assert (unread.returncode, unread.stderr, neither.returncode) == (0, b"", 0)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, timeout=30, check=False)
+    line = b"lmtp-proxy: the output could not be written: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (74, line)
+
+
+def test_a_reader_that_takes_nothing_is_left_by_an_interrupt(shared: Move) -> None:
+    """A pager that waits, say, with the pipe full: no traceback, and no wait for the same reader at the end."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x" * 4096)
+    os.set_blocking(write, True)
+    began = time.monotonic()
+    with os.fdopen(write, "w") as full:
+        process = start_ctl("-c", shared.proxy.config_path, "status", stdout=full)
+    while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("1 0x1 "):  # write(1, ...)
+        assert process.poll() is None and time.monotonic() < began + 20
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    ended = end_ctl(process, began, timeout=20)
+    os.close(read)
+    assert (ended.status, ended.err) == (130, "")
 
 
 def test_a_terminal_without_unicode() -> None:

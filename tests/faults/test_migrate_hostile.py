@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lmtp_proxy.ctl.migrate import keeper
 from tests.faults.test_migrate import ALICE, BOB, Stand, kill
 from tests.support.backend import FakeBackend
 from tests.support.ctl import PROGRAM, controlled, ctl, end_ctl
@@ -73,6 +75,98 @@ def test_a_sync_that_goes_on_when_its_command_has_ended_is_a_failure(stand: Stan
     assert stand.backends()[ALICE] == "old" and stand.site.hooks_of(ALICE) == ["sync", "block", "unblock"]
     time.sleep(6)
     assert not late.exists()
+
+
+FIRST = "[ -e {site}/first ] && exit 0; echo $$ >{site}/first; "
+
+
+def first_sync(stand: Stand, text: str, **hooks: Any) -> tuple[subprocess.Popen[bytes], str, int]:
+    """A final sync that does `text` the first time, the plan, and the process id that it had."""
+    plan = stand.site.plan(final_sync=script(stand, (FIRST + text).replace("{site}", stand.site.directory)), **hooks)
+    process = subprocess.Popen(program(stand, plan, ALICE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    number = Path(stand.site.directory, "first")
+    latest = time.monotonic() + 20
+    while not number.exists() or not number.read_text():
+        assert time.monotonic() < latest and process.poll() is None
+        time.sleep(0.01)
+    return process, plan, int(number.read_text())
+
+
+def lives(pid: int) -> bool:
+    found = keeper.process(pid)
+    return found is not None and found.alive
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exec env -i sleep 15",
+        "setsid env -i sh -c 'echo $$ >{site}/first; exec sleep 15' & wait",
+        # doveadm, ssh's master and whatever calls itself a daemon: two forks, a session, no descriptor, no name.
+        "exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; "
+        "(setsid env -i sh -c 'echo $$ >{site}/first; exec sleep 15' &); sleep 15",
+    ],
+)
+def test_a_sync_without_its_environment_does_not_outlive_its_run(stand: Stand, text: str) -> None:
+    process, plan, pid = first_sync(stand, text)
+    process.kill()
+    process.wait()
+    ended = stand.run(ALICE, plan=plan)
+    assert ended.status == 0 and stand.backends()[ALICE] == "new", ended
+    assert not lives(pid)
+
+
+def test_a_sync_whose_keeper_died_with_the_run_is_ended_and_the_user_refused(stand: Stand) -> None:
+    """Nobody can say whether that was all of it; after a human has looked it goes on."""
+    process, plan, pid = first_sync(stand, "exec env -i sleep 60")
+    found = keeper.process(pid)
+    assert found is not None
+    process.kill()
+    os.kill(found.parent, signal.SIGKILL)
+    process.wait()
+    ended = stand.run(ALICE, BOB, plan=plan)
+    assert ended.status == 2 and not lives(pid), ended
+    assert f"process {pid} of a run that died is still there: ending it" in ended.err
+    what = "of its final_sync nobody knows whether all has ended, as its keeper was killed, too"
+    assert f"{what}: see that nothing of it runs; then `lmtp-proxyctl migrate release` or `reset`" in ended.err
+    assert stand.states() == {ALICE: "needs_attention", BOB: "done"}, "the others go on"
+    assert stand.backends()[ALICE] == "reject"
+    again = stand.run(ALICE, plan=plan)
+    assert again.status == 2 and "nobody knows" in again.err and stand.backends()[ALICE] == "reject"
+    assert stand.verb("release", ALICE).status == 0 and stand.backends()[ALICE] == "old"
+    assert stand.run(ALICE, plan=plan).status == 0 and stand.states()[ALICE] == "done"
+    assert [name for name in os.listdir(stand.site.directory) if ".step" in name] == []
+
+
+def test_a_command_that_deletes_nothing_goes_on_when_what_is_left_was_ended(stand: Stand) -> None:
+    first = (FIRST + "exec env -i sleep 60").replace("{site}", stand.site.directory)
+    plan = stand.site.plan(block=script(stand, first))
+    process = subprocess.Popen(program(stand, plan, ALICE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    number = Path(stand.site.directory, "first")
+    while not number.exists() or not number.read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    found = keeper.process(int(number.read_text()))
+    assert found is not None
+    process.kill()
+    os.kill(found.parent, signal.SIGKILL)
+    process.wait()
+    ended = stand.run(ALICE, plan=plan)
+    assert ended.status == 0 and "ending it" in ended.err and not lives(found.pid), ended
+
+
+def test_a_server_of_an_earlier_step_outlives_the_run_that_died_later(stand: Stand) -> None:
+    """It has the lock of the step that started it, and its environment; but that step had ended."""
+    number = Path(stand.site.directory, "server")
+    restart = script(stand, f"setsid sh -c 'echo $$ >{number}; exec sleep 120' >/dev/null 2>&1 &\n")
+    process, plan, _ = first_sync(stand, "exec env -i sleep 60", block=restart)
+    server = int(number.read_text())
+    process.kill()
+    process.wait()
+    assert stand.run(ALICE, plan=plan).status == 0
+    assert lives(server)
+    os.kill(server, signal.SIGKILL)
+    os.kill(int(number.read_text()), signal.SIGKILL)
 
 
 def test_what_ends_a_moment_after_the_sync_is_no_failure(stand: Stand) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lmtp_proxy.config import file as config_file
+from lmtp_proxy.config.read import load_config
 from lmtp_proxy.ctl.client import ControlClient
 from lmtp_proxy.ctl.drain import Progress
 from lmtp_proxy.ctl.move import Order
@@ -251,12 +252,12 @@ def test_long_addresses_do_not_break_the_output(move: Move) -> None:
 # --- preflight -------------------------------------------------------------------------------------------------------
 
 
-def refused(move: Move, *arguments: str) -> Run:
+def refused(move: Move, *arguments: str, status: int = 1) -> Run:
     before = text_of(move)
     ended = run(move, "move", *arguments)
-    assert (ended.status, ended.out) == (1, ""), ended
+    assert (ended.status, ended.out) == (status, ""), ended
     assert text_of(move) == before and "nothing was changed" in ended.error, ended.err
-    assert run(move, "--json", "move", *arguments).document["status"] == 1
+    assert run(move, "--json", "move", *arguments).document["status"] == status
     return ended
 
 
@@ -359,7 +360,47 @@ def test_a_broken_file_on_disk_changes_nothing(move: Move) -> None:
 def test_an_unusable_list_changes_nothing(move: Move, tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "list").write_bytes(content)
-    assert message in refused(move, "--file", str(tmp_path / "list"), "new").error
+    assert message in refused(move, "--file", str(tmp_path / "list"), "new", status=64 if content else 1).error
+
+
+NO_NAMES = (
+    "a@b,c@d", '"a@b"', "a@b;old", "a@b:", "mailto:a@b", "a@@b", "alice example.org", "alice@", "<a@b", "a@b>", "<>",
+    "<<a@b>>", "a@b c", "Alice <a@b>", "a@[::1", '"a@b', "@", "@b c", "@a@b", "a@b\\",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_name_that_no_mail_can_have_is_refused(move: Move, tmp_path: Path, name: str) -> None:
+    """For it nothing is in flight, whatever is."""
+    said = f'"{name}" is no address that RCPT would take'.replace("\\", "\\\\")
+    for backend in ("new", "reject"):
+        ended = refused(move, "--", ALICE, name, backend, status=64)
+        assert ended.error.replace("\\", "\\\\") == f"{said}; nothing was changed"
+    if " " not in name:
+        (tmp_path / "list").write_text(f"{ALICE}\n{name}\n")
+        ended = refused(move, "--file", str(tmp_path / "list"), "reject", status=64)
+        assert f"{tmp_path}/list:2: " in ended.error
+    drained = run(move, "drain", "--", ALICE, name)
+    assert drained.status == 64 and "nothing was waited for" in drained.error
+    for verb in ("receipts", "requeue"):
+        assert run(move, verb, "--", name).status == 64
+
+
+def test_all_names_that_are_wrong_are_said(move: Move, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{ALICE}\n" + "".join(f"a@@b{number}\n" for number in range(30)))
+    ended = refused(move, "--file", str(tmp_path / "list"), "reject", status=64)
+    assert ended.error == "30 names are no addresses; nothing was changed"
+    assert ended.err.count("is no address") == 20 and "and 10 more" in ended.err
+    assert "example..org" in refused(move, ALICE, "new", "--domain", "example..org/x", status=64).error
+
+
+@pytest.mark.parametrize("name", [f"<{ALICE}>", '"alice"@example.org', "<Alice@Example.org>", '"al\\ice"@example.org'])
+def test_a_name_as_it_stands_in_a_log_is_the_one_in_the_table(move: Move, name: str) -> None:
+    assert run(move, "move", name, "reject").status == 0
+    assert load_config(move.proxy.config_path).users[ALICE] == "reject"
+    assert len(load_config(move.proxy.config_path).users) == len(USERS)
+    shown = run(move, "--json", "drain", name).document
+    assert list(shown["routes"].values()) == ["reject"]
 
 
 def test_too_many_users_at_once_change_nothing(move: Move, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class World:
 
     # --- hooks ---
 
-    def execute(self, hook: Hook, values: dict[str, str], cancellable: bool) -> Ran:
+    def execute(self, hook: Hook, values: dict[str, str], cancellable: bool, _step: int) -> Ran:
         assert hook.filled(values)[1:] == (USER,)
         [name, *_] = hook.arguments
         self.moment(f"before {name}")

@@ -5,10 +5,12 @@ In the order of their imports:
 
     states          the states of one user's migration, and what a crash leaves to do
     events          what a run tells whoever watches it
+    keeper          stands between a run and one command: a program of its own
+    hooks           runs one command of the site's, and ends it
+    left_behind     what a dead run has left running is ended, or told
     journal_file    the lock of a journal, and room for a full disk
     journal         where each user is, and how that came about: an SQLite file
     plan            a YAML file -> a Plan, all errors at once
-    hooks           runs one command of the site's, and ends it
     turns           one at a time, and those in a hurry first
     proxy           what a run asks lmtp-proxy for
     steps           what is done for one user, written down

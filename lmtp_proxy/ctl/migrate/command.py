@@ -237,12 +237,16 @@ def _reset(options: argparse.Namespace, client: Callable[[], ControlClient]) -> 
     from lmtp_proxy.ctl.migrate import checks
     from lmtp_proxy.ctl.migrate.journal import open_journal
     from lmtp_proxy.ctl.migrate.proxy import Proxy
+    from lmtp_proxy.ctl.migrate.runner import end_left_over
 
     users = _named(options)
     with open_journal(_journal_path(options)) as journal:
         refused = [f"{user}: {why}" for user in users if (why := checks.may_be_reset(journal.user(user))) is not None]
         if refused:
             raise Failed(REFUSED, "nothing was reset", refused)
+        left = {user: why for user in users for why in end_left_over(journal, user, looked=True).values()}
+        if left:
+            raise Failed(REFUSED, "nothing was reset", [f"{user}: {why}" for user, why in left.items()])
         proxy = None
         for user in users:
             row, stuck = journal.user(user), journal.stuck(user)

@@ -1,46 +1,58 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs one command to its end, or to its time: own process group, no input, a bounded part of its output.
+"""Runs one command to its end, or to its time: no input, a bounded part of its output, under a keeper of its own.
 
-Whatever it started ends with it when it is ended from here, and what a dead runner has left behind is found by a mark
-in its environment, and ended before anything else is done. It does not know what the command is for.
+Whatever it started ends with it when it is ended from here, or when we die. It does not know what the command is for.
 """
 
-import itertools
 import os
 import select
-import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+from lmtp_proxy.ctl.migrate import keeper
 
 MARK = "LMTP_PROXY_MIGRATE_JOURNAL"
 """In the environment of each command: the journal of its runner."""
-COMMAND = "LMTP_PROXY_MIGRATE_COMMAND"
-"""The process id of its runner, and a number: 4711.3"""
-_number = itertools.count(1)
+STEP = "LMTP_PROXY_MIGRATE_STEP"
+"""The number of the step there."""
 OK = "ok"
 KILLED = "killed"
 LEFT_BEHIND = "ended, and left processes behind, which were ended: it must wait for all that it starts"
+_KEEPER_LOST = "its keeper was killed"
 _MOST = 16384  # octets of output that are kept: the first and the last half
-_LEAVE = 2.0  # seconds for what ends with the command, a moment later
-_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-_KILL = 10.0  # seconds in which a killed process ends, unless it hangs in the kernel
+_LATE = keeper.GRACE + keeper.KILL + 5.0  # seconds for a keeper to say that all has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is about to run: its process, which leads a session and a group of that number, and its keeper's.
+
+    start: in ticks since the machine was started.
+    """
+
+    pid: int
+    start: int
+    keeper: int
+    keeper_start: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
     """outcome: `ok`, `exit 1`, `timeout after 30 s`, `killed`, `ended by signal 9`, `cannot be run: ...`.
 
-    status: exit status if it has one.
+    status: exit status if it has one. left: why something of it may still run, None if nothing can.
     """
 
     outcome: str
     output: str
     seconds: float
     status: int | None = None
+    left: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -72,118 +84,131 @@ def run(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     timeout: float,
-    mark: str,
     cancel: Cancel | None = None,
     *,
     whole: bool = False,
+    lock: int = -1,
+    begun: Callable[[Begun], None] = lambda begun: None,
 ) -> Ran:
-    """Runs the command. environment: in addition to our own. mark: the journal. cancel: ends it when it is set.
+    """Runs the command. environment: in addition to our own. cancel: ends it when it is set.
 
-    whole: nothing of its process group may go on when it has ended.
+    whole: nothing that came from it may go on when it has ended. lock: a descriptor that it inherits. begun: is called
+    before the command begins; what it raises comes out here, and nothing is run.
     """
     began = time.monotonic()
-    own_mark = f"{os.getpid()}.{next(_number)}"
-    try:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, MARK: mark, COMMAND: own_mark},
-            start_new_session=True,  # a group of its own, and no terminal whose Ctrl-C or end would reach it
-        )
-    except (OSError, ValueError) as error:
-        what = f"cannot be run: {getattr(error, 'strerror', None) or error}: {arguments[0]}"
-        return Ran(what, "", time.monotonic() - began)
-    assert process.stdout is not None
-    output = _Output(process.stdout.fileno())
-    ended_by, left_behind = None, False
-    try:
-        if (ended_by := _wait(process.pid, output, began + timeout, cancel)) is not None:
-            _end(process, output)
-            own = f"{COMMAND}={own_mark}".encode()
-            _end_marked(lambda found: own in found)  # what has left the group
-        output.read()
-        if whole and ended_by is None and _goes_on(process):
-            _end(process, output)
-            left_behind = True
-    finally:
-        if process.poll() is None:
-            _kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    ours, theirs = socket.socketpair()
+    how = "all" if whole else "command"
+    program = [sys.executable, "-IS", keeper.__file__, str(theirs.fileno()), str(lock), how, *arguments]
+    with ours:
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    program,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment},
+                    pass_fds=[each for each in (theirs.fileno(), lock) if each >= 0],
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            what = f"cannot be run: {getattr(error, 'strerror', None) or error}: {arguments[0]}"
+            return Ran(what, "", time.monotonic() - began)
+        assert process.stdout is not None
+        with process.stdout:
+            output = _Output(process.stdout.fileno())
+            kept = _Kept(ours, output, began + timeout, cancel)
+            try:
+                ended_by, report = kept.run(process.pid, begun)
+            finally:
+                ours.close()  # so it ends all, if it has not yet
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LATE)
+            output.read()
     seconds = time.monotonic() - began
+    return _ran(ended_by, report, output.text(), seconds, timeout, arguments[0])
+
+
+def _ran(ended_by: str | None, report: Sequence[str], output: str, seconds: float, timeout: float, name: str) -> Ran:
+    if report[:1] == ["error"]:
+        return Ran(f"cannot be run: {os.strerror(int(report[1]))}: {name}", output, seconds)
+    outcome = {None: OK, KILLED: KILLED}.get(ended_by, f"timeout after {timeout:g} s")
+    if report[:1] != ["ended"]:
+        return Ran(outcome if ended_by else _KEEPER_LOST, output, seconds, left=_KEEPER_LOST)
+    if pids := report[3:]:
+        left = f"cannot be ended: process {' '.join(pids)}"
+        return Ran(f"{outcome}; {left}", output, seconds, left=left)
     if ended_by is not None:
-        outcome = KILLED if ended_by == KILLED else f"timeout after {timeout:g} s"
-        return Ran(outcome, output.text(), seconds)
-    if left_behind:
-        return Ran(LEFT_BEHIND, output.text(), seconds)
-    if process.returncode < 0:
-        return Ran(f"ended by signal {-process.returncode}", output.text(), seconds)
-    outcome = f"exit {process.returncode}" if process.returncode else OK
-    return Ran(outcome, output.text(), seconds, process.returncode)
+        return Ran(outcome, output, seconds)
+    if report[2] == "1":
+        return Ran(LEFT_BEHIND, output, seconds)
+    status = int(report[1])
+    if status < 0:
+        return Ran(f"ended by signal {-status}", output, seconds)
+    return Ran(f"exit {status}" if status else OK, output, seconds, status)
 
 
-def _wait(pid: int, output: "_Output", latest: float, cancel: Cancel | None) -> str | None:
-    """Until the process ends: None; or else why it has to be ended."""
-    ended = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        poll.register(output.handle, select.POLLIN)
+class _Kept:
+    """What the keeper says, while the output is read."""
+
+    def __init__(self, leash: socket.socket, output: "_Output", latest: float, cancel: Cancel | None) -> None:
+        self._leash = leash
+        self._output = output
+        self._latest = latest
+        self._cancel = cancel
+        self._said = b""
+        self._poll = select.poll()
+        self._poll.register(leash, select.POLLIN)
+        self._poll.register(output.handle, select.POLLIN)
         if cancel is not None:
-            poll.register(cancel.fileno(), select.POLLIN)
+            self._poll.register(cancel.fileno(), select.POLLIN)
+
+    def run(self, pid: int, begun: Callable[[Begun], None]) -> tuple[str | None, list[str]]:
+        """Why it had to be ended, None if it had not; and the keeper's last word, empty if it died."""
+        ready = self._word()
+        if ready[:1] == ["ready"]:
+            own = keeper.process(pid)
+            begun(Begun(int(ready[1]), int(ready[2]), pid, own.start if own else 0))
+            self._tell(b"g")
+        ended_by, report = self._until(self._latest, self._cancel)
+        if ended_by is None:
+            return None, report
+        self._tell(b"e")
+        if self._cancel is not None:
+            with suppress(KeyError):
+                self._poll.unregister(self._cancel.fileno())
+        return ended_by, self._until(time.monotonic() + _LATE, None)[1]
+
+    def _tell(self, order: bytes) -> None:
+        with suppress(OSError):
+            self._leash.sendall(order)
+
+    def _word(self) -> list[str]:
+        """The next line, whatever that takes; empty if the keeper died."""
+        return self._until(time.monotonic() + _LATE, None)[1]
+
+    def _until(self, latest: float, cancel: Cancel | None) -> tuple[str | None, list[str]]:
         while True:
+            line, end, rest = self._said.partition(b"\n")
+            if end:
+                self._said = rest
+                return None, line.decode("ascii", "replace").split(" ")
             left = latest - time.monotonic()
             if left <= 0:
-                return "timeout"
-            ready = {handle for handle, _ in poll.poll(min(left, 3600) * 1000 + 1)}
-            if output.handle in ready and not output.read():
-                poll.unregister(output.handle)  # closed; the process may live on
-            if ended in ready:
-                return None
-            if cancel is not None and cancel.fileno() in ready:
-                return KILLED
-    finally:
-        os.close(ended)
-
-
-def _end(process: "subprocess.Popen[bytes]", output: "_Output") -> None:
-    """SIGTERM to its group, and SIGKILL to what is left: the leader may end well before what it started."""
-    _kill(process.pid, signal.SIGTERM)
-    latest = time.monotonic() + _GRACE
-    while time.monotonic() < latest:
-        output.read()
-        # The leader is reaped last: as long as it is a zombie its number is its group's alone.
-        if not _group_lives(process.pid):
-            return
-        time.sleep(0.02)
-    _kill(process.pid, signal.SIGKILL)
-
-
-def _goes_on(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether something of the group of a command that has ended stays."""
-    process.wait()  # and as long as there is something of the group, nobody else gets its number
-    latest = time.monotonic() + _LEAVE
-    while True:
-        try:
-            os.killpg(process.pid, 0)
-        except PermissionError:
-            pass
-        except ProcessLookupError:
-            return False
-        if time.monotonic() > latest:
-            return _group_lives(process.pid)  # and is no zombie that nobody waits for
-        time.sleep(0.02)
-
-
-def _kill(group: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-def _group_lives(group: int) -> bool:
-    return any(found.group == group and found.state not in "ZX" for found in _processes())
+                return "timeout", []
+            ready = {handle for handle, _ in self._poll.poll(min(left, 3600) * 1000 + 1)}
+            if self._output.handle in ready and not self._output.read():
+                self._poll.unregister(self._output.handle)  # closed; the process may live on
+            if self._leash.fileno() in ready:
+                try:
+                    data = self._leash.recv(4096)
+                except OSError:
+                    data = b""
+                if not data:
+                    return None, []
+                self._said += data
+            elif cancel is not None and cancel.fileno() in ready:
+                return KILLED, []
 
 
 class _Output:
@@ -216,68 +241,3 @@ class _Output:
     def text(self) -> str:
         middle = b"\n[... %d octets ...]\n" % self._left_out if self._left_out else b""
         return (self._first + middle + self._last).decode("utf-8", "backslashreplace").replace("\0", "\\0")
-
-
-# --- what a dead runner left -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    pid: int
-    state: str
-    group: int
-    session: int
-
-
-def _processes() -> Iterator[_Process]:
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError, ValueError, IndexError):
-                fields = Path(f"/proc/{name}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-                yield _Process(int(name), fields[0], int(fields[2]), int(fields[3]))
-
-
-def end_left_over(mark: str, runners: Collection[int], told: Callable[[int], None] = lambda pid: None) -> list[int]:
-    """Ends what commands of dead runners with the journal `mark` still run, with all of their sessions.
-
-    runners: their process ids. What the commands of others have left, a server that they started anew perhaps, was
-    meant to stay. told: called with each process. Returns those that are still there.
-    """
-    wanted = f"{MARK}={mark}".encode("utf-8", "surrogateescape")
-    begun_by = tuple(f"{COMMAND}={pid}.".encode() for pid in runners)
-    return _end_marked(lambda found: wanted in found and any(entry.startswith(begun_by) for entry in found), told)
-
-
-def _end_marked(marked: Callable[[Sequence[bytes]], bool], told: Callable[[int], None] = lambda pid: None) -> list[int]:
-    """marked: whether a process with this environment is meant."""
-    latest = time.monotonic() + _KILL
-    number = signal.SIGTERM
-    half = time.monotonic() + _GRACE
-    known: set[int] = set()
-    while found := _left_over(marked):
-        for process in found:
-            if process.pid not in known:
-                known.add(process.pid)
-                told(process.pid)
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(process.pid, number)
-        if time.monotonic() > latest:
-            return [process.pid for process in found]
-        if time.monotonic() > half:
-            number = signal.SIGKILL
-        time.sleep(0.05)
-    return []
-
-
-def _left_over(is_marked: Callable[[Sequence[bytes]], bool]) -> list[_Process]:
-    alive = [process for process in _processes() if process.state not in "ZX" and process.pid != os.getpid()]
-    marked = {process.pid for process in alive if is_marked(_environment(process.pid))}
-    sessions = {process.session for process in alive if process.pid in marked} - {os.getsid(0)}
-    return [process for process in alive if process.pid in marked or process.session in sessions]
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmtp_proxy.ctl.migrate.hooks import Begun
 from lmtp_proxy.ctl.migrate.journal_file import NO_ROOM, JournalError, advice, create, keep_room, lock, use_room
+from lmtp_proxy.ctl.migrate.left_behind import Unsettled, boot, forget_lock
 from lmtp_proxy.ctl.migrate.states import NEEDS_ATTENTION, ON_OLD, next_states
 
 VERSION = 1
@@ -32,6 +34,8 @@ CREATE TABLE IF NOT EXISTS transitions(id INTEGER PRIMARY KEY, run INTEGER, user
 CREATE TABLE IF NOT EXISTS steps(id INTEGER PRIMARY KEY, run INTEGER, user TEXT, step TEXT, attempt INTEGER, began REAL,
     ended REAL, outcome TEXT, output TEXT);
 CREATE TABLE IF NOT EXISTS receipts(user TEXT PRIMARY KEY, document TEXT);
+CREATE TABLE IF NOT EXISTS unsettled(step INTEGER PRIMARY KEY, boot TEXT, pid INTEGER, start INTEGER, keeper INTEGER,
+    keeper_start INTEGER, mirror INTEGER);
 CREATE INDEX IF NOT EXISTS transitions_of ON transitions(user);
 CREATE INDEX IF NOT EXISTS steps_of ON steps(user);
 """
@@ -156,8 +160,7 @@ class Journal:
                 self._check_version(connection)  # before anything is changed in a file of somebody else's
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {synchronous}")
-            if new:
-                connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
         keep_room(self.path)
 
     def _check_version(self, connection: sqlite3.Connection) -> None:
@@ -255,10 +258,39 @@ class Journal:
         query = "INSERT INTO steps(run, user, step, attempt, began) VALUES(?, ?, ?, ?, ?)"
         return self._write(lambda db: db.execute(query, values).lastrowid or 0, durable=False)
 
-    def end_step(self, step: int, outcome: str, output: str) -> None:
+    def end_step(self, step: int, outcome: str, output: str, *, settled: bool = True) -> None:
+        """settled: nothing of it can still run, or may."""
         values = (self._clock(), outcome, output, step)
-        query = "UPDATE steps SET ended = ?, outcome = ?, output = ? WHERE id = ?"
-        self._write(lambda db: db.execute(query, values), durable=False)
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("UPDATE steps SET ended = ?, outcome = ?, output = ? WHERE id = ?", values)
+            if settled:
+                db.execute("DELETE FROM unsettled WHERE step = ?", (step,))
+
+        self._write(write, durable=False)
+        if settled:
+            forget_lock(self.path, step)
+
+    def begin_process(self, step: int, begun: Begun, *, mirror: bool) -> None:
+        """Before the command of the step begins: who it is."""
+        values = (step, boot(), begun.pid, begun.start, begun.keeper, begun.keeper_start, mirror)
+        self._write(lambda db: db.execute("INSERT INTO unsettled VALUES(?, ?, ?, ?, ?, ?, ?)", values), durable=False)
+
+    def unsettled(self, user: str | None = None) -> list[Unsettled]:
+        """Commands of which nobody knows that all has ended, of one user or of all; if no run is under way."""
+        query = (
+            "SELECT unsettled.step, steps.user, steps.step, boot, pid, start, keeper, keeper_start, mirror "
+            "FROM unsettled JOIN steps ON steps.id = unsettled.step WHERE ? IS NULL OR steps.user = ? ORDER BY steps.id"
+        )
+        return [
+            Unsettled(step, user, name, booted, Begun(*process), bool(mirror))
+            for step, user, name, booted, *process, mirror in self._rows(query, user, user)
+        ]
+
+    def settled(self, step: int) -> None:
+        """Nothing of it runs any more."""
+        self._write(lambda db: db.execute("DELETE FROM unsettled WHERE step = ?", (step,)), durable=False)
+        forget_lock(self.path, step)
 
     def put_receipt(self, user: str, document: Mapping[str, object]) -> None:
         values = (user, json.dumps(document))

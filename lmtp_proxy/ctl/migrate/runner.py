@@ -12,13 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from lmtp_proxy.ctl.migrate import way_back
 from lmtp_proxy.ctl.migrate.events import Silent, Summary, Watcher, summary_text
-from lmtp_proxy.ctl.migrate.hooks import Cancel, Ran, end_left_over, run
+from lmtp_proxy.ctl.migrate.hooks import MARK, STEP, Cancel, Ran, run
 from lmtp_proxy.ctl.migrate.journal import Journal
+from lmtp_proxy.ctl.migrate.journal_file import JournalError
+from lmtp_proxy.ctl.migrate.left_behind import settle, take_lock
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
 from lmtp_proxy.ctl.migrate.proxy import Requeued
 from lmtp_proxy.ctl.migrate.states import DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
@@ -110,20 +112,25 @@ class Runner:
         rows = {row.user: row for row in self._journal.users()}
         in_hand = [row.user for row in rows.values() if row.state in IN_HAND]
         self._refuse_other_plans(in_hand)
-        self._end_left_over(in_hand)
+        refused = self._end_left_over()
         done = [user for user in users if user in rows and rows[user].state == DONE]
         plan = self._plan
         number = self._journal.begin_run(os.path.abspath(plan.path), plan.text, plan.old, plan.new, plan.park)
-        self._waiting = deque(dict.fromkeys([*in_hand, *users]))
-        self._first = len(in_hand)
-        total = len(self._waiting)
+        everybody = list(dict.fromkeys([*in_hand, *users]))
+        total = len(everybody)
         self._watcher.began(total, len(done))
+        for user in everybody:
+            if (why := refused.get(user)) is not None:
+                self._refuse(number, user, why)
+        in_hand = [user for user in in_hand if user not in refused]
+        self._waiting = deque(user for user in everybody if user not in refused)
+        self._first = len(in_hand)
         if in_hand:
             self._watcher.note(f"{len(in_hand):,} in the hands of a run that died are taken up first")
         parts = parts_of(plan, number, self._journal, self._proxy, self._watcher, self._cancel)
         threads = [
             threading.Thread(target=self._work, args=(parts,), name=f"user {index}")
-            for index in range(min(self._settings.jobs, total))
+            for index in range(min(self._settings.jobs, len(self._waiting)))
         ]
         with self._handlers():
             for thread in threads:
@@ -150,16 +157,23 @@ class Runner:
                     "run that again first, or `lmtp-proxyctl migrate release` the user"
                 )
 
-    def _end_left_over(self, in_hand: Sequence[str]) -> None:
-        """A sync that a dead run has left behind would go on after the user has moved."""
-        left = end_left_over(
-            self._journal.path,
-            _died(self._journal),
-            lambda pid: self._watcher.note(f"process {pid} of a run that died is still there: ending it"),
+    def _end_left_over(self) -> dict[str, str]:
+        """A sync that a dead run has left behind would go on after the user has moved. Why nobody goes on with whom."""
+        return end_left_over(
+            self._journal,
+            told=lambda pid: self._watcher.note(f"process {pid} of a run that died is still there: ending it"),
         )
-        if left:
-            pids = " ".join(map(str, left))
-            raise RunRefused(f"commands of a run that died cannot be ended: kill -KILL {pids}, or wait for them")
+
+    def _refuse(self, number: int, user: str, why: str) -> None:
+        row = self._journal.user(user)
+        if row is not None and row.state in IN_HAND:
+            how = (
+                "run the plan again" if row.state in ONLY_ON else "`lmtp-proxyctl migrate release` or `reset` the user"
+            )
+            why = f"{why}; then {how}"
+            self._journal.enter(number, user, NEEDS_ATTENTION, error=why)
+        self._ended[user] = Ended(NEEDS_ATTENTION, None, why)
+        self._watcher.user_ended(user, NEEDS_ATTENTION, None, why)
 
     # --- threads -----------------------------------------------------------------------------------------------------
 
@@ -289,11 +303,32 @@ def parts_of(
     plan: Plan, number: int, journal: Journal, proxy: AskedProxy, watcher: Watcher, cancel: Cancel | None
 ) -> Parts:
     """What a user's run is done with. number: of the run."""
-    mark = journal.path
 
-    def execute(hook: Hook, values: dict[str, str], cancellable: bool) -> Ran:
+    def execute(hook: Hook, values: dict[str, str], cancellable: bool, step: int) -> Ran:
         ending = cancel if cancellable else None
-        return run(hook.filled(values), environment(values), hook.timeout, mark, ending, whole=hook.mirror)
+        marks = {MARK: journal.path, STEP: str(step)}
+        arguments, variables = hook.filled(values), {**environment(values), **marks}
+        if not step:  # nothing can be written any more, and it is no sync
+            return run(arguments, variables, hook.timeout, ending, whole=hook.mirror)
+        try:
+            lock = take_lock(journal.path, step)
+        except OSError as error:
+            raise JournalError(f"{journal.path}: its lock of a step: {error.strerror}") from error
+        try:
+            ran = run(
+                arguments,
+                variables,
+                hook.timeout,
+                ending,
+                whole=hook.mirror,
+                lock=lock,
+                begun=lambda begun: journal.begin_process(step, begun, mirror=hook.mirror),
+            )
+        finally:
+            os.close(lock)
+        if ran.left is None or not (left := [each for each in journal.unsettled() if each.step == step]):
+            return ran
+        return replace(ran, left=settle(left[0], journal.path))
 
     return Parts(
         plan=plan,
@@ -307,9 +342,25 @@ def parts_of(
     )
 
 
-def _died(journal: Journal) -> set[int]:
-    """The runners that did not come to their end, if none is at work."""
-    return {run.pid for run in journal.runs() if run.result is None}
+def end_left_over(
+    journal: Journal,
+    user: str | None = None,
+    told: Callable[[int], None] = lambda pid: None,
+    *,
+    looked: bool = False,
+) -> dict[str, str]:
+    """Ends what dead runs have left running, of one user or of all. Returns of whom something may go on, and why.
+
+    To be called when no run is at work. told, looked: see `settle`. Raises JournalError.
+    """
+    refused: dict[str, str] = {}
+    for left in journal.unsettled(user):
+        why = settle(left, journal.path, told, looked=looked)
+        if why is None:
+            journal.settled(left.step)
+        else:
+            refused[left.user] = why
+    return refused
 
 
 def release(journal: Journal, proxy: AskedProxy, user: str) -> Ended:
@@ -318,8 +369,8 @@ def release(journal: Journal, proxy: AskedProxy, user: str) -> Ended:
     theirs = next((run for run in journal.runs() if row is not None and run.id == row.run), None)
     if row is None or theirs is None:
         raise RunRefused(f"{user}: the journal does not have the run that parked this user")
-    if left := end_left_over(journal.path, _died(journal)):
-        raise RunRefused(f"commands of a run that died cannot be ended: kill -KILL {' '.join(map(str, left))}")
+    if why := end_left_over(journal, user, looked=True).get(user):
+        raise RunRefused(f"{user}: {why}; then release the user again")
     plan = parse_plan(theirs.plan, theirs.plan_path)
     steps = Steps(user, parts_of(plan, theirs.id, journal, proxy, Silent(), None))
     steps.state = (journal.stuck(user) or row.state) if row.state == NEEDS_ATTENTION else row.state

@@ -38,15 +38,18 @@ class AskedProxy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """execute: runs a hook with these values; cancellable: it may be killed. cancelled: whether all is to be rolled
-    back. beside: runs a function while others go on, and returns what waits for its result."""
+    """What a user's migration is done with.
+
+    execute: runs a hook with these values, whether it may be killed, and the number of its step. cancelled: whether all
+    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result.
+    """
 
     plan: Plan
     run: int
     journal: Journal
     proxy: AskedProxy
     watcher: Watcher
-    execute: Callable[[Hook, dict[str, str], bool], Ran]
+    execute: Callable[[Hook, dict[str, str], bool, int], Ran]
     cancelled: Callable[[], bool]
     beside: Callable[[Callable[[], Requeued]], Callable[[], Requeued]]
     clock: Callable[[], float] = time.time
@@ -100,7 +103,7 @@ class Steps:
     ) -> float:
         """A command of the plan, if it has one. before: is called before each run. Seconds of the last run.
 
-        Raises Stop if it failed, and Interrupted.
+        Raises Stop if it failed, Ask if something of it may still run, and Interrupted.
         """
         hook = self.parts.plan.hooks.get(name)
         if hook is None:
@@ -112,8 +115,10 @@ class Steps:
                 self.check()
             before()
             step = self._begin_step(name, first + number)
-            ran = self.parts.execute(hook, values, cancellable)
-            self._end_step(step, ran.outcome, ran.output)
+            ran = self.parts.execute(hook, values, cancellable, step)
+            self._end_step(step, ran.outcome, ran.output, settled=ran.left is None)
+            if ran.left is not None:
+                raise Ask(f"{name}: {ran.outcome}: {ran.left}")
             if ran.ok:
                 return ran.seconds
             if ran.status not in hook.again:
@@ -185,10 +190,10 @@ class Steps:
             self._forgive(error)
             return 0
 
-    def _end_step(self, step: int, outcome: str, output: str) -> None:
+    def _end_step(self, step: int, outcome: str, output: str, *, settled: bool = True) -> None:
         if step and not self.muted:
             try:
-                self.parts.journal.end_step(step, outcome, output)
+                self.parts.journal.end_step(step, outcome, output, settled=settled)
             except JournalError as error:
                 self._forgive(error)
 

@@ -10,7 +10,7 @@ import shlex
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.proxy import ProxyError
 from lmtp_proxy.ctl.migrate.states import MAY_BE_BLOCKED, MAY_BE_PARKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place
-from lmtp_proxy.ctl.migrate.steps import Ended, Steps, Stop, argument, was
+from lmtp_proxy.ctl.migrate.steps import Ask, Ended, Steps, Stop, argument, was
 
 
 def undo(steps: Steps, why: str, end: str) -> Ended:
@@ -69,7 +69,7 @@ def put_back(steps: Steps, why: str, *, written: bool = True) -> list[str]:
         try:
             steps.hook("unblock", plan.old, cancellable=False)
             steps.offline_until = steps.parts.clock()
-        except Stop as stop:
+        except (Stop, Ask) as stop:
             problems.append(f"is still blocked, as {stop}")
     if parked:
         try:

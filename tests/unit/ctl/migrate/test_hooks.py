@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.ctl.migrate.hooks import COMMAND, MARK, Cancel, Ran, end_left_over, run
+from lmtp_proxy.ctl.migrate import keeper
+from lmtp_proxy.ctl.migrate.hooks import LEFT_BEHIND, Begun, Cancel, Ran, run
+
+_number = itertools.count(1)
 
 
 def sh(text: str, *arguments: str, timeout: float = 20.0, cancel: Cancel | None = None) -> Ran:
-    return run(("/bin/sh", "-c", text, "sh", *arguments), {"MIGRATE_USER": "alice"}, timeout, "/j.db", cancel)
+    return run(("/bin/sh", "-c", text, "sh", *arguments), {"MIGRATE_USER": "alice"}, timeout, cancel)
 
 
 @pytest.mark.parametrize(
@@ -29,14 +34,14 @@ def test_how_it_ends(text: str, outcome: str, status: int | None) -> None:
 
 
 def test_what_it_is_given() -> None:
-    ran = sh('printf "%s|" "$@" "$MIGRATE_USER" "$LMTP_PROXY_MIGRATE_JOURNAL"; cat', "a b", "$(id)", "'")
-    assert ran.output == "a b|$(id)|'|alice|/j.db|", "and nothing on its stdin"
+    ran = sh('printf "%s|" "$@" "$MIGRATE_USER"; cat', "a b", "$(id)", "'")
+    assert ran.output == "a b|$(id)|'|alice|", "and nothing on its stdin"
 
 
 def test_a_program_that_is_not_there() -> None:
-    ran = run(("/no/such", "x"), {}, 5.0, "/j.db")
+    ran = run(("/no/such", "x"), {}, 5.0)
     assert ran.outcome == "cannot be run: No such file or directory: /no/such" and ran.status is None
-    assert run(("/bin/echo", "a\0b"), {}, 5.0, "/j.db").outcome.startswith("cannot be run: embedded null byte")
+    assert run(("/bin/echo", "a\0b"), {}, 5.0).outcome.startswith("cannot be run: embedded null byte")
 
 
 def test_both_streams_and_odd_octets() -> None:
@@ -96,30 +101,105 @@ def test_no_descriptor_is_left_open() -> None:
     for _ in range(5):
         sh("echo x")
         sh("sleep 9", timeout=0.05)
-        run(("/no/such",), {}, 1.0, "/j")
+        run(("/no/such",), {}, 1.0)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_a_dead_runner_left_is_found_by_its_mark(tmp_path: Path) -> None:
-    mark = str(tmp_path / "j.db")
-    environment = {**os.environ, MARK: mark, COMMAND: "4711.3"}
-    done = {**environment, COMMAND: "47110.3"}  # of a runner that came to its end
-    server = subprocess.Popen(["sleep", "300"], env=done, start_new_session=True)
-    mine = subprocess.Popen(["sleep", "300"], env=environment, start_new_session=True)
-    other = subprocess.Popen(["sleep", "300"], env={**environment, MARK: mark + "2"}, start_new_session=True)
-    # What its command started has forgotten the mark, but not the session.
-    script = "env -i sleep 301 & trap '' TERM; while :; do sleep 0.1; done"
-    stubborn = subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True)
-    time.sleep(0.3)
-    told: list[int] = []
-    began = time.monotonic()
-    reaper = threading.Thread(target=lambda: (mine.wait(), stubborn.wait()))
-    reaper.start()
-    assert end_left_over(mark, {1, 4711}, told.append) == []
-    reaper.join(10)
-    assert {mine.pid, stubborn.pid} < set(told) and other.poll() is None and time.monotonic() - began < 12
-    assert end_left_over(mark, {4711}) == [] == end_left_over(mark, set())
-    for process in (server, other):
-        assert process.poll() is None
-        process.kill()
-        process.wait()
+# --- who has left, by whatever door ----------------------------------------------------------------------------------
+
+_TITLE = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'nobody', 0, 0, 0); time.sleep(TAG)"
+_DAEMON = """import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+os.closerange(0, 4096)
+time.sleep(TAG)"""
+DOORS = {
+    "another environment": "env -i sleep TAG &",
+    "a new session": "setsid sleep TAG &",
+    "a second fork": "(setsid sh -c 'setsid sleep TAG &' &)",
+    "no descriptor": "setsid sh -c 'exec 0<&- 1<&- 2<&- 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; exec sleep TAG' &",
+    "another title": f'env -i {sys.executable} -IS -c "{_TITLE}" &',
+    "all of them": f'env -i {sys.executable} -IS -c "{_DAEMON}" &',
+}
+
+
+@pytest.fixture
+def tag() -> Iterator[str]:
+    """Stands on the command line of what a command starts; nothing of it may be left."""
+    tag = f"300.{os.getpid()}{next(_number)}"
+    yield tag
+    latest = time.monotonic() + 3
+    while found := [each.pid for each in keeper.processes() if each.alive and tag.encode() in cmdline(each.pid)]:
+        assert time.monotonic() < latest, found
+        time.sleep(0.02)
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_timeout_finds_who_has_left_by(door: str, tag: str) -> None:
+    ran = sh(DOORS[door].replace("TAG", tag) + "\nsleep 20", timeout=0.7)
+    assert ran.outcome == "timeout after 0.7 s" and ran.left is None and ran.seconds < 8
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_sync_that_goes_on_in_whatever_has_left_it_has_failed(door: str, tag: str) -> None:
+    ran = run(("/bin/sh", "-c", DOORS[door].replace("TAG", tag)), {}, 20.0, whole=True)
+    assert ran.outcome == LEFT_BEHIND and ran.left is None
+
+
+def test_who_it_is_is_known_before_it_begins(tmp_path: Path) -> None:
+    """And if that cannot be written down, it does not begin."""
+    seen: list[Begun] = []
+
+    def begun(each: Begun) -> None:
+        assert not (tmp_path / "began").exists()
+        own = keeper.process(each.pid)
+        assert own is not None and own.start == each.start
+        seen.append(each)
+
+    program = ("/bin/sh", "-c", f"echo $$ >{tmp_path}/began; cut -d' ' -f5,6 /proc/self/stat")
+    ran = run(program, {}, 20.0, begun=begun)
+    assert ran.ok and (tmp_path / "began").read_text() == f"{seen[0].pid}\n"
+    assert ran.output == f"{seen[0].pid} {seen[0].pid}\n", "its group and its session bear its number"
+
+    def full(_begun: Begun) -> None:
+        raise OSError("the disk is full")
+
+    (tmp_path / "began").unlink()
+    with pytest.raises(OSError, match="the disk is full"):
+        run(program, {}, 20.0, begun=full)
+    assert not (tmp_path / "began").exists()
+
+
+def test_a_keeper_that_is_killed_is_no_success(tag: str) -> None:
+    pids: list[int] = []
+
+    def begun(each: Begun) -> None:
+        pids.append(each.pid)
+        threading.Timer(0.5, os.kill, (each.keeper, signal.SIGKILL)).start()
+
+    ran = run(("/bin/sh", "-c", f"sleep {tag}"), {}, 20.0, begun=begun)
+    assert (ran.outcome, ran.left) == ("its keeper was killed", "its keeper was killed") and ran.seconds < 5
+    os.killpg(pids[0], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_are_for_the_command_as_they_would_be_without_a_keeper(number: signal.Signals) -> None:
+    def begun(each: Begun) -> None:
+        threading.Timer(0.4, os.kill, (each.keeper, number)).start()  # whoever stops a unit, say
+        threading.Timer(0.8, os.kill, (each.pid, number)).start()
+
+    ran = run(("/bin/sleep", "20"), {}, 20.0, begun=begun)
+    assert ran.outcome == f"ended by signal {int(number)}" and ran.seconds > 0.7
+
+
+def test_no_signal_is_ignored_or_blocked_in_a_command() -> None:
+    held = sh("grep -E 'Sig(Blk|Ign)' /proc/self/status").output.split()
+    assert held == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
