@@ -28,7 +28,7 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # Modules that a process imports with its first mail, reload, request or scrape.
 _LOADED_LATE = (
     *("gevent.threadpool", "lmtp_proxy.backends.session", "lmtp_proxy.config.read", "lmtp_proxy.control.resources"),
-    "lmtp_proxy.control.server",
+    *("lmtp_proxy.control.server", "idna", "unicodedata"),
 )
 _FOR_METRICS = ("lmtp_proxy.figures.prometheus", "lmtp_proxy.web.server", "prometheus_client")
 

@@ -21,7 +21,7 @@ import yaml
 from lmtp_proxy.config import yaml_text
 from lmtp_proxy.config.users import Chunk, Doubt, FlatUsers
 from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, Sequence, parse
-from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.keys import KeyRules, is_plain
 from lmtp_proxy.text import shown
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # only its parser is used
@@ -420,7 +420,7 @@ def _pieces(users: FlatUsers, wanted: Set[str], rules: KeyRules) -> list[tuple[i
 
 def _may_hold(chunk: Chunk, wanted: Set[str]) -> bool:
     """False only if no entry has one of the keys."""
-    if len(wanted) > _FEW or not chunk.text.isascii():  # what is lower case depends on the neighbours, elsewhere
-        return True
     folded = chunk.text.lower()
+    if len(wanted) > _FEW or not is_plain(folded):
+        return True
     return any(key.lower() in folded for key in wanted)

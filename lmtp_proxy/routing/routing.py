@@ -9,7 +9,7 @@ waits for nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.keys import FoldingError, KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import Table, TableUnavailable
 from lmtp_proxy.wire import reply
@@ -57,7 +57,11 @@ class Routing:
 
     def route(self, recipient: Recipient) -> Route:
         """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
-        keys = self.rules.forms(recipient.local_part, recipient.domain)
+        try:
+            keys = self.rules.forms(recipient.local_part, recipient.domain)
+        except FoldingError as error:
+            sent = (f"{recipient.local_part}@{recipient.domain}",)
+            return Route(sent, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=sent)
         mailboxes = self.rules.mailboxes(keys, recipient.domain)
         try:
             hit, name = self.find(keys)
@@ -75,7 +79,7 @@ class Routing:
     def mailbox(self, user: str) -> str:
         """The name under which the mail of `user`, written as in a table, is remembered: one of Route.mailboxes.
 
-        Raises TableUnavailable.
+        Raises TableUnavailable, FoldingError.
         """
         local_part, _, domain = user.rpartition("@") if "@" in user else (user, "", "")
         key = self.rules.table_key(user)

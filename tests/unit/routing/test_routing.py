@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Routes: the first hit wins, reserved names, the fallback, and a table that cannot answer."""
 
+import sys
+
 import pytest
 
 from lmtp_proxy.routing.keys import KeyRules
@@ -219,3 +221,11 @@ def test_the_mailbox_of_a_user_while_the_domain_is_ignored() -> None:
     ignoring = Routing(StaticTable({"alice": "new"}), KeyRules(ignore_domain=True), None)
     assert ignoring.mailbox("alice") == ignoring.mailbox("alice+x@anywhere") == "alice"
     assert ignoring.route(recipient("<Alice+x@anywhere>")).mailboxes == ("alice",)
+
+
+def test_an_address_whose_key_nobody_can_tell_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "idna", None)
+    route = routing("fallback").route(recipient("<alice@xn--bcher-kva.test>"))
+    assert (route.backend, str(route.refusal)[:9]) == (None, "451 4.3.0")
+    assert "python3-idna" in (route.trouble or "")
+    assert route.keys == route.mailboxes == ("alice@xn--bcher-kva.test",)
