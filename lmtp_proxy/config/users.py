@@ -211,7 +211,7 @@ def _write_flat(
     for chunk in users.chunks():
         if chunk.plain:
             words = chunk.text.split()  # the keys with their colons, and the names
-            if _is_folded(chunk.text) and not rules.ignore_domain:
+            if _is_folded(chunk.text, rules):
                 records += chunk.text.replace(" ", "").replace(":", "\t").encode().split(b"\n")[:-1]
             else:
                 pairs = zip(words[::2], words[1::2], strict=True)
@@ -234,9 +234,14 @@ def _write_flat(
         raise Doubt from None
 
 
-def _is_folded(text: str) -> bool:
-    """Whether all keys in `text`, a plain chunk's, are as KeyRules would make them."""
-    return is_plain(text) and ".:" not in text and text == text.lower()
+_BARE_KEY = re.compile(" *[^ @:\n]*:", re.MULTILINE)
+
+
+def _is_folded(text: str, rules: KeyRules) -> bool:
+    """Whether all keys in `text`, a plain chunk's, are as `rules` would make them."""
+    if rules.ignore_domain or not is_plain(text) or ".:" in text or text != text.lower():
+        return False
+    return not rules.default_domain or not _BARE_KEY.search(text)
 
 
 def _problem(user: str, key: str, rules: KeyRules) -> str | None:

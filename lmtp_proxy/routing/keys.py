@@ -27,11 +27,13 @@ class KeyRules:
     the rule). Those of a domain never matter (RFC 5321 section 2.4).
     recipient_delimiter: each character of it starts a `+detail`; empty switches details off.
     ignore_domain: the domain is no part of a key.
+    default_domain: that of a name without one; empty if such a name is a key of its own.
     """
 
     case_sensitive: bool = False
     recipient_delimiter: str = "+"
     ignore_domain: bool = False
+    default_domain: str = ""
 
     def table_key(self, text: str) -> str:
         """The key under which a table stores `text`, an address, a mailbox name or `@domain`.
@@ -40,7 +42,7 @@ class KeyRules:
         """
         local_part, at, domain = text.rpartition("@")
         if not at:
-            return self._fold(text)
+            return self._fold(text) + self._suffix(self.default_domain)
         return self._fold(local_part) + ("" if self.ignore_domain else f"@{_domain(domain)}")
 
     def forms(self, local_part: str, domain: str) -> tuple[str, ...]:
@@ -48,7 +50,7 @@ class KeyRules:
 
         `local_part` comes without quotes, `domain` may be empty (`RCPT TO:<u001>`). Never empty. Raises FoldingError.
         """
-        suffix = "" if self.ignore_domain or not domain else f"@{_domain(domain)}"
+        suffix = self._suffix(domain or self.default_domain)
         user = self._fold(local_part)
         forms = [user + suffix]
         mailbox = self._without_detail(user)
@@ -60,7 +62,14 @@ class KeyRules:
 
     def mailboxes(self, forms: tuple[str, ...], domain: str) -> tuple[str, ...]:
         """Those of `forms`, which are of a recipient in `domain`, that name a mailbox: one or two."""
-        return forms if self.ignore_domain or not domain else forms[:-1]
+        return forms[:-1] if self._suffix(domain or self.default_domain) else forms
+
+    def bare_key(self, key: str) -> str:
+        """`key` as it begins where it is written without its domain: itself, unless that is the default domain."""
+        return key.removesuffix(self._suffix(self.default_domain)) or key
+
+    def _suffix(self, domain: str) -> str:
+        return "" if self.ignore_domain or not domain else f"@{_domain(domain)}"
 
     def _fold(self, text: str) -> str:
         if text.isascii():

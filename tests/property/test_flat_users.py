@@ -23,6 +23,7 @@ HEADS = [
     "config: {socket: /run/x}  # users:\n",
     "config:\n  socket: /run/x\n  ignoreDomain: true\n",
     "config:\n  socket: /run/x\n  case_sensitive: yes\n",
+    "config:\n  socket: /run/x\n  default_domain: Example.org\n",
     "config:\n  socket: /run/x\n  bogus: 1\n",
     "config:\n  socket: '/run/x\n\n  y'\n",
     'config:\n  socket: "/run/x\nusers:\n  a: old\n  "\n',

@@ -280,6 +280,27 @@ def test_a_user_is_found_in_any_spelling(written: str, asked: str) -> None:
     assert edited(text, **{asked: "new"}) == after
 
 
+@pytest.mark.parametrize(
+    ("written", "asked"), [("carol", "Carol@x.test"), ("carol@X.test", "carol"), ("Carol", "carol")]
+)
+def test_a_name_without_a_domain_is_of_the_default_one(written: str, asked: str) -> None:
+    rules = KeyRules(default_domain="x.test")
+    others = "".join(f"  user{number:05}@x.test: old\n" for number in range(3000))
+    text = f"{TOP}users:\n{others}  {written}: old\n  zz@x.test: old\n"
+    edit = edit_file(text.encode(), {asked: "new"}, rules)
+    assert edit.data.decode() == text.replace(f"{written}: old", f"{written}: new")
+    assert edit.previous == {asked: "old"}
+    assert edit_users(text, {asked: "new"}, rules).text == edit.data.decode()
+
+
+def test_a_new_name_gets_the_default_domain() -> None:
+    """So the line still says who is meant when the key is taken out again."""
+    rules = KeyRules(default_domain="x.test")
+    assert edit_users(TOP, {"carol": "new"}, rules).text == TOP + "users:\n  carol@x.test: new\n"
+    without = KeyRules(default_domain="x.test", ignore_domain=True)
+    assert edit_users(TOP, {"carol": "new"}, without).text == TOP + "users:\n  carol: new\n"
+
+
 def test_a_thousand_changes_among_a_hundred_thousand_users_take_some_seconds_at_most() -> None:
     lines = [f"  user{number:06}@example.org: old\n" for number in range(100_000)]
     changes = {f"user{number * 100:06}@example.org": "new" for number in range(500)}

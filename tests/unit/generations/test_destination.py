@@ -44,6 +44,8 @@ def test_nothing_of_it_ends_a_line_of_the_log() -> None:
 
 def test_one_is_remembered_for_as_long_as_its_table_cannot_change() -> None:
     class Changing:
+        has_domains = True
+
         def __init__(self) -> None:
             self.backend = "old"
 

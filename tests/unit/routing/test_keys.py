@@ -43,6 +43,9 @@ EXACT = KeyRules(case_sensitive=True, recipient_delimiter="")
         (KeyRules(recipient_delimiter="+-"), "alice-x+y", "x", ("alice-x+y@x", "alice@x", "@x")),
         (KeyRules(recipient_delimiter="-+"), "alice+x-y", "x", ("alice+x-y@x", "alice@x", "@x")),
         (KeyRules(case_sensitive=True), "Alice+X", "x", ("Alice+X@x", "Alice@x", "@x")),
+        (KeyRules(default_domain="X"), "Alice+X", "", ("alice+x@x", "alice@x", "@x")),
+        (KeyRules(default_domain="x"), "Alice", "y", ("alice@y", "@y")),
+        (KeyRules(default_domain="x", ignore_domain=True), "Alice", "", ("alice",)),
         (EXACT, "Alice+X", "x", ("Alice+X@x", "@x")),
     ],
 )  # fmt: skip
@@ -66,6 +69,10 @@ def test_forms_in_the_order_of_the_look_up(
         (WITHOUT_DOMAIN, "@example.test", ""),
         (EXACT, "Alice@x", "Alice@x"),
         (EXACT, "Alice", "Alice"),
+        (KeyRules(default_domain="xn--bcher-kva.test."), "Alice", "alice@bücher.test"),
+        (KeyRules(default_domain="x"), "alice@y", "alice@y"),
+        (KeyRules(default_domain="x"), "@y", "@y"),
+        (KeyRules(default_domain="x", ignore_domain=True), "alice", "alice"),
         (KeyRules(case_sensitive=True, ignore_domain=True), "Alice@x", "Alice"),
     ],
 )
@@ -99,6 +106,8 @@ def test_the_letters_of_a_domain_never_matter() -> None:
         (KeyRules(), "@x@example.test", ("@x@example.test",)),
         (KeyRules(), "@x+y", ("@x+y", "@x")),
         (KeyRules(ignore_domain=True), "alice+x@example.test", ("alice+x", "alice")),
+        (KeyRules(default_domain="x"), "alice+x", ("alice+x@x", "alice@x")),
+        (KeyRules(default_domain="x", ignore_domain=True), "alice+x", ("alice+x", "alice")),
     ],
 )
 def test_mailboxes_are_the_forms_without_that_of_the_domain(
@@ -222,3 +231,11 @@ def test_without_the_library_nothing_is_guessed(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FoldingError, match="python3-idna"):
         KeyRules().forms("a", "xn--bcher-kva.example")
     assert KeyRules().table_key("a@bücher.example") == "a@bücher.example"
+
+
+def test_a_key_as_it_begins_where_its_domain_is_left_out() -> None:
+    rules = KeyRules(default_domain="Example.test")
+    keys = ["carol@example.test", "carol@other.test", "@example.test"]
+    assert [rules.bare_key(key) for key in keys] == ["carol", "carol@other.test", "@example.test"]
+    assert KeyRules().bare_key("carol@example.test") == "carol@example.test"
+    assert KeyRules(ignore_domain=True, default_domain="x").bare_key("carol") == "carol"
