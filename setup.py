@@ -24,6 +24,7 @@ setup(
     # Lower bounds are Debian 12's packages; both ends are tested.
     install_requires=[
         "gevent>=22.10",
+        "idna>=3.3",
         "PyYAML>=6.0",
         "prometheus_client>=0.16",
         "python-daemon>=2.3",

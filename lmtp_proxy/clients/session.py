@@ -103,7 +103,7 @@ class Session:
         self._connected = time.monotonic()
         self._earliest_dot = 0.0
         self._clock: DotClock | None = None  # where more came than what the client was waited for
-        self._client = Client(self.name, self._protocol.reply, self._flush)
+        self._client = Client(self.name, self._protocol.reply, self._flush, peer)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
         self._committing = False

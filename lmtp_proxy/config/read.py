@@ -125,7 +125,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
-        *("workers", "receipts", "trusted"),
+        *("workers", "receipts", "trusted", "default_domain"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": config_backends.TIMEOUTS,
@@ -186,10 +186,12 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
     backends = config_backends.backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
     names = None if backends is None else backends.keys() | RESERVED
+    default_domain = section.value("default_domain", config_keys.mail_domain, None)
     rules = KeyRules(
         case_sensitive=section.value("case_sensitive", config_keys.boolean, False),
         recipient_delimiter=section.value("recipient_delimiter", config_keys.delimiter, "+"),
         ignore_domain=section.value("ignoreDomain", config_keys.boolean, False),
+        default_domain=default_domain or "",
     )
     fallback = section.value("fallback_backend", str, None)
     if fallback is not None and names is not None and fallback not in names:
@@ -205,6 +207,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         permissions=section.value("permissions", config_keys.permissions, None),
         ignore_domain=rules.ignore_domain,
         fallback_backend=fallback,
+        default_domain=default_domain,
         pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
         allow=config_listeners.allow(section),
         run_as=section.value("run_as", config_keys.account, None),

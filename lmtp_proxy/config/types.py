@@ -22,6 +22,7 @@ T = TypeVar("T")
 D = TypeVar("D")
 
 _NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?")
+_MAIL_DOMAIN = re.compile(r"(?!.*\.\.)[\w-]([\w.-]{0,253}[\w-])?\.?")
 _OCTAL = re.compile(r"0o?([0-7]{1,4})")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _WHOLE = re.compile(r"[0-9]{1,18}")
@@ -141,6 +142,13 @@ def host(text: str) -> str:
 def hostname(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise ValueError(f"must be a host name such as mx.example.org, not {_quoted(text)}")
+    return text
+
+
+def mail_domain(text: str) -> str:
+    """As it stands in an address, in any spelling."""
+    if not _MAIL_DOMAIN.fullmatch(text):
+        raise ValueError(f"must be a domain such as example.org, not {_quoted(text)}")
     return text
 
 

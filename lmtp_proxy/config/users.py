@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.yaml_text import Document, Mapping, Scalar
-from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.keys import FoldingError, KeyRules, is_plain
 from lmtp_proxy.routing.static_table import SameKey, Shape, StaticTable, write_table
 from lmtp_proxy.text import shown
 
@@ -180,7 +180,11 @@ def _write(
             section.fail(user, "has no value: write the name of a backend, reject or hold")
         elif names is not None and node.text not in names:
             section.fail(user, undefined(section, node.text, names))
-        key = rules.table_key(user)
+        try:
+            key = rules.table_key(user)
+        except FoldingError as error:
+            section.fail(user, str(error))
+            continue
         if problem := _problem(user, key, rules):
             section.fail(user, problem)
             continue
@@ -207,7 +211,7 @@ def _write_flat(
     for chunk in users.chunks():
         if chunk.plain:
             words = chunk.text.split()  # the keys with their colons, and the names
-            if chunk.text == chunk.text.lower() and not rules.ignore_domain:  # they are folded as they are
+            if _is_folded(chunk.text, rules):
                 records += chunk.text.replace(" ", "").replace(":", "\t").encode().split(b"\n")[:-1]
             else:
                 pairs = zip(words[::2], words[1::2], strict=True)
@@ -228,6 +232,16 @@ def _write_flat(
         return write_table(records, lines, counts, write), counts
     except SameKey:
         raise Doubt from None
+
+
+_BARE_KEY = re.compile(" *[^ @:\n]*:", re.MULTILINE)
+
+
+def _is_folded(text: str, rules: KeyRules) -> bool:
+    """Whether all keys in `text`, a plain chunk's, are as `rules` would make them."""
+    if rules.ignore_domain or not is_plain(text) or ".:" in text or text != text.lower():
+        return False
+    return not rules.default_domain or not _BARE_KEY.search(text)
 
 
 def _problem(user: str, key: str, rules: KeyRules) -> str | None:

@@ -21,7 +21,7 @@ import yaml
 from lmtp_proxy.config import yaml_text
 from lmtp_proxy.config.users import Chunk, Doubt, FlatUsers
 from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, Sequence, parse
-from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.keys import KeyRules, is_plain
 from lmtp_proxy.text import shown
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # only its parser is used
@@ -243,8 +243,11 @@ def _escaped(mark: str) -> str:
 
 
 def _new_key(user: str, key: str, rules: KeyRules) -> str:
-    """How a user who is not in the file is to be written: as given, without a domain that is not looked at."""
-    mailbox = user.rpartition("@")[0]
+    """How a user who is not in the file is to be written: as given, but with the default domain if they have none, and
+    without a domain that is not looked at."""
+    mailbox, at, _ = user.rpartition("@")
+    if not at and rules.default_domain and not rules.ignore_domain:
+        return f"{user}@{rules.default_domain}"
     return mailbox if rules.ignore_domain and mailbox and rules.table_key(mailbox) == key else user
 
 
@@ -402,8 +405,9 @@ def _pieces(users: FlatUsers, wanted: Set[str], rules: KeyRules) -> list[tuple[i
     """
     entries: list[tuple[int, int]] = []
     last = (0, 0)
+    words = {rules.bare_key(key) for key in wanted}
     for chunk in users.chunks():
-        if chunk.plain and not _may_hold(chunk, wanted):
+        if chunk.plain and not _may_hold(chunk, words):
             last = (users.data.rfind(b"\n", chunk.start, chunk.end - 1) + 1 or chunk.start, chunk.end)
             continue
         ends = [found.end() for found in re.finditer(b"\n|\\Z", users.data[chunk.start : chunk.end])]
@@ -418,9 +422,9 @@ def _pieces(users: FlatUsers, wanted: Set[str], rules: KeyRules) -> list[tuple[i
     return [(0, users.first_end), *between, (last[0], len(users.data))]
 
 
-def _may_hold(chunk: Chunk, wanted: Set[str]) -> bool:
-    """False only if no entry has one of the keys."""
-    if len(wanted) > _FEW or not chunk.text.isascii():  # what is lower case depends on the neighbours, elsewhere
-        return True
+def _may_hold(chunk: Chunk, words: Set[str]) -> bool:
+    """False only if no key in it begins with one of the words."""
     folded = chunk.text.lower()
-    return any(key.lower() in folded for key in wanted)
+    if len(words) > _FEW or not is_plain(folded):
+        return True
+    return any(word.lower() in folded for word in words)

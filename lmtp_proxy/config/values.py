@@ -140,6 +140,7 @@ class Config:
     permissions: int | None = None
     ignore_domain: bool = False
     fallback_backend: str | None = None
+    default_domain: str | None = None
     pid: str = "/var/run/lmtp-proxy.pid"
     allow: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     run_as: str | None = None
@@ -168,7 +169,8 @@ class Config:
     @property
     def key_rules(self) -> KeyRules:
         """How recipients are looked up in `users`."""
-        return KeyRules(self.case_sensitive, self.recipient_delimiter, self.ignore_domain)
+        domain = self.default_domain or ""
+        return KeyRules(self.case_sensitive, self.recipient_delimiter, self.ignore_domain, domain)
 
 
 def is_own_listener(listener: Address, backend: Address) -> bool:

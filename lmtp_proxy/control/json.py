@@ -39,7 +39,7 @@ def entry_of(generation: Generation, user: str) -> str | None:
     local_part, at, domain = user.rpartition("@")
     keys = (rules.table_key(user),) if at and not local_part else rules.forms(local_part or user, domain if at else "")
     try:
-        return generation.routing.find(keys)[1]
+        return generation.routing.find(keys, domain if at else "")[1]
     except TableUnavailable:
         return None
 

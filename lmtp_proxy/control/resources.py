@@ -131,14 +131,14 @@ class Application(ControlApplication):
         config, routing = generation.config, generation.routing
         recipient = parse_address(request.argument("address"), smtputf8=config.smtputf8)
         route = routing.route(recipient)
-        hit, name = (None, None) if route.trouble is not None else routing.find(route.keys)
+        hit, name = (None, None) if route.trouble is not None else routing.find(route.keys, recipient.domain)
         if route.backend is not None:
             pool = generation.pools[route.backend]
             answer = f"what {pool} answers" + (f"; it is down: {pool.trouble}" if pool.down else "")
         elif name == HOLD:
             answer = f"parked for up to {config.hold_timeout:g} s, then {route.refusal}"
         else:
-            answer = str(route.refusal) + (f" ({shown(route.trouble, MAX_TEXT)})" if route.trouble else "")
+            answer = str(route.refusal) + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),

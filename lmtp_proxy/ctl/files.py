@@ -165,7 +165,7 @@ def concerns(record: Answer, users: Collection[str]) -> bool:
     """Whether the record of an uncertain delivery is about one of these users, in any form of their names."""
     from lmtp_proxy.routing.keys import KeyRules
 
-    named = {user.lower() for user in users}
+    named = {KeyRules().table_key(user) for user in users}
     for address in (record.text("user"), record.text("recipient").strip("<>")):
         local_part, _, domain = address.rpartition("@") if "@" in address else (address, "", "")
         if not named.isdisjoint(KeyRules().forms(local_part, domain)):

@@ -7,9 +7,9 @@ would take it, so one that needs quotes has them. It does not know which users t
 
 from collections.abc import Iterable, Sequence
 
-from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.arguments import WRONG_ARGUMENTS
 from lmtp_proxy.ctl.drain import Failed
+from lmtp_proxy.text import shown
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
 _MAX = 1024  # octets; the control socket takes no longer address
@@ -27,7 +27,7 @@ def key_of(name: str) -> str:
     parsed = parse_rcpt(b"TO:<" + octets + b">", smtputf8=True) if len(octets) <= _MAX else None
     # An address in quotes is a local part, which no mail has that is meant for the address.
     if not isinstance(parsed, Recipient) or (not parsed.domain and "@" in parsed.local_part):
-        raise ValueError(f'"{show.cut(show.safe(name), 100)}" is no address that RCPT would take')
+        raise ValueError(f'"{shown(name)}" is no address that RCPT would take')
     if text.startswith("@"):
         return text
     return f"{parsed.local_part}@{parsed.domain}" if parsed.domain else parsed.local_part

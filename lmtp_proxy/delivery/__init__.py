@@ -4,6 +4,7 @@
 In the order of their imports:
 
     uncertain      a delivery whose outcome is unknown, as a record
+    bare_names     who sends recipients without a domain
     in_flight      deliveries under way; which of them a drain waits for
     place          one transaction's place in a pool
     uncertain_log  remembers uncertain deliveries, and appends them to a file

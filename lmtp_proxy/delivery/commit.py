@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.bare_names import BareNames
 from lmtp_proxy.delivery.in_flight import Flight, InFlight, Phase
 from lmtp_proxy.delivery.uncertain import Uncertain, message_id
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -52,6 +53,7 @@ class Cutover:
     uncertain: UncertainLog
     receipts: Receipts = field(default_factory=Receipts)
     tallies: Tallies = field(default_factory=Tallies)
+    bare: BareNames = field(default_factory=BareNames)
 
 
 class CommitPoint(Flight):

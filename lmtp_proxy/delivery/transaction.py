@@ -29,14 +29,15 @@ from lmtp_proxy.wire.reply import Reply
 class Client:
     """What a transaction may do to its client.
 
-    name: the session's id, for the log. answer: take the next replies that are owed, without I/O. flush: send what was
-    taken; called before each wait, and never fails once the message is complete.
+    name: the session's id, peer: where it comes from, both for the log. answer: take the next replies that are owed,
+    without I/O. flush: send what was taken; called before each wait, and never fails once the message is complete.
     """
 
-    __slots__ = ("answer", "flush", "name")
+    __slots__ = ("answer", "flush", "name", "peer")
 
-    def __init__(self, name: str, answer: Callable[..., None], flush: Callable[[], None]) -> None:
+    def __init__(self, name: str, answer: Callable[..., None], flush: Callable[[], None], peer: str = "") -> None:
         self.name = name
+        self.peer = peer
         self.answer = answer
         self.flush = flush
 
@@ -132,7 +133,7 @@ class Transaction:
             self._accepted += new
             return
         why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
-        why[None] = iter([_shown(destination.route.trouble) for destination in refused])
+        why[None] = iter([_shown(destination.route.reason) for destination in refused])
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -188,7 +189,9 @@ class Transaction:
             else:
                 tallies.parked += 1
             refusal = route.refusal or say.INTERNAL_ERROR
-            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.trouble))
+            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.reason))
+            if route.bare:
+                self._cutover.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
 
     def _park(self) -> None:
@@ -350,5 +353,5 @@ def _name(delivery: Delivery) -> str:
     return delivery.pool.backend.name
 
 
-def _shown(trouble: str | None) -> str:
-    return printable((trouble or "").encode("utf-8", "backslashreplace"))
+def _shown(reason: str) -> str:
+    return printable(reason.encode("utf-8", "backslashreplace"))

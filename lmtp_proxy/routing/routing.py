@@ -9,7 +9,7 @@ waits for nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.keys import FoldingError, KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import Table, TableUnavailable
 from lmtp_proxy.wire import reply
@@ -18,6 +18,7 @@ from lmtp_proxy.wire.reply import Reply
 
 REJECT = "reject"
 HOLD = "hold"
+_BARE = "it has no domain, and config.default_domain is not set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Route:
     all of them. mailboxes: those of them that name a mailbox which the mail may end in: the one under which the table
     was hit, if it is one, and the address without detail, the last one. backend: its name, None where `refusal` answers
     the recipient. held: `refusal` stands only if the route
-    does not change while the recipient is parked. trouble: why the table could not answer, for the log.
+    does not change while the recipient is parked. trouble: why the table could not answer, for the log. bare: it is
+    refused because it has no domain.
     """
 
     keys: tuple[str, ...]
@@ -37,6 +39,12 @@ class Route:
     held: bool = False
     trouble: str | None = None
     mailboxes: tuple[str, ...] = ()
+    bare: bool = False
+
+    @property
+    def reason(self) -> str:
+        """What the log says of `refusal`; "" if that tells all."""
+        return self.trouble or (_BARE if self.bare else "")
 
 
 class Routing:
@@ -51,21 +59,28 @@ class Routing:
         self.constant = isinstance(table, StaticTable)
         self.rules = rules
         self._fallback = fallback
+        # `carol` may be carol@example.org, whom the table has on `reject`: the fallback's store is not for them.
+        self._refuse_bare = table.has_domains and not rules.ignore_domain and not rules.default_domain
 
     def __repr__(self) -> str:
         return f"<Routing {self._table!r} fallback={self._fallback}>"
 
     def route(self, recipient: Recipient) -> Route:
         """The route now. A recipient whose table cannot answer is refused, never sent to the fallback."""
-        keys = self.rules.forms(recipient.local_part, recipient.domain)
+        try:
+            keys = self.rules.forms(recipient.local_part, recipient.domain)
+        except FoldingError as error:
+            sent = (f"{recipient.local_part}@{recipient.domain}",)
+            return Route(sent, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=sent)
         mailboxes = self.rules.mailboxes(keys, recipient.domain)
         try:
-            hit, name = self.find(keys)
+            hit, name = self.find(keys, recipient.domain)
         except TableUnavailable as error:
             return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=mailboxes[-1:])
         mailboxes = mailboxes if hit == mailboxes[0] else mailboxes[-1:]
         if name is None:
-            return Route(keys, refusal=reply.UNKNOWN_USER, mailboxes=mailboxes)
+            bare = self._refuse_bare and not recipient.domain
+            return Route(keys, refusal=reply.UNKNOWN_USER, mailboxes=mailboxes, bare=bare)
         if name == REJECT:
             return Route(keys, refusal=reply.MAILBOX_PARKED, mailboxes=mailboxes)
         if name == HOLD:
@@ -75,7 +90,7 @@ class Routing:
     def mailbox(self, user: str) -> str:
         """The name under which the mail of `user`, written as in a table, is remembered: one of Route.mailboxes.
 
-        Raises TableUnavailable.
+        Raises TableUnavailable, FoldingError.
         """
         local_part, _, domain = user.rpartition("@") if "@" in user else (user, "", "")
         key = self.rules.table_key(user)
@@ -83,12 +98,13 @@ class Routing:
             return key
         return self.rules.mailboxes(self.rules.forms(local_part, domain), domain)[-1]
 
-    def find(self, keys: Sequence[str]) -> tuple[str | None, str | None]:
+    def find(self, keys: Sequence[str], domain: str) -> tuple[str | None, str | None]:
         """The first of `keys` that the table holds, and what it holds: a backend's name, `reject` or `hold`.
 
-        Without a hit: None, and the fallback. Raises TableUnavailable.
+        domain: as it was sent, may be empty. Without a hit: None, and the fallback, or None where that is not for a
+        name without a domain. Raises TableUnavailable.
         """
         for key in keys:
             if (name := self._table.lookup(key)) is not None:
                 return key, name
-        return None, self._fallback
+        return None, None if self._refuse_bare and not domain else self._fallback

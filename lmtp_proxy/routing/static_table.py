@@ -23,6 +23,7 @@ from lmtp_proxy.routing.table import TableUnavailable
 # 64, a million users have 15,625 of them, made in a millisecond.
 _BLOCK = 64
 _PIECE = 64 * _BLOCK  # records that are compared at once
+_WITH_DOMAIN = re.compile(rb"\n[^\t\n@]*+@")
 _SAME_KEY = re.compile(rb"\n([^\t\n]*+)\t[^\n]*+\n\1\t")
 
 
@@ -33,13 +34,15 @@ class SameKey(ValueError):
 class Shape(NamedTuple):
     """What must be known of a file to read it as a table.
 
-    keys: how many. body, firsts: octets of the first two parts. names: the backends, in no order.
+    keys: how many. body, firsts: octets of the first two parts. names: the backends, in no order. has_domains: see
+    Table.
     """
 
     keys: int
     body: int
     firsts: int
     names: Sequence[str]
+    has_domains: bool
 
 
 class Change(NamedTuple):
@@ -119,6 +122,11 @@ class StaticTable(Mapping[str, str]):
     def octets(self) -> bytes:
         """Its file, whole."""
         return self._data[:]
+
+    @property
+    def has_domains(self) -> bool:
+        """See Table.has_domains."""
+        return self._shape.has_domains
 
     @property
     def shape(self) -> Shape:
@@ -257,15 +265,17 @@ def write_table(
         records[:] = map(records.__getitem__, order)
         lines = array("I", map(lines.__getitem__, order))
     firsts, starts = [], array("I", [0])
+    has_domains = False
     for number in range(0, len(records), _BLOCK):
         block = b"\n" + b"\n".join(records[number : number + _BLOCK])
         following = records[number + _BLOCK : number + _BLOCK + 1]
         if _SAME_KEY.search(b"\n".join([block, *following])):
             raise SameKey
         write(block)
+        has_domains = has_domains or (b"@" in block and _WITH_DOMAIN.search(block) is not None)
         firsts.append(block[1 : block.index(b"\t")])
         starts.append(starts[-1] + len(block))
     end, index = b"\n" if records else b"", b"\n".join(firsts)
     for part in (end, index, starts, lines):
         write(bytes(part))
-    return Shape(len(records), starts[-1] + len(end), len(index), tuple(names))
+    return Shape(len(records), starts[-1] + len(end), len(index), tuple(names), has_domains)

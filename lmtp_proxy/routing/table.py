@@ -16,6 +16,10 @@ class TableUnavailable(Exception):
 class Table(Protocol):
     """A mapping from key (see keys.KeyRules) to backend name."""
 
+    @property
+    def has_domains(self) -> bool:
+        """Whether there are keys with a domain: then a name without one is not just anybody's."""
+
     def lookup(self, key: str) -> str | None:
         """The backend's name, None if the table does not hold `key`; raises TableUnavailable."""
 

@@ -10,6 +10,7 @@ from lmtp_proxy.config.values import Config
 FOR_MAIL = ("lmtp_proxy.backends.session",)
 FOR_A_THREAD = ("gevent.threadpool",)
 READS_CONFIG = "lmtp_proxy.config.read"
+FOR_KEYS = ("idna", "unicodedata")
 FOR_RECEIPTS = ("lmtp_proxy.receipts.file",)
 FOR_CONTROL = (
     *FOR_A_THREAD,
@@ -22,7 +23,7 @@ FOR_A_SCRAPE = ("prometheus_client.exposition", "prometheus_client.core")
 
 def late_modules(config: Config) -> tuple[str, ...]:
     """All that a process with this configuration may come to import."""
-    names = [*FOR_MAIL, *FOR_A_THREAD, READS_CONFIG, *FOR_CONTROL]
+    names = [*FOR_MAIL, *FOR_A_THREAD, READS_CONFIG, *FOR_KEYS, *FOR_CONTROL]
     if config.receipts is not None:
         names += FOR_RECEIPTS
     if config.metrics is not None:

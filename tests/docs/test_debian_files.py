@@ -93,7 +93,7 @@ def test_what_setup_py_asks_for_is_what_the_build_has() -> None:
     [block] = re.findall(r"install_requires=\[(.*?)\]", text("setup.py"), re.DOTALL)
     wanted = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
     debian = {"gevent": "gevent", "PyYAML": "yaml", "python-daemon": "daemon", "setproctitle": "setproctitle",
-              "prometheus_client": "prometheus-client"}  # fmt: skip
+              "prometheus_client": "prometheus-client", "idna": "idna"}  # fmt: skip
     assert set(wanted) == set(debian)
     for name, least in wanted.items():
         assert f" python3-{debian[name]} (>= {least})" in text("debian/control"), name

@@ -18,7 +18,7 @@ SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
 SHOWN="tmux chromium fonts-dejavu-core"
-PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
+PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db"
 
 die() {

@@ -294,7 +294,7 @@ def test_as_a_daemon_that_became_somebody_else() -> None:
         shutil.copytree(ROOT / "bin", f"{installed}/bin")
         settings: dict[str, Any] = {"ignoreDomain": True, "run_as": "nobody", "log": {"syslog": "/nonexistent"}}
         python = "/usr/bin/python3" if os.access("/usr/bin/python3", os.X_OK) else sys.executable
-        probe = [python, "-c", "import daemon, gevent, setproctitle, yaml"]
+        probe = [python, "-c", "import daemon, gevent, idna, setproctitle, yaml"]
         if subprocess.run(probe, user="nobody", capture_output=True, cwd="/").returncode:
             pytest.skip(f"{python} has not all modules")
         proxy = ProxyProcess(config_of({"old": old, "new": old}, {"u": "old"}, **settings))

@@ -92,7 +92,7 @@ def test_it_needs_what_debian_12_has_and_brings_no_conffile_that_a_command_edits
     ).stdout
     assert "Architecture: all" in fields
     names = set(re.findall(r"(?:Depends: |, |\| )([a-z0-9-]+)", fields))
-    assert {"python3-gevent", "python3-daemon", "python3-yaml", "python3-setproctitle"} <= names
+    assert {"python3-gevent", "python3-daemon", "python3-yaml", "python3-setproctitle", "python3-idna"} <= names
     assert "python3-prometheus-client" in names
     known = subprocess.run(
         ["apt-cache", "show", *names - {"systemd-sysusers", "systemd-tmpfiles"}], capture_output=True

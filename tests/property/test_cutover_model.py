@@ -49,6 +49,8 @@ def pause(ready: Callable[[], bool] = lambda: True) -> None:
 class PausingTable:
     """A table that answers over a network would wait before and after the answer is decided."""
 
+    has_domains = True
+
     def __init__(self, users: dict[str, str]) -> None:
         self._users = users
 
@@ -161,6 +163,8 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
 
 class _Plain:
     """What `route` gives in generation 1, without pauses."""
+
+    has_domains = True
 
     def lookup(self, key: str) -> str | None:
         return "old" if key in ("alice@x", "bob@x") else None

@@ -23,6 +23,7 @@ HEADS = [
     "config: {socket: /run/x}  # users:\n",
     "config:\n  socket: /run/x\n  ignoreDomain: true\n",
     "config:\n  socket: /run/x\n  case_sensitive: yes\n",
+    "config:\n  socket: /run/x\n  default_domain: Example.org\n",
     "config:\n  socket: /run/x\n  bogus: 1\n",
     "config:\n  socket: '/run/x\n\n  y'\n",
     'config:\n  socket: "/run/x\nusers:\n  a: old\n  "\n',
@@ -65,6 +66,7 @@ WORDS = [
     *["'@x.org'", '"@X.org"', "'it''s'", '"a\\x41"', "''", '""', "'*'", "'\"q\"@x'", '"a: b"', "'a #b'", "' a '"],
     *["@x", "*a", "&a b", "!t x", "- a", "-a", "?x", "? x", "a:b", "a#b", "a #b", "a,b", "[a]", "{a", "|", ">", "%x"],
     *["null", "---", "...", "a" * 401, "a" * 1030, "'" + "b" * 399 + "'", "a b", "o'brien@x", "a\u00a0b", "a\tb", "`"],
+    *["a@bücher.test", "a@xn--bcher-kva.test", "A@XN--bcher-KVA.test.", "a@bu\u0308cher.test", "bob.", "dave+x@y."],
 ]
 GOOD = [word for word in WORDS[:15] if word not in ("<<", "ΑΣ", '"@X.org"', "'it''s'")]
 VALUES = [

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lmtp_proxy.config import users_edit, yaml_text
-from lmtp_proxy.config.users_edit import EditError, edit_users
+from lmtp_proxy.config.users_edit import EditError, edit_file, edit_users
 from lmtp_proxy.routing.keys import KeyRules
 
 RULES = KeyRules()
@@ -258,6 +258,47 @@ def test_the_parser_in_python_gives_the_same(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(yaml_text, "_LOADER", yaml.SafeLoader)
     assert edit_users(text, {"a": "new", "b": "it's", "c": "new"}, RULES) == result
     assert "'it''s' # x" in result.text and "  # y\r\n  c: new\r\nq:" in result.text
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("anna@bücher.test", "anna@xn--bcher-kva.test"),
+        ("anna@xn--bcher-kva.test", "Anna@BÜCHER.test."),
+        ("anna@x.test.", "anna@X.test"),
+        ("anna@x.test", "anna@x.test."),
+        ("rene\u0301@x.test", "rené@x.test"),
+    ],
+)
+def test_a_user_is_found_in_any_spelling(written: str, asked: str) -> None:
+    before = [f"  user{number:05}@x.test: old\n" for number in range(3000)]
+    text = TOP + "users:\n" + "".join([*before, f"  {written}: old\n", "  zz@x.test: old\n"])
+    after = text.replace(f"{written}: old", f"{written}: new")
+    edit = edit_file(text.encode(), {asked: "new"}, RULES)
+    assert edit.data.decode() == after
+    assert edit.previous == {asked: "old"}
+    assert edited(text, **{asked: "new"}) == after
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"), [("carol", "Carol@x.test"), ("carol@X.test", "carol"), ("Carol", "carol")]
+)
+def test_a_name_without_a_domain_is_of_the_default_one(written: str, asked: str) -> None:
+    rules = KeyRules(default_domain="x.test")
+    others = "".join(f"  user{number:05}@x.test: old\n" for number in range(3000))
+    text = f"{TOP}users:\n{others}  {written}: old\n  zz@x.test: old\n"
+    edit = edit_file(text.encode(), {asked: "new"}, rules)
+    assert edit.data.decode() == text.replace(f"{written}: old", f"{written}: new")
+    assert edit.previous == {asked: "old"}
+    assert edit_users(text, {asked: "new"}, rules).text == edit.data.decode()
+
+
+def test_a_new_name_gets_the_default_domain() -> None:
+    """So the line still says who is meant when the key is taken out again."""
+    rules = KeyRules(default_domain="x.test")
+    assert edit_users(TOP, {"carol": "new"}, rules).text == TOP + "users:\n  carol@x.test: new\n"
+    without = KeyRules(default_domain="x.test", ignore_domain=True)
+    assert edit_users(TOP, {"carol": "new"}, without).text == TOP + "users:\n  carol: new\n"
 
 
 def test_a_thousand_changes_among_a_hundred_thousand_users_take_some_seconds_at_most() -> None:

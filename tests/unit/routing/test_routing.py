@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Routes: the first hit wins, reserved names, the fallback, and a table that cannot answer."""
 
+import sys
+
 import pytest
 
 from lmtp_proxy.routing.keys import KeyRules
@@ -26,6 +28,7 @@ class BrokenTable:
 
     def __init__(self, broken: str) -> None:
         self.broken = broken
+        self.has_domains = True
         self.asked: list[str] = []
 
     def __len__(self) -> int:
@@ -144,15 +147,17 @@ def test_a_table_that_cannot_answer_defers_and_never_falls_back(broken: str, fal
     ],
 )
 def test_find_tells_which_key_it_was(keys: list[str], fallback: str | None, found: tuple[str | None, str]) -> None:
-    assert routing(fallback).find(keys) == found
+    assert routing(fallback).find(keys, "example.test") == found
 
 
 def test_find_raises_what_the_table_raises() -> None:
     with pytest.raises(TableUnavailable, match="timed out"):
-        Routing(BrokenTable("b"), KeyRules(), "old").find(["a", "b"])
+        Routing(BrokenTable("b"), KeyRules(), "old").find(["a", "b"], "x")
 
 
 class ChangingTable(dict[str, str]):
+    has_domains = True
+
     def lookup(self, key: str) -> str | None:
         return self.get(key)
 
@@ -219,3 +224,53 @@ def test_the_mailbox_of_a_user_while_the_domain_is_ignored() -> None:
     ignoring = Routing(StaticTable({"alice": "new"}), KeyRules(ignore_domain=True), None)
     assert ignoring.mailbox("alice") == ignoring.mailbox("alice+x@anywhere") == "alice"
     assert ignoring.route(recipient("<Alice+x@anywhere>")).mailboxes == ("alice",)
+
+
+def test_an_address_whose_key_nobody_can_tell_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "idna", None)
+    route = routing("fallback").route(recipient("<alice@xn--bcher-kva.test>"))
+    assert (route.backend, str(route.refusal)[:9]) == (None, "451 4.3.0")
+    assert "python3-idna" in (route.trouble or "")
+    assert route.keys == route.mailboxes == ("alice@xn--bcher-kva.test",)
+
+
+DOMAINS = {"carol@example.test": "reject", "postmaster": "old"}
+
+
+@pytest.mark.parametrize(
+    ("path", "users", "rules", "backend"),
+    [
+        ("<carol>", DOMAINS, KeyRules(), None),
+        ("<CAROL+x>", DOMAINS, KeyRules(), None),
+        ('<"carol">', DOMAINS, KeyRules(), None),
+        ('<"@other">', DOMAINS, KeyRules(), None),
+        ("<@relay.test:carol>", DOMAINS, KeyRules(), None),
+        ("<x>", {"@example.test": "old"}, KeyRules(), None),
+        ("<Postmaster+x>", DOMAINS, KeyRules(), "old"),
+        ("<carol>", {"bob": "old"}, KeyRules(), "fallback"),
+        ("<carol>", {}, KeyRules(), "fallback"),
+        ("<carol>", DOMAINS, KeyRules(ignore_domain=True), "fallback"),
+        ("<dave>", {"carol@example.test": "reject"}, KeyRules(default_domain="example.test"), "fallback"),
+        ("<dave@example.test>", DOMAINS, KeyRules(), "fallback"),
+    ],
+)
+def test_a_name_without_a_domain_does_not_slip_past_the_table(
+    path: str, users: dict[str, str], rules: KeyRules, backend: str | None
+) -> None:
+    routing = Routing(StaticTable(users), rules, "fallback")
+    asked = recipient(path)
+    route = routing.route(asked)
+    assert route.backend == backend == routing.find(route.keys, asked.domain)[1]
+    assert route.bare is (backend is None)
+    if route.bare:
+        assert str(route.refusal)[:9] == "450 4.1.1" and "default_domain" in route.reason and not route.held
+
+
+def test_with_a_default_domain_a_name_is_looked_up_in_it() -> None:
+    table = StaticTable({"carol@example.test": "reject", "@example.test": "all"})
+    routing = Routing(table, KeyRules(default_domain="Example.TEST."), "fallback")
+    carol = routing.route(recipient("<Carol+x>"))
+    assert carol.keys == ("carol+x@example.test", "carol@example.test", "@example.test")
+    assert str(carol.refusal)[:9] == "450 4.2.1" and carol.mailboxes == ("carol@example.test",)
+    assert routing.route(recipient("<dave>")).backend == "all"
+    assert routing.mailbox("carol") == "carol@example.test"

@@ -49,6 +49,13 @@ def test_an_empty_table(make: Callable[[Mapping[str, str]], Table]) -> None:
     assert len(table) == 0
 
 
+def test_it_says_whether_a_key_has_a_domain(make: Callable[[Mapping[str, str]], Table]) -> None:
+    bare = {f"user{number:04}": "new@store" for number in range(300)}
+    assert not make({}).has_domains and not make(bare).has_domains
+    for key in ("a@x", "zoe@x", "@x", "user0100@x", "a@b@c"):
+        assert make({**bare, key: "old"}).has_domains
+
+
 def test_repr_gives_the_size(make: Callable[[Mapping[str, str]], Table]) -> None:
     table = make({"a": "old", "b": "new"})
     assert "2 keys" in repr(table)
