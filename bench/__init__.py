@@ -17,6 +17,7 @@ performance.md says what is measured and how. A module imports only from those a
     tables      F: tables of many users: start, reload, memory
     results     one run of the bench as JSON
     targets     the fifteen targets
+    comparison  this checkout against another one that ran beside it
     machine     versions of everything, and what the machine is
     report      tables, as text and as Markdown
     plot        a bar chart, as SVG

@@ -2,7 +2,8 @@
 """lmtp-proxy as it is measured: as an operator runs it, and what one asks it over the control socket.
 
 A line in the log for each recipient, all deadlines at their defaults, the control socket on. Nothing of the package is
-imported: the proxy is its command, its configuration file and its sockets.
+imported: the proxy is its command, its configuration file and its sockets. So it may as well be that of another
+checkout, an older one included: `bin/lmtp-proxy` and the keys of this configuration are what both must have.
 """
 
 import http.client
@@ -18,7 +19,7 @@ from typing import Any
 from bench.peers import Started, Surroundings, free_address, started, user
 from bench.processes import BenchError, Stage
 
-PROGRAM = Path(__file__).resolve().parents[1] / "bin" / "lmtp-proxy"
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """\
 config:
   socket: [{host}, {port}]
@@ -42,21 +43,32 @@ users:
 
 @dataclass(frozen=True)
 class LmtpProxy:
-    """level: of the log; below info there is no line for each recipient. workers: 0: the key is left away."""
+    """The proxy of a checkout.
+
+    level: of the log; below info there is no line for each recipient.
+    workers: 0: the key is left away.
+    python: the interpreter that runs it.
+    root: of the checkout; this one by default.
+    """
 
     name: str = "lmtp-proxy"
     workers: int = 0
     level: str = "info"
     python: str = sys.executable
+    root: Path = ROOT
+
+    @property
+    def program(self) -> Path:
+        return self.root / "bin" / "lmtp-proxy"
 
     def missing(self) -> str | None:
         with Stage() as stage:
             around = Surroundings(("127.0.0.1:1", "127.0.0.1:2"), stage.path("log"), users=1)
             config = self.configure(stage, around, ("127.0.0.1", 2424))
             # As a package is installed; otherwise each start compiles, and keeps what that leaves in memory.
-            compiling = [self.python, "-m", "compileall", "-q", str(PROGRAM.parents[1] / "lmtp_proxy")]
+            compiling = [self.python, "-m", "compileall", "-q", str(self.root / "lmtp_proxy")]
             subprocess.run(compiling, stdout=subprocess.DEVNULL, timeout=60, check=False)
-            command = [self.python, str(PROGRAM), "--check", "-c", str(config)]
+            command = [self.python, str(self.program), "--check", "-c", str(config)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode == 0:
                 return None
@@ -82,7 +94,7 @@ class LmtpProxy:
     def start(self, stage: Stage, around: Surroundings) -> Started:
         address = free_address()
         config = self.configure(stage, around, address)
-        command = [self.python, str(PROGRAM), "-c", str(config)]
+        command = [self.python, str(self.program), "-c", str(config)]
         return started(stage, command, f"{address[0]}:{address[1]}", around.start_seconds)
 
 

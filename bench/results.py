@@ -16,6 +16,8 @@ DIRECT = "direct"
 HAPROXY = "HAProxy TCP"
 DOVECOT = "Dovecot LMTP proxy"
 OURS = "lmtp-proxy"
+BESIDE = "lmtp-proxy, beside"
+"""That of another checkout, see `--beside`."""
 TWO_WORKERS = "lmtp-proxy, 2 workers"
 UNLOGGED = "lmtp-proxy, no delivery log"
 
