@@ -34,7 +34,10 @@ _FOR_METRICS = ("lmtp_proxy.figures.prometheus", "lmtp_proxy.web.server", "prome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments."""
+    """Run the command; returns the exit status.
+
+    0, 1 for an error (one line each on stderr), 2 for wrong arguments, 130 when it was interrupted before it served.
+    """
     options = _parser().parse_args(arguments)
     try:
         config = load(options.config)
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
