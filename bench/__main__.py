@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.floor import FLOOR, Floor
+from bench.offline import NightRun, nights
 from bench.peers import Direct, Dovecot, HAProxy, Program
 from bench.plot import plot
 from bench.processes import BenchError
@@ -26,7 +27,7 @@ from bench.workloads import WORKLOADS, Run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-LETTERS = "".join(workload.letter for workload in WORKLOADS) + "F"
+LETTERS = "".join(workload.letter for workload in WORKLOADS) + "FG"
 QUICK_SIZES = (100_000,)
 QUICK_WITHOUT = {"A": {DIRECT, "HAProxy TCP", FLOOR}, "C": {DIRECT, "HAProxy TCP", FLOOR}, "D": {DIRECT, "HAProxy TCP"},
                  "E": {DIRECT, "HAProxy TCP", "Dovecot LMTP proxy"}}  # fmt: skip
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", action="store_true", help="write the results to where git sees them")
     add("--write-docs", action="store_true", help="renew the results and the chart in docs/")
     add("--from", dest="results", type=Path, metavar="JSON", help="measure nothing, take these results")
-    add("--profile", choices=LETTERS[:-1], help="show where the time goes in this workload, nothing else")
+    add("--profile", choices=LETTERS[:-2], help="show where the time goes in this workload, nothing else")
     return parser
 
 
@@ -138,7 +139,10 @@ def _measure(options: argparse.Namespace) -> Results:
             for proxy in filter(None, (ours, beside)):
                 print(f"F  {users:,} users  {proxy.name}", file=sys.stderr, flush=True)
                 measured.append(measure_table(proxy, users, 1.0, 1.0) if options.quick else measure_table(proxy, users))
-    return replace(results, runs=runs, tables=measured)
+    migrated: list[NightRun] = []
+    if "G" in options.only:
+        migrated = nights([proxy for proxy in (ours, beside) if proxy], rounds, _say_night)
+    return replace(results, runs=runs, tables=measured, nights=migrated)
 
 
 def _beside(options: argparse.Namespace) -> LmtpProxy | None:
@@ -156,6 +160,13 @@ def _say(run: Run) -> None:
     text = run.error or f"{run.messages:6} messages  {cost:>13}  {run.rate:8.0f}/s  p99 {run.p99_ms:.2f} ms"
     which = f"round {run.round}" if run.round else "dropped"
     print(f"{run.workload}  {which}  {run.program:28} {text}", file=sys.stderr, flush=True)
+
+
+def _say_night(run: NightRun) -> None:
+    text = run.error if run.own_ms is None else f"{run.own_ms:10.1f} ms offline by ourselves"
+    print(
+        f"G  {f'round {run.round}' if run.round else 'dropped'}  {run.program:28} {text}", file=sys.stderr, flush=True
+    )
 
 
 def _keep(results: Results, directory: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from bench.offline import NightRun
 from bench.results import BESIDE, OURS, Results
 from bench.rounds import pairs
 from bench.tables import TableRun
@@ -52,7 +53,14 @@ def compared(results: Results) -> list[Compared]:
     ]
     found += [figure for users in dict.fromkeys(table.users for table in results.tables)
               for figure in _of_table(results.tables, users)]  # fmt: skip
+    found.append(Compared("G: own time for which a user is offline", "{:.1f} ms", _of_nights(results.nights)))
     return [figure for figure in found if figure.values]
+
+
+def _of_nights(runs: Iterable[NightRun]) -> list[tuple[float, float]]:
+    own = {(run.program, run.round): run.own_ms for run in runs if run.round > 0 and run.own_ms is not None}
+    return [(one, own[BESIDE, number]) for (name, number), one in own.items()
+            if name == OURS and (BESIDE, number) in own]  # fmt: skip
 
 
 def _of_workload(runs: Iterable[Run], letter: str, *, in_ms: bool) -> list[Compared]:

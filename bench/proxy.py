@@ -30,7 +30,7 @@ config:
   log:
     syslog: {log}
     level: {level}
-{workers}backends:
+{more}backends:
   a:
     host: 127.0.0.1
     port: {a}
@@ -47,6 +47,7 @@ class LmtpProxy:
 
     level: of the log; below info there is no line for each recipient.
     workers: 0: the key is left away.
+    receipts: whether it keeps them.
     python: the interpreter that runs it.
     root: of the checkout; this one by default.
     """
@@ -56,6 +57,7 @@ class LmtpProxy:
     level: str = "info"
     python: str = sys.executable
     root: Path = ROOT
+    receipts: bool = False
 
     @property
     def program(self) -> Path:
@@ -83,9 +85,11 @@ class LmtpProxy:
     ) -> Path:
         """Write the configuration. elsewhere: users who are not on the backend where they would be by turns."""
         a, b = (backend.rpartition(":")[2] for backend in around.backends)
+        more = f"  workers: {self.workers}\n" if self.workers else ""
+        more += f"  receipts: {stage.directory}/receipts.db\n" if self.receipts else ""
         head = CONFIG.format(
             host=address[0], port=address[1], home=stage.directory, log=around.log_socket, level=self.level,
-            a=a, b=b, workers=f"  workers: {self.workers}\n" if self.workers else "",
+            a=a, b=b, more=more,
         )  # fmt: skip
         moved = elsewhere or {}
         users = (f"  {user(n)}: {moved.get(n) or 'ab'[n % 2]}\n" for n in range(around.users))

@@ -5,8 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bench.comparison import Compared, compared
+from bench.offline import JOBS, USERS, NightRun
 from bench.processes import BenchError
 from bench.results import OURS, Results
 from bench.rounds import Summary, summaries
@@ -39,6 +41,8 @@ def tables(results: Results) -> list[Table]:
     for program in dict.fromkeys(table.program for table in results.tables):
         title = "F: tables of many users" + ("" if program == OURS else f": {program}")
         made.append(_users_table(title, [table for table in results.tables if table.program == program]))
+    if results.nights:
+        made.append(_nights_table(results.nights))
     if both := compared(results):
         made.append(_comparison_table(both))
     return [*made, _targets_table(targets(results))]
@@ -97,6 +101,21 @@ def _number(value: float | None, digits: int) -> str:
 
 def _megabytes(kib: int | None) -> str:
     return _number(None if kib is None else kib / 1024, 1)
+
+
+def _nights_table(nights: Sequence[NightRun]) -> Table:
+    rows = [_nights_row(program, [run for run in nights if run.program == program and run.round > 0])
+            for program in dict.fromkeys(run.program for run in nights)]  # fmt: skip
+    title = f"G: `migrate`, {USERS} users, {JOBS} at once, commands that do nothing"
+    return Table(title, [("program", "own ms offline", "lowest-highest", "runs"), *rows])
+
+
+def _nights_row(program: str, runs: Sequence[NightRun]) -> Sequence[str]:
+    own = [run.own_ms for run in runs if run.own_ms is not None]
+    if not own:
+        return (program, "none counts", next((run.error for run in runs), "")[:60], f"0 of {len(runs)}")
+    count = str(len(runs)) if len(own) == len(runs) else f"{len(own)} of {len(runs)}"
+    return (program, f"{median(own):.1f}", f"{min(own):.1f}-{max(own):.1f}", count)
 
 
 def _comparison_table(rows: Sequence[Compared]) -> Table:

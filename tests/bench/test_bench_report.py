@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
+from bench.offline import NightRun
 from bench.plot import plot
 from bench.processes import BenchError
 from bench.report import BEGIN, END, as_text, renewed, tables
@@ -69,6 +70,18 @@ def test_another_checkout_has_a_table_of_its_own() -> None:
     assert not any("beside" in title for title in (table.title for table in tables(whole())))
 
 
+def test_migrations_have_a_table_and_are_compared() -> None:
+    own = {OURS: (900.0, 100.0, 130.0), BESIDE: (900.0, 200.0, 100.0), "broken": (None, None, None)}
+    nights = [NightRun(program, number, ms, "" if ms else "no sqlite") for program, figures in own.items()
+              for number, ms in enumerate(figures)]  # fmt: skip
+    results = replace(whole(), nights=nights)
+    page = renewed(f"{BEGIN}\n{END}\n", results)
+    assert "| lmtp-proxy | 115.0 | 100.0-130.0 | 2 |" in page
+    assert "| broken | none counts | no sqlite | 0 of 2 |" in page
+    assert "| G: own time for which a user is offline | 115.0 ms | 150.0 ms | 0.900 | 0.500-1.300 | 2 |" in page
+    assert load_of(results) == results
+
+
 def load_of(results: Results) -> Results:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "r.json")
@@ -80,6 +93,7 @@ def test_results_of_a_bench_that_knew_no_other_checkout_are_read(tmp_path: Path)
     document = json.loads(whole().to_json())
     for table in document["tables"]:
         del table["program"]
+    del document["nights"]
     path = tmp_path / "r.json"
     path.write_text(json.dumps(document), "utf-8")
     assert {table.program for table in load(path).tables} == {OURS}
