@@ -15,8 +15,10 @@ performance.md says what is measured and how. A module imports only from those a
     rounds      programs in turn, medians
     stall       how long an event loop was away, from what the prober saw
     tables      F: tables of many users: start, reload, memory
+    offline     G: what a migration adds to the time for which a user is offline
     results     one run of the bench as JSON
     targets     the fifteen targets
+    comparison  this checkout against another one that ran beside it
     machine     versions of everything, and what the machine is
     report      tables, as text and as Markdown
     plot        a bar chart, as SVG

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from bench import machine
 from bench.floor import FLOOR, Floor
+from bench.offline import NightRun, nights
 from bench.peers import Direct, Dovecot, HAProxy, Program
 from bench.plot import plot
 from bench.processes import BenchError
 from bench.profiling import profile
 from bench.proxy import LmtpProxy
 from bench.report import as_text, tables, write_page
-from bench.results import DIRECT, OURS, TWO_WORKERS, UNLOGGED, Results, load
+from bench.results import BESIDE, DIRECT, OURS, TWO_WORKERS, UNLOGGED, Results, load
 from bench.rounds import in_turn
 from bench.tables import SIZES, TableRun, measure_table
 from bench.tools import build
@@ -26,9 +27,9 @@ from tests import ROOT
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
-LETTERS = "".join(workload.letter for workload in WORKLOADS) + "F"
+LETTERS = "".join(workload.letter for workload in WORKLOADS) + "FG"
 QUICK_SIZES = (100_000,)
-QUICK_WITHOUT = {"A": {DIRECT, "HAProxy TCP"}, "C": {DIRECT, "HAProxy TCP"}, "D": {DIRECT, "HAProxy TCP"},
+QUICK_WITHOUT = {"A": {DIRECT, "HAProxy TCP", FLOOR}, "C": {DIRECT, "HAProxy TCP", FLOOR}, "D": {DIRECT, "HAProxy TCP"},
                  "E": {DIRECT, "HAProxy TCP", "Dovecot LMTP proxy"}}  # fmt: skip
 """What no target compares with in this workload."""
 
@@ -69,11 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=_positive, help="that count, besides the first one (default: 5; quick: 1)")
     add("--seconds", type=float, help="of one run (default: 3; quick: 0.5)")
     add("--python", default=sys.executable, help="the interpreter that runs the proxy")
-    add("--floor", action="store_true", help="measure the least that a proxy in Python costs, too")
+    add("--beside", type=Path, metavar="DIR", help="another checkout, an older one say: measure its proxy, too")
+    add("--beside-python", metavar="PATH", help="the interpreter that runs that one (default: the same)")
     add("--keep", action="store_true", help="write the results to where git sees them")
     add("--write-docs", action="store_true", help="renew the results and the chart in docs/")
     add("--from", dest="results", type=Path, metavar="JSON", help="measure nothing, take these results")
-    add("--profile", choices=LETTERS[:-1], help="show where the time goes in this workload, nothing else")
+    add("--profile", choices=LETTERS[:-2], help="show where the time goes in this workload, nothing else")
     return parser
 
 
@@ -91,27 +93,31 @@ def _letters(text: str) -> str:
 
 def _measure(options: argparse.Namespace) -> Results:
     ours = LmtpProxy(python=options.python)
+    beside = _beside(options)
     programs: list[Program] = [
         Direct(),
         HAProxy(),
         Dovecot(),
         ours,
+        *([beside] if beside else []),
         replace(ours, name=TWO_WORKERS, workers=2),
         replace(ours, name=UNLOGGED, level="warning"),
-        *([Floor(python=options.python)] if options.floor else []),
+        Floor(python=options.python),
     ]
     missing = {program.name: why for program in programs if (why := program.missing())}
     for name, why in missing.items():
         print(f"not measured: {name}: {why}", file=sys.stderr)
     if OURS in missing:
         raise BenchError(f"lmtp-proxy does not start: {missing[OURS]}")
+    if beside and BESIDE in missing:
+        raise BenchError(f"the proxy of {beside.root} does not start: {missing[BESIDE]}")
     rounds = options.rounds or (1 if options.quick else 5)
     results = Results(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         quick=options.quick,
         rounds=rounds,
         machine=machine.facts(),
-        versions=machine.versions(options.python),
+        versions=machine.versions(ours, beside),
         missing=missing,
     )
     runs: list[Run] = []
@@ -130,9 +136,23 @@ def _measure(options: argparse.Namespace) -> Results:
     measured: list[TableRun] = []
     if "F" in options.only:
         for users in QUICK_SIZES if options.quick else SIZES:
-            print(f"F  {users:,} users", file=sys.stderr, flush=True)
-            measured.append(measure_table(ours, users, 1.0, 1.0) if options.quick else measure_table(ours, users))
-    return replace(results, runs=runs, tables=measured)
+            for proxy in filter(None, (ours, beside)):
+                print(f"F  {users:,} users  {proxy.name}", file=sys.stderr, flush=True)
+                measured.append(measure_table(proxy, users, 1.0, 1.0) if options.quick else measure_table(proxy, users))
+    migrated: list[NightRun] = []
+    if "G" in options.only:
+        migrated = nights([proxy for proxy in (ours, beside) if proxy], rounds, _say_night)
+    return replace(results, runs=runs, tables=measured, nights=migrated)
+
+
+def _beside(options: argparse.Namespace) -> LmtpProxy | None:
+    """The proxy of another checkout, if there is to be one."""
+    if options.beside is None:
+        return None
+    proxy = LmtpProxy(name=BESIDE, python=options.beside_python or options.python, root=options.beside.resolve())
+    if not proxy.program.is_file():
+        raise BenchError(f"--beside {options.beside}: no checkout of lmtp-proxy: there is no {proxy.program}")
+    return proxy
 
 
 def _say(run: Run) -> None:
@@ -140,6 +160,13 @@ def _say(run: Run) -> None:
     text = run.error or f"{run.messages:6} messages  {cost:>13}  {run.rate:8.0f}/s  p99 {run.p99_ms:.2f} ms"
     which = f"round {run.round}" if run.round else "dropped"
     print(f"{run.workload}  {which}  {run.program:28} {text}", file=sys.stderr, flush=True)
+
+
+def _say_night(run: NightRun) -> None:
+    text = run.error if run.own_ms is None else f"{run.own_ms:10.1f} ms offline by ourselves"
+    print(
+        f"G  {f'round {run.round}' if run.round else 'dropped'}  {run.program:28} {text}", file=sys.stderr, flush=True
+    )
 
 
 def _keep(results: Results, directory: Path) -> None:

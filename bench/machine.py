@@ -4,10 +4,11 @@
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 from bench.peers import SBIN, version_of
-from bench.proxy import PROGRAM
+from bench.proxy import LmtpProxy
 
 
 def facts() -> dict[str, str]:
@@ -27,14 +28,16 @@ def _cpu_model() -> str:
     return model[1] if model else platform.machine()
 
 
-def versions(python: str) -> dict[str, str]:
-    """python: the interpreter that runs the proxy. What is not there is left away."""
+def versions(ours: LmtpProxy, beside: LmtpProxy | None = None) -> dict[str, str]:
+    """Of everything that is measured. beside: the proxy of another checkout. What is not there is left away."""
+    python = ours.python
     path = {name: next((f"{directory}/{name}" for directory in SBIN.split(":") if os.access(f"{directory}/{name}",
             os.X_OK)), "") for name in ("haproxy", "dovecot")}  # fmt: skip
     packages = "import gevent, greenlet, yaml; print(gevent.__version__, greenlet.__version__, yaml.__version__)"
     found = {
-        "lmtp-proxy": version_of([python, str(PROGRAM), "--version"]).removeprefix("lmtp-proxy "),
-        "commit": version_of(["git", "-C", str(PROGRAM.parent), "describe", "--always", "--dirty"]),
+        "lmtp-proxy": _version(ours),
+        "commit": commit(ours.root),
+        "beside": "" if beside is None else f"{_version(beside)}, {commit(beside.root) or beside.root.name}",
         "Python": version_of([python, "-c", "import platform; print(platform.python_version())"]),
         "gevent, greenlet, PyYAML": version_of([python, "-c", packages]).replace(" ", ", "),
         "HAProxy": _number(version_of([path["haproxy"], "-v"]) if path["haproxy"] else ""),
@@ -42,6 +45,25 @@ def versions(python: str) -> dict[str, str]:
         "C compiler": version_of([os.environ.get("CC", "cc"), "--version"]),
     }
     return {name: version for name, version in found.items() if version}
+
+
+def _version(proxy: LmtpProxy) -> str:
+    return version_of([proxy.python, str(proxy.program), "--version"]).removeprefix("lmtp-proxy ")
+
+
+def commit(root: Path) -> str:
+    """What is checked out there; "" where it is no checkout of git itself, as one that was exported."""
+
+    def said(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except OSError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    top = said("rev-parse", "--show-toplevel")  # of whatever it may lie in
+    return said("describe", "--always", "--dirty") if top and Path(top).resolve() == root.resolve() else ""
 
 
 def _number(text: str) -> str:

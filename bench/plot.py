@@ -7,7 +7,7 @@ The picture has a background and colours of its own for light and for dark, so t
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from bench.results import OURS, UNLOGGED, Results
+from bench.results import OURS, TWO_WORKERS, UNLOGGED, Results
 from bench.rounds import Summary, summaries
 from bench.workloads import WORKLOADS, Workload
 
@@ -57,7 +57,7 @@ def _panel(workload: Workload, rows: Sequence[Summary], y: int) -> list[str]:
         top = y + 14 + number * (BAR + GAP)
         cost = row.cpu_us or 0.0
         length = max(1.0, cost / longest * room)
-        kind = "ours" if row.program.startswith(OURS) else "bar"
+        kind = "ours" if row.program in (OURS, TWO_WORKERS) else "bar"
         base = top + BAR - 5
         lines += [
             f'<text x="{LEFT - 8}" y="{base}" text-anchor="end">{escape(row.program)}</text>',

@@ -2,7 +2,8 @@
 """lmtp-proxy as it is measured: as an operator runs it, and what one asks it over the control socket.
 
 A line in the log for each recipient, all deadlines at their defaults, the control socket on. Nothing of the package is
-imported: the proxy is its command, its configuration file and its sockets.
+imported: the proxy is its command, its configuration file and its sockets. So it may as well be that of another
+checkout, an older one included: `bin/lmtp-proxy` and the keys of this configuration are what both must have.
 """
 
 import http.client
@@ -19,7 +20,6 @@ from bench.peers import Started, Surroundings, free_address, started, user
 from bench.processes import BenchError, Stage
 from tests import ROOT
 
-PROGRAM = ROOT / "bin" / "lmtp-proxy"
 CONFIG = """\
 config:
   socket: [{host}, {port}]
@@ -30,7 +30,7 @@ config:
   log:
     syslog: {log}
     level: {level}
-{workers}backends:
+{more}backends:
   a:
     host: 127.0.0.1
     port: {a}
@@ -43,21 +43,34 @@ users:
 
 @dataclass(frozen=True)
 class LmtpProxy:
-    """level: of the log; below info there is no line for each recipient. workers: 0: the key is left away."""
+    """The proxy of a checkout.
+
+    level: of the log; below info there is no line for each recipient.
+    workers: 0: the key is left away.
+    receipts: whether it keeps them.
+    python: the interpreter that runs it.
+    root: of the checkout; this one by default.
+    """
 
     name: str = "lmtp-proxy"
     workers: int = 0
     level: str = "info"
     python: str = sys.executable
+    root: Path = ROOT
+    receipts: bool = False
+
+    @property
+    def program(self) -> Path:
+        return self.root / "bin" / "lmtp-proxy"
 
     def missing(self) -> str | None:
         with Stage() as stage:
             around = Surroundings(("127.0.0.1:1", "127.0.0.1:2"), stage.path("log"), users=1)
             config = self.configure(stage, around, ("127.0.0.1", 2424))
             # As a package is installed; otherwise each start compiles, and keeps what that leaves in memory.
-            compiling = [self.python, "-m", "compileall", "-q", str(ROOT / "lmtp_proxy")]
+            compiling = [self.python, "-m", "compileall", "-q", str(self.root / "lmtp_proxy")]
             subprocess.run(compiling, stdout=subprocess.DEVNULL, timeout=60, check=False)
-            command = [self.python, str(PROGRAM), "--check", "-c", str(config)]
+            command = [self.python, str(self.program), "--check", "-c", str(config)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode == 0:
                 return None
@@ -72,9 +85,11 @@ class LmtpProxy:
     ) -> Path:
         """Write the configuration. elsewhere: users who are not on the backend where they would be by turns."""
         a, b = (backend.rpartition(":")[2] for backend in around.backends)
+        more = f"  workers: {self.workers}\n" if self.workers else ""
+        more += f"  receipts: {stage.directory}/receipts.db\n" if self.receipts else ""
         head = CONFIG.format(
             host=address[0], port=address[1], home=stage.directory, log=around.log_socket, level=self.level,
-            a=a, b=b, workers=f"  workers: {self.workers}\n" if self.workers else "",
+            a=a, b=b, more=more,
         )  # fmt: skip
         moved = elsewhere or {}
         users = (f"  {user(n)}: {moved.get(n) or 'ab'[n % 2]}\n" for n in range(around.users))
@@ -83,7 +98,7 @@ class LmtpProxy:
     def start(self, stage: Stage, around: Surroundings) -> Started:
         address = free_address()
         config = self.configure(stage, around, address)
-        command = [self.python, str(PROGRAM), "-c", str(config)]
+        command = [self.python, str(self.program), "-c", str(config)]
         return started(stage, command, f"{address[0]}:{address[1]}", around.start_seconds)
 
 

@@ -159,7 +159,7 @@ class Mailer(Peer):
         return b"\r\n".join([b"MAIL FROM:<%s> SIZE=%d" % (SENDER, OCTETS), *lines, b"DATA", b""])
 
     def lhlo(self) -> None:
-        self.lines = 5
+        self.lines = 6
         self.step = self.envelope
         self.say(b"LHLO bench.example\r\n")
 

@@ -5,9 +5,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
+from bench.comparison import Compared, compared
+from bench.offline import JOBS, USERS, NightRun
 from bench.processes import BenchError
-from bench.results import Results
+from bench.results import OURS, Results
 from bench.rounds import Summary, summaries
 from bench.stall import Stall
 from bench.tables import TableRun
@@ -28,15 +31,20 @@ class Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """What was measured: a table for each workload, and the targets at the end."""
+    """What was measured: a table for each workload, the other checkout if there was one, and the targets at the end."""
     found = summaries(results.runs)
     made = [
         _workload_table(f"{workload.letter}: {workload.title}", rows, in_ms=workload.watch_memory)
         for workload in WORKLOADS
         if (rows := [summary for (letter, _), summary in found.items() if letter == workload.letter])
     ]
-    if results.tables:
-        made.append(_users_table(results.tables))
+    for program in dict.fromkeys(table.program for table in results.tables):
+        title = "F: tables of many users" + ("" if program == OURS else f": {program}")
+        made.append(_users_table(title, [table for table in results.tables if table.program == program]))
+    if results.nights:
+        made.append(_nights_table(results.nights))
+    if both := compared(results):
+        made.append(_comparison_table(both))
     return [*made, _targets_table(targets(results))]
 
 
@@ -60,7 +68,7 @@ def _workload_row(row: Summary, factor: int) -> Sequence[str]:
     return (row.program, cpu, spread, f"{row.rate:,.0f}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}", pss, lost, runs)
 
 
-def _users_table(rows: Sequence[TableRun]) -> Table:
+def _users_table(title: str, rows: Sequence[TableRun]) -> Table:
     """Turned by a quarter: many figures, few tables."""
     lines: list[tuple[str, Callable[[TableRun], str]]] = [
         ("start: CPU s", lambda t: _number(t.start_cpu, 2)),
@@ -80,7 +88,7 @@ def _users_table(rows: Sequence[TableRun]) -> Table:
     if any(table.error for table in rows):
         lines.append(("ended early", lambda t: t.error[:100] or "-"))
     head = ("users", *(f"{table.users:,}" for table in rows))
-    return Table("F: tables of many users", [head, *((name, *map(cell, rows)) for name, cell in lines)])
+    return Table(title, [head, *((name, *map(cell, rows)) for name, cell in lines)])
 
 
 def _stall(stall: Stall | None) -> str:
@@ -93,6 +101,34 @@ def _number(value: float | None, digits: int) -> str:
 
 def _megabytes(kib: int | None) -> str:
     return _number(None if kib is None else kib / 1024, 1)
+
+
+def _nights_table(nights: Sequence[NightRun]) -> Table:
+    rows = [_nights_row(program, [run for run in nights if run.program == program and run.round > 0])
+            for program in dict.fromkeys(run.program for run in nights)]  # fmt: skip
+    title = f"G: `migrate`, {USERS} users, {JOBS} at once, commands that do nothing"
+    return Table(title, [("program", "own ms offline", "lowest-highest", "runs"), *rows])
+
+
+def _nights_row(program: str, runs: Sequence[NightRun]) -> Sequence[str]:
+    own = [run.own_ms for run in runs if run.own_ms is not None]
+    if not own:
+        return (program, "none counts", next((run.error for run in runs), "")[:60], f"0 of {len(runs)}")
+    count = str(len(runs)) if len(own) == len(runs) else f"{len(own)} of {len(runs)}"
+    return (program, f"{median(own):.1f}", f"{min(own):.1f}-{max(own):.1f}", count)
+
+
+def _comparison_table(rows: Sequence[Compared]) -> Table:
+    head = ("figure", "this", "beside", "this/beside", "lowest-highest", "rounds")
+    return Table("This checkout and the one beside it", [head, *map(_comparison_row, rows)])
+
+
+def _comparison_row(row: Compared) -> Sequence[str]:
+    this, beside = row.medians()
+    if row.ratio is None:
+        return (row.what, this, beside, "-", "-", str(len(row.values)))
+    spread = f"{min(row.ratios):.3f}-{max(row.ratios):.3f}"
+    return (row.what, this, beside, f"{row.ratio:.3f}", spread, str(len(row.values)))
 
 
 def _targets_table(found: Sequence[Target]) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.offline import NightRun
 from bench.processes import BenchError
 from bench.stall import Stall
 from bench.tables import TableRun
@@ -16,6 +17,8 @@ DIRECT = "direct"
 HAPROXY = "HAProxy TCP"
 DOVECOT = "Dovecot LMTP proxy"
 OURS = "lmtp-proxy"
+BESIDE = "lmtp-proxy, beside"
+"""That of another checkout, see `--beside`."""
 TWO_WORKERS = "lmtp-proxy, 2 workers"
 UNLOGGED = "lmtp-proxy, no delivery log"
 
@@ -32,6 +35,7 @@ class Results:
     missing: dict[str, str]
     runs: Sequence[Run] = field(default_factory=list)
     tables: Sequence[TableRun] = field(default_factory=list)
+    nights: Sequence[NightRun] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -43,7 +47,8 @@ def load(path: Path) -> Results:
         document = json.loads(path.read_text("utf-8"))
         runs = [Run(**{**run, "opened": tuple(run["opened"]), "peak": tuple(run["peak"])}) for run in document["runs"]]
         tables = [_table(table) for table in document["tables"]]
-        return Results(**{**document, "runs": runs, "tables": tables})
+        nights = [NightRun(**night) for night in document.get("nights", ())]
+        return Results(**{**document, "runs": runs, "tables": tables, "nights": nights})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{path}: not the result of a bench: {error!r}") from error
 

@@ -104,19 +104,26 @@ def _median(values: Iterable[float]) -> float:
     return median(found) if found else 0.0
 
 
-def paired_difference(runs: Iterable[Run], workload: str, program: str, other: str) -> float | None:
-    """The median, over the rounds, of what a message costs more CPU (µs) with one program than with the other.
+def pairs(
+    runs: Iterable[Run], workload: str, program: str, other: str, figure: Callable[[Run], float | None]
+) -> list[tuple[float, float]]:
+    """A figure of both programs for each round in which both runs count and have one.
 
     Each round is compared with itself: a machine that slows down from one round to the next does not show in it.
     """
-    costs = {
-        (run.round, run.program): run.cpu_us
+    values = {
+        (run.round, run.program): value
         for run in runs
-        if run.workload == workload and run.round > 0 and not run.error and run.cpu_us is not None
+        if run.workload == workload and run.round > 0 and not run.error and (value := figure(run)) is not None
     }
-    differences = [
-        cost - costs[number, other]
-        for (number, name), cost in costs.items()
-        if name == program and (number, other) in costs
+    return [
+        (value, values[number, other])
+        for (number, name), value in values.items()
+        if name == program and (number, other) in values
     ]
+
+
+def paired_difference(runs: Iterable[Run], workload: str, program: str, other: str) -> float | None:
+    """The median, over the rounds, of what a message costs more CPU (µs) with one program than with the other."""
+    differences = [one - two for one, two in pairs(runs, workload, program, other, lambda run: run.cpu_us)]
     return median(differences) if differences else None

@@ -5,11 +5,16 @@ No kernel, no loop, no other process: what is left is our own code, and counts o
 that a change of a microsecond can be seen on a machine where the bench itself moves by a fifth. A workload is called as
 in the bench. `python -m bench.simulate` prints microseconds, calls of Python functions, calls of C functions and
 instructions of the interpreter for each message. Figures of the bench are what counts in the end: caches are warm here.
+
+With `--beside DIR` the same is asked of another checkout, and the ratios are shown. What is simulated is inside the
+package, which looks different there, so it is asked by its own `bench.simulate`, in a process of its own.
 """
 
 import argparse
+import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench import puppets
 from bench.puppets import USERS, Hub, Mailer, Quiet, Store, Syslog, Watcher
@@ -34,9 +39,13 @@ from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation
 from lmtp_proxy.loop import stream
 
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600.0  # seconds for one workload of another checkout
 ROUND = 50  # messages: short enough that many rounds see no other process
 COUNTED = 20
 SHOWN = 60
+HEAD = ("us: least", "median", "calls", "C calls", "instructions")
+WIDTHS = (10, 8, 8, 9, 14)
 _CONFIG = """\
 config:
   socket: [127.0.0.1, 2424]
@@ -46,6 +55,10 @@ backends:
   b: {host: 127.0.0.1, port: 2}
 users:
 """
+
+
+Figures: TypeAlias = tuple[float, float, float, float, float]
+"""As in a line of the table: least and median µs, calls, C calls, instructions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,10 @@ class Cost:
     c_calls: float
     instructions: float
     per_function: dict[str, tuple[float, float]]
+
+    @property
+    def figures(self) -> Figures:
+        return self.least_us, self.median_us, self.calls, self.c_calls, self.instructions
 
 
 class Simulation:
@@ -188,21 +205,69 @@ WORKLOADS = {
 }
 
 
+class SimulationError(Exception):
+    """One line: why there are no figures of a checkout."""
+
+
+def simulated(root: Path, letter: str, rounds: int) -> Figures:
+    """The figures of a workload in the checkout at `root`, by its own bench.simulate. Raises SimulationError."""
+    command = [sys.executable, "-m", "bench.simulate", "--only", letter, "--rounds", str(rounds)]
+    # The modules are those below the directory in which it runs, and no others.
+    around = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=around, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SimulationError(f"{root}: {error}") from error
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f"{letter}: ")]
+    try:
+        least, median, calls, c_calls, instructions = map(float, lines[0].split()[-5:])
+    except (IndexError, ValueError):
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        raise SimulationError(f"{root}: bench.simulate ended with status {done.returncode}: {said}") from None
+    return least, median, calls, c_calls, instructions
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return f"{title:34}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+def _figures(title: str, figures: Figures) -> str:
+    *most, instructions = figures
+    return _row(title, [*(f"{figure:.1f}" for figure in most), f"{instructions:.0f}"])
+
+
+def _compare(letter: str, title: str, beside: Path, rounds: int) -> None:
+    """Print a workload of both checkouts. Raises SimulationError."""
+    this, other = (simulated(root, letter, rounds) for root in (ROOT, beside.resolve()))
+    print(_figures(f"{letter}: {title}", this))
+    print(_figures("   beside", other))
+    ratios = [f"{one / two:.3f}" if two else "-" for one, two in zip(this, other, strict=True)]
+    print(_row("   this/beside", ratios), flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.simulate", description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", default="ABCc", metavar="LETTERS", help="these workloads; c: as C without its log")
     parser.add_argument("--rounds", type=int, default=200, help=f"of {ROUND} messages (default: 200)")
     parser.add_argument("--profile", action="store_true", help="show where the calls are, too")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, an older one say: of it, too")
     options = parser.parse_args(arguments)
-    print(f"{'':34}{'us: least':>10}{'median':>8}{'calls':>8}{'C calls':>9}{'instructions':>14}")
+    if options.beside and options.profile:
+        parser.error("--profile shows this checkout alone: not with --beside")
+    print(_row("", HEAD))
     for letter in options.only:
         title, recipients, per_connection, level = WORKLOADS[letter]
+        if options.beside:
+            try:
+                _compare(letter, title, options.beside, options.rounds)
+            except SimulationError as error:
+                print(f"bench.simulate: {error}", file=sys.stderr)
+                return 1
+            continue
         cost = measure(recipients, per_connection, options.rounds, level)
-        print(
-            f"{letter}: {title:31}{cost.least_us:10.1f}{cost.median_us:8.1f}{cost.calls:8.1f}{cost.c_calls:9.1f}"
-            f"{cost.instructions:14.0f}",
-            flush=True,
-        )
+        print(_figures(f"{letter}: {title}", cost.figures), flush=True)
         if options.profile:
             print(f"\n{'calls':>8}{'instructions':>14}")
             for name, (calls, instructions) in list(cost.per_function.items())[:SHOWN]:

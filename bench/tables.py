@@ -27,9 +27,10 @@ AFTER = 2.0  # seconds after it in which the old table goes
 
 @dataclass(frozen=True, slots=True)
 class TableRun:
-    """One table. CPU and times in seconds, memory in KiB, both of all processes; `error` says where it ended early.
+    """One table of one program. CPU and times in seconds, memory in KiB, both of all processes.
 
     idle: the reload with nobody there; busy: under load; before: under load, before the reload.
+    error: where it ended early, "": it did not.
     """
 
     users: int
@@ -47,13 +48,14 @@ class TableRun:
     pss_peak: int | None = None
     pss_after: int | None = None
     error: str = ""
+    program: str = LmtpProxy.name
 
 
 def measure_table(program: LmtpProxy, users: int, before: float = BEFORE, after: float = AFTER) -> TableRun:
     """All of F for a table of so many users. before, after: seconds of looking before and after a reload."""
     with Stage() as stage:
         table = _Table(stage, program, users, before, after)
-        run = TableRun(users)
+        run = TableRun(users, program=program.name)
         try:
             for step in (table.start, table.reload_idle, table.reload_busy, table.reload_watched):
                 run = step(run)

@@ -24,15 +24,16 @@ from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
 from lmtp_proxy.start.start import RELOAD_SIGNALS, STOP_SIGNALS, Start
-from lmtp_proxy.streams import Parser, say, say_lost, settle
+from lmtp_proxy.streams import ProgramParser, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 for an error (one line each on stderr), 2 for wrong arguments.
+    """Run the command; returns the exit status.
 
-    And 74 where what it prints could not be written.
+    0, 1 for an error (one line each on stderr), 2 for wrong arguments, 74 where what it prints could not be written,
+    130 when it was interrupted before it served.
     """
     try:
         return _main(arguments)
@@ -55,10 +56,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     except ConfigError as error:
         say(sys.stderr, error.errors)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = ProgramParser(
         prog="lmtp-proxy",
         description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
         epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",

@@ -68,7 +68,7 @@ def _to_nowhere(stream: TextIO) -> None:
             os.close(nowhere)
 
 
-class Parser(argparse.ArgumentParser):
+class ProgramParser(argparse.ArgumentParser):
     """Its help and its version go out as all else does."""
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pickle
+import select
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ _NICE = 10  # for a file that is larger than
 LARGE = 2**20  # octets: some 33,000 users, 35 ms; the new process takes 100 ms to begin with
 _SAID = 4096  # octets of what a process said last that are looked at
 _PATIENCE = 2.0  # seconds from the end of its output to its own end
+_LOOK_AGAIN = 0.2  # seconds: a Ctrl-C that comes at the worst moment is noticed then
 _KILLED = 10.0  # seconds that the kernel may need for a kill: more if a file system hangs
 
 HEADER = Struct(">8sQ")  # MAGIC and the octets of the Answer that follows, pickled
@@ -93,13 +95,21 @@ def is_large_file(path: str) -> bool:
 
 
 def load(path: str) -> Config:
-    """As config.load_config, for a process that is about to serve, and is to be as small as can be."""
-    process = LoadingProcess(path, None, 0)
-    wait = partial(_wait, process.pid)
+    """As config.load_config, for a process that is about to serve, and is to be as small as can be.
+
+    KeyboardInterrupt ends both: it is held back until it is known that there is a process to be ended.
+    """
+    process: LoadingProcess | None = None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
-        return process.result(b"".join(iter(partial(os.read, process.pipe, 2**16), b"")), wait).config
+        try:
+            process = LoadingProcess(path, None, 0)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return process.result(_to_its_end(process.pipe), partial(_wait, process.pid)).config
     finally:
-        process.close(wait)
+        if process is not None:
+            process.close(partial(_wait, process.pid))
 
 
 class LoadingProcess:
@@ -192,6 +202,23 @@ class LoadingProcess:
             return "cannot be killed"
         code = os.waitstatus_to_exitcode(self._status)
         return f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+def _to_its_end(pipe: int) -> bytes:
+    """All that comes through the pipe.
+
+    It is not just read: of a signal that comes after Python's last look for one, and before read(2) sleeps, Python
+    hears only when that returns. So it looks again now and then.
+    """
+    readable = select.poll()
+    readable.register(pipe, select.POLLIN)
+    found: list[bytes] = []
+    while True:
+        if readable.poll(_LOOK_AGAIN * 1000):
+            octets = os.read(pipe, 2**16)
+            if not octets:
+                return b"".join(found)
+            found.append(octets)
 
 
 def _wait(pid: int, seconds: float) -> int | None:

@@ -18,7 +18,7 @@ DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
 
 
-class Parser(streams.Parser):
+class Parser(streams.ProgramParser):
     """names_anywhere: options may stand among the names, as in PLAN --jobs 8 USER."""
 
     names_anywhere = False

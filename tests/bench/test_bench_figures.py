@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from bench.comparison import compared
+from bench.floor import FLOOR
 from bench.peers import Direct, HAProxy
 from bench.proxy import LmtpProxy
-from bench.results import DOVECOT, HAPROXY, OURS, UNLOGGED, Results
-from bench.rounds import in_turn, paired_difference, summaries
+from bench.results import BESIDE, DOVECOT, HAPROXY, OURS, UNLOGGED, Results
+from bench.rounds import in_turn, paired_difference, pairs, summaries
 from bench.stall import stall
 from bench.tables import TableRun
 from bench.targets import MILLION, missed, reopened, targets
@@ -71,6 +73,15 @@ def test_differences_are_taken_within_a_round() -> None:
     assert paired_difference(runs, "B", OURS, UNLOGGED) is None
 
 
+def test_figures_are_paired_where_both_have_one() -> None:
+    runs = [run(OURS, "E", 0, 1.0, rate=9.0), run(BESIDE, "E", 0, 1.0, rate=9.0)]  # the first round is dropped
+    runs += [run(OURS, "E", 1, 1.0, rate=3.0), run(BESIDE, "E", 1, 1.0, rate=2.0)]
+    runs += [run(OURS, "E", 2, 1.0, rate=5.0), run(BESIDE, "E", 2, 1.0, rate=1.0, error="lost")]
+    runs += [run(BESIDE, "E", 3, 1.0, rate=6.0), run(OURS, "B", 3, 1.0, rate=6.0), run(OURS, "E", 3, 1.0, rate=4.0)]
+    assert pairs(runs, "E", OURS, BESIDE, lambda run: run.rate) == [(3.0, 2.0), (4.0, 6.0)]
+    assert pairs(runs, "E", OURS, BESIDE, lambda run: run.rate if run.rate < 6 else None) == [(3.0, 2.0)]
+
+
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
@@ -120,8 +131,8 @@ def test_a_stall_is_a_round_trip_without_waits_for_a_core() -> None:
 
 GOOD = [
     *(run(program, letter, 1, cost) for letter, program, cost in (
-        ("A", DOVECOT, 1000.0), ("A", OURS, 250.0), ("B", HAPROXY, 40.0), ("B", DOVECOT, 800.0), ("C", DOVECOT, 3000.0),
-        ("C", UNLOGGED, 140.0), ("D", DOVECOT, 100_000.0),
+        ("A", DOVECOT, 1000.0), ("A", OURS, 250.0), ("B", HAPROXY, 40.0), ("B", DOVECOT, 800.0), ("B", FLOOR, 62.5),
+        ("C", DOVECOT, 3000.0), ("C", UNLOGGED, 140.0), ("D", DOVECOT, 100_000.0),
     )),
     run(OURS, "B", 1, 100.0, p99_ms=4.0, pss_idle=14 * 1024, opened=(21, 20), peak=(20, 20)),
     run(OURS, "C", 1, 150.0),
@@ -134,7 +145,7 @@ TABLE = TableRun(
     failed_commands=0, pss_peak=401 * 1024,
 )  # fmt: skip
 EXPECTED = {
-    1: ((0.125,), "met"), 2: ((2.5,), "met, aim reached"), 3: ((0.25,), "met"), 4: ((0.05,), "met, aim reached"),
+    1: ((1.6,), "met"), 2: ((2.5,), "met, aim reached"), 3: ((0.25,), "met"), 4: ((0.05,), "met, aim reached"),
     5: ((0.17,), "missed"), 6: ((0.5,), "met, aim reached"), 7: ((4.0, 1.5), "missed"), 8: ((4.0,), "missed"),
     9: ((20.0,), "met"), 10: ((0.0, 3.0), "met, aim reached"), 11: ((2.0,), "met, aim reached"),
     12: ((60.0, 401.0), "missed"), 13: ((1.0,), "met, aim reached"), 14: ((14.0,), "met, aim reached"),
@@ -163,3 +174,54 @@ def test_half_of_a_target_can_be_missed_but_not_met() -> None:
     half = replace(TABLE, pss=None)
     assert targets(results([], [half]))[11].state == "missed"
     assert targets(results([], [replace(half, pss_peak=1)]))[11].state == "not measured"
+
+
+# --- another checkout ------------------------------------------------------------------------------------------------
+
+
+def beside(workload: str, number: int, this: float, other: float, **figures: tuple[object, object]) -> list[Run]:
+    """A round of both."""
+    mine, theirs = ({name: pair[n] for name, pair in figures.items()} for n in (0, 1))
+    return [run(OURS, workload, number, this, **mine), run(BESIDE, workload, number, other, **theirs)]
+
+
+def test_another_checkout_is_compared_round_by_round() -> None:
+    runs = beside("B", 0, 1.0, 900.0) + beside("B", 1, 90.0, 100.0) + beside("B", 2, 240.0, 300.0)
+    runs += beside("B", 3, 60.0, 40.0)
+    cpu, *_ = compared(results(runs))
+    assert (cpu.what, cpu.medians()) == ("B: CPU of a message", ("90.0 us", "100.0 us"))
+    assert cpu.ratios == [0.9, 0.8, 1.5] and cpu.ratio == 0.9, "the median of the rounds, not of medians"
+    runs[2] = replace(runs[2], error="lost")
+    assert compared(results(runs))[0].ratios == [0.8, 1.5]
+
+
+def test_memory_and_idle_connections_are_compared() -> None:
+    runs = beside("B", 1, 1.0, 1.0, pss_idle=(10 * 1024, 20 * 1024), pss_warm=(30 * 1024, 40 * 1024))
+    runs += beside("E", 1, 1.0, 2.0, pss_warm=(1000, 1000), pss_connected=(5000, 9000))
+    runs += beside("D", 1, 8000.0, 4000.0, pss_warm=(1024, 1024), pss_peak=(3 * 1024, 2 * 1024))
+    tables = [
+        TableRun(1000, start_cpu=1.0, pss=1024),
+        TableRun(1000, start_cpu=4.0, pss=2048, program=BESIDE),
+        TableRun(MILLION, start_cpu=1.0),
+        TableRun(MILLION, start_cpu=1.0, error="ended", program=BESIDE),
+    ]
+    found = {figure.what: (*figure.medians(), figure.ratio) for figure in compared(results(runs, tables))}
+    assert found == {
+        "B: CPU of a message": ("1.0 us", "1.0 us", 1.0),
+        "B: PSS": ("30.0 MB", "40.0 MB", 0.75),
+        "B: PSS before any mail": ("10.0 MB", "20.0 MB", 0.5),
+        "D: CPU of a message": ("8.0 ms", "4.0 ms", 2.0),
+        "D: PSS": ("3.0 MB", "2.0 MB", 1.5),
+        "E: CPU of a message": ("1.0 us", "2.0 us", 0.5),
+        "E: PSS": ("4.9 MB", "8.8 MB", 5000 / 9000),
+        "E: PSS of an idle connection": ("4.0 KiB", "8.0 KiB", 0.5),
+        "F, 1,000 users: CPU of a start": ("1.00 s", "4.00 s", 0.25),
+        "F, 1,000 users: PSS": ("1.0 MB", "2.0 MB", 0.5),
+    }
+    assert targets(results([], [*tables[:2], replace(TABLE, program=BESIDE)]))[10].state == "not measured"
+
+
+def test_nothing_beside_is_no_comparison_and_nothing_is_no_ratio() -> None:
+    assert compared(results(GOOD, [TABLE])) == []
+    nothing = compared(results(beside("B", 1, 1.0, 0.0)))[0]
+    assert nothing.ratio is None and nothing.medians() == ("1.0 us", "0.0 us")

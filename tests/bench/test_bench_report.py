@@ -3,6 +3,7 @@
 
 import json
 import re
+import tempfile
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
+from bench.offline import NightRun
 from bench.plot import plot
 from bench.processes import BenchError
 from bench.report import BEGIN, END, as_text, renewed, tables
-from bench.results import Results, load
+from bench.results import BESIDE, OURS, Results, load
 from tests import ROOT
 from tests.bench.test_bench_figures import GOOD, TABLE, results, run
 
@@ -52,6 +54,52 @@ def test_the_page_is_renewed_between_its_marks_only() -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
 
 
+def test_another_checkout_has_a_table_of_its_own() -> None:
+    theirs = [run(BESIDE, "B", 1, 125.0), run(BESIDE, "E", 1, 0.0)]
+    both = replace(whole(), runs=[*whole().runs, *theirs], tables=[TABLE, replace(TABLE, program=BESIDE)])
+    titles = [table.title for table in tables(both)]
+    assert titles[-4:] == [
+        "F: tables of many users", "F: tables of many users: lmtp-proxy, beside",
+        "This checkout and the one beside it", "Targets",
+    ]  # fmt: skip
+    page = renewed(f"{BEGIN}\n{END}\n", both)
+    assert "| figure | this | beside | this/beside | lowest-highest | rounds |" in page
+    assert "| B: CPU of a message | 100.0 µs | 125.0 µs | 0.800 | 0.800-0.800 | 1 |" in page
+    assert "| E: CPU of a message | 150.0 µs | 0.0 µs | - | - | 1 |" in page
+    assert "| lmtp-proxy, beside | 125.0 |" in page
+    assert load_of(both) == both
+    assert not any("beside" in title for title in (table.title for table in tables(whole())))
+
+
+def test_migrations_have_a_table_and_are_compared() -> None:
+    own = {OURS: (900.0, 100.0, 130.0), BESIDE: (900.0, 200.0, 100.0), "broken": (None, None, None)}
+    nights = [NightRun(program, number, ms, "" if ms else "no sqlite") for program, figures in own.items()
+              for number, ms in enumerate(figures)]  # fmt: skip
+    results = replace(whole(), nights=nights)
+    page = renewed(f"{BEGIN}\n{END}\n", results)
+    assert "| lmtp-proxy | 115.0 | 100.0-130.0 | 2 |" in page
+    assert "| broken | none counts | no sqlite | 0 of 2 |" in page
+    assert "| G: own time for which a user is offline | 115.0 ms | 150.0 ms | 0.900 | 0.500-1.300 | 2 |" in page
+    assert load_of(results) == results
+
+
+def load_of(results: Results) -> Results:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "r.json")
+        path.write_text(results.to_json(), "utf-8")
+        return load(path)
+
+
+def test_results_of_a_bench_that_knew_no_other_checkout_are_read(tmp_path: Path) -> None:
+    document = json.loads(whole().to_json())
+    for table in document["tables"]:
+        del table["program"]
+    del document["nights"]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(document), "utf-8")
+    assert {table.program for table in load(path).tables} == {OURS}
+
+
 def test_a_page_without_a_place_is_left_alone() -> None:
     with pytest.raises(BenchError, match="no place for results"):
         renewed("nothing here", whole())
@@ -69,7 +117,7 @@ def test_the_chart_has_a_bar_for_each_program_that_has_a_cost() -> None:
     root = ET.fromstring(plot(whole()))
     space = "{http://www.w3.org/2000/svg}"
     bars = [bar for bar in root.iter(f"{space}rect") if bar.get("class") in ("bar", "ours")]
-    assert len(bars) == 10, "A 2, B 3, C 2, D 2, E 1"
+    assert len(bars) == 11, "A 2, B 4, C 2, D 2, E 1"
     assert all(float(bar.get("width", "0")) >= 1 for bar in bars)
     width, height = float(root.get("width", "0")), float(root.get("height", "0"))
     assert all(float(bar.get("x", "0")) + float(bar.get("width", "0")) < width - 60 for bar in bars)

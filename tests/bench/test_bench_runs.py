@@ -4,20 +4,27 @@
 import ast
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import bench
+from bench import __main__ as command
+from bench.machine import commit, versions
+from bench.offline import USERS, NightRun, nights, own_ms
 from bench.peers import Direct, Surroundings
 from bench.processes import BenchError, Stage, family
 from bench.profiling import shares
 from bench.proxy import LmtpProxy, ask
+from bench.results import BESIDE, OURS, load
 from bench.tables import measure_table
 from bench.usage import PssPeak, cpu_seconds, pss_kib
 from bench.workloads import WORKLOADS, run_once
@@ -70,6 +77,117 @@ def test_the_control_socket_says_no(stage: Stage) -> None:
     assert ask(stage, "GET", "/status", 10)["users"] == 10
     with pytest.raises(BenchError, match="GET /nothing: 404"):
         ask(stage, "GET", "/nothing", 10)
+
+
+# --- another checkout ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A checkout with another version; of it there is what the bench needs, and no more."""
+    for part in ("bin", "lmtp_proxy"):
+        shutil.copytree(ROOT.parent / part, tmp_path / "other" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    first = tmp_path / "other" / "lmtp_proxy" / "__init__.py"
+    text, count = re.subn(r'__version__ = ".*"', '__version__ = "0.0.77"', first.read_text("utf-8"))
+    assert count == 1
+    first.write_text(text, "utf-8")
+    return tmp_path / "other"
+
+
+@pytest.mark.usefixtures("programs")
+def test_the_proxy_of_another_checkout_is_its_own(other: Path, stage: Stage) -> None:
+    theirs = LmtpProxy(name=BESIDE, root=other)
+    assert theirs.missing() is None
+    assert versions(LmtpProxy(), theirs)["beside"] == "0.0.77, other"
+    assert "beside" not in versions(LmtpProxy())
+    theirs.start(stage, Surroundings(("127.0.0.1:1", "127.0.0.1:2"), stage.path("log"), 10))
+    assert ask(stage, "GET", "/status", 10)["version"] == "0.0.77"
+    run = run_once(theirs, SMALL["B"], 1, 200)
+    assert (run.program, run.error) == (BESIDE, "") and run.cpu_us is not None
+
+
+def test_what_is_checked_out_is_said_of_a_checkout_only(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        settings = ("-c", "user.name=x", "-c", "user.email=x@x", "-c", "safe.directory=*")
+        subprocess.run(["git", *settings, "-C", str(tmp_path), *words], check=True, capture_output=True)
+
+    (tmp_path / "inside").mkdir()
+    assert commit(tmp_path) == ""
+    git("init")
+    (tmp_path / "inside" / "file").touch()
+    git("add", ".")
+    git("commit", "-m", "x")
+    assert re.fullmatch(r"[0-9a-f]{7,}", commit(tmp_path))
+    assert commit(tmp_path / "inside") == "", "that of the one in which it lies"
+    assert commit(tmp_path / "nowhere") == ""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("programs")
+def test_the_command_measures_both(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "QUICK_SIZES", (50,))
+    arguments = ["--quick", "--only", "EF", "--seconds", "0.1", "--beside", str(other)]
+    assert command.main(arguments) == 0
+    [path] = (tmp_path / "results").glob("*.json")
+    results = load(path)
+    assert results.versions["beside"] == "0.0.77, other"
+    assert {run.program for run in results.runs} >= {OURS, BESIDE}
+    assert [table.program for table in results.tables] == [OURS, BESIDE]
+    shown = capsys.readouterr().out
+    for figure in ("E: CPU of a message", "E: PSS of an idle connection", "F, 50 users: CPU of a start"):
+        assert re.search(rf"^{figure} .* 1$", shown, re.MULTILINE), shown
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("kind", ["no checkout", "does not start"])
+def test_another_checkout_that_cannot_be_measured_is_an_error(
+    kind: str, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind == "does not start":
+        (other / "lmtp_proxy" / "cli.py").write_text("raise SystemExit('broken')\n")
+    assert (
+        command.main(["--quick", "--only", "B", "--beside", str(other if kind == "does not start" else tmp_path)]) == 1
+    )
+    error = capsys.readouterr().err.splitlines()[-1]
+    expected = {"no checkout": f"no checkout of lmtp-proxy: there is no {tmp_path}/bin/lmtp-proxy",
+                "does not start": f"the proxy of {other} does not start: broken"}  # fmt: skip
+    assert expected[kind] in error
+
+
+# --- a migration -----------------------------------------------------------------------------------------------------
+
+
+def journal(path: Path, users: int) -> Path:
+    """Each was offline from 10 to 20 s (and `number` more), of which commands took 6 s, and had a sync before."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE steps(id INTEGER PRIMARY KEY, user, step, began, ended)")
+        steps = [("sync", 0, 9), ("block", 10, 11), ("final_sync", 12, 15), ("move", 15, 17), ("redirect", 17, 18)]
+        for number in range(users):
+            for step, began, ended in [*steps, ("unblock", 19 + number, 20 + number)]:
+                db.execute("INSERT INTO steps(user, step, began, ended) VALUES (?, ?, ?, ?)",
+                           (f"u{number}", step, began, ended))  # fmt: skip
+        db.commit()
+    return path
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.usefixtures("programs")
+def test_a_migration_is_measured() -> None:
+    said: list[NightRun] = []
+    good, bad = LmtpProxy(), LmtpProxy(name="bad", level="loud")
+    assert nights([good, bad], 1, said.append) == said
+    assert [(night.program, night.round) for night in said] == [(OURS, 0), ("bad", 0), ("bad", 1), (OURS, 1)]
+    assert all(night.own_ms and night.own_ms > 1 and not night.error for night in said if night.program == OURS)
+    assert all(night.own_ms is None and "config.log.level" in night.error for night in said if night.program == "bad")
+
+
+def test_what_a_migration_takes_itself_is_what_its_commands_do_not(tmp_path: Path) -> None:
+    assert own_ms(journal(tmp_path / "all", USERS)) == 1000 * (4 + (USERS - 1) / 2)
+    with pytest.raises(BenchError, match=f"{USERS} users were to be migrated, 3 were"):
+        own_ms(journal(tmp_path / "some", 3))
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

@@ -281,22 +281,19 @@ def test_a_first_map_is_like_its_text(open_map: Map, umask: int) -> None:
 @pytest.mark.parametrize("umask", UMASKS, ids="{:03o}".format)
 def test_what_the_other_scripts_write_is_for_their_user_alone(tmp_path: Path, umask: int) -> None:
     (tmp_path / "bin").mkdir()
-    for name, text in (("mbsync", "exit 0"), ("doveadm", "echo INBOX messages=1")):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n", "ascii")
-        (tmp_path / "bin" / name).chmod(0o755)
+    program = tmp_path / "bin" / "mbsync"
+    program.write_text("#!/bin/sh\necho isync 1.4.4\n", "ascii")
+    program.chmod(0o755)
     (tmp_path / "passwords").write_text("zoe:secret\n", "ascii")
     environment = {
         "PATH": f"{tmp_path}/bin:/usr/bin:/bin", "STATES": f"{tmp_path}/states", "PASSWORDS": f"{tmp_path}/passwords",
     }  # fmt: skip
-    for command in (["mbsync-user", "a:1", "b:2", "zoe"], ["same-state", "zoe"], ["same-state", "--since", "zoe"]):
-        done = subprocess.run(
-            [PLANS / command[0], *command[1:]],
-            env=environment, umask=umask, capture_output=True, text=True, timeout=20, check=False,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, "")
-        assert stat.S_IMODE((tmp_path / "states").stat().st_mode) == 0o700
-        if command[0] == "mbsync-user":
-            shutil.rmtree(tmp_path / "states")
+    done = subprocess.run(
+        [PLANS / "mbsync-user", "a:1", "b:2", "zoe"],
+        env=environment, umask=umask, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stat.S_IMODE((tmp_path / "states").stat().st_mode) == 0o700
 
 
 def test_sessions_that_cannot_be_found_are_no_success(popmap: Map) -> None:

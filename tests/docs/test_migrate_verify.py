@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.support import doveadm
 from tests.support.imap import FakeImap, Folders, prefixed
 
-PLANS = Path(__file__).parents[2] / "etc" / "migrate"
+PLANS = ROOT / "etc" / "migrate"
 SERVER = "192.0.2.10:143"
 USER = "alice@example.org"
 Mail = tuple[int, str, int, str]

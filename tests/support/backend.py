@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from tests.support.conversation import Conversation, Ended
+from tests.support.patience import SOON
 from tests.support.record import SeenConnection, SeenTransaction
 from tests.support.script import HEALTHY, Script
 
@@ -80,12 +81,12 @@ class FakeBackend:
             seen = [transaction for connection in self.connections for transaction in connection.transactions]
         return [transaction for transaction in seen if sender is None or transaction.sender == sender]
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float = 5.0) -> bool:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = SOON) -> bool:
         """Waits until `condition` holds; it is looked at after each change of the record. False after `timeout` s."""
         with self._changed:
             return self._changed.wait_for(condition, timeout)
 
-    def wait_closed(self, count: int | None = None, timeout: float = 5.0) -> bool:
+    def wait_closed(self, count: int | None = None, timeout: float = SOON) -> bool:
         """True when every connection (the first `count`) was closed by the peer within `timeout` seconds."""
         return self.wait_for(
             lambda: (

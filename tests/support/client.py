@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple
 
+from tests.support.patience import SOON
+
 REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -])([\t\x20-\x7e\x80-\xff]*)\r\n")
 ENHANCED = re.compile(rb"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 MAX_REPLY_LINE = 4096
@@ -67,7 +69,7 @@ class Outcome:
 class LmtpClient:
     """A connection to `address` (a path, or host and port). Replies are waited for at most `timeout` seconds."""
 
-    def __init__(self, address: str | tuple[str, int], *, timeout: float = 10.0, source: str | None = None) -> None:
+    def __init__(self, address: str | tuple[str, int], *, timeout: float = SOON, source: str | None = None) -> None:
         if isinstance(address, str):
             self.sock = socket.socket(socket.AF_UNIX)
         else:
@@ -148,7 +150,7 @@ class LmtpClient:
             self.sock.settimeout(before)
         return False
 
-    def at_end(self, timeout: float = 5.0) -> bool:
+    def at_end(self, timeout: float = SOON) -> bool:
         """True when the server ends the stream within `timeout` seconds, with no byte before the end."""
         try:
             reply = self.reply(timeout)

@@ -25,6 +25,7 @@ import pytest
 from tests import ROOT
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.patience import SOON
 
 PROGRAM = ROOT / "bin" / "lmtp-proxy"
 WORKERS = "LMTP_PROXY_TEST_WORKERS"
@@ -155,19 +156,19 @@ class ProxyProcess:
         """Starts the program and waits for its `ready:` line."""
         since = self.mark()
         self.spawn()
-        self.wait_log(r"\bready: ", since=since, timeout=15)
+        self.wait_log(r"\bready: ", since=since)
         return self
 
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, timeout: float = 10.0) -> int:
+    def wait(self, timeout: float = SOON) -> int:
         """The exit status, when it comes within `timeout` seconds."""
         assert self.process is not None
         return self.process.wait(timeout)
 
-    def stop(self, timeout: float = 10.0) -> int:
+    def stop(self, timeout: float = SOON) -> int:
         """SIGTERM; returns the exit status. A process that does not end in time is killed, which is a failure."""
         if self.process is None:
             return 0
@@ -242,7 +243,7 @@ class ProxyProcess:
         """A position in the log, for `since`."""
         return len(self.log())
 
-    def wait_log(self, pattern: str, *, since: int = 0, timeout: float = 8.0) -> str:
+    def wait_log(self, pattern: str, *, since: int = 0, timeout: float = SOON) -> str:
         """The first line after `since` that matches; AssertionError with the log when none comes in time."""
         deadline = time.monotonic() + timeout
         while True:
@@ -280,7 +281,7 @@ class ProxyProcess:
         """How many file descriptors are open, in all processes."""
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.worker_pids))
 
-    def settles(self, descriptors: int, timeout: float = 3.0) -> bool:
+    def settles(self, descriptors: int, timeout: float = SOON) -> bool:
         """True when the number of descriptors comes down to `descriptors` within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while self.descriptors() > descriptors:
@@ -291,7 +292,7 @@ class ProxyProcess:
 
     # -- clients --------------------------------------------------------------------------------------------------
 
-    def client(self, *, timeout: float = 10.0, greeted: bool = True, source: str | None = None) -> LmtpClient:
+    def client(self, *, timeout: float = SOON, greeted: bool = True, source: str | None = None) -> LmtpClient:
         """A new connection, by default with greeting and LHLO done."""
         client = LmtpClient(self.address, timeout=timeout, source=source)
         if greeted:
