@@ -22,8 +22,9 @@ from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
+from lmtp_proxy.start.signals import RELOAD_SIGNALS, STOP_SIGNALS
 from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
-from lmtp_proxy.start.start import RELOAD_SIGNALS, STOP_SIGNALS, Start
+from lmtp_proxy.start.start import Start
 from lmtp_proxy.streams import ProgramParser, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"

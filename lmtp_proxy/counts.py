@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 CONNECT_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0)
 """Seconds; `timeouts.connect` and `greeting` are 10 and 20 by default."""
@@ -47,8 +47,7 @@ class Histogram:
 # --- what a counter says of itself -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """What one counter, or several that belong together, are for those who watch.
 
     Attributes:
@@ -68,8 +67,7 @@ class Family:
     greatest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """One counter, as it says of itself.
 
     Attributes:

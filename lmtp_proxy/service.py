@@ -47,11 +47,12 @@ from lmtp_proxy.loop.process import allow_open_files, cooperative
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.start.late_modules import FOR_CONTROL, FOR_METRICS
 from lmtp_proxy.start.ready import log_ready
-from lmtp_proxy.start.start import Start
+from lmtp_proxy.start.signals import handle_signals
 
 if TYPE_CHECKING:
     from lmtp_proxy.control.resources import Application
     from lmtp_proxy.control.server import ControlServer
+    from lmtp_proxy.start.start import Start
 
 _log = logging.getLogger(__name__)
 _TITLE_SECONDS = 1.0
@@ -137,7 +138,7 @@ class Service:
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
             str(config.socket),
-            Since(after_crash),
+            Since.now(after_crash=after_crash),
             receipts=receipts,
             tallies=tallies,
         )
@@ -155,12 +156,12 @@ class Service:
         self._receipts.stop()
 
 
-def serve(start: Start) -> int:
+def serve(start: "Start") -> int:
     """Serve until a stop signal, and end after the last session. Returns the exit status."""
     config = start.config
     begin_log(config, daemonised=start.daemonised)
     service = Service(config, start.mail.socket, after_crash=start.after_crash, max_clients=config.max_clients)
-    start.handle_signals(gevent.signal_handler, service.manager.request_reload, service.stopping.set)
+    handle_signals(start.received, gevent.signal_handler, service.manager.request_reload, service.stopping.set)
     servers: list[OnDemand | Samples] = []
     answers = _Answers(service.state, config.hostname)
     if start.control is not None:

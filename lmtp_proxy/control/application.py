@@ -4,9 +4,8 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from lmtp_proxy.control.request import GONE, UID, HttpProblem, Request
 from lmtp_proxy.loop.late import Unavailable
@@ -17,8 +16,7 @@ _log = logging.getLogger(__name__)
 Json: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """An answer that is not JSON.
 
     Attributes:

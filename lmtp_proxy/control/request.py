@@ -9,9 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -57,8 +56,7 @@ class HttpProblem(Exception):
         self.more = more
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What somebody asks.
 
     Attributes:
@@ -118,11 +116,11 @@ class Request:
         _log.info("control: %s%s by uid %d", named, more, self.uid)
 
 
-@dataclass(frozen=True, slots=True)
 class RequestDocument:
     """A JSON object. Each method raises HttpProblem if the value under `key` is missing or none of its kind."""
 
-    values: dict[str, Any]
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
 
     def text(self, key: str) -> str:
         """Text that is not empty."""

@@ -29,7 +29,7 @@ from lmtp_proxy.control.request import (
     slices,
 )
 from lmtp_proxy.control.state import ControlState
-from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
+from lmtp_proxy.control.table import ControlApplication
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.generations.generation import Generation
@@ -157,28 +157,30 @@ class Application(ControlApplication):
     def _until(self, document: RequestDocument) -> int | None:
         return document.count("until")
 
-    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
+    def _drained(
+        self, request: Request, users: list[str] | None, until: int | None, deadline: float, *, settled: bool
+    ) -> Json:
         in_flight = self._state.in_flight
         # Not before the reload, so that a delivery which entered under the old route is among those that are counted.
-        until = in_flight.last if wanted.until is None else min(wanted.until, in_flight.last)
+        until = in_flight.last if until is None else min(until, in_flight.last)
         rules = self._generation.config.key_rules
-        keys = None if wanted.users is None else _keys(wanted.users, rules)
+        keys = None if users is None else _keys(users, rules)
         with _leaving(in_flight) as left:
             while waiting := in_flight.drain(keys, rules, until):
-                remaining = wanted.deadline - time.monotonic()
+                remaining = deadline - time.monotonic()
                 if remaining <= 0 or request.gone():
                     break
                 left.wait(min(_LOOK, remaining))
                 left.clear()
-        generation, users = self._generation, wanted.users or []
+        generation, named = self._generation, users or []
         recent = self._state.uncertain.concerning(keys, time.time() - _RECENT)
-        return DrainFound(
-            done=not waiting,
-            until=until,
-            waiting=flights_json(waiting),
-            uncertain=[record.to_json() for record in recent],
-            routes={user: entry_of(generation, user) for user in users} if len(users) <= MAX_SHOWN else {},
-        )
+        return {
+            "done": not waiting,
+            "until": until,
+            "waiting": flights_json(waiting),
+            "uncertain": [record.to_json() for record in recent],
+            "routes": {user: entry_of(generation, user) for user in named} if len(named) <= MAX_SHOWN else {},
+        }
 
     def _preflight(self, request: Request) -> Json:
         document = request.document("backend", "recipients", long=True)

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.in_flight import InFlight
@@ -22,8 +22,7 @@ MAX_CONNECTIONS = 64
 """Clients of the control socket at once; the next ones wait in the kernel's backlog."""
 
 
-@dataclass(frozen=True, slots=True)
-class Since:
+class Since(NamedTuple):
     """Since when it is this process that answers.
 
     Attributes:
@@ -33,10 +32,15 @@ class Since:
         began: the same by time.monotonic.
     """
 
-    after_crash: bool = False
-    instance: str = field(default_factory=lambda: os.urandom(8).hex())
-    started: float = field(default_factory=time.time)
-    began: float = field(default_factory=time.monotonic)
+    after_crash: bool
+    instance: str
+    started: float
+    began: float
+
+    @classmethod
+    def now(cls, *, after_crash: bool = False) -> "Since":
+        """Since this moment."""
+        return cls(after_crash, os.urandom(8).hex(), time.time(), time.monotonic())
 
     @property
     def uptime(self) -> float:
@@ -68,7 +72,7 @@ class ControlState:
     sessions: "Callable[[], Sequence[SessionState]]"
     stopping: Callable[[], bool]
     address: str
-    since: Since = field(default_factory=Since)
+    since: Since = field(default_factory=Since.now)
     receipts: Receipts = field(default_factory=Receipts)
     tallies: Tallies = field(default_factory=Tallies)
 

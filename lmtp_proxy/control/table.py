@@ -7,9 +7,8 @@ knows that serves, or only the supervisor of several, is left to each.
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gevent
@@ -23,44 +22,8 @@ from lmtp_proxy.generations.reloads import ReloadRefused, Reloads, history_json,
 from lmtp_proxy.text import iso_time
 
 
-@dataclass(frozen=True, slots=True)
-class DrainWanted:
-    """A drain as somebody asked for it.
-
-    Attributes:
-        users: whose deliveries are to be waited for; None for everybody's.
-        until: what an answer to the same drain had under that name, or None.
-        deadline: by time.monotonic.
-        settled: every reload that was asked for before is done.
-    """
-
-    users: list[str] | None
-    until: Any
-    deadline: float
-    settled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DrainFound:
-    """What has become of one.
-
-    Attributes:
-        done: nothing is left to wait for.
-        until: for whoever asks again.
-        waiting: deliveries, as JSON values.
-        uncertain: deliveries whose outcome is unknown, as JSON values.
-        routes: where the users are now.
-    """
-
-    done: bool
-    until: Any
-    waiting: list[Json]
-    uncertain: list[Json]
-    routes: Json
-
-
-class ControlApplication(JsonApplication, ABC):
-    """What an operator can ask a proxy for.
+class ControlApplication(JsonApplication):
+    """What an operator can ask a proxy for; abstract, which mypy sees to.
 
     Args:
         reloads: of the configuration that is in force.
@@ -150,8 +113,21 @@ class ControlApplication(JsonApplication, ABC):
         """What to tell of a reload that changed nothing, or not the same in all processes."""
 
     @abstractmethod
-    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
-        """Wait until it is done, its time is up, or the client has gone. Raises HttpProblem."""
+    def _drained(
+        self, request: Request, users: list[str] | None, until: Any, deadline: float, *, settled: bool
+    ) -> Json:
+        """Wait until nothing of the users is in flight, the time is up, or the client has gone. Raises HttpProblem.
+
+        Args:
+            users: whose deliveries; None for everybody's.
+            until: what an answer to the same drain had under that name, or None.
+            deadline: by time.monotonic.
+            settled: every reload that was asked for before is done.
+
+        Returns:
+            `done` (nothing is left), `until` (for whoever asks again), `waiting` (deliveries), `uncertain` (those whose
+            outcome is unknown) and `routes` (where the users are now).
+        """
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -211,18 +187,18 @@ class ControlApplication(JsonApplication, ABC):
             request.log("drain", ["all"] if users is None else users)
         drained = self._reloads.note_drain(users)
         settled = self._settled(deadline)
-        found = self._drained(request, DrainWanted(users, until, deadline, settled))
-        done = settled and found.done
-        drained.ended(done, len(found.uncertain))
+        found = self._drained(request, users, until, deadline, settled=settled)
+        done = settled and bool(found["done"])
+        drained.ended(done, len(found["uncertain"]))
         return {
             "done": done,
             "instance": self._since.instance,
             "generation": self._number,
-            "until": found.until if settled else UNSETTLED,
+            "until": found["until"] if settled else UNSETTLED,
             "waited": time.monotonic() - began,
-            "waiting": found.waiting,
-            "uncertain": found.uncertain,
-            "routes": found.routes,
+            "waiting": found["waiting"],
+            "uncertain": found["uncertain"],
+            "routes": found["routes"],
             "reload": reload_json(self._reloads.last_reload),
             "after_crash": self._crash_json(self._longest(request)),
         }

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent.event import AsyncResult, Event
 
@@ -40,8 +40,7 @@ class MovedUsers:
     users: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
+class Reloaded(NamedTuple):
     """A reload that changed the generation in force.
 
     Attributes:
@@ -61,8 +60,7 @@ class Reloaded:
     moved: tuple[MovedUsers, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadRefused:
+class ReloadRefused(NamedTuple):
     """A reload that changed nothing.
 
     Attributes:

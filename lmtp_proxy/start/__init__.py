@@ -5,6 +5,7 @@ In the order of their imports:
 
     ready         says that clients are served, to systemd and in the log
     late_modules  what a process that serves imports only when there is work for it
+    signals       the signals that a proxy hears
     sockets       listening sockets with their owner and mode
     pid_file      the pid file and its lock
     start         all of that as one value, for the process that is to serve

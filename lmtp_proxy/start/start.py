@@ -4,18 +4,11 @@
 One process that serves takes it, or a supervisor of several. It is made before gevent is there.
 """
 
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lmtp_proxy.config.values import Config
-
-if TYPE_CHECKING:  # a worker binds nothing
-    from lmtp_proxy.start.sockets import Listener
-
-RELOAD_SIGNALS = (signal.SIGUSR1, signal.SIGHUP)
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from lmtp_proxy.start.sockets import Listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +28,9 @@ class Start:
 
     config: Config
     users: int
-    mail: "Listener"
-    control: "Listener | None"
-    metrics: "Listener | None"
+    mail: Listener
+    control: Listener | None
+    metrics: Listener | None
     daemonised: bool
     received: Sequence[int]
     ready: Callable[[], None]
@@ -58,18 +51,3 @@ class Start:
         """
         if self.control is not None:
             self.control.remove()
-
-    def handle_signals(
-        self, handle: Callable[[int, Callable[[], None]], object], reload: Callable[[], None], stop: Callable[[], None]
-    ) -> None:
-        """Have signals call `reload` and `stop`, which must not wait, now also for those that came before.
-
-        Args:
-            handle: installs a handler, gevent.signal_handler for one.
-        """
-        for number in RELOAD_SIGNALS:
-            handle(number, reload)
-        for number in STOP_SIGNALS:
-            handle(number, stop)
-        for early in self.received:
-            (stop if early in STOP_SIGNALS else reload)()

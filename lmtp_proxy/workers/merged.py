@@ -19,7 +19,7 @@ from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import DRAIN_LONGEST, HttpProblem, Request, RequestDocument, refused_reload
 from lmtp_proxy.control.state import Since
-from lmtp_proxy.control.table import ControlApplication, DrainFound, DrainWanted
+from lmtp_proxy.control.table import ControlApplication
 from lmtp_proxy.counts import counters_of
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.generations.reloads import ReloadRefused
@@ -92,7 +92,7 @@ class MergedApplication(ControlApplication):
     """
 
     def __init__(self, team: Team, stopping: Callable[[], bool], *, after_crash: bool) -> None:
-        since = Since(after_crash)
+        since = Since.now(after_crash=after_crash)
         super().__init__(team, since, stopping)
         self._team = team
         self.team_figures = TeamFigures(team, since.started)
@@ -175,26 +175,26 @@ class MergedApplication(ControlApplication):
         asked = document.values.get("until")
         return asked if isinstance(asked, dict) else document.count("until")
 
-    def _drained(self, request: Request, wanted: DrainWanted) -> DrainFound:
-        until = wanted.until
-        of_whom = {"all": True} if wanted.users is None else {"users": wanted.users}
+    def _drained(
+        self, request: Request, users: list[str] | None, until: Any, deadline: float, *, settled: bool
+    ) -> Json:
+        of_whom = {"all": True} if users is None else {"users": users}
 
         def body(worker: WorkerProcess) -> bytes:
             # A worker that came later has had nothing but the new routes.
             mine = until.get(worker.instance, 0) if isinstance(until, dict) else until
-            left = max(0.0, wanted.deadline - time.monotonic()) if wanted.settled else 0.0
+            left = max(0.0, deadline - time.monotonic()) if settled else 0.0
             return json.dumps({**of_whom, "timeout": left, **({} if mine is None else {"until": mine})}).encode("ascii")
 
         answers = self._by_all(request, "/drain", "POST", body, DRAIN_LONGEST)
-        return DrainFound(
-            done=all(answer["done"] for _, answer in answers),
-            until={worker.instance: answer["until"] for worker, answer in answers},
-            waiting=_oldest_first(
-                [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
-            ),
-            uncertain=_by_time([record for _, answer in answers for record in answer["uncertain"]]),
-            routes=answers[0][1]["routes"],
-        )
+        waiting = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
+        return {
+            "done": all(answer["done"] for _, answer in answers),
+            "until": {worker.instance: answer["until"] for worker, answer in answers},
+            "waiting": _oldest_first(waiting),
+            "uncertain": _by_time([record for _, answer in answers for record in answer["uncertain"]]),
+            "routes": answers[0][1]["routes"],
+        }
 
     def _settle(self) -> None:
         super()._settle()

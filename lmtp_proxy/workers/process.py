@@ -13,9 +13,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -48,8 +47,7 @@ class NoAnswer(Exception):
     """There is no answer although the process is there; the text names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerAnswer:
+class WorkerAnswer(NamedTuple):
     """What a worker said.
 
     Attributes:
@@ -96,7 +94,7 @@ class WorkerProcess:
         self._on_end = on_end
         self._channel = WorkerChannel()
         far = self._channel.far.fileno()
-        text = replace(settings, channel=far).to_text()
+        text = settings._replace(channel=far).to_text()
         path = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
         try:
             self._process = Popen(

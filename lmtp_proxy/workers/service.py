@@ -22,7 +22,7 @@ from lmtp_proxy.generations import manager
 from lmtp_proxy.log import finish_log
 from lmtp_proxy.loop.process import cooperative
 from lmtp_proxy.service import Service, begin_log, log_greenlets_left
-from lmtp_proxy.start.start import STOP_SIGNALS
+from lmtp_proxy.start.signals import STOP_SIGNALS
 from lmtp_proxy.workers.channel import ChannelServer, say
 from lmtp_proxy.workers.settings import WorkerSettings
 

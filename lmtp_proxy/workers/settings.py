@@ -2,13 +2,12 @@
 """What a worker is told on its command line when the supervisor starts it."""
 
 import json
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from lmtp_proxy.generations.share import Share
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
+class WorkerSettings(NamedTuple):
     """What one worker is told.
 
     Attributes:
@@ -40,7 +39,7 @@ class WorkerSettings:
 
     def to_text(self) -> str:
         """For a command line."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
 
 def worker_settings(text: str) -> WorkerSettings:

@@ -21,6 +21,7 @@ from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop.late import OnDemand
 from lmtp_proxy.loop.process import allow_open_files, cooperative
 from lmtp_proxy.start.ready import log_ready
+from lmtp_proxy.start.signals import handle_signals
 from lmtp_proxy.start.start import Start
 from lmtp_proxy.workers.merged import MergedApplication
 from lmtp_proxy.workers.settings import WorkerSettings
@@ -51,7 +52,7 @@ def serve(start: Start) -> int:
     )
     team = Team(settings, config.digest)
     stopping = Event()
-    start.handle_signals(gevent.signal_handler, team.request_reload, stopping.set)
+    handle_signals(start.received, gevent.signal_handler, team.request_reload, stopping.set)
     servers: list[ControlServer | OnDemand | Samples] = []
     application = MergedApplication(team, stopping.is_set, after_crash=start.after_crash)
     # Each client of the control socket may need two connections to each worker at once.

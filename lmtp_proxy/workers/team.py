@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -30,8 +30,7 @@ _BETWEEN = 0.1
 _LOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
 
 
-@dataclass(frozen=True, slots=True)
-class Crash:
+class Crash(NamedTuple):
     """A worker that served died.
 
     Attributes:
@@ -146,7 +145,7 @@ class Team(Reloads):
     def _live_once(self, number: int) -> tuple[bool, str]:
         """One worker from its start to its end: whether it served, and how it ended."""
         try:
-            worker = WorkerProcess(replace(self._settings, number=number), self._ended)
+            worker = WorkerProcess(self._settings._replace(number=number), self._ended)
         except OSError as error:
             return False, f"worker {number + 1} could not be started: {error.strerror}"
         self._workers[number] = worker

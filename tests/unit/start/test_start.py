@@ -10,6 +10,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
 import pytest
 
 from lmtp_proxy.config.values import Config, UnixAddress
+from lmtp_proxy.start.signals import handle_signals
 from lmtp_proxy.start.sockets import Listener
 from lmtp_proxy.start.start import Start
 
@@ -40,7 +41,7 @@ def test_no_signal_is_lost_between_two_handlers(received: list[int], called: lis
         assert not heard, "a signal that came before may be overtaken by one that comes now"
         handlers[number] = call
 
-    start(received).handle_signals(handle, lambda: heard.append("reload"), lambda: heard.append("stop"))
+    handle_signals(received, handle, lambda: heard.append("reload"), lambda: heard.append("stop"))
     assert heard == called
     heard.clear()
     for number in (SIGUSR1, SIGHUP, SIGTERM, SIGINT):
