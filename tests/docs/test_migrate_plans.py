@@ -159,7 +159,7 @@ def wait_until_titled(process: "subprocess.Popen[bytes]", title: str) -> None:
 
 NOBODY = 65534
 UMASKS = (0o022, 0o027, 0o077)
-PAGE = (PLANS.parents[1] / "docs" / "migration.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")
 _IMAP_TO = PAGE.partition("`/usr/local/sbin/imap-to`:\n\n```bash\n")[2].partition("```")[0]
 _TAGS = {"user": 1, "member": 2, "group": 4, "others": 32, "mask": 16}
 
@@ -368,7 +368,7 @@ def test_block_waits_for_a_login_that_is_under_way(popmap: Map) -> None:
 
 def test_the_man_page_says_how_a_command_runs_elsewhere(tmp_path: Path) -> None:
     """All four that leave their other end behind are named; what it shows is a plan, and waits for who was before."""
-    page = (PLANS.parents[1] / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
+    page = (ROOT / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
     section = page.partition(".Ss Commands that run elsewhere\n")[2].partition("\n.S")[0]
     for name in ("docker exec", "kubectl exec", "ssh", "systemd-run"):
         assert name in section
