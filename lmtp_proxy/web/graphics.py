@@ -16,7 +16,10 @@ _WIDTH, _HEIGHT = 240, 40  # of a curve's own coordinates; CSS says how large it
 
 
 class Part(NamedTuple):
-    """A part of a bar. kind: a class of the style sheet."""
+    """A part of a bar.
+
+    kind: a class of the style sheet.
+    """
 
     name: str
     size: float
@@ -29,8 +32,10 @@ def key(kind: str) -> str:
 
 
 def curve(label: str, slots: int, *lines: tuple[str, Sequence[float]], scale: Callable[[float], str]) -> str:
-    """Curves on one scale, the newest value at the right. slots: how many values fill it. lines: kind and values.
+    """Curves on one scale, the newest value at the right.
 
+    slots: how many values fill it.
+    lines: kind and values of each.
     scale: how the highest value is written.
     """
     top = max((value for _, values in lines for value in values), default=0.0)
@@ -65,7 +70,8 @@ def bar(
 ) -> str:
     """One bar of all parts, side by side; what is there can be seen, however little it is.
 
-    scale: how a size is written. ground: whether the rest of the whole is drawn, too.
+    scale: how a size is written.
+    ground: whether the rest of the whole is drawn, too.
     """
     there = [part for part in parts if part.size > 0]
     least = 4.0
