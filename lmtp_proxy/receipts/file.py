@@ -251,7 +251,7 @@ def _opened(path: str) -> int:
 
 
 def _process(pid: int) -> str:
-    """Names a process for ever: its pid, when it began, in which run of the machine. Of one that is gone only its pid."""
+    """Names a process for ever: its pid, when it began, in which run of the machine. Only its pid if gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             began = int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime
