@@ -28,7 +28,8 @@ _AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there i
 class Channel(Protocol):
     """Where lines go.
 
-    name: as the log calls it.
+    Attributes:
+        name: as the log calls it.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Channel(Protocol):
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """`texts` as they go out.
 
-        level: of the module logging.
+        Args:
+            level: of the module logging.
         """
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
@@ -51,7 +53,8 @@ class Channel(Protocol):
 class SyslogChannel:
     """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before.
 
-    pid: of this process, where others log to the same place.
+    Args:
+        pid: of this process, where others log to the same place.
     """
 
     name = "syslog"
@@ -120,7 +123,8 @@ class SyslogChannel:
 class StreamChannel:
     """A file descriptor, with time and level in front of each line. It may be a file, a terminal or a pipe.
 
-    pid: see SyslogChannel.
+    Args:
+        pid: see SyslogChannel.
     """
 
     name = "standard error"
@@ -195,7 +199,8 @@ _LAST = 1.0  # seconds for what is left when the process ends
 class LogBatch:
     """All lines of the process on their way to `channel`.
 
-    later: None until the loop runs; until then each line goes out at once.
+    Args:
+        later: None until the loop runs; until then each line goes out at once.
     """
 
     def __init__(self, channel: Channel, later: Later | None) -> None:
@@ -212,7 +217,8 @@ class LogBatch:
     def add(self, level: int, *texts: str) -> None:
         """Take lines.
 
-        level: of the module logging.
+        Args:
+            level: of the module logging.
         """
         self.take(self.channel.lines(level, texts))
 
@@ -298,8 +304,9 @@ def set_up_log(
 
     May be called again with other settings.
 
-    later: see LogBatch.
-    with_pid: several processes log to the same place.
+    Args:
+        later: see LogBatch.
+        with_pid: several processes log to the same place.
     """
     global _batch
     pid = os.getpid() if with_pid else None

@@ -54,7 +54,8 @@ class DemoFailed(Exception):
 class Message:
     """One message, and what is to become of it.
 
-    expected: for each recipient the reply's first digits, and the store that is to hold it (None: neither).
+    Attributes:
+        expected: for each recipient the reply's first digits, and the store that is to hold it (None: neither).
     """
 
     subject: str

@@ -199,9 +199,10 @@ class _Conversation(socketserver.StreamRequestHandler):
 class Store(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A running store, listening from construction on; `with Store(...)` serves until the block ends.
 
-    address: a unix socket's path, or (host, port) with port 0 for any free one; `server_address` tells the real one.
-    users: the names of the mailboxes there are; None makes a mailbox for whoever gets mail.
-    max_size: of a message, in octets.
+    Args:
+        address: a unix socket's path, or (host, port) with port 0 for any free one: see `server_address`.
+        users: the names of the mailboxes there are; None makes a mailbox for whoever gets mail.
+        max_size: of a message, in octets.
     """
 
     daemon_threads = True

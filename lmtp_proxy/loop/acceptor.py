@@ -29,7 +29,8 @@ class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the s
 
     Here it is one line and a pause; clients wait in the backlog meanwhile.
 
-    cannot_accept: how the line begins.
+    Attributes:
+        cannot_accept: how the line begins.
     """
 
     cannot_accept = "cannot accept a client"
@@ -59,7 +60,8 @@ Serve: TypeAlias = Callable[[Socket, Any], None]
 class _PlainSockets(StreamServer):
     """Hands out sockets of the C type, for Stream; gevent's own type costs 10 us more a client.
 
-    at_once: how many clients are handled before the rest of the process gets its turn.
+    Args:
+        at_once: how many clients are handled before the rest of the process gets its turn.
     """
 
     def __init__(self, listener: socket.socket, serve: Serve, at_once: int) -> None:
@@ -85,9 +87,10 @@ class _PlainSockets(StreamServer):
 class Acceptor(PatientAcceptor, _PlainSockets):
     """On `listener`, a gevent socket that does not block.
 
-    serve: is given the socket and the address of each client, in a greenlet that is the hub's child and not gevent's.
-    limit: how many clients are served at once; the others wait in the kernel's backlog.
-    at_once: how many clients are accepted before those that are there get their turn.
+    Args:
+        serve: is given the socket and address of each client, in a greenlet that is the hub's child and not gevent's.
+        limit: how many clients are served at once; the others wait in the kernel's backlog.
+        at_once: how many clients are accepted before those that are there get their turn.
     """
 
     def __init__(self, listener: socket.socket, serve: Serve, limit: int, at_once: int) -> None:

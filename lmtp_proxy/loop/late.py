@@ -66,7 +66,8 @@ class OneThread:
     def apply(self, work: Callable[..., T], arguments: tuple[object, ...] = ()) -> T:
         """What `work` returns. Raises as `prepare` does.
 
-        work: uses no gevent, and raises nothing, as gevent would print it.
+        Args:
+            work: uses no gevent, and raises nothing, as gevent would print it.
         """
         self.prepare()
         assert self._pool is not None
@@ -112,9 +113,10 @@ class Server(Protocol):
 class OnDemand:
     """Accepts clients on `listener`, a gevent socket, bound and listening, by the server that `make` makes of it.
 
-    name: for the log.
-    modules: imported when the first client is there; mail goes on between them.
-    make: called then; it may import, too.
+    Args:
+        name: for the log.
+        modules: imported when the first client is there; mail goes on between them.
+        make: called then; it may import, too.
     """
 
     def __init__(

@@ -22,9 +22,10 @@ class ReceiptsError(Exception):
 class Delivered:
     """The deliveries for one mailbox to one backend.
 
-    first, last: when they ended.
-    count: those with a final 2xx.
-    uncertain: those without a reply after the final dot.
+    Attributes:
+        first, last: when they ended.
+        count: those with a final 2xx.
+        uncertain: those without a reply after the final dot.
     """
 
     first: float
@@ -37,9 +38,10 @@ class Delivered:
 class Deferred:
     """One message of the client's queue for one mailbox.
 
-    first, last: when it was deferred.
-    count: how often.
-    why: the last time.
+    Attributes:
+        first, last: when it was deferred.
+        count: how often.
+        why: the last time.
     """
 
     first: float
@@ -52,9 +54,10 @@ class Deferred:
 class Batch:
     """What has happened since the file was written.
 
-    delivered: by mailbox and backend.
-    deferred: by mailbox and queue id; None for what waits no more.
-    lost: since when rows were dropped, because there were too many; None if none was.
+    Attributes:
+        delivered: by mailbox and backend.
+        deferred: by mailbox and queue id; None for what waits no more.
+        lost: since when rows were dropped, because there were too many; None if none was.
     """
 
     delivered: dict[tuple[str, str], Delivered] = field(default_factory=dict)
@@ -69,8 +72,9 @@ class Batch:
     ) -> None:
         """A message came to its end at the backend.
 
-        queue_id: the client's, "" if it did not say.
-        uncertain: nobody knows whether the backend has it, so it still waits in the queue.
+        Args:
+            queue_id: the client's, "" if it did not say.
+            uncertain: nobody knows whether the backend has it, so it still waits in the queue.
         """
         for mailbox in mailboxes:
             row = self.delivered.get((mailbox, backend))

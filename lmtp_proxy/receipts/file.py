@@ -158,7 +158,8 @@ class ReceiptsFile:
     def _rows(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
         """Run a statement for many rows.
 
-        statement: with {} where the rows are to stand.
+        Args:
+            statement: with {} where the rows are to stand.
         """
         for start in range(0, len(rows), _AT_ONCE):
             piece = rows[start : start + _AT_ONCE]
@@ -180,7 +181,9 @@ class ReceiptsFile:
     def read(self, mailboxes: Mapping[str, str], now: float) -> Json:
         """What is known of some mailboxes.
 
-        mailboxes: by the names that the answer has for them.
+        Args:
+            mailboxes: by the names that the answer has for them.
+
         Returns `users`, with `delivered` and `deferred` for each name, and `gaps`, in which something may be missing,
         the newest last.
         """
@@ -217,7 +220,8 @@ class ReceiptsFile:
     def close(self, now: float, *, mail_goes_on: bool) -> None:
         """Close it after all is written.
 
-        mail_goes_on: what comes next is written elsewhere, so that there is a gap here.
+        Args:
+            mail_goes_on: what comes next is written elsewhere, so that there is a gap here.
         """
         try:
             with _told(self.path), _transaction(self._base):

@@ -36,8 +36,9 @@ _LAST_WORDS = 10.0  # seconds that a stop waits for the disk
 class _Refused(NamedTuple):
     """A recipient for whom the client was told something else than 2xx.
 
-    reply: None where nobody was there to be told.
-    why: what is known beside the reply, escaped.
+    Attributes:
+        reply: None where nobody was there to be told.
+        why: what is known beside the reply, escaped.
     """
 
     mailboxes: Sequence[str]
@@ -56,7 +57,8 @@ _Note: TypeAlias = _Ended | _Refused
 class Receipts:
     """All receipts of the process.
 
-    path: of the file, None while none are kept.
+    Args:
+        path: of the file, None while none are kept.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -95,8 +97,9 @@ class Receipts:
     def refused(self, destination: Destination, reply: Reply | None, queue_id: str, why: str = "") -> None:
         """The client was told something else than 2xx, so the message waits in its queue, or has bounced.
 
-        reply: None if the client went away.
-        why: what is known beside it, escaped.
+        Args:
+            reply: None if the client went away.
+            why: what is known beside it, escaped.
         """
         if self.path is not None and queue_id:
             self._notes.append(_Refused(destination.route.mailboxes, reply, _now(), queue_id, why))
@@ -228,7 +231,8 @@ class _Writer:
     def _write(self, path: str | None, now: float, over: bool) -> None:
         """Write all there is to the file at `path`.
 
-        over: nothing comes any more.
+        Args:
+            over: nothing comes any more.
         """
         file, self._file = self._file, None
         if file is not None and file.replaced:

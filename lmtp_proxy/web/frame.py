@@ -125,9 +125,10 @@ HEADERS = (
 def framed(title: str, state: str, content: str) -> str:
     """The whole page.
 
-    title: text.
-    state: good, warn or bad.
-    content: HTML.
+    Args:
+        title: text.
+        state: good, warn or bad.
+        content: HTML.
     """
     head = (
         f'<noscript><meta http-equiv="refresh" content="{EVERY}"></noscript>'

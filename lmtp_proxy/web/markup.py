@@ -58,9 +58,10 @@ def escape_lines(text: str) -> str:
 def document(title: str, style: str, body: str, head: str = "") -> str:
     """A whole document.
 
-    title: foreign text.
-    style: beside STYLE.
-    body, head: HTML.
+    Args:
+        title: foreign text.
+        style: beside STYLE.
+        body, head: HTML.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

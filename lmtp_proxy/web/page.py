@@ -26,12 +26,13 @@ _LATE = 0.25  # seconds: a stall that others notice
 class Shown:
     """What there is to show, all of it without names of people.
 
-    hostname: the proxy's.
-    status, figures: see the resources of these names.
-    flights: the deliveries in flight.
-    uncertain: the deliveries whose outcome is unknown, the newest last.
-    history: the last reloads and drains, in the order in which they are shown.
-    samples: the last minutes, for the curves.
+    Attributes:
+        hostname: the proxy's.
+        status, figures: see the resources of these names.
+        flights: the deliveries in flight.
+        uncertain: the deliveries whose outcome is unknown, the newest last.
+        history: the last reloads and drains, in the order in which they are shown.
+        samples: the last minutes, for the curves.
     """
 
     hostname: str
