@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The log: where it goes, and lines in batches. One format, to syslog or to stderr; neither is ever waited for.
 
-A channel takes as many lines as go out at once and says how many that were. A batch is written at most every 50 ms, in
-order; what the channel does not take is kept and tried again, and of more than is kept the newest are counted and then
-reported. What is logged, and when, is decided by those who log.
+A channel takes as many lines as go out at once and says how many that were. A batch is written every 50 ms at most, in
+order. What the channel does not take is kept and tried again; above a bound the newest lines are dropped, counted and
+reported.
 """
 
 import logging
@@ -26,18 +26,26 @@ _AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there i
 
 
 class Channel(Protocol):
-    """name: as the log calls it."""
+    """Where lines go.
+
+    Attributes:
+        name: as the log calls it.
+    """
 
     name: str
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
-        """`texts` as they go out. level: of the module logging."""
+        """`texts` as they go out.
+
+        Args:
+            level: of the module logging.
+        """
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
-        """The same for texts, one at least, that begin and end alike and none of which holds the end of a line."""
+        """The same for one text or more that begin and end alike, and none of which holds the end of a line."""
 
     def send(self, lines: Sequence[bytes]) -> int:
-        """Send lines in order; how many went out without waiting."""
+        """Send lines in order. How many went out without waiting."""
 
     def close(self) -> None: ...
 
@@ -45,7 +53,8 @@ class Channel(Protocol):
 class SyslogChannel:
     """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before.
 
-    pid: of this process, where others log to the same place.
+    Args:
+        pid: of this process, where others log to the same place.
     """
 
     name = "syslog"
@@ -64,7 +73,7 @@ class SyslogChannel:
         return [f"{prefix}{text}".encode("utf-8", "backslashreplace")[:_LONGEST] for text in texts]
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
-        """See Channel. All at once: that takes a tenth of the time for each."""
+        """See Channel. Encoded all at once, which takes a tenth of the time."""
         prefix = self._prefixes.get(level) or self._prefixes[logging.ERROR]
         if len(middles) == 1:
             return [f"{prefix}{beginning}{middles[0]}{end}".encode("utf-8", "backslashreplace")[:_LONGEST]]
@@ -114,7 +123,8 @@ class SyslogChannel:
 class StreamChannel:
     """A file descriptor, with time and level in front of each line. It may be a file, a terminal or a pipe.
 
-    pid: as for SyslogChannel.
+    Args:
+        pid: see SyslogChannel.
     """
 
     name = "standard error"
@@ -187,7 +197,11 @@ _LAST = 1.0  # seconds for what is left when the process ends
 
 
 class LogBatch:
-    """All lines of the process on their way to `channel`. later: None until the loop runs; each line goes at once."""
+    """All lines of the process on their way to `channel`.
+
+    Args:
+        later: None until the loop runs; until then each line goes out at once.
+    """
 
     def __init__(self, channel: Channel, later: Later | None) -> None:
         self.channel = channel
@@ -201,11 +215,15 @@ class LogBatch:
         return f"<LogBatch to {self.channel.name}: {len(self._lines)} lines wait, {self._lost} lost>"
 
     def add(self, level: int, *texts: str) -> None:
-        """Lines. level: of the module logging."""
+        """Take lines.
+
+        Args:
+            level: of the module logging.
+        """
         self.take(self.channel.lines(level, texts))
 
     def take(self, new: list[bytes]) -> None:
-        """Lines as the channel has them."""
+        """Take lines as the channel's `lines` gives them."""
         lines = self._lines
         before = len(lines)
         lines += new
@@ -257,7 +275,7 @@ _NAME = "lmtp_proxy"
 
 
 class _Events(logging.Handler):
-    """What the module logging brings: written at once, behind the lines that came before."""
+    """What comes by the module logging: written at once, behind the lines that came before."""
 
     def __init__(self, batch: LogBatch) -> None:
         super().__init__()
@@ -284,8 +302,11 @@ def set_up_log(
 ) -> None:
     """Send everything that this package logs to syslog (daemonised, or `log.syslog` is set) or stderr.
 
-    May be called again with other settings. later: see LogBatch.
-    with_pid: several processes log to the same place.
+    May be called again with other settings.
+
+    Args:
+        later: see LogBatch.
+        with_pid: several processes log to the same place.
     """
     global _batch
     pid = os.getpid() if with_pid else None

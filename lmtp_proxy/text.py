@@ -43,7 +43,11 @@ def number(value: float) -> str:
 
 
 def count(amount: int, noun: str, plural: str = "") -> str:
-    """`1 delivery`, `1,000 deliveries`. plural: if it is not the noun with an s."""
+    """`1 delivery`, `1,000 deliveries`.
+
+    Args:
+        plural: if it is not the noun with an s.
+    """
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
 
 

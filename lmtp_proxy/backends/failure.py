@@ -9,7 +9,7 @@ waits until it has mail.
 
 import enum
 
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
 
@@ -24,7 +24,7 @@ class BackendError(Exception):
     def __init__(self, reply: Reply, reason: str, *, maybe_delivered: bool = False, alarm: bool = False) -> None:
         super().__init__(reason)
         self.reply = reply
-        self.reason = printable(reason.encode("utf-8", "backslashreplace"))
+        self.reason = shown(reason, MAX_TEXT)
         self.maybe_delivered = maybe_delivered
         self.alarm = alarm
 

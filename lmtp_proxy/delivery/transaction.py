@@ -20,7 +20,7 @@ from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
@@ -133,7 +133,7 @@ class Transaction:
             self._accepted += new
             return
         why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
-        why[None] = iter([_shown(destination.route.reason) for destination in refused])
+        why[None] = iter([shown(destination.route.reason, MAX_TEXT) for destination in refused])
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -189,7 +189,7 @@ class Transaction:
             else:
                 tallies.parked += 1
             refusal = route.refusal or say.INTERNAL_ERROR
-            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.reason))
+            self._cutover.receipts.refused(destination, refusal, queue_id, shown(route.reason, MAX_TEXT))
             if route.bare:
                 self._cutover.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
@@ -351,7 +351,3 @@ _code, _pool = attrgetter("code"), attrgetter("pool")
 
 def _name(delivery: Delivery) -> str:
     return delivery.pool.backend.name
-
-
-def _shown(reason: str) -> str:
-    return printable(reason.encode("utf-8", "backslashreplace"))

@@ -52,7 +52,11 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One message, and for each recipient the reply's first digits and the store that is to hold it (None: neither)."""
+    """One message, and what is to become of it.
+
+    Attributes:
+        expected: for each recipient the reply's first digits, and the store that is to hold it (None: neither).
+    """
 
     subject: str
     expected: dict[str, tuple[str, str | None]]
@@ -91,7 +95,7 @@ class Proxy:
             self._news.notify_all()
 
     def wait_for(self, pattern: str) -> str:
-        """The first line of the log that matches, from the match on; waits for it. DemoFailed."""
+        """The first line of the log that matches, from the match on. Waits for it; raises DemoFailed if none comes."""
 
         def matching() -> re.Match[str] | None:
             return next(filter(None, (re.search(pattern + ".*", line) for line in self.log)), None)
@@ -104,7 +108,7 @@ class Proxy:
         return found[0]
 
     def stop(self) -> int:
-        """Ask it to end, and do end it; its exit status."""
+        """Ask it to end, and kill it if it does not. Returns its exit status."""
         self.process.terminate()
         try:
             return self.process.wait(PATIENCE)
@@ -135,7 +139,7 @@ class Demo:
         self.config.write_text(CONFIG.format(home=self.home, port=port, users=users), "utf-8")
 
     def send(self, *messages: Message) -> None:
-        """Send each through the proxy, show the reply for each recipient, check it."""
+        """Send each through the proxy, show and check the reply for each recipient."""
         rows, wrong = [], []
         for message in messages:
             replies = send(self.home / "proxy.sock", list(message.expected), message.data)

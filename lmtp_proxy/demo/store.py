@@ -32,7 +32,10 @@ _sequence = itertools.count(1)
 
 
 def user_of(address: bytes) -> str | None:
-    """The mailbox an address belongs to: local part, lower case, without quotes and +detail. None: cannot be one."""
+    """The mailbox that an address belongs to: its local part in lower case, without quotes and +detail.
+
+    None if it cannot be one.
+    """
     local = address.rpartition(b"@")[0] if b"@" in address else address
     if len(local) > 1 and local.startswith(b'"') and local.endswith(b'"'):
         local = local[1:-1]
@@ -41,7 +44,10 @@ def user_of(address: bytes) -> str | None:
 
 
 def deliver(maildir: Path, parts: Iterable[bytes]) -> Path:
-    """Add one message to a Maildir; on disk when this returns (written in tmp/, synced, renamed into new/). OSError."""
+    """Add one message to a Maildir: written in tmp/, synced, renamed into new/, and on disk when this returns.
+
+    Raises OSError.
+    """
     for folder in ("tmp", "new", "cur"):
         (maildir / folder).mkdir(parents=True, exist_ok=True)
     now = time.time()
@@ -163,7 +169,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         return None
 
     def body(self) -> list[bytes] | None:
-        """The message without dot-stuffing, or None if over the limit. Read to its end in any case.
+        """The message without dot-stuffing, or None if it is over the limit. It is read to its end in any case.
 
         Only CRLF.CRLF ends it, and only a dot after CRLF is stuffing: a bare LF is data like any other.
         """
@@ -193,8 +199,10 @@ class _Conversation(socketserver.StreamRequestHandler):
 class Store(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A running store, listening from construction on; `with Store(...)` serves until the block ends.
 
-    address: a unix socket's path, or (host, port) with port 0 for any free one; `server_address` tells the real one.
-    users: the names of the mailboxes there are; None makes a mailbox for whoever gets mail. max_size in octets.
+    Args:
+        address: a unix socket's path, or (host, port) with port 0 for any free one: see `server_address`.
+        users: the names of the mailboxes there are; None makes a mailbox for whoever gets mail.
+        max_size: of a message, in octets.
     """
 
     daemon_threads = True

@@ -2,8 +2,8 @@
 """gevent's servers for many short connections: a greenlet for each client, up to a limit.
 
 What StreamServer does for every kind of server costs 50 us a client, a quarter of what a client with one message costs:
-a Pool, a Greenlet and a socket object each time. Where no file or memory is left for a client, it waits and says so in
-one line. It knows neither what is served nor who may connect.
+a Pool, a Greenlet and a socket object each time. Where no file or memory is left for a client, they wait, and one line
+in the log says so.
 """
 
 import errno
@@ -27,7 +27,10 @@ _ACCEPT_PAUSE = 1.0  # seconds
 class PatientAcceptor(BaseServer):  # type: ignore[type-arg]  # generic in the stubs only
     """For gevent's servers, which would write a traceback each time there is no file or memory left for a client.
 
-    Here it is one line and a pause; clients wait in the backlog meanwhile. cannot_accept: how the line begins.
+    Here it is one line and a pause; clients wait in the backlog meanwhile.
+
+    Attributes:
+        cannot_accept: how the line begins.
     """
 
     cannot_accept = "cannot accept a client"
@@ -57,7 +60,8 @@ Serve: TypeAlias = Callable[[Socket, Any], None]
 class _PlainSockets(StreamServer):
     """Hands out sockets of the C type, for Stream; gevent's own type costs 10 us more a client.
 
-    at_once: clients who are handled before others get their turn.
+    Args:
+        at_once: how many clients are handled before the rest of the process gets its turn.
     """
 
     def __init__(self, listener: socket.socket, serve: Serve, at_once: int) -> None:
@@ -66,7 +70,7 @@ class _PlainSockets(StreamServer):
         self._kind = listener.family, listener.type, listener.proto
 
     def do_read(self) -> Any:
-        """Handle all clients who wait: what gevent does around each one that is returned to it is needed but once."""
+        """Handle all clients who wait: what gevent does around each one that it is given is needed only once."""
         accept = self.socket._accept  # type: ignore[attr-defined]  # what socket.accept() itself calls
         for _ in self._at_once:
             try:
@@ -83,9 +87,10 @@ class _PlainSockets(StreamServer):
 class Acceptor(PatientAcceptor, _PlainSockets):
     """On `listener`, a gevent socket that does not block.
 
-    serve: given the socket and address of each client; its greenlet is the hub's child and not one of gevent's.
-    limit: clients who are served at once; above that they wait in the kernel's backlog. at_once: clients accepted
-    before those that are there get their turn.
+    Args:
+        serve: is given the socket and address of each client, in a greenlet that is the hub's child and not gevent's.
+        limit: how many clients are served at once; the others wait in the kernel's backlog.
+        at_once: how many clients are accepted before those that are there get their turn.
     """
 
     def __init__(self, listener: socket.socket, serve: Serve, limit: int, at_once: int) -> None:
@@ -107,12 +112,12 @@ class Acceptor(PatientAcceptor, _PlainSockets):
             self._hub.loop.run_callback(self._idle.pop().throw)  # it ends in the hub, so it must be left from there
 
     def full(self) -> bool:
-        """As many clients as may be."""
+        """Whether there are as many clients as may be."""
         self._stopped_by_limit = self._clients >= self._limit
         return self._stopped_by_limit
 
     def do_handle(self, sock: Socket, address: Any) -> None:
-        """A client was accepted. Runs in the hub, and so does each session, until it waits for the first time."""
+        """Serve a client. Runs in the hub, and so does each session until it waits for the first time."""
         self._clients += 1
         worker = self._idle.pop() if self._idle else greenlet(self._work, self._hub)
         worker.switch(sock, address)

@@ -2,9 +2,8 @@
 """What is loaded or made only when there is work for it: an import, a thread, a server.
 
 An idle process pays for none of it: a thread pool of gevent's is half a megabyte, HTTP and all that answers 1 to 9. An
-import amid the work waits for a good moment: one that fails half-way because no file can be opened may go unnoticed,
-and what it brings stays without a part for ever, smtplib without ssl, say. What the work is, and what is served,
-nothing here knows.
+import amid the work waits until some files can be opened: one that fails half-way for want of them may go unnoticed,
+and what it brings stays without a part for ever (smtplib without ssl, say).
 """
 
 import gc
@@ -40,11 +39,11 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """It cannot be done now, though nothing is wrong with what was asked: no file is left, or a package missing."""
+    """It cannot be done now, though nothing is wrong with what was asked: no file is left, or a package is missing."""
 
 
 class OneThread:
-    """Does one thing after the other, and the rest of the process goes on."""
+    """A thread that does one thing after the other, while the rest of the process goes on."""
 
     def __init__(self) -> None:
         self._pool: ThreadPool | None = None
@@ -65,7 +64,11 @@ class OneThread:
             self._pool = ThreadPool(1)
 
     def apply(self, work: Callable[..., T], arguments: tuple[object, ...] = ()) -> T:
-        """What `work` returns; it may not know gevent, and should raise nothing, which gevent prints. See prepare."""
+        """What `work` returns. Raises as `prepare` does.
+
+        Args:
+            work: uses no gevent, and raises nothing, as gevent would print it.
+        """
         self.prepare()
         assert self._pool is not None
         return self._pool.apply(work, arguments)
@@ -88,7 +91,7 @@ class _Raised:
 
 
 def _caught(work: Callable[[A], T], argument: A) -> "T | _Raised":
-    """gevent prints what leaves a thread."""
+    """An exception is returned, as gevent prints those that leave a thread."""
     try:
         return work(argument)
     except Exception as error:  # noqa: BLE001  (it goes on where the thread is waited for)
@@ -110,8 +113,10 @@ class Server(Protocol):
 class OnDemand:
     """Accepts clients on `listener`, a gevent socket, bound and listening, by the server that `make` makes of it.
 
-    name: for the log. modules: imported when a client is there; mail goes on between them. make: called then; it may
-    import, too.
+    Args:
+        name: for the log.
+        modules: imported when the first client is there; mail goes on between them.
+        make: called then; it may import, too.
     """
 
     def __init__(

@@ -20,7 +20,13 @@ class ReceiptsError(Exception):
 
 @dataclass(slots=True)
 class Delivered:
-    """Of one mailbox to one backend. count: with a final 2xx. uncertain: without a reply after the final dot."""
+    """The deliveries for one mailbox to one backend.
+
+    Attributes:
+        first, last: when they ended.
+        count: those with a final 2xx.
+        uncertain: those without a reply after the final dot.
+    """
 
     first: float
     last: float
@@ -30,7 +36,13 @@ class Delivered:
 
 @dataclass(slots=True)
 class Deferred:
-    """One message of the client's queue for one mailbox. why: the last time."""
+    """One message of the client's queue for one mailbox.
+
+    Attributes:
+        first, last: when it was deferred.
+        count: how often.
+        why: the last time.
+    """
 
     first: float
     last: float
@@ -40,9 +52,12 @@ class Deferred:
 
 @dataclass(slots=True)
 class Batch:
-    """delivered: by mailbox and backend. deferred: by mailbox and queue id; None for what waits no more.
+    """What has happened since the file was written.
 
-    lost: since when rows were dropped, because there were too many; None if none was.
+    Attributes:
+        delivered: by mailbox and backend.
+        deferred: by mailbox and queue id; None for what waits no more.
+        lost: since when rows were dropped, because there were too many; None if none was.
     """
 
     delivered: dict[tuple[str, str], Delivered] = field(default_factory=dict)
@@ -55,7 +70,12 @@ class Batch:
     def deliver(
         self, mailboxes: Sequence[str], backend: str, when: float, queue_id: str, *, uncertain: bool = False
     ) -> None:
-        """A message came to its end at the backend. uncertain: that is not known, so it still waits in the queue."""
+        """A message came to its end at the backend.
+
+        Args:
+            queue_id: the client's, "" if it did not say.
+            uncertain: nobody knows whether the backend has it, so it still waits in the queue.
+        """
         for mailbox in mailboxes:
             row = self.delivered.get((mailbox, backend))
             if row is None:
@@ -79,12 +99,12 @@ class Batch:
                 row.count += 1
 
     def settle(self, mailboxes: Sequence[str], queue_id: str) -> None:
-        """A message is in the client's queue no more, as far as these are concerned."""
+        """A message is in the client's queue no more, as far as these mailboxes are concerned."""
         for mailbox in mailboxes:
             self.deferred[mailbox, queue_id] = None
 
     def limit(self, now: float) -> None:
-        """Drops everything if it is too much, and keeps in mind since when."""
+        """Drop everything if it is too much, and keep in mind since when."""
         if len(self.delivered) <= MAX_ROWS and len(self.deferred) <= MAX_ROWS:
             return
         oldest = min((row.first for row in self.delivered.values()), default=now)

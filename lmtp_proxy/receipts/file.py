@@ -130,7 +130,7 @@ class ReceiptsFile:
             return True
 
     def write(self, batch: Batch, until: float) -> None:
-        """All that happened here until then; either it is written as a whole, or ReceiptsError."""
+        """Write all that happened in this process until then: as a whole, or not at all (ReceiptsError)."""
         base = self._base
         with _told(self.path), _transaction(base):
             if batch.lost is not None:
@@ -156,7 +156,11 @@ class ReceiptsFile:
             base.execute(_BOUND_ALL, (MAX_DEFERRED,))
 
     def _rows(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        """statement: with {} for the rows."""
+        """Run a statement for many rows.
+
+        Args:
+            statement: with {} where the rows are to stand.
+        """
         for start in range(0, len(rows), _AT_ONCE):
             piece = rows[start : start + _AT_ONCE]
             marks = f"({', '.join('?' * len(piece[0]))})"
@@ -175,7 +179,14 @@ class ReceiptsFile:
             )
 
     def read(self, mailboxes: Mapping[str, str], now: float) -> Json:
-        """`users`: what is known of each mailbox, by the names that stand for them. `gaps`: the newest last."""
+        """What is known of some mailboxes.
+
+        Args:
+            mailboxes: by the names that the answer has for them.
+
+        Returns `users`, with `delivered` and `deferred` for each name, and `gaps`, in which something may be missing,
+        the newest last.
+        """
         base = self._base
         with _told(self.path), _transaction(base):
             self._note_deaths(now)
@@ -207,7 +218,11 @@ class ReceiptsFile:
                 base.execute("DELETE FROM writers WHERE id = ?", (number,))
 
     def close(self, now: float, *, mail_goes_on: bool) -> None:
-        """All is written. mail_goes_on: what comes next is not written here."""
+        """Close it after all is written.
+
+        Args:
+            mail_goes_on: what comes next is written elsewhere, so that there is a gap here.
+        """
         try:
             with _told(self.path), _transaction(self._base):
                 if mail_goes_on:
@@ -240,7 +255,7 @@ def _opened(path: str) -> int:
 
 
 def _process(pid: int) -> str:
-    """Names a process for ever: its pid, and when it began in which run of the machine. None of this name: only pid."""
+    """Names a process for ever: its pid, when it began, in which run of the machine. Only its pid if gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             began = int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime

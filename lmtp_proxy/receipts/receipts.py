@@ -2,8 +2,8 @@
 """Remembers what each mailbox got from which backend, and what waits for it in the client's queue: `config.receipts`.
 
 A delivery only leaves a note here. Each second the notes are added up and written in a thread, so that no disk delays
-mail; who asks has them written first. What cannot be written is kept, up to a bound, and mail goes on. Nothing is done
-while nothing happens.
+mail; whoever asks has them written first. What cannot be written is kept, up to a bound, and mail goes on. Nothing is
+done while nothing happens.
 """
 
 import logging
@@ -34,9 +34,11 @@ _LAST_WORDS = 10.0  # seconds that a stop waits for the disk
 
 
 class _Refused(NamedTuple):
-    """A recipient that was told something else than 2xx. reply: None where nobody was there to be told.
+    """A recipient for whom the client was told something else than 2xx.
 
-    why: what is known beside the reply, escaped.
+    Attributes:
+        reply: None where nobody was there to be told.
+        why: what is known beside the reply, escaped.
     """
 
     mailboxes: Sequence[str]
@@ -53,7 +55,11 @@ _Note: TypeAlias = _Ended | _Refused
 
 
 class Receipts:
-    """All receipts of the process. path: of the file, None while none are kept."""
+    """All receipts of the process.
+
+    Args:
+        path: of the file, None while none are kept.
+    """
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
@@ -76,14 +82,14 @@ class Receipts:
     def delivered(
         self, destinations: Sequence[Destination], replies: Sequence[Reply], backend: str, queue_id: str
     ) -> None:
-        """The final replies to the first of these; those that are no 2xx are told by `refused`, too."""
+        """The final replies for the first of these recipients. Those that are no 2xx come by `refused`, too."""
         if self.path is not None:
             self._notes.append((destinations, replies, backend, _now(), queue_id))
             if not self._armed or len(self._notes) > _MAX_NOTES:
                 self._arm(_INTERVAL)
 
     def uncertain(self, destinations: Sequence[Destination], backend: str, queue_id: str) -> None:
-        """The final dot went out for these, and no reply came."""
+        """The final dot went out for these recipients, and no reply came."""
         if self.path is not None:
             self._notes.append((destinations, None, backend, _now(), queue_id))
             self._arm(_INTERVAL)
@@ -91,7 +97,9 @@ class Receipts:
     def refused(self, destination: Destination, reply: Reply | None, queue_id: str, why: str = "") -> None:
         """The client was told something else than 2xx, so the message waits in its queue, or has bounced.
 
-        reply: None if the client went away. why: what is known beside it, escaped.
+        Args:
+            reply: None if the client went away.
+            why: what is known beside it, escaped.
         """
         if self.path is not None and queue_id:
             self._notes.append(_Refused(destination.route.mailboxes, reply, _now(), queue_id, why))
@@ -100,7 +108,7 @@ class Receipts:
     # --- what an operator asks ---------------------------------------------------------------------------------------
 
     def read(self, mailboxes: Mapping[str, str]) -> Json:
-        """See ReceiptsFile.read. Everything until the call is in it. Raises ReceiptsError."""
+        """See ReceiptsFile.read; everything until the call is in it. Raises ReceiptsError."""
         answer = self._in_thread(mailboxes)
         if isinstance(answer, ReceiptsError):
             raise answer
@@ -109,13 +117,13 @@ class Receipts:
         return answer
 
     def generation_changed(self, path: str | None) -> None:
-        """From now on they are kept there. What came before goes to where it was kept."""
+        """Keep them there from now on. What came before goes to where it was kept."""
         if path != self.path:
             self.path = path
             self._arm(0.0)
 
     def stop(self) -> None:
-        """Writes what is left, for some seconds at most. Nothing comes any more."""
+        """Write what is left, for some seconds at most. Nothing comes any more."""
         self._over = True
         if not self._thread.used and self.path is None:
             return
@@ -135,7 +143,7 @@ class Receipts:
         self._in_thread(None)
 
     def _in_thread(self, mailboxes: Mapping[str, str] | None) -> Json | ReceiptsError | None:
-        """Writes all notes there are, and then reads."""
+        """Write all notes there are, and then read."""
         with self._one:
             self._armed = False
             try:
@@ -152,7 +160,7 @@ class Receipts:
             return answer
 
     def _tell(self, error: ReceiptsError | None) -> None:
-        """Once, when it begins and when it ends."""
+        """Log a trouble once when it begins, and once when it is over."""
         if error is not None:
             if not self._failing:
                 _log.error("receipts: %s; mail goes on, and what is to be written is kept for now", error)
@@ -221,7 +229,11 @@ class _Writer:
                 batch.deliver(destination.route.mailboxes, backend, when, queue_id)
 
     def _write(self, path: str | None, now: float, over: bool) -> None:
-        """All there is to the file at `path`; over: nothing comes any more."""
+        """Write all there is to the file at `path`.
+
+        Args:
+            over: nothing comes any more.
+        """
         file, self._file = self._file, None
         if file is not None and file.replaced:
             file.abandon()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The frame of the status page: head, style sheet, the script that refreshes it, and the policy that forbids all else.
 
-One page without any other file. Without JavaScript the browser loads it anew; with it what is shown is replaced, and
-the page says so when no answer comes any more. It knows nothing of what is shown.
+One page without any other file. Without JavaScript the browser loads it anew every few seconds. With it what is shown
+is replaced, and the page says so when no answer comes any more.
 """
 
 from base64 import b64encode
@@ -123,7 +123,13 @@ HEADERS = (
 
 
 def framed(title: str, state: str, content: str) -> str:
-    """The whole page. state: good, warn or bad. content: HTML."""
+    """The whole page.
+
+    Args:
+        title: text.
+        state: good, warn or bad.
+        content: HTML.
+    """
     head = (
         f'<noscript><meta http-equiv="refresh" content="{EVERY}"></noscript>'
         f'<link rel="icon" href="{_ICON.format(_ICONS[state])}">'

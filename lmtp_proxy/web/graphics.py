@@ -16,7 +16,11 @@ _WIDTH, _HEIGHT = 240, 40  # of a curve's own coordinates; CSS says how large it
 
 
 class Part(NamedTuple):
-    """A part of a bar. kind: a class of the style sheet."""
+    """A part of a bar.
+
+    Attributes:
+        kind: a class of the style sheet.
+    """
 
     name: str
     size: float
@@ -29,9 +33,12 @@ def key(kind: str) -> str:
 
 
 def curve(label: str, slots: int, *lines: tuple[str, Sequence[float]], scale: Callable[[float], str]) -> str:
-    """Curves on one scale, the newest value at the right. slots: how many values fill it. lines: kind and values.
+    """Curves on one scale, the newest value at the right.
 
-    scale: how the highest value is written.
+    Args:
+        slots: how many values fill it.
+        lines: kind and values of each.
+        scale: how the highest value is written.
     """
     top = max((value for _, values in lines for value in values), default=0.0)
     paths = [f'<path class="base" d="M0 {_HEIGHT - 0.5:g}H{_WIDTH}"/>']
@@ -65,7 +72,9 @@ def bar(
 ) -> str:
     """One bar of all parts, side by side; what is there can be seen, however little it is.
 
-    scale: how a size is written. ground: whether the rest of the whole is drawn, too.
+    Args:
+        scale: how a size is written.
+        ground: whether the rest of the whole is drawn, too.
     """
     there = [part for part in parts if part.size > 0]
     least = 4.0
@@ -107,9 +116,10 @@ def histogram(
 
     All that lies across is in per cent, so that it is as wide as its page and its text stays as large as it is.
 
-    marks: names and values, each drawn on a row of its own.
-    noun: what is counted.
-    edge, scale: how the limit of a bin and a marked value are written.
+    Args:
+        marks: names and values, each drawn on a row of its own.
+        noun: what is counted.
+        edge, scale: how the limit of a bin and a marked value are written.
     """
     first, last = bins[0][0], bins[-1][1]
     low, width = math.log10(first), math.log10(last) - math.log10(first)

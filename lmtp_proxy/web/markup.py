@@ -56,7 +56,13 @@ def escape_lines(text: str) -> str:
 
 
 def document(title: str, style: str, body: str, head: str = "") -> str:
-    """A whole document. title: foreign text. style: beside STYLE. body, head: HTML."""
+    """A whole document.
+
+    Args:
+        title: foreign text.
+        style: beside STYLE.
+        body, head: HTML.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The status page: everything that an operator watches during a migration, on one screen, to read only.
 
-Values in, HTML out. It gets no name of a person, and asks nobody for anything.
+Values in, HTML out. It is given no name of a person.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,16 @@ _LATE = 0.25  # seconds: a stall that others notice
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What there is to show, all of it without names. status, figures: see the resources of these names."""
+    """What there is to show, all of it without names of people.
+
+    Attributes:
+        hostname: the proxy's.
+        status, figures: see the resources of these names.
+        flights: the deliveries in flight.
+        uncertain: the deliveries whose outcome is unknown, the newest last.
+        history: the last reloads and drains, in the order in which they are shown.
+        samples: the last minutes, for the curves.
+    """
 
     hostname: str
     status: Json
@@ -82,7 +91,7 @@ def _head(shown: Shown, state: str) -> str:
 
 
 def _notes(shown: Shown) -> Iterable[tuple[str, str]]:
-    """What the operator has to know: kind and text."""
+    """What the operator has to know: kind (warn or bad) and text."""
     status, figures = shown.status, shown.figures
     if torn := status.get("torn"):
         yield "bad", f"The workers do not deliver by the same configuration: {torn}. Reload again."

@@ -85,7 +85,7 @@ class MetricsApplication(JsonApplication):
 
     Args:
         control: the application of the control socket, whose resources are asked.
-        samples: for the curves.
+        samples: the last minutes, for the curves.
         hostname: the proxy's.
     """
 
@@ -146,7 +146,7 @@ def _octets(content: tuple[str, str, str]) -> bytes:
 
 
 class _PublicHandler(Handler):
-    """Nobody has anything to send. Who is not asking makes room for the next one where all places are taken."""
+    """Nobody has anything to send. Whoever asks nothing makes room for the next client."""
 
     max_body = 0
     peer_has_uid = False
@@ -161,7 +161,7 @@ class _PublicHandler(Handler):
             acceptor.waiting.pop(self, None)
 
     def get_environ(self) -> dict[str, Any]:
-        """See Handler; all of the request is there when it returns."""
+        """See Handler. The whole request is there when it returns."""
         environ = super().get_environ()
         acceptor: Any = self.server
         acceptor.waiting.pop(self, None)
@@ -207,13 +207,13 @@ class _PublicAcceptor(HttpAcceptor):
 
 
 def metrics_server(listener: Any, control: JsonApplication, samples: Samples, hostname: str) -> ControlServer:
-    """The server on `listener`, a gevent socket of TCP. The rest: see MetricsApplication."""
+    """The server on `listener`, a TCP socket of gevent. The other arguments: see MetricsApplication."""
     application = MetricsApplication(control, samples, hostname)
     return ControlServer(listener, application, _PublicAcceptor, CONNECTIONS, _PublicHandler)
 
 
 def _without_text(trouble: str | None) -> str | None:
-    """Of what a backend said only the code: who knows whom the rest names."""
+    """Of what a backend said only the code, as the rest may name somebody."""
     return None if trouble is None else _SAID.sub(r"\1", trouble)
 
 
@@ -222,7 +222,7 @@ def _parts(items: list[Json], keys: tuple[str, ...]) -> list[Json]:
 
 
 def _without_names(event: Json | None) -> Json | None:
-    """A reload or drain; of errors only how many and where the first one is, of users only how many."""
+    """A reload or drain: of errors only how many and where the first one is, of users only how many."""
     if event is None:
         return None
     told = {**event}

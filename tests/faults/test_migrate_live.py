@@ -33,7 +33,7 @@ def test_a_run_on_a_terminal_and_one_ctrl_c(stand: Stand, tmp_path: Path) -> Non
         text = "\n".join(screen)
         assert re.search(r"━+ *\d+/12 \d+ %", text), text
         assert f"{USERS[0]}: failed: sync: exit 75: no \\x1b[31mlogin[/]" in text
-        assert re.search(rf"  {USERS[0][0]}\d\d@example\.org +final sync \d\.\d+ s, offline \d\.\d+ s", text)
+        assert re.search(rf"  {USERS[0][0]}\d\d@example\.org +final sync \d[\d.]* m?s, offline \d[\d.]* m?s", text)
         terminal.keys("C-c")
         terminal.shows(lambda lines: "users in hand are finished" in " ".join(" ".join(lines).split()))
         screen = terminal.shows(lambda lines: any(line.startswith("status ") for line in lines), 40)
