@@ -18,7 +18,7 @@ from lmtp_proxy.ctl.arguments import Parser, text
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
-from lmtp_proxy.text import count, local_time
+from lmtp_proxy.text import count, zoned_time
 
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
 DESCRIPTION = """
@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if found := checks.details(users, plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     if facts.complete_since is not None:
-        when = local_time(facts.complete_since)
+        when = zoned_time(facts.complete_since)
         watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
     if options.dry_run:
         return _dry_run(plan, proxy, users, facts)

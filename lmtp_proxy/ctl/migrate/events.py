@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
-from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.text import count, local_time, safe, span
+from lmtp_proxy.ctl.migrate.states import DONE, FAILED
+from lmtp_proxy.text import count, safe, span, zoned_time
 
 _MOST_LINES = 10_000  # that wait to be written; the journal has them all
 _WAIT = 1.0  # seconds for a line to be written
@@ -93,7 +93,7 @@ class LogWatcher:
         self.note(f"{safe(user)}: {state}{offline}{f': {error}' if error else ''}")
 
     def note(self, text: str) -> None:
-        now = local_time(self._clock())
+        now = zoned_time(self._clock())
         with self._change:
             if self._stream is None:
                 return
@@ -155,7 +155,7 @@ def summary_text(summary: Summary) -> str:
         (summary.already_done, "done before"),
         (len(summary.skipped), "skipped"),
         (summary.failed, FAILED),
-        (summary.attention, NEEDS_ATTENTION.replace("_", " ")),
+        (summary.attention, "needs attention" if summary.attention == 1 else "need attention"),
         (summary.unstarted, "not begun"),
     ):
         if number:

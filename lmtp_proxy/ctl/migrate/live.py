@@ -175,7 +175,10 @@ class LiveWatcher:
             (self._ended[DONE], "done"),
             (self._before, "done before"),
             (self._ended[FAILED], "failed"),
-            (self._ended[NEEDS_ATTENTION], "need attention"),
+            (
+                self._ended[NEEDS_ATTENTION],
+                "needs attention" if self._ended[NEEDS_ATTENTION] == 1 else "need attention",
+            ),
         )
         return ", ".join(f"{number:,} {what}" for number, what in numbers if number or what == "done")
 

@@ -339,6 +339,8 @@ def parts_of(
         execute=execute,
         cancelled=cancel.is_set if cancel is not None else lambda: False,
         beside=beside,
+        clock=journal.clock,
+        wall=time.time,
     )
 
 

@@ -41,7 +41,8 @@ class Parts:
     """What a user's migration is done with.
 
     execute: runs a hook with these values, whether it may be killed, and the number of its step. cancelled: whether all
-    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result.
+    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result. clock: for
+    durations. wall: the clock that the proxy's receipts go by; None: that is the same.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Parts:
     beside: Callable[[Callable[[], Requeued]], Callable[[], Requeued]]
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
+    wall: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from lmtp_proxy.ctl.migrate.steps import (
     was,
 )
 from lmtp_proxy.ctl.migrate.way_back import look, put_back, undo
-from lmtp_proxy.text import local_time
+from lmtp_proxy.text import zoned_time
 
 _MOVE_AGAIN = 120.0  # seconds: a user who must go forward is offline until the file can be changed
 _LONGEST_PAUSE = 15.0
@@ -164,7 +164,7 @@ class UserRun:
             lambda: proxy.move(self.user, plan.park, plan.drain_timeout, interruptible=True),
             lambda moved: "\n".join([moved.text, *moved.uncertain]),
         )
-        quiet = clock()
+        quiet = (self.parts.wall or clock)()
         if not moved.quiet:
             raise Stop(f"park: not all is quiet after {plan.drain_timeout:g} s: {moved.text}")
         if moved.uncertain:
@@ -273,7 +273,7 @@ class UserRun:
         plan = self.parts.plan
         seen = self.parts.proxy.receipts(self.user).on(plan.new)
         if seen is not None and seen.last > self._guard_since:
-            when = local_time(seen.last)
+            when = zoned_time(seen.last)
             raise Ask(
                 f"mail was delivered to {plan.new} for this user, last {when}"
                 f"{' (perhaps: the outcome is uncertain)' if seen.count <= seen.uncertain else ''}, and a sync would "
