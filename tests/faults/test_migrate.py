@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -358,7 +359,41 @@ def test_a_dry_run_changes_nothing(stand: Stand) -> None:
     assert "nothing was changed; of 3 users 2 would not be migrated" in flat and ended.status == 2
     assert stand.site.calls() == [] and not os.path.exists(stand.site.journal)
     assert Path(stand.proxy.config_path).read_text() == before
-    assert stand.run("--dry-run", ALICE).status == 0
+    shown = stand.run("--dry-run", ALICE)
+    assert shown.status == 0
+    text = "".join(line.strip() for line in shown.out.splitlines())
+    words = json.loads(json.dumps(stand.site.hook("final_sync", ALICE)))
+    assert f"final_sync: {shlex.join(words)}".replace(" ", "") in text.replace(" ", "")
+    assert stand.site.calls() == [], "nothing was run"
+
+
+def test_a_dry_run_tells_alike_users_once_and_is_refused_where_the_run_would_be(stand: Stand) -> None:
+    stand.set_users(dict.fromkeys(many(30), "old"))
+    shown = " ".join(stand.run("--dry-run", "--all-on", "old").out.split())
+    assert "30 users: sync, park, block, final sync, move to new, redirect, unblock: u000@example.org," in shown
+    assert "and 10 more" in shown and shown.count("final sync,") == 1
+    for dry in ((), ("--dry-run",)):
+        nobody = stand.run(*dry)
+        assert nobody.status == 1 and "nobody to migrate: name users" in nobody.error
+        plan = stand.site.plan(journal="/nowhere/at/all/j.db")
+        nowhere = stand.run(*dry, "u000@example.org", plan=plan)
+        assert nowhere.status == 1 and "/nowhere/at/all" in nowhere.error, nowhere
+
+
+@pytest.mark.parametrize("verb, meant", [("stauts", "status"), ("reprot", "report"), ("relase", "release")])
+def test_a_verb_that_is_nearly_one(stand: Stand, verb: str, meant: str) -> None:
+    ended = ctl(*stand.arguments(verb, ALICE))
+    assert ended.status == 64 and f"did you mean {meant}?" in ended.err
+
+
+def test_the_journal_is_that_of_the_plan(stand: Stand) -> None:
+    assert stand.run(ALICE).status == 0
+    plan = stand.site.plan()
+    for verb in ("status", "report"):
+        for users in ((), (ALICE,)):
+            assert ctl(*stand.arguments(verb, plan, *users)).status == 0, verb
+    assert "begins anew" in ctl(*stand.arguments("reset", plan, ALICE)).out
+    assert stand.states()[ALICE] == "on_old"
 
 
 def test_a_second_runner_is_refused(stand: Stand) -> None:
