@@ -611,6 +611,51 @@ def test_outside_the_window_nobody_is_begun(stand: Stand) -> None:
     assert stand.run("--window", "25:00-1", ALICE).status == 64
 
 
+def test_sync_only_copies_and_does_no_more_as_often_as_it_is_asked(stand: Stand) -> None:
+    for _ in range(2):
+        ended = stand.run("--sync-only", ALICE, BOB)
+        assert ended.status == 0 and "0 done, 2 copied of 2 users" in ended.err, ended
+        assert stand.states() == {ALICE: "on_old", BOB: "on_old"} and stand.backends()[ALICE] == "old"
+    assert stand.site.hooks_of(ALICE) == ["sync", "sync"]
+    ended = stand.run(ALICE)
+    assert ended.status == 0 and stand.site.hooks_of(ALICE) == ["sync", "sync", *FORWARD]
+    stand.site.order("sync", BOB, exit=1)
+    failed = stand.run("--sync-only", ALICE, BOB)
+    assert failed.status == 2 and "1 done before, 1 failed" in failed.err and stand.states()[BOB] == "failed"
+
+
+def test_outside_the_cutover_window_all_are_copied_and_nobody_is_parked(stand: Stand) -> None:
+    hour = (time.localtime().tm_hour + 2) % 24
+    later = f"{hour:02}:00-{(hour + 1) % 24:02}:00"
+    process = stand.start("--jobs", "1", "--cutover-window", later, ALICE, BOB)
+    stand.site.wait_for("sync", [BOB])
+    latest = time.monotonic() + 20
+    while stand.states().get(BOB) != "on_old":
+        assert time.monotonic() < latest
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    ended = end_ctl(process, time.monotonic())
+    assert ended.status == 3 and "2 not begun of 2 users" in ended.err, ended
+    assert stand.site.hooks_of(ALICE) == stand.site.hooks_of(BOB) == ["sync"]
+    assert stand.backends()[ALICE] == "old" and stand.states() == {ALICE: "on_old", BOB: "on_old"}
+    now = time.localtime()
+    inside = f"{(now.tm_hour - 1) % 24:02}:00-{(now.tm_hour + 2) % 24:02}:00"
+    assert stand.run("--cutover-window", inside, ALICE, BOB).status == 0
+    assert stand.states() == {ALICE: "done", BOB: "done"}
+    assert stand.run("--cutover-window", "noon", ALICE).status == 64
+
+
+def test_who_was_parked_when_the_run_died_waits_for_no_window(stand: Stand) -> None:
+    stand.site.order("final_sync", ALICE, sleep=60)
+    process = stand.start(ALICE)
+    stand.site.wait_for("final_sync")
+    kill(process)
+    stand.site.no_orders()
+    hour = (time.localtime().tm_hour + 2) % 24
+    later = f"{hour:02}:00-{(hour + 1) % 24:02}:00"
+    assert stand.run("--cutover-window", later, ALICE).status == 0 and stand.states() == {ALICE: "done"}
+
+
 def test_json_is_one_document(stand: Stand) -> None:
     ended = ctl("--json", *stand.arguments(stand.site.plan(), ALICE))
     document: dict[str, Any] = json.loads(ended.out)

@@ -69,6 +69,13 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--stop-after", type=_whole(10**9), metavar="K", help="begin no more users after K failures")
     verb.add_argument("--window", type=_window, metavar="22:00-05:00", help="begin users in these hours only; wait")
     verb.add_argument(
+        "--cutover-window",
+        type=_window,
+        metavar="22:00-05:00",
+        help="park and move users in these hours only; first copies run at any time",
+    )
+    verb.add_argument("--sync-only", action="store_true", help="copy mailboxes, and do no more; as often as you like")
+    verb.add_argument(
         "--journal", type=text, metavar="PATH", help="for status, report, release, reset (default: that of the plan)"
     )
     verb.add_argument("--html", type=text, metavar="FILE", help="of report: also as one HTML page, with everything")
@@ -164,7 +171,9 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
         rows = journal.users()
         if not users and not checks.in_hand(rows):
             raise Failed(REFUSED, _NOBODY)
-        settings = Settings(options.jobs, options.stop_after, options.window)
+        settings = Settings(
+            options.jobs, options.stop_after, options.window, options.cutover_window, sync_only=options.sync_only
+        )
         runner = Runner(plan, journal, proxy, watcher, settings, cancel)
         summary = runner.run(checks.distinct(users, (row.user for row in rows), facts))
     return Outcome(asdict(summary), [], summary.status)

@@ -39,6 +39,8 @@ class Summary:
     seconds: float
     stopped: str | None
     status: int
+    copied: int = 0
+    """Users whose mailbox was copied, and no more was to be done."""
 
 
 class Watcher(Protocol):
@@ -49,8 +51,10 @@ class Watcher(Protocol):
         """The user is in `state` now, and `step` begins."""
 
     def user_ended(self, user: str, state: str, seconds_offline: float | None, error: str | None) -> None:
-        """state: done, failed or needs_attention. seconds_offline: from the beginning of block to the end of unblock,
-        None if the user was not blocked. error: one line, what and what to do."""
+        """state: done, failed, needs_attention, or copied, who may come once more. error: one line, what and what to do.
+
+        seconds_offline: from the beginning of block to the end of unblock, None if the user was not blocked.
+        """
 
     def note(self, text: str) -> None:
         """Something about the run as a whole."""
@@ -152,6 +156,7 @@ def summary_text(summary: Summary) -> str:
     """`12 done, 1 failed in 4 min`"""
     parts = [f"{summary.done:,} {DONE}"]
     for number, what in (
+        (summary.copied, "copied"),
         (summary.already_done, "done before"),
         (len(summary.skipped), "skipped"),
         (summary.failed, FAILED),

@@ -56,16 +56,22 @@ class Parts:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     wall: Callable[[], float] | None = None
+    cuts_over: Callable[[float], bool] = lambda seconds: True
+    """Whether a user whose last sync took so long may be parked now. Raises Stop if there will be no time for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """state: as in the journal. skipped: nothing was done, and error says why."""
+    """state: as in the journal. skipped: nothing was done, and error says why.
+
+    copied: the mailbox was copied, and no more; seconds that the last sync took.
+    """
 
     state: str
     seconds_offline: float | None = None
     error: str | None = None
     skipped: bool = False
+    copied: float | None = None
 
     @property
     def was_done(self) -> bool:
