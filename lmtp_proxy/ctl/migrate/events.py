@@ -51,7 +51,7 @@ class Watcher(Protocol):
         """The user is in `state` now, and `step` begins."""
 
     def user_ended(self, user: str, state: str, seconds_offline: float | None, error: str | None) -> None:
-        """state: done, failed, needs_attention, or copied, who may come once more. error: one line, what and what to do.
+        """state: done, failed, needs_attention; or copied, who may come again. error: one line, what and what to do.
 
         seconds_offline: from the beginning of block to the end of unblock, None if the user was not blocked.
         """
