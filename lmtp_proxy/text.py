@@ -86,3 +86,8 @@ def iso_time(when: float) -> str:
 def local_time(when: float) -> str:
     """`2026-11-23 23:09:23` on this machine's clock, of seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
+def zoned_time(when: float) -> str:
+    """`2026-11-24 00:09:23 +0100`: the same for those who may read it elsewhere, or on the night of the change."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(when))

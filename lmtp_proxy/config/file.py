@@ -74,12 +74,19 @@ class Change:
 
 
 def change_users(
-    path: str, users: Sequence[str], backend: str, *, deadline: float, waiting: Callable[[str], None]
+    path: str,
+    users: Sequence[str],
+    backend: str,
+    *,
+    deadline: float,
+    waiting: Callable[[str], None],
+    look: Callable[[Config, dict[str, str | None]], None] = lambda config, previous: None,
 ) -> Change:
     """Set `users` in the file at `path` to `backend`; the new file is on disk when this returns.
 
     Links are followed and stay. Owner, mode, ACL and extended attributes stay. deadline: of time.monotonic(), how long
-    to wait for others that change the file. waiting: told once, after a second, what is waited for. Raises ConfigError:
+    to wait for others that change the file. waiting: told once, after a second, what is waited for. look: at the file
+    as it is, and where the users are in it; what it raises comes out, and nothing is changed. Raises ConfigError:
     nothing was changed. An edit by hand up to the rename is noticed, and the change is made in the new content; what
     is left of that gap is the time between two system calls, as Linux has no rename that compares.
     """
@@ -87,7 +94,7 @@ def change_users(
     with _refusals(path):
         for _ in range(_ATTEMPTS):
             with _locked(path, patience) as current:
-                change = _change(current, users, backend, patience)
+                change = _change(current, users, backend, patience, look)
             if change is not None:
                 return change
     raise _refusal(path, "somebody else wrote it each time it was about to be changed; nothing was changed: try again")
@@ -113,7 +120,13 @@ class _Current:
             return False
 
 
-def _change(current: _Current, users: Sequence[str], backend: str, patience: "_Patience") -> Change | None:
+def _change(
+    current: _Current,
+    users: Sequence[str],
+    backend: str,
+    patience: "_Patience",
+    look: Callable[[Config, dict[str, str | None]], None],
+) -> Change | None:
     """One attempt under the lock. None if somebody wrote meanwhile."""
     try:
         config = load_config(current.path)
@@ -126,6 +139,7 @@ def _change(current: _Current, users: Sequence[str], backend: str, patience: "_P
         if isinstance(error, EditError):
             raise _refusal(current.path, str(error), error.line) from error
         raise
+    look(config, edit.previous)
     data = edit.data
     if data == current.data:
         return Change(edit.previous, False, current.path) if current.is_still_there() else None

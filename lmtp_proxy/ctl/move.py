@@ -8,7 +8,7 @@ what it says when a step fails, or somebody interrupts.
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Drained, Failed, Outcome, Progress, drain
+from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.text import count, safe, span
 
 if TYPE_CHECKING:
     from lmtp_proxy.config.file import Change
+    from lmtp_proxy.config.values import Config
 
 RESERVED = ("reject", "hold")  # as in config_values, whose import takes longer than a drain
 _MAX_BODY = 4 * 2**20  # octets that the control socket takes
@@ -45,6 +47,10 @@ class Order:
         """`alice is` or `3 users are`."""
         return f"{safe(self.users[0])} is" if len(self.users) == 1 else f"{len(self.users):,} users are"
 
+    def recipient(self, user: str) -> str:
+        """As a store is asked for the user."""
+        return quoted(f"{user}@{self.domain}" if self.domain and "@" not in user else user)
+
 
 def move(
     client: ControlClient, order: Order, progress: Progress, turn: AbstractContextManager[object] | None = None
@@ -64,10 +70,12 @@ def move(
     document: dict[str, object] = {"path": path, "backend": order.backend, "warnings": warnings}
     try:
         with turn or nullcontext():
-            change = _edit(path, order, progress)
+            edit = _Edit(client, order, progress)
+            change = edit.make(path)
             now = f"{path} says that {order.who} on {order.backend}"
             progress.step(f"{now}, but the running proxy may not know it yet")
-            document |= {"previous": dict(change.previous), "changed": change.changed}
+            document |= {"previous": dict(change.previous), "changed": change.changed, "overrides": edit.overrides}
+            warnings += edit.warnings
             generation = _reload(client, order, path, change, progress)
         progress.step(f"{order.who} on {order.backend} since generation {generation}")
         drained = drain(client, {"users": list(order.users)}, order.timeout, progress, instance)
@@ -84,29 +92,119 @@ def move(
     _check_routes(order, path, drained.answer, document)
     seconds = time.monotonic() - began
     document["seconds"] = round(seconds, 3)
-    outcome = _report(order, change.previous, generation, drained, seconds)
+    outcome = _report(order, change.previous, edit.overrides, generation, drained, seconds)
     return replace(outcome, document=document, warnings=warnings)
 
 
-def _edit(path: str, order: Order, progress: Progress) -> "Change":
-    from lmtp_proxy.config.file import change_users
-    from lmtp_proxy.config.values import ConfigError
+class _Unlisted(Exception):
+    """Who is on no line, by the store that has their mail now, None if none has: to be asked before they are parked."""
 
-    before = os.stat(path) if os.path.exists(path) else None
-    try:
-        return change_users(
-            path,
-            list(order.users),
-            order.backend,
-            deadline=time.monotonic() + order.timeout,
-            waiting=partial(progress.waiting, at_once=True),
-        )
-    except ConfigError as error:
-        raise Failed(REFUSED, "nothing was changed", error.errors) from error
-    except KeyboardInterrupt:  # it is one rename, which was before or will never be
-        if before is None or not os.path.exists(path) or not os.path.samestat(before, os.stat(path)):
-            progress.step(f"{path} was edited, but the running proxy does not know it: see `lmtp-proxyctl check`")
-        raise
+    def __init__(self, stores: dict[str | None, list[str]]) -> None:
+        super().__init__(stores)
+        self.stores = stores
+
+
+class _Edit:
+    """The change in the file, after a look at who is on no line of it: a mistyped name parks nobody.
+
+    warnings: what could not be found out. overrides: user without a line -> where mail goes until then, and by what.
+    """
+
+    def __init__(self, client: ControlClient, order: Order, progress: Progress) -> None:
+        self.warnings: list[str] = []
+        self.overrides: dict[str, dict[str, str]] = {}
+        self._client = client
+        self._order = order
+        self._progress = progress
+        self._asked: set[str] = set()
+
+    def make(self, path: str) -> "Change":
+        """Raises Failed if nothing was changed."""
+        from lmtp_proxy.config.file import change_users
+        from lmtp_proxy.config.values import ConfigError
+
+        order = self._order
+        before = os.stat(path) if os.path.exists(path) else None
+        while True:
+            try:
+                return change_users(
+                    path,
+                    list(order.users),
+                    order.backend,
+                    deadline=time.monotonic() + order.timeout,
+                    waiting=partial(self._progress.waiting, at_once=True),
+                    look=self._look,
+                )
+            except _Unlisted as unlisted:  # not under the lock, for which others wait
+                for store, users in unlisted.stores.items():
+                    self._ask(store, users)
+                    self._asked.update(users)
+            except ConfigError as error:
+                raise Failed(REFUSED, "nothing was changed", error.errors) from error
+            except KeyboardInterrupt:  # it is one rename, which was before or will never be
+                if before is None or not os.path.exists(path) or not os.path.samestat(before, os.stat(path)):
+                    now = f"{path} was edited, but the running proxy does not know it: see `lmtp-proxyctl check`"
+                    self._progress.step(now)
+                raise
+
+    def _look(self, config: "Config", previous: Mapping[str, str | None]) -> None:
+        order = self._order
+        new = [user for user, backend in previous.items() if backend is None and not user.startswith("@")]
+        if bare := [user for user in new if "@" not in user] if _has_domains(config) else []:
+            what = "has no domain, and is on no line: mail comes with one (without ignoreDomain)"
+            lines = [f"{safe(user)}: {what}: name {safe(user)}@DOMAIN" for user in bare]
+            raise Failed(REFUSED, "nothing was changed", _first(lines))
+        self.overrides = {user: where for user in new if (where := _elsewhere(config, user)) is not None}
+        unknown = [user for user in new if user not in self._asked]
+        if unknown and order.preflight and order.backend in RESERVED:
+            stores: dict[str | None, list[str]] = {}
+            for user in unknown:
+                where = self.overrides.get(user)
+                stores.setdefault(where["backend"] if where else None, []).append(user)
+            raise _Unlisted(stores)
+
+    def _ask(self, store: str | None, users: Sequence[str]) -> None:
+        """Whether the store that has their mail now knows them. Raises Failed if it does not."""
+        who = users[0] if len(users) == 1 else count(len(users), "user")
+        if store is None or store in RESERVED:
+            where = "no store has mail for it now" if store is None else f"it is on {store}"
+            self.warnings.append(f"{safe(who)}: is on no line, and {where}: nobody knows whether the name is right")
+            return
+        refused = []
+        try:
+            for start in range(0, len(users), _BATCH):
+                batch = users[start : start + _BATCH]
+                recipients = [self._order.recipient(user) for user in batch]
+                doing = f"{store} to say whether it knows {safe(who)}"
+                answer = _ask(self._client, store, recipients, partial(_tick, self._progress, doing))
+                for user, reply in _replies(self._client, answer, batch, recipients):
+                    if reply.integer("code") // 100 == 5 and reply.integer("code") != 552:
+                        said = f"{store}, where its mail goes now, said {reply.text('reply')}"
+                        refused.append(f"{safe(user)}: is on no line, and {said}: is the name right?")
+        except (Failed, ControlError) as error:
+            why = error.text if isinstance(error, Failed) else str(error)
+            what = f"is on no line, and {store} could not be asked whether the name is right"
+            self.warnings.append(f"{safe(who)}: {what}: {why.partition('; nothing was changed')[0]}")
+            return
+        if refused:
+            what = "nothing was changed; --no-preflight adds the line all the same"
+            raise Failed(REFUSED, what, _first(refused))
+
+
+def _has_domains(config: "Config") -> bool:
+    """Whether mail for a bare name hits no bare key: the domain counts, and the table is not one of bare names."""
+    complete = config.ignore_domain or config.default_domain is not None
+    return not complete and (not config.users or config.users.has_domains)
+
+
+def _elsewhere(config: "Config", user: str) -> dict[str, str] | None:
+    """Where mail goes for who is on no line, and by which key."""
+    local_part, _, domain = user.rpartition("@") if "@" in user else (user, "", "")
+    for key in config.key_rules.forms(local_part, domain):
+        if (backend := config.users.get(key)) is not None:
+            return {"backend": backend, "by": key}
+    fallback = config.fallback_backend
+    return None if fallback is None else {"backend": fallback, "by": "fallback_backend"}
 
 
 def _reload(client: ControlClient, order: Order, path: str, change: "Change", progress: Progress) -> int:
@@ -160,14 +258,10 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
     missing, unwilling, full = [], [], []
     for start in range(0, max(len(users), 1), _BATCH):
         batch = users[start : start + _BATCH]
-        recipients = [f"{user}@{order.domain}" if order.domain and "@" not in user else user for user in batch]
+        recipients = [order.recipient(user) for user in batch]
         doing = f"the preflight on {order.backend}: {start:,} of {count(len(users), 'user')} asked"
-        answer = _ask(client, order, recipients, partial(_tick, progress, doing))
-        replies = {reply.text("recipient"): reply for reply in answer.objects("replies")}
-        for user, recipient in zip(batch, recipients, strict=True):
-            reply = replies.get(recipient.replace("\\", "\\\\"))  # foreign text comes escaped
-            if reply is None:
-                raise Failed(REFUSED, f"{client.path}: there is no reply for {recipient}; nothing was changed")
+        answer = _ask(client, order.backend, recipients, partial(_tick, progress, doing))
+        for user, reply in _replies(client, answer, batch, recipients):
             code, said = reply.integer("code"), f"it said {reply.text('reply')}"
             if code in (452, 552):
                 full.append(f"{safe(user)}: no room on {order.backend}? {said}")
@@ -184,18 +278,32 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
     return _first(full)
 
 
+def _replies(
+    client: ControlClient, answer: Answer, users: Sequence[str], recipients: Sequence[str]
+) -> Iterator[tuple[str, Answer]]:
+    """Each user with what was said for its recipient."""
+    replies = {reply.text("recipient"): reply for reply in answer.objects("replies")}
+    for user, recipient in zip(users, recipients, strict=True):
+        reply = replies.get(recipient.replace("\\", "\\\\"))  # foreign text comes escaped
+        if reply is None:
+            raise Failed(REFUSED, f"{client.path}: there is no reply for {recipient}; nothing was changed")
+        yield user, reply
+
+
 def _tick(progress: Progress, doing: str, _waited: float) -> None:
     progress.waiting(doing)
 
 
-def _ask(client: ControlClient, order: Order, recipients: Sequence[str], tick: Callable[[float], None]) -> Answer:
+def _ask(client: ControlClient, backend: str, recipients: Sequence[str], tick: Callable[[float], None]) -> Answer:
     try:
         answer = client.post(
-            "/preflight", {"backend": order.backend, "recipients": recipients}, timeout=_PREFLIGHT, tick=tick
+            "/preflight", {"backend": backend, "recipients": recipients}, timeout=_PREFLIGHT, tick=tick
         )
     except Refusal as refusal:
         if refusal.code == 404:
-            what = f"{refusal} in the running configuration (if the file has it, reload first)"
+            names = [each.text("name") for each in client.get("/backends").objects("backends")]
+            hint = show.did_you_mean(backend, [*names, *RESERVED])
+            what = f"{refusal} in the running configuration{hint} (if the file has it, reload first)"
             raise Failed(REFUSED, f"{what}; nothing was changed") from refusal
         raise Failed(REFUSED, f"{refusal}; nothing was changed; --no-preflight goes without") from refusal
     if (refused := answer.optional_text("refused")) is not None:
@@ -208,9 +316,14 @@ def _ask(client: ControlClient, order: Order, recipients: Sequence[str], tick: C
 
 
 def _report(
-    order: Order, previous: Mapping[str, str | None], generation: int, drained: Drained, seconds: float
+    order: Order,
+    previous: Mapping[str, str | None],
+    overrides: Mapping[str, Mapping[str, str]],
+    generation: int,
+    drained: Drained,
+    seconds: float,
 ) -> Outcome:
-    users = {user: _step(previous.get(user), order.backend) for user in order.users}
+    users = {user: _step(previous.get(user), order.backend, overrides.get(user)) for user in order.users}
     end = f"generation {generation}, {drained.text}"
     if not drained.waited_for:
         end += f" ({span(seconds)})"
@@ -221,7 +334,8 @@ def _report(
     return Outcome({}, drained.lines(users, end), drained.status, error=error)
 
 
-def _step(previous: str | None, backend: str) -> str:
+def _step(previous: str | None, backend: str, overrides: Mapping[str, str] | None) -> str:
     if previous is None:
-        return f"added on {backend}"
+        was = f", was on {overrides['backend']} by {overrides['by']}" if overrides else ""
+        return f"added on {backend}{was}"
     return f"was on {backend} already" if previous == backend else f"{previous} -> {backend}"

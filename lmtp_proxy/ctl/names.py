@@ -5,6 +5,7 @@ A name that no RCPT can hit is a mistake: nothing would be in flight for it, wha
 would take it, so one that needs quotes has them. It does not know which users there are.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from lmtp_proxy.ctl.arguments import WRONG_ARGUMENTS
@@ -12,6 +13,7 @@ from lmtp_proxy.ctl.drain import Failed
 from lmtp_proxy.text import shown
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
+_ATOM = re.compile(r"[^\x00-\x20\x7f\"(),:;<>@\[\]\\]+")
 _MAX = 1024  # octets; the control socket takes no longer address
 _SHOWN = 20  # of a long list
 
@@ -51,6 +53,17 @@ def keys_of(names: Iterable[tuple[str, str]], said: str = "nothing was changed")
         raise Failed(WRONG_ARGUMENTS, f"{wrong[0]}; {said}")
     more = [f"and {len(wrong) - _SHOWN:,} more"] if len(wrong) > _SHOWN else []
     raise Failed(WRONG_ARGUMENTS, f"{len(wrong):,} names are no addresses; {said}", [*wrong[:_SHOWN], *more])
+
+
+def quoted(key: str) -> str:
+    """As it stands in RCPT TO: the local part in quotes where it needs them."""
+    local_part, at, domain = key.rpartition("@")
+    if not at:
+        local_part, domain = key, ""
+    if all(_ATOM.fullmatch(part) for part in local_part.split(".")):
+        return key
+    escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"{at}{domain}'
 
 
 def key_of_domain(name: str) -> str:

@@ -104,6 +104,14 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`, did you mean new?`, or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(name[:64], list(names), 1, 0.65)
+    return f", did you mean {safe(near[0])}?" if near else ""
+
+
 def some(names: Sequence[str], total: int = 0) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -358,7 +359,41 @@ def test_a_dry_run_changes_nothing(stand: Stand) -> None:
     assert "nothing was changed; of 3 users 2 would not be migrated" in flat and ended.status == 2
     assert stand.site.calls() == [] and not os.path.exists(stand.site.journal)
     assert Path(stand.proxy.config_path).read_text() == before
-    assert stand.run("--dry-run", ALICE).status == 0
+    shown = stand.run("--dry-run", ALICE)
+    assert shown.status == 0
+    text = "".join(line.strip() for line in shown.out.splitlines())
+    words = json.loads(json.dumps(stand.site.hook("final_sync", ALICE)))
+    assert f"final_sync: {shlex.join(words)}".replace(" ", "") in text.replace(" ", "")
+    assert stand.site.calls() == [], "nothing was run"
+
+
+def test_a_dry_run_tells_alike_users_once_and_is_refused_where_the_run_would_be(stand: Stand) -> None:
+    stand.set_users(dict.fromkeys(many(30), "old"))
+    shown = " ".join(stand.run("--dry-run", "--all-on", "old").out.split())
+    assert "30 users: sync, park, block, final sync, move to new, redirect, unblock: u000@example.org," in shown
+    assert "and 10 more" in shown and shown.count("final sync,") == 1
+    for dry in ((), ("--dry-run",)):
+        nobody = stand.run(*dry)
+        assert nobody.status == 1 and "nobody to migrate: name users" in nobody.error
+        plan = stand.site.plan(journal="/nowhere/at/all/j.db")
+        nowhere = stand.run(*dry, "u000@example.org", plan=plan)
+        assert nowhere.status == 1 and "/nowhere/at/all" in nowhere.error, nowhere
+
+
+@pytest.mark.parametrize("verb, meant", [("stauts", "status"), ("reprot", "report"), ("relase", "release")])
+def test_a_verb_that_is_nearly_one(stand: Stand, verb: str, meant: str) -> None:
+    ended = ctl(*stand.arguments(verb, ALICE))
+    assert ended.status == 64 and f"did you mean {meant}?" in ended.err
+
+
+def test_the_journal_is_that_of_the_plan(stand: Stand) -> None:
+    assert stand.run(ALICE).status == 0
+    plan = stand.site.plan()
+    for verb in ("status", "report"):
+        for users in ((), (ALICE,)):
+            assert ctl(*stand.arguments(verb, plan, *users)).status == 0, verb
+    assert "begins anew" in ctl(*stand.arguments("reset", plan, ALICE)).out
+    assert stand.states()[ALICE] == "on_old"
 
 
 def test_a_second_runner_is_refused(stand: Stand) -> None:
@@ -574,6 +609,51 @@ def test_outside_the_window_nobody_is_begun(stand: Stand) -> None:
     inside = f"{(now.tm_hour - 1) % 24:02}:00-{(now.tm_hour + 2) % 24:02}:00"
     assert stand.run("--window", inside, ALICE).status == 0
     assert stand.run("--window", "25:00-1", ALICE).status == 64
+
+
+def test_sync_only_copies_and_does_no_more_as_often_as_it_is_asked(stand: Stand) -> None:
+    for _ in range(2):
+        ended = stand.run("--sync-only", ALICE, BOB)
+        assert ended.status == 0 and "0 done, 2 copied of 2 users" in ended.err, ended
+        assert stand.states() == {ALICE: "on_old", BOB: "on_old"} and stand.backends()[ALICE] == "old"
+    assert stand.site.hooks_of(ALICE) == ["sync", "sync"]
+    ended = stand.run(ALICE)
+    assert ended.status == 0 and stand.site.hooks_of(ALICE) == ["sync", "sync", *FORWARD]
+    stand.site.order("sync", BOB, exit=1)
+    failed = stand.run("--sync-only", ALICE, BOB)
+    assert failed.status == 2 and "1 done before, 1 failed" in failed.err and stand.states()[BOB] == "failed"
+
+
+def test_outside_the_cutover_window_all_are_copied_and_nobody_is_parked(stand: Stand) -> None:
+    hour = (time.localtime().tm_hour + 2) % 24
+    later = f"{hour:02}:00-{(hour + 1) % 24:02}:00"
+    process = stand.start("--jobs", "1", "--cutover-window", later, ALICE, BOB)
+    stand.site.wait_for("sync", [BOB])
+    latest = time.monotonic() + 20
+    while stand.states().get(BOB) != "on_old":
+        assert time.monotonic() < latest
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    ended = end_ctl(process, time.monotonic())
+    assert ended.status == 3 and "2 not begun of 2 users" in ended.err, ended
+    assert stand.site.hooks_of(ALICE) == stand.site.hooks_of(BOB) == ["sync"]
+    assert stand.backends()[ALICE] == "old" and stand.states() == {ALICE: "on_old", BOB: "on_old"}
+    now = time.localtime()
+    inside = f"{(now.tm_hour - 1) % 24:02}:00-{(now.tm_hour + 2) % 24:02}:00"
+    assert stand.run("--cutover-window", inside, ALICE, BOB).status == 0
+    assert stand.states() == {ALICE: "done", BOB: "done"}
+    assert stand.run("--cutover-window", "noon", ALICE).status == 64
+
+
+def test_who_was_parked_when_the_run_died_waits_for_no_window(stand: Stand) -> None:
+    stand.site.order("final_sync", ALICE, sleep=60)
+    process = stand.start(ALICE)
+    stand.site.wait_for("final_sync")
+    kill(process)
+    stand.site.no_orders()
+    hour = (time.localtime().tm_hour + 2) % 24
+    later = f"{hour:02}:00-{(hour + 1) % 24:02}:00"
+    assert stand.run("--cutover-window", later, ALICE).status == 0 and stand.states() == {ALICE: "done"}
 
 
 def test_json_is_one_document(stand: Stand) -> None:

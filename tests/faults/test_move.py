@@ -363,6 +363,94 @@ def test_an_unusable_list_changes_nothing(move: Move, tmp_path: Path, content: b
     assert message in refused(move, "--file", str(tmp_path / "list"), "new", status=64 if content else 1).error
 
 
+# --- who is on no line -----------------------------------------------------------------------------------------------
+
+TYPO = "alice@exmaple.org"
+
+
+@pytest.fixture
+def by_fallback() -> Iterator[Move]:
+    """Whoever is on no line goes to old, which knows some."""
+    with (
+        FakeBackend() as old,
+        FakeBackend() as new,
+        controlled({"old": old, "new": new}, USERS, fallback_backend="old") as proxy,
+    ):
+        unknown = say("550 5.1.1 User unknown")
+        old.script = new.script = Script(rcpt_by={TYPO: unknown, "typo@example.net": unknown})
+        yield Move(old, new, proxy)
+
+
+@pytest.mark.parametrize("backend", ["reject", "hold"])
+def test_a_mistyped_name_parks_nobody_and_is_said(by_fallback: Move, backend: str) -> None:
+    ended = refused(by_fallback, TYPO, ALICE, backend)
+    said = f"{TYPO}: is on no line, and old, where its mail goes now, said 550 5.1.1 User unknown: is the name right?"
+    assert said in ended.err and ended.error == "nothing was changed; --no-preflight adds the line all the same"
+    of_domain = refused(by_fallback, "typo@example.net", backend)
+    assert "typo@example.net: is on no line, and old" in of_domain.err
+    assert run(by_fallback, "move", "--no-preflight", TYPO, backend).status == 0
+    by_fallback.old.forget()
+    assert run(by_fallback, "move", TYPO, backend).status == 0, "it is on a line now"
+    assert by_fallback.old.transactions() == []
+
+
+def test_what_a_new_line_overrides_is_said(by_fallback: Move) -> None:
+    ended = run(by_fallback, "move", "dave@example.org", "erin@example.net", "alice+x@example.org", "reject")
+    assert ended.status == 0 and ended.err == ""
+    lines = ended.out.splitlines()
+    assert "dave@example.org: added on reject, was on old by fallback_backend" in lines
+    assert "erin@example.net: added on reject, was on old by @example.net" in lines
+    assert f"alice+x@example.org: added on reject, was on old by {ALICE}" in lines
+    assert run(by_fallback, "--json", "move", "finn@example.org", "hold").document["overrides"] == {
+        "finn@example.org": {"backend": "old", "by": "fallback_backend"}
+    }
+
+
+def test_a_store_that_cannot_be_asked_is_a_warning(by_fallback: Move) -> None:
+    by_fallback.old.script = Script(greeting=say("421 4.3.2 not now"))
+    ended = run(by_fallback, "move", "dave@example.org", "reject")
+    assert ended.status == 0 and "added on reject" in ended.out
+    what = (
+        "lmtp-proxyctl: warning: dave@example.org: is on no line, and old could not be asked whether the name is right"
+    )
+    assert what in ended.err and "421" in ended.err and "nothing was changed" not in ended.err
+
+
+def test_without_a_fallback_nobody_can_be_asked(move: Move) -> None:
+    ended = run(move, "move", TYPO, "reject")
+    what = f"warning: {TYPO}: is on no line, and no store has mail for it now: nobody knows whether the name is right"
+    assert ended.status == 0 and what in ended.err
+    assert run(move, "move", "--no-preflight", "erin@example.com", "reject").err == ""
+
+
+def test_a_store_that_takes_the_name_is_enough_for_a_move_there(by_fallback: Move) -> None:
+    by_fallback.new.script = Script()
+    assert run(by_fallback, "move", TYPO, "new").status == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--no-preflight",), ("--domain", "example.org")])
+def test_a_bare_name_is_not_the_user_of_a_domain(move: Move, options: tuple[str, ...]) -> None:
+    for backend in ("new", "reject"):
+        ended = refused(move, *options, "alice", backend)
+        what = "alice: has no domain, and is on no line: mail comes with one (without ignoreDomain): name alice@DOMAIN"
+        assert what in ended.err
+
+
+def test_a_bare_name_where_names_are_bare() -> None:
+    with FakeBackend() as old, controlled({"old": old}, {"alice": "old"}) as proxy:
+        assert run(Move(old, old, proxy), "move", "bob", "reject").status == 0
+    with FakeBackend() as old, controlled({"old": old}, {"a@b": "old"}, ignoreDomain=True) as proxy:
+        assert run(Move(old, old, proxy), "move", "bob", "reject").status == 0
+    with FakeBackend() as old, controlled({"old": old}, {"a@b": "old", "bob": "old"}) as proxy:
+        assert run(Move(old, old, proxy), "move", "bob", "reject").status == 0, "it stands there"
+
+
+def test_a_backend_that_is_nearly_right(move: Move) -> None:
+    for options in ((), ("--no-preflight",)):
+        assert "did you mean new?" in refused(move, *options, ALICE, "nwe").err
+    assert "did you mean reject?" in refused(move, ALICE, "rejct").err
+
+
 NO_NAMES = (
     "a@b,c@d", '"a@b"', "a@b;old", "a@b:", "mailto:a@b", "a@@b", "alice example.org", "alice@", "<a@b", "a@b>", "<>",
     "<<a@b>>", "a@b c", "Alice <a@b>", "a@[::1", '"a@b', "@", "@b c", "@a@b", "a@b\\",

@@ -4,6 +4,8 @@
 It changes nothing, and starts none of the site's commands.
 """
 
+import os
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -43,6 +45,28 @@ def problems(plan: Plan, facts: Facts) -> list[str]:
     if plan.requeue is not None and shutil.which(plan.requeue[0]) is None:
         found.append(f"{plan.path}: requeue: there is no program {safe(plan.requeue[0])}; write `requeue: no`")
     return found
+
+
+def journal_problem(plan: Plan) -> str | None:
+    """Why the journal cannot be made or written, or None."""
+    path = os.path.realpath(plan.journal)
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        return f"{plan.journal}: there is no directory {safe(directory)}; see `journal` in the plan"
+    if not os.access(directory, os.W_OK | os.X_OK) or (os.path.exists(path) and not os.access(path, os.W_OK)):
+        return f"{plan.journal}: cannot be written by this user; see `journal` in the plan"
+    return None
+
+
+def commands(plan: Plan, user: str) -> list[str]:
+    """What is run for the user, in this order, as a shell would have to be told."""
+    steps = (("sync", plan.old), ("block", plan.old), ("final_sync", plan.old), ("verify", plan.old),
+             ("redirect", plan.new), ("unblock", plan.new))  # fmt: skip
+    return [
+        f"{name}: {shlex.join(plan.hooks[name].filled(plan.values(user, now)))}"
+        for name, now in steps
+        if name in plan.hooks
+    ]
 
 
 def distinct(users: Iterable[str], known: Iterable[str], facts: Facts) -> list[str]:

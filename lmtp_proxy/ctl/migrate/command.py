@@ -6,9 +6,11 @@ known here.
 """
 
 import argparse
+import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -18,8 +20,12 @@ from lmtp_proxy.ctl.arguments import Parser, text
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
-from lmtp_proxy.text import count, local_time
+from lmtp_proxy.text import count, zoned_time
 
+VERBS = ("status", "report", "release", "reset")
+PLANS = "/etc/lmtp-proxy"
+"""Where a plan is looked for whose journal is asked about."""
+_NOBODY = "nobody to migrate: name users, or --users LIST, or --all-on BACKEND"
 SUMMARY = "Migrate users with the commands of a plan, and show where they are"
 DESCRIPTION = """
 
@@ -39,9 +45,9 @@ second puts those back who have not been moved yet. A terminal that goes away
 (SIGHUP) stops nothing."""
 USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER...]
        lmtp-proxyctl migrate [options] PLAN.yml --users LIST | --all-on BACKEND
-       lmtp-proxyctl migrate [--journal PATH] status [USER...]
-       lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [USER...]
-       lmtp-proxyctl migrate [--journal PATH] release | reset USER..."""
+       lmtp-proxyctl migrate [--journal PATH] status [PLAN.yml] [USER...]
+       lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [PLAN.yml] [USER...]
+       lmtp-proxyctl migrate [--journal PATH] release | reset [PLAN.yml] USER..."""
 STATUSES = """exit status of a run:
   0    all users are done
   1    refused: nothing was begun
@@ -63,7 +69,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--stop-after", type=_whole(10**9), metavar="K", help="begin no more users after K failures")
     verb.add_argument("--window", type=_window, metavar="22:00-05:00", help="begin users in these hours only; wait")
     verb.add_argument(
-        "--journal", type=text, metavar="PATH", help=f"for status, report, release, reset (default: {DEFAULT_JOURNAL})"
+        "--cutover-window",
+        type=_window,
+        metavar="22:00-05:00",
+        help="park and move users in these hours only; first copies run at any time",
+    )
+    verb.add_argument("--sync-only", action="store_true", help="copy mailboxes, and do no more; as often as you like")
+    verb.add_argument(
+        "--journal", type=text, metavar="PATH", help="for status, report, release, reset (default: that of the plan)"
     )
     verb.add_argument("--html", type=text, metavar="FILE", help="of report: also as one HTML page, with everything")
 
@@ -100,7 +113,8 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
         if options.what == "report":
             from lmtp_proxy.ctl.migrate.report_command import report
 
-            return report(_journal_path(options), options.users, options.html)
+            path = _journal_path(options)  # which takes the plan from the users
+            return report(path, options.users, options.html)
         if options.what == "release":
             return _release(options, client)
         if options.what == "reset":
@@ -125,6 +139,8 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     from lmtp_proxy.ctl.migrate.proxy import Proxy
     from lmtp_proxy.ctl.migrate.runner import Runner, Settings
 
+    if not os.path.exists(options.what) and (hint := show.did_you_mean(options.what, VERBS)):
+        options.parser.error(f"{options.what}: there is no such plan or verb{hint}")
     if sum(map(bool, (options.users, options.list, options.all_on))) > 1:
         options.parser.error("name the users here, or in one list, or by --all-on")
     if options.journal is not None:
@@ -144,7 +160,7 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     if found := checks.details(users, plan, facts):
         raise Failed(REFUSED, f"nothing was begun: {found[-1]}", found[:-1])
     if facts.complete_since is not None:
-        when = local_time(facts.complete_since)
+        when = zoned_time(facts.complete_since)
         watcher.note(f"receipts are complete since {when}: mail that reached {plan.new} before is not noticed")
     if options.dry_run:
         return _dry_run(plan, proxy, users, facts)
@@ -154,8 +170,10 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     with open_journal(plan.journal) as journal:
         rows = journal.users()
         if not users and not checks.in_hand(rows):
-            raise Failed(REFUSED, "nobody to migrate: name users, or --users LIST, or --all-on BACKEND")
-        settings = Settings(options.jobs, options.stop_after, options.window)
+            raise Failed(REFUSED, _NOBODY)
+        settings = Settings(
+            options.jobs, options.stop_after, options.window, options.cutover_window, sync_only=options.sync_only
+        )
         runner = Runner(plan, journal, proxy, watcher, settings, cancel)
         summary = runner.run(checks.distinct(users, (row.user for row in rows), facts))
     return Outcome(asdict(summary), [], summary.status)
@@ -190,10 +208,14 @@ def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome
             stuck = {user: journal.stuck(user) for user, row in rows.items() if row.state == "needs_attention"}
             for user, state in stuck.items():
                 others[user] = half_way_by_another(journal, plan, rows[user], state)
+    if (why := checks.journal_problem(plan)) is not None:
+        raise Failed(REFUSED, why)
     first = checks.in_hand(list(rows.values()))
     everybody = list(dict.fromkeys([*first, *checks.distinct(users, rows, facts)]))
-    lines: list[str] = []
-    document: dict[str, object] = {}
+    if not everybody:
+        raise Failed(REFUSED, _NOBODY)
+    groups: dict[str, list[str]] = {}
+    document: dict[str, dict[str, Any]] = {}
     bad = 0
     for user in everybody:
         if (why := others.get(user)) is not None:
@@ -202,7 +224,13 @@ def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome
             would, fine = checks.what_would_be_done(plan, proxy, user, rows.get(user), stuck.get(user))
         bad += not fine
         document[user] = {"would": would, "ok": fine}
-        lines += show.wrapped(f"{user}: {would}")
+        groups.setdefault(would, []).append(user)
+    lines = [line for would, group in groups.items() for line in show.wrapped(_group(would, group))]
+    if begun := next((user for user in everybody if document[user]["ok"] and user not in first), None):
+        lines += ["", *show.wrapped(f"for {begun}, these commands, as a shell would have to be told:")]
+        lines += [line for shown in checks.commands(plan, begun) for line in show.wrapped(f"  {shown}", " " * 6)]
+        lines.append("")
+        document[begun]["commands"] = checks.commands(plan, begun)
     lines += show.wrapped(
         f"nothing was changed; of {count(len(everybody), 'user')} {bad:,} would not be migrated"
         if bad
@@ -214,15 +242,35 @@ def _dry_run(plan: Any, proxy: Any, users: Sequence[str], facts: Any) -> Outcome
 # --- the journal -----------------------------------------------------------------------------------------------------
 
 
+def _group(would: str, users: Sequence[str]) -> str:
+    return f"{users[0]}: {would}" if len(users) == 1 else f"{len(users):,} users: {would}: {show.some(users)}"
+
+
 def _journal_path(options: argparse.Namespace) -> str:
-    return options.journal or DEFAULT_JOURNAL
+    """That of the command line, of a plan in front of the users, or of the one plan that has been run."""
+    from lmtp_proxy.ctl.migrate.plan import PlanError, load_plan
+
+    if options.users and os.path.isfile(options.users[0]):
+        plan = load_plan(options.users.pop(0))
+        return options.journal or plan.journal
+    if options.journal or os.path.exists(DEFAULT_JOURNAL):
+        return options.journal or DEFAULT_JOURNAL
+    found: set[str] = set()
+    for path in glob.glob(os.path.join(PLANS, "*.y*ml")):
+        with suppress(PlanError):
+            found.add(load_plan(path).journal)
+    there = sorted(filter(os.path.exists, found))
+    if len(there) > 1:
+        raise Failed(REFUSED, f"several plans in {PLANS} have a journal: name one with --journal: {show.some(there)}")
+    return there[0] if there else DEFAULT_JOURNAL
 
 
 def _status(options: argparse.Namespace) -> Outcome:
     from lmtp_proxy.ctl.migrate.journal import open_journal
     from lmtp_proxy.ctl.migrate.status import status_of
 
-    with open_journal(_journal_path(options), read_only=True) as journal:
+    path = _journal_path(options)
+    with open_journal(path, read_only=True) as journal:
         document, lines = status_of(journal, options.users)
     return Outcome(document, lines)
 
@@ -239,8 +287,9 @@ def _reset(options: argparse.Namespace, client: Callable[[], ControlClient]) -> 
     from lmtp_proxy.ctl.migrate.proxy import Proxy
     from lmtp_proxy.ctl.migrate.runner import end_left_over
 
+    path = _journal_path(options)
     users = _named(options)
-    with open_journal(_journal_path(options)) as journal:
+    with open_journal(path) as journal:
         refused = [f"{user}: {why}" for user in users if (why := checks.may_be_reset(journal.user(user))) is not None]
         if refused:
             raise Failed(REFUSED, "nothing was reset", refused)
@@ -270,9 +319,10 @@ def _release(options: argparse.Namespace, client: Callable[[], ControlClient]) -
     from lmtp_proxy.ctl.migrate.proxy import Proxy
     from lmtp_proxy.ctl.migrate.runner import release
 
+    path = _journal_path(options)
     users = _named(options)
     lines, problems = [], []
-    with open_journal(_journal_path(options)) as journal:
+    with open_journal(path) as journal:
         refused = [
             f"{user}: {why}"
             for user in users

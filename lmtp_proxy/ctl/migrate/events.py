@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
-from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.text import count, local_time, safe, span
+from lmtp_proxy.ctl.migrate.states import DONE, FAILED
+from lmtp_proxy.text import count, safe, span, zoned_time
 
 _MOST_LINES = 10_000  # that wait to be written; the journal has them all
 _WAIT = 1.0  # seconds for a line to be written
@@ -39,6 +39,8 @@ class Summary:
     seconds: float
     stopped: str | None
     status: int
+    copied: int = 0
+    """Users whose mailbox was copied, and no more was to be done."""
 
 
 class Watcher(Protocol):
@@ -49,8 +51,10 @@ class Watcher(Protocol):
         """The user is in `state` now, and `step` begins."""
 
     def user_ended(self, user: str, state: str, seconds_offline: float | None, error: str | None) -> None:
-        """state: done, failed or needs_attention. seconds_offline: from the beginning of block to the end of unblock,
-        None if the user was not blocked. error: one line, what and what to do."""
+        """state: done, failed, needs_attention; or copied, who may come again. error: one line, what and what to do.
+
+        seconds_offline: from the beginning of block to the end of unblock, None if the user was not blocked.
+        """
 
     def note(self, text: str) -> None:
         """Something about the run as a whole."""
@@ -93,7 +97,7 @@ class LogWatcher:
         self.note(f"{safe(user)}: {state}{offline}{f': {error}' if error else ''}")
 
     def note(self, text: str) -> None:
-        now = local_time(self._clock())
+        now = zoned_time(self._clock())
         with self._change:
             if self._stream is None:
                 return
@@ -152,10 +156,11 @@ def summary_text(summary: Summary) -> str:
     """`12 done, 1 failed in 4 min`"""
     parts = [f"{summary.done:,} {DONE}"]
     for number, what in (
+        (summary.copied, "copied"),
         (summary.already_done, "done before"),
         (len(summary.skipped), "skipped"),
         (summary.failed, FAILED),
-        (summary.attention, NEEDS_ATTENTION.replace("_", " ")),
+        (summary.attention, "needs attention" if summary.attention == 1 else "need attention"),
         (summary.unstarted, "not begun"),
     ):
         if number:

@@ -102,16 +102,25 @@ def open_journal(path: str, *, read_only: bool = False) -> "Journal":
     return Journal(path, read_only=read_only)
 
 
+def steady() -> Callable[[], float]:
+    """Seconds since the epoch as they are now, and from here on by the monotonic clock.
+
+    All that a run writes is as far apart as it was, also when somebody sets the clock meanwhile.
+    """
+    since = time.time() - time.monotonic()
+    return lambda: since + time.monotonic()
+
+
 class Journal:
     """To be closed. Its methods may be called from any thread, and raise JournalError.
 
     tight: the disk was full; the room that was kept is in use, so bring to an end what is in hand and nothing more.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: str, *, read_only: bool = False, clock: Callable[[], float] | None = None) -> None:
         self.path = os.path.realpath(path)  # its lock is beside it, by whatever name the plan has it
         self.tight = False
-        self._clock = clock
+        self._clock = clock or steady()
         self._mutex = threading.Lock()
         self._lock = -1
         self._connections: list[sqlite3.Connection] = []
@@ -124,6 +133,11 @@ class Journal:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """By which its times are."""
+        return self._clock
 
     def __enter__(self) -> "Journal":
         return self

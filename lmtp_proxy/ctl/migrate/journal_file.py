@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 
-from lmtp_proxy.text import local_time
+from lmtp_proxy.text import zoned_time
 
 _ROOM = 2**20  # octets that are kept for bringing to an end what is in hand when the disk is full
 _MODE = 0o600  # users' names, and the output of hooks
@@ -69,7 +69,7 @@ def lock(path: str) -> int:
             who = os.pread(handle, 200, 0).decode("ascii", "replace").strip() or "another process"
             raise JournalError(f"{path}: another run is at work on it: {who}; `migrate status` shows it") from None
         os.truncate(handle, 0)
-        began = local_time(time.time())
+        began = zoned_time(time.time())
         os.pwrite(handle, f"pid {os.getpid()}, since {began}\n".encode("ascii"), 0)
     except BaseException:
         os.close(handle)

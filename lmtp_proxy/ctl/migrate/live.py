@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary, Watcher, summary_text
 from lmtp_proxy.ctl.migrate.report_words import step_word
-from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION
+from lmtp_proxy.ctl.migrate.states import COPIED, DONE, FAILED, NEEDS_ATTENTION
 from lmtp_proxy.ctl.output import cut, width
 from lmtp_proxy.text import count, safe, span
 
@@ -65,6 +65,7 @@ class LiveWatcher:
         self._before = 0
         self._began = clock()
         self._ended: dict[str, int] = {DONE: 0, FAILED: 0, NEEDS_ATTENTION: 0}
+        self._copied: set[str] = set()
         self._in_hand: dict[str, _InHand] = {}
         self._lines: list[tuple[str, str]] = []
         """To be written above the picture, for good: style and text."""
@@ -100,6 +101,10 @@ class LiveWatcher:
     def user_ended(self, user: str, state: str, seconds_offline: float | None, error: str | None) -> None:
         with self._lock:
             self._in_hand.pop(user, None)
+            if state == COPIED:  # comes once more, perhaps
+                self._copied.add(user)
+                return
+            self._copied.discard(user)
             self._ended[state] = self._ended.get(state, 0) + 1
             if state != DONE:
                 text = f"{user}: {state.replace('_', ' ')}{f': {error}' if error else ''}"
@@ -173,9 +178,13 @@ class LiveWatcher:
     def _so_far(self) -> str:
         numbers = (
             (self._ended[DONE], "done"),
+            (len(self._copied), "copied"),
             (self._before, "done before"),
             (self._ended[FAILED], "failed"),
-            (self._ended[NEEDS_ATTENTION], "need attention"),
+            (
+                self._ended[NEEDS_ATTENTION],
+                "needs attention" if self._ended[NEEDS_ATTENTION] == 1 else "need attention",
+            ),
         )
         return ", ".join(f"{number:,} {what}" for number, what in numbers if number or what == "done")
 

@@ -6,7 +6,6 @@ is assumed: where the user is, in the running proxy and in the file, has to be a
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from lmtp_proxy.ctl.drain import DONE, UNCERTAIN, UNPROVEN, Failed, Progress
 from lmtp_proxy.ctl.migrate.hooks import Cancel
 from lmtp_proxy.ctl.migrate.turns import Turns
 from lmtp_proxy.ctl.move import Order, move
+from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.text import count, span
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ PATIENCE = 120.0
 _REQUEUE = 30.0  # seconds: for a large mail that was coming in when its user was moved; nobody is offline meanwhile
 _PAUSE = 0.25
 _ANSWER = 60.0
-_ATOM = re.compile(r"[^\x00-\x20\x7f\"(),:;<>@\[\]\\]+")
 _Value = TypeVar("_Value")
 
 
@@ -269,17 +268,6 @@ class _Quiet(Progress):
 
     def flights(self, waiting: Sequence[Answer]) -> None:
         self.check()
-
-
-def quoted(address: str) -> str:
-    """As it stands in RCPT TO: the local part in quotes where it needs them."""
-    local_part, at, domain = address.rpartition("@")
-    if not at:
-        local_part, domain = address, ""
-    if all(_ATOM.fullmatch(part) for part in local_part.split(".")):
-        return address
-    escaped = local_part.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"{at}{domain}'
 
 
 def _made(answer: Answer) -> float:

@@ -24,6 +24,7 @@ _BAR = 40  # columns
 _RUNS = 3
 _SLOWEST = 10
 _FAILURES = 20
+_ALIKE = 10
 _NO_END = "no end on record"
 
 
@@ -44,8 +45,12 @@ def report_lines(report: Report) -> list[str]:
     if report.downtime:
         lines += ["", "offline, of those who are done:", *_histogram(report.downtime)]
         lines += ["", "the longest:", *_table_of(report.slowest[:_SLOWEST])]
-    for state, title in ((NEEDS_ATTENTION, "need attention"), (FAILED, "failed, and are where they were")):
-        lines += _trouble(report.in_state(state), title)
+    for state, one, many in (
+        (NEEDS_ATTENTION, "needs attention", "need attention"),
+        (FAILED, "failed, and is where they were", "failed, and are where they were"),
+    ):
+        found = report.in_state(state)
+        lines += _trouble(found, one if len(found) == 1 else many)
     if report.under_way and not report.running:
         lines += _trouble(report.under_way, "under way with no run at work; run the same command again")
     return lines
@@ -95,10 +100,20 @@ def _trouble(users: list[UserReport], title: str) -> list[str]:
     if not users:
         return []
     lines = ["", f"{count(len(users), 'user')} {title}:"]
-    for user in users[:_FAILURES]:
-        lines += wrapped(f"{user.user}: {user.error or state_word(user.state)}")
-    if len(users) > _FAILURES:
-        lines.append(f"and {len(users) - _FAILURES:,} more: --json or --html FILE has all of them")
+    groups: dict[str, list[UserReport]] = {}
+    for user in users:
+        why = user.error or state_word(user.state)
+        groups.setdefault(why.replace(user.user, "USER"), []).append(user)
+    for alike in list(groups.values())[:_FAILURES]:
+        first, more = alike[0], [user.user for user in alike[1 : 1 + _ALIKE]]
+        lines += wrapped(f"{first.user}: {first.error or state_word(first.state)}")
+        if more:
+            rest = len(alike) - 1 - len(more)
+            names = ", ".join(more) + (f" and {rest:,} more" if rest else "")
+            lines += wrapped(f"    the same: {names}", " " * 8)
+    shown = sum(len(alike) for alike in list(groups.values())[:_FAILURES])
+    if len(users) > shown:
+        lines.append(f"and {len(users) - shown:,} more: --json or --html FILE has all of them")
     return lines
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lmtp_proxy.ctl.migrate.report import Report, UserReport
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
-from lmtp_proxy.text import count, local_time
+from lmtp_proxy.text import count, zoned_time
 
 STATE_WORDS = {DONE: "done", FAILED: "failed", NEEDS_ATTENTION: "needs attention", ON_OLD: "not begun"}
 STEP_WORDS = {"final_sync": "final sync", "restore": "back to the old store"}
@@ -24,17 +24,17 @@ def step_word(step: str) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """Local time with the zone: `2026-11-23 22:00:05 CET`."""
-    return "-" if seconds is None else f"{local_time(seconds)} {time.strftime('%Z', time.localtime(seconds))}"
+    """Local time with its distance from UTC, as `zoned_time` has it; `-` for none."""
+    return "-" if seconds is None else zoned_time(seconds)
 
 
 def clock(seconds: float | None, near: float | None = None) -> str:
-    """The time of day, with the date in front if that of `near` is another one."""
+    """The time of day alone where date and zone are those of `near`, which stands beside it; or else as `moment`."""
     if seconds is None:
         return "-"
-    here = time.localtime(seconds)
-    same = near is not None and time.localtime(near)[:3] == here[:3]
-    return local_time(seconds)[-8 if same else 0 :]
+    here, there = time.localtime(seconds), time.localtime(seconds if near is None else near)
+    same = near is not None and (*there[:3], there.tm_gmtoff) == (*here[:3], here.tm_gmtoff)
+    return time.strftime("%H:%M:%S", here) if same else zoned_time(seconds)
 
 
 def route(report: Report) -> str:
@@ -89,7 +89,8 @@ def receipt_words(user: UserReport) -> list[str]:
         words.append(f"{len(user.uncertain):,} uncertain")
     if user.state == DONE:
         new = user.first_on_new
-        words.append(f"first on new {clock(new, user.since)}" if new else "nothing delivered to new yet")
+        none = f"nothing delivered to new until {clock(user.since, user.since)}, when the run was done with the user"
+        words.append(f"first on new {clock(new, user.since)}" if new else none)
     return words
 
 

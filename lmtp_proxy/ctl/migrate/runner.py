@@ -23,8 +23,8 @@ from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.left_behind import settle, take_lock
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
 from lmtp_proxy.ctl.migrate.proxy import Requeued
-from lmtp_proxy.ctl.migrate.states import DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
-from lmtp_proxy.ctl.migrate.steps import AskedProxy, Ended, Parts, Steps, of_another_plan
+from lmtp_proxy.ctl.migrate.states import COPIED, DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
+from lmtp_proxy.ctl.migrate.steps import AskedProxy, Ended, Parts, Steps, Stop, of_another_plan
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.ctl.migrate.window import Window
 
@@ -39,11 +39,17 @@ class RunRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """jobs: users at once. stop_after: so many failures begin no more users; None: however many."""
+    """jobs: users at once. stop_after: so many failures begin no more users; None: however many.
+
+    window: when users may be begun. cutover_window: when they may be parked and moved, copied at any time. sync_only:
+    mailboxes are copied, and no more.
+    """
 
     jobs: int = 4
     stop_after: int | None = None
     window: Window | None = None
+    cutover_window: Window | None = None
+    sync_only: bool = False
     clock: Callable[[], float] = time.time
 
 
@@ -99,6 +105,7 @@ class Runner:
         self._cancel = cancel
         self._change = threading.Condition()
         self._waiting: deque[str] = deque()  # in hand first
+        self._copied: dict[str, float] = {}  # seconds of the last sync of those who wait for the cutover
         self._first = 0  # how many of them are in the hands of a dead run
         self._stopped: str | None = None
         self._ended: dict[str, Ended] = {}
@@ -128,6 +135,7 @@ class Runner:
         if in_hand:
             self._watcher.note(f"{len(in_hand):,} in the hands of a run that died are taken up first")
         parts = parts_of(plan, number, self._journal, self._proxy, self._watcher, self._cancel)
+        parts = replace(parts, cuts_over=self._cuts_over)
         threads = [
             threading.Thread(target=self._work, args=(parts,), name=f"user {index}")
             for index in range(min(self._settings.jobs, len(self._waiting)))
@@ -188,7 +196,9 @@ class Runner:
             except Exception as error:  # noqa: BLE001  (the other users go on)
                 ended = Ended("in hand", None, f"internal error: {type(error).__name__}: {error}")
                 self._stop(f"internal error at {user}")
-            if not ended.skipped:
+            if ended.copied is not None:
+                self._watcher.user_ended(user, COPIED, None, None)
+            elif not ended.skipped:
                 self._watcher.user_ended(user, ended.state, ended.seconds_offline, ended.error)
             elif not ended.was_done:
                 self._watcher.note(f"{user}: skipped: {ended.error}")
@@ -206,10 +216,38 @@ class Runner:
                         told = True
                     self._change.wait(min(wait, _LOOK))
                     continue
-                self._first = max(0, self._first - 1)
+                if (user := self._take()) is None:
+                    if not told:
+                        text = self._settings.cutover_window.text if self._settings.cutover_window else ""
+                        self._watcher.note(f"all are copied; waiting for the window {text}")
+                        told = True
+                    self._change.wait(_LOOK)
+                    continue
                 self._running += 1
-                return self._waiting.popleft()
+                return user
             return None
+
+    def _take(self) -> str | None:
+        """The first who may be taken: in hand, or not copied yet, or with time enough for the cutover."""
+        if self._first:
+            self._first -= 1
+            return self._waiting.popleft()
+        window = self._settings.cutover_window
+        left = window.left(self._settings.clock()) if window is not None else 0.0
+        for user in self._waiting:
+            if window is None or user not in self._copied or self._copied[user] < left:
+                self._waiting.remove(user)
+                return user
+        return None
+
+    def _cuts_over(self, seconds: float) -> bool:
+        """See Parts."""
+        window = self._settings.cutover_window
+        if self._settings.sync_only or window is None:
+            return not self._settings.sync_only
+        if seconds >= window.length:
+            raise Stop(f"its last sync took {seconds:.0f} s, longer than the window {window.text}")
+        return seconds < window.left(self._settings.clock())
 
     def _closed_for(self) -> float:
         window = self._settings.window
@@ -218,6 +256,11 @@ class Runner:
     def _note_end(self, user: str, end: Ended) -> None:
         with self._change:
             self._running -= 1
+            if end.copied is not None and not self._settings.sync_only:
+                self._copied[user] = end.copied
+                self._waiting.append(user)
+                self._change.notify_all()
+                return
             self._ended[user] = end
             # Who is on the old backend again was interrupted.
             ended = [each for each in self._ended.values() if not each.skipped and each.state != ON_OLD]
@@ -273,7 +316,8 @@ class Runner:
         ended = [each for each in self._ended.values() if not each.skipped]
         skipped = {user: each.error or "" for user, each in self._ended.items() if each.skipped and not each.was_done}
         attention = sum(each.state == NEEDS_ATTENTION for each in ended)
-        rolled_back = sum(each.state == ON_OLD for each in ended)
+        copied = sum(each.copied is not None for each in ended)
+        rolled_back = sum(each.state == ON_OLD for each in ended) - copied
         failed = sum(each.error is not None for each in ended) - attention - rolled_back
         unstarted = total - len(self._ended) + rolled_back
         if unstarted or self._journal_failed:
@@ -283,7 +327,7 @@ class Runner:
         summary = Summary(
             run=number,
             total=total,
-            done=sum(each.error is None for each in ended),
+            done=sum(each.error is None for each in ended) - copied,
             already_done=sum(each.was_done for each in self._ended.values()),
             failed=failed,
             attention=attention,
@@ -292,6 +336,7 @@ class Runner:
             seconds=seconds,
             stopped=self._stopped if status == STOPPED else None,
             status=status,
+            copied=copied,
         )
         with suppress(Exception):  # the users are where they are
             self._journal.end_run(number, summary_text(summary))
@@ -339,6 +384,8 @@ def parts_of(
         execute=execute,
         cancelled=cancel.is_set if cancel is not None else lambda: False,
         beside=beside,
+        clock=journal.clock,
+        wall=time.time,
     )
 
 

@@ -20,6 +20,9 @@ DONE: Final = "done"
 FAILED: Final = "failed"  # on the old backend and not blocked, as before; the next run tries again
 NEEDS_ATTENTION: Final = "needs_attention"
 
+COPIED: Final = "copied"
+"""No state of the journal, where such a user is on the old backend: how a run ended that did no more."""
+
 PATH: Final = (ON_OLD, SYNCING, PARKED, BLOCKED, FINAL_SYNC, MOVED, REDIRECTED, DONE)
 """The way of a user with whom all goes well."""
 STATES: Final = (*PATH, FAILED, NEEDS_ATTENTION)

@@ -11,7 +11,7 @@ from typing import Any
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, UserRow
 from lmtp_proxy.ctl.migrate.states import FAILED, IN_HAND, NEEDS_ATTENTION, STATES
-from lmtp_proxy.text import count, local_time, safe, span
+from lmtp_proxy.text import count, safe, span, zoned_time
 
 _SHOWN = 50  # of each kind
 _OUTPUT = 2000  # characters of a command's output
@@ -50,7 +50,7 @@ def _everybody(rows: Sequence[UserRow], runs: Sequence[Run], counts: Mapping[str
     for run in runs[-1:]:
         way = f"{run.old} -> {run.park} -> {run.new}"
         how = run.result or (f"under way, pid {run.pid}" if going else "died")
-        lines += show.wrapped(f"run {run.id} of {run.plan_path} ({way}), begun {_time(run.began)}: {how}")
+        lines += show.wrapped(f"run {run.id} of {run.plan_path} ({way}), begun {zoned_time(run.began)}: {how}")
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     lines += show.wrapped(f"{count(len(rows), 'user')}: {states}" if rows else "no users yet")
     whose = "in hand" if going else "in the hands of a run that died; the next run takes them first"
@@ -78,20 +78,16 @@ def _one(journal: Journal, user: str) -> tuple[dict[str, Any], list[str]]:
         "steps": [asdict(each) for each in steps],
         "receipt": journal.receipt(user),
     }
-    lines = show.wrapped(f"{user}: {row.state} since {_time(row.since)}{f': {row.error}' if row.error else ''}")
+    lines = show.wrapped(f"{user}: {row.state} since {zoned_time(row.since)}{f': {row.error}' if row.error else ''}")
     events: list[tuple[float, int, list[str]]] = []
     for transition in transitions:
         note = f" ({transition.note})" if transition.note else ""
-        text = f"  {_time(transition.at)}  {transition.before} -> {transition.after}{note}"
+        text = f"  {zoned_time(transition.at)}  {transition.before} -> {transition.after}{note}"
         events.append((transition.at, 0, show.wrapped(text, "      ")))
     for step in steps:
         took = "" if step.ended is None else f" after {span(max(step.ended - step.began, 0))}"
         again = f" (run {step.attempt})" if step.attempt > 1 else ""
-        text = f"  {_time(step.began)}    {step.step}{again}: {step.outcome or 'did not end'}{took}"
+        text = f"  {zoned_time(step.began)}    {step.step}{again}: {step.outcome or 'did not end'}{took}"
         said = [f"        {safe(line)}" for line in (step.output or "").strip()[-_OUTPUT:].splitlines()]
         events.append((step.began, 1, [*show.wrapped(text, "      "), *said]))
     return document, [*lines, *(line for *_, group in sorted(events, key=lambda event: event[:2]) for line in group)]
-
-
-def _time(at: float) -> str:
-    return local_time(at)

@@ -41,7 +41,8 @@ class Parts:
     """What a user's migration is done with.
 
     execute: runs a hook with these values, whether it may be killed, and the number of its step. cancelled: whether all
-    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result.
+    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result. clock: for
+    durations. wall: the clock that the proxy's receipts go by; None: that is the same.
     """
 
     plan: Plan
@@ -54,16 +55,23 @@ class Parts:
     beside: Callable[[Callable[[], Requeued]], Callable[[], Requeued]]
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
+    wall: Callable[[], float] | None = None
+    cuts_over: Callable[[float], bool] = lambda seconds: True
+    """Whether a user whose last sync took so long may be parked now. Raises Stop if there will be no time for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """state: as in the journal. skipped: nothing was done, and error says why."""
+    """state: as in the journal. skipped: nothing was done, and error says why.
+
+    copied: the mailbox was copied, and no more; seconds that the last sync took.
+    """
 
     state: str
     seconds_offline: float | None = None
     error: str | None = None
     skipped: bool = False
+    copied: float | None = None
 
     @property
     def was_done(self) -> bool:

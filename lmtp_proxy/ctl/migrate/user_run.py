@@ -38,7 +38,7 @@ from lmtp_proxy.ctl.migrate.steps import (
     was,
 )
 from lmtp_proxy.ctl.migrate.way_back import look, put_back, undo
-from lmtp_proxy.text import local_time
+from lmtp_proxy.text import zoned_time
 
 _MOVE_AGAIN = 120.0  # seconds: a user who must go forward is offline until the file can be changed
 _LONGEST_PAUSE = 15.0
@@ -46,6 +46,14 @@ _LONGEST_PAUSE = 15.0
 
 class JournalFailed(Exception):
     """A state could not be entered, so nothing goes on. text: why, and what is so now."""
+
+
+class _Copied(Exception):
+    """It is not the time for more. seconds: of the last sync."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class UserRun:
@@ -94,6 +102,9 @@ class UserRun:
             steps.receipt = journal.receipt(self.user) or {}
         try:
             self._follow(taken, undoing, route)
+        except _Copied as copied:
+            steps.enter(ON_OLD, note="copied")
+            return Ended(steps.state, copied=copied.seconds)
         except Stop as stop:
             return undo(steps, str(stop), FAILED)
         except Interrupted:
@@ -121,8 +132,10 @@ class UserRun:
             steps.offline_from = steps.offline_until = None
         if taken in (Way.BEGIN, Way.AGAIN):
             steps.receipt = {}
-            self._copy()
+            seconds = self._copy()
             self._check_place()  # the sync may have taken hours
+            if not self.parts.cuts_over(seconds):
+                raise _Copied(seconds)
         if taken is not Way.GO_ON:
             self._cut_over()
         self._forward()
@@ -143,14 +156,15 @@ class UserRun:
 
     # --- the way -----------------------------------------------------------------------------------------------------
 
-    def _copy(self) -> None:
-        """The initial sync; again while one took so long that much may have come meanwhile."""
+    def _copy(self) -> float:
+        """The initial sync; again while one took so long that much may have come meanwhile. Seconds of the last one."""
         plan = self.parts.plan
         self._guard()
         self._steps.advance(SYNCING)
         for number in range(plan.max_syncs):
-            if self._mirror("sync", number + 1) <= plan.sync_again_above:
+            if (seconds := self._mirror("sync", number + 1)) <= plan.sync_again_above:
                 break
+        return seconds
 
     def _cut_over(self) -> None:
         """Nothing reaches the old mailbox any more, and the new one is the same as the old."""
@@ -164,7 +178,7 @@ class UserRun:
             lambda: proxy.move(self.user, plan.park, plan.drain_timeout, interruptible=True),
             lambda moved: "\n".join([moved.text, *moved.uncertain]),
         )
-        quiet = clock()
+        quiet = (self.parts.wall or clock)()
         if not moved.quiet:
             raise Stop(f"park: not all is quiet after {plan.drain_timeout:g} s: {moved.text}")
         if moved.uncertain:
@@ -273,7 +287,7 @@ class UserRun:
         plan = self.parts.plan
         seen = self.parts.proxy.receipts(self.user).on(plan.new)
         if seen is not None and seen.last > self._guard_since:
-            when = local_time(seen.last)
+            when = zoned_time(seen.last)
             raise Ask(
                 f"mail was delivered to {plan.new} for this user, last {when}"
                 f"{' (perhaps: the outcome is uncertain)' if seen.count <= seen.uncertain else ''}, and a sync would "

@@ -17,6 +17,19 @@ class Window:
     end: int
     text: str
 
+    @property
+    def length(self) -> float:
+        """Seconds from its beginning to its end."""
+        return ((self.end - self.begin) % _DAY or _DAY) * 60.0
+
+    def left(self, now: float) -> float:
+        """Seconds from `now` until it ends, 0.0 outside; an hour more or less in the night when clocks are changed."""
+        if self.wait(now):
+            return 0.0
+        local = time.localtime(now)
+        minute = local.tm_hour * 60 + local.tm_min
+        return ((self.end - minute) % _DAY or _DAY) * 60.0 - local.tm_sec
+
     def wait(self, now: float) -> float:
         """Seconds from `now` (since the epoch) until users may be begun; 0.0 if they may.
 

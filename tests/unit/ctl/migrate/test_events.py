@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from contextlib import suppress
 
 from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary, Watcher, summary_text
@@ -26,7 +27,10 @@ def test_one_line_for_each_event() -> None:
     watcher.user_ended("alice", "done", 0.251, None)
     watcher.user_ended("bob", "failed", None, "sync: exit 1")
     watcher.ended(summary())
-    lines = [line.split(" ", 2)[2] for line in stream.getvalue().splitlines()]
+    assert all(
+        re.match(r"(19|20)\d\d-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} ", line) for line in stream.getvalue().splitlines()
+    )
+    lines = [line.split(" ", 3)[3] for line in stream.getvalue().splitlines()]
     assert lines == [
         "12 users, 1 of them done already",
         "a\\x1b[2J\\nb: syncing: sync",
@@ -34,6 +38,10 @@ def test_one_line_for_each_event() -> None:
         "bob: failed: sync: exit 1",
         "9 done, 1 done before, 1 failed, 1 needs attention of 12 users in 4 min",
     ]
+
+
+def test_one_needs_and_two_need() -> None:
+    assert ", 2 need attention of" in summary_text(summary(attention=2))
 
 
 def test_why_it_stopped() -> None:

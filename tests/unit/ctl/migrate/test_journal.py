@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,16 @@ def test_a_full_disk_uses_the_room_that_was_kept_and_then_says_so(path: str) -> 
             fill()
         assert journal.tight and not os.path.exists(f"{path}.room")
         assert len(journal.transitions()) == len(journal.users()), "half a transaction is none"
+
+
+def test_a_clock_that_is_set_back_makes_nothing_take_less_than_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_journal(str(tmp_path / "j.db")) as journal:
+        journal.begin_run("/p", "", "old", "new", "reject")
+        step = journal.begin_step(1, "alice", "sync")
+        back = time.time() - 3600
+        monkeypatch.setattr(time, "time", lambda: back)
+        journal.end_step(step, "ok", "")
+        [found] = journal.steps("alice")
+    assert found.ended is not None and 0 <= found.ended - found.began < 60

@@ -13,7 +13,8 @@ import pytest
 
 from lmtp_proxy.ctl.client import ControlClient
 from lmtp_proxy.ctl.migrate.hooks import Cancel
-from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError, quoted
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError
+from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 from tests.support.ctl import Answer, FakeControl, http
 

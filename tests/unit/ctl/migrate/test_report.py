@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Sequence
 from html import escape
 from html.parser import HTMLParser
@@ -137,6 +138,42 @@ def test_the_summary_says_what_to_do_in_the_morning(night: Path) -> None:
         assert f"{user.user}: {user.error}"[:60] in flat
     assert re.search(r"median \d\.\d s, 90 % within .*, 99 % within .*, longest", flat)
     assert re.search(r"final sync 8\d %, other hooks 1\d %, the rest \d\.\d %", flat)
+
+
+def test_alike_troubles_are_told_once_and_one_user_needs(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    file = JournalFile(path)
+    file.run(EVENING, EVENING + 60, "done")
+    for number in range(40):
+        file.user(f"u{number:02}@x", "failed", EVENING, error=f"sync: exit 67: dsync(u{number:02}@x): no such user")
+    file.user("odd@x", "failed", EVENING, error="sync: timeout after 30 s")
+    file.user("one@x", "needs_attention", EVENING, error="look")
+    file.close()
+    text = " ".join("\n".join(report_lines(read(path))).split())
+    assert "1 user needs attention: one@x: look" in text
+    assert "41 users failed, and are where they were: odd@x: sync: timeout after 30 s u00@x: sync: exit 67" in text
+    assert "the same: u01@x, u02@x," in text and "u10@x and 29 more" in text
+    assert text.count("exit 67") == 1 and "--json" not in text
+
+
+def test_one_user_failed_and_is_where_they_were(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "j.db")
+    file.run(EVENING, EVENING + 60, "done")
+    file.user("one@x", "failed", EVENING, error="sync: exit 1")
+    file.close()
+    assert "1 user failed, and is where they were:" in report_lines(read(tmp_path / "j.db"))
+
+
+def test_what_was_not_delivered_is_so_until_the_run_was_done(tmp_path: Path) -> None:
+    """A report is made in the morning; the journal knows the night."""
+    file = JournalFile(tmp_path / "j.db")
+    file.run(EVENING, EVENING + 60, "done")
+    file.user("one@x", "done", EVENING + 8)
+    file.close()
+    [user] = read(tmp_path / "j.db").users
+    at = time.strftime("%H:%M:%S", time.localtime(EVENING + 8))
+    line = f"  nothing delivered to new until {at}, when the run was done with the user"
+    assert line in receipt_lines(user)
 
 
 def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
