@@ -43,6 +43,12 @@ class Problem(NamedTuple):
     text: str
 
 
+class Note(Problem):
+    """What is right and yet may not be what was meant: the file can be used."""
+
+    __slots__ = ()
+
+
 class Scalar(NamedTuple):
     """line: where its key stands, or it itself when it has none. plain: written without quotes and without a tag."""
 

@@ -34,7 +34,7 @@ from lmtp_proxy.config.read import (
     UnixAddress,
     load_config,
 )
-from lmtp_proxy.config.values import FACILITIES, is_own_listener
+from lmtp_proxy.config.values import FACILITIES, how_many, is_own_listener
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from tests import ROOT
@@ -148,7 +148,7 @@ def test_a_full_file(load: Load, tmp_path: Path) -> None:
     config = load(
         """
 config:
-  socket: ["::1", 24]
+  socket: /run/s
   owner: root
   group: root
   permissions: 0660
@@ -194,7 +194,7 @@ users:
     timeouts = Timeouts(connect=1, greeting=2.5, shutdown=3600)
     assert config == Config(
         path=f"{tmp_path}/file.yml",
-        socket=TcpAddress("::1", 24),
+        socket=UnixAddress("/run/s"),
         owner="root",
         group="root",
         permissions=0o660,
@@ -565,8 +565,6 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
             ["5: backends.b.socket: is too long for a unix socket: 108 octets, at most 107 are possible"],
         ),
         (["socket:"], [f"5: backends.b.socket: {EMPTY}"]),
-        (["socket: /a", "port: 24"], ["6: backends.b.port: cannot stand beside socket: a backend has one address"]),
-        (["socket: /a", "host: h"], ["6: backends.b.host: cannot stand beside socket: a backend has one address"]),
         (["host: h"], ["5: backends.b.host: needs a port beside it"]),
         (["port: 24"], ["5: backends.b.port: needs a host beside it"]),
         (
@@ -847,11 +845,76 @@ def test_letters_count_when_they_shall(load: Load) -> None:
 def test_very_many_errors_are_cut(errors: Errors, load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(users_with(*(f"u{n}: store{n}" for n in range(5000))))
-    assert len(caught.value.errors) == 101
-    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4900 more errors"
+    assert len(caught.value.errors) == 21
+    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4980 more errors"
+    assert how_many(caught.value.errors) == 5000
+    assert how_many(caught.value.errors[:-1]) == 20 and how_many(()) == 0
     with pytest.raises(ConfigError) as caught:
         load("".join(f"user{n}: old\n" for n in range(5000)))  # the line `users:` is missing
-    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4901 more errors"
+    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4981 more errors"
+
+
+def test_twenty_errors_are_no_more_than_can_be_read(errors: Errors) -> None:
+    found = errors(users_with(*(f"u{n}: store{n}" for n in range(20))))
+    assert len(found) == 20 and "more" not in found[-1]
+
+
+# --- notes: right, and perhaps not what was meant ---
+
+
+@pytest.mark.parametrize(
+    ("lines", "notes"),
+    [
+        (["socket: /a", "port: 24"], ["6: backends.b.port"]),
+        (["port: 24", "socket: /a", "host: h"], ["5: backends.b.port", "7: backends.b.host"]),
+        (["socket: /a", "host: a b", "port: x"], ["6: backends.b.host", "7: backends.b.port"]),
+        (["socket: /a", "host:", "port: {}"], ["6: backends.b.host", "7: backends.b.port"]),
+        (["socket: /a", "host: [a]"], ["6: backends.b.host"]),
+        (["socket: /a"], []),
+    ],
+)
+def test_a_host_beside_a_socket_is_ignored(load: Load, tmp_path: Path, lines: list[str], notes: list[str]) -> None:
+    config = load(backend_with(*lines))
+    assert config.backends["b"] == Backend("b", UnixAddress("/a"))
+    assert config.notes == tuple(f"{tmp_path}/file.yml:{note}: is ignored: socket stands beside it" for note in notes)
+
+
+def test_a_wrong_socket_is_wrong_also_with_a_host_beside_it(errors: Errors) -> None:
+    assert errors(backend_with("socket: lmtp", "host: h", "port: 24")) == [f'5: backends.b.socket: {FILE}"lmtp"']
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(["owner: root"], ["owner: nobody-at-all"], ["group: nobody-at-all", "permissions: 660"], ["owner:"]),
+        *(["permissions: 0000", "owner: [a]", "group: null"], ["permissions: {a: b}"], []),
+    ],
+)
+def test_the_owner_of_a_tcp_socket_is_ignored(load: Load, tmp_path: Path, lines: list[str]) -> None:
+    text = "".join(f"  {line}\n" for line in ("socket: [127.0.0.1, 24]", *lines))
+    config = load(f"config:\n{text}")
+    assert (config.owner, config.group, config.permissions) == (None, None, None)
+    keys = [(number, line.partition(":")[0]) for number, line in enumerate(lines, 3)]
+    assert config.notes == tuple(
+        f"{tmp_path}/file.yml:{line}: config.{key}: is ignored: a TCP socket has none" for line, key in keys
+    )
+
+
+def test_a_wrong_listener_has_no_owner_either(errors: Errors) -> None:
+    assert errors("config:\n  socket: [h, 24, 25]\n  owner: nobody-at-all\n") == [
+        "2: config.socket: must be a path or [host, port]"
+    ]
+    assert errors("config:\n  socket: s\n  owner: nobody-at-all\n")[1:] == [
+        '3: config.owner: there is no user "nobody-at-all" on this system'
+    ]
+
+
+def test_of_many_notes_the_first_are_shown(load: Load, tmp_path: Path) -> None:
+    backends = "".join(f"  b{n}: {{socket: /b{n}, host: h}}\n" for n in range(30))
+    config = load(config_with() + "backends:\n" + backends)
+    assert len(config.notes) == 21 and how_many(config.notes) == 30
+    assert config.notes[-1] == f"{tmp_path}/file.yml: and 10 more notes"
+    assert pickle.loads(pickle.dumps(config)).notes == config.notes
 
 
 # --- values ---
