@@ -908,6 +908,15 @@ def test_users_by_a_merge_are_users_and_have_their_lines(load: Load, errors: Err
 # --- notes: right, and perhaps not what was meant ---
 
 
+def test_an_asterisk_is_a_possible_local_part(load: Load, tmp_path: Path) -> None:
+    names = ["*", "*example.org", "*@example.org", "**@x"]
+    config = load(users_with("bob: old", *(f'"{name}": new' for name in names), "'a*b': old"))
+    assert {name: config.users[name] for name in names} == dict.fromkeys(names, "new") and len(config.users) == 6
+    assert config.notes == tuple(
+        f"{tmp_path}/file.yml:{n}: users.{name}: {WILDCARD}" for n, name in enumerate(names, 8)
+    )
+
+
 @pytest.mark.parametrize(
     ("lines", "notes"),
     [
@@ -919,15 +928,6 @@ def test_users_by_a_merge_are_users_and_have_their_lines(load: Load, errors: Err
         (["socket: /a"], []),
     ],
 )
-def test_an_asterisk_is_a_possible_local_part(load: Load, tmp_path: Path) -> None:
-    names = ["*", "*example.org", "*@example.org", "**@x"]
-    config = load(users_with("bob: old", *(f'"{name}": new' for name in names), "'a*b': old"))
-    assert {name: config.users[name] for name in names} == dict.fromkeys(names, "new") and len(config.users) == 6
-    assert config.notes == tuple(
-        f"{tmp_path}/file.yml:{n}: users.{name}: {WILDCARD}" for n, name in enumerate(names, 8)
-    )
-
-
 def test_a_host_beside_a_socket_is_ignored(load: Load, tmp_path: Path, lines: list[str], notes: list[str]) -> None:
     config = load(backend_with(*lines))
     assert config.backends["b"] == Backend("b", UnixAddress("/a"))
