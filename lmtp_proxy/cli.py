@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
                 _check_run_as(config)
             if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
                 _check_files(config)
-            lost = say(sys.stdout, [_summary(config)])
+            lost = say(sys.stdout, [*(f"note: {note}" for note in config.notes), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
         return _run(config, daemonise=options.daemonize)
     except ConfigError as error:

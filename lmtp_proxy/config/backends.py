@@ -74,15 +74,13 @@ def _backend(parent: Section, name: str, listener: Address | None, defaults: Tim
 
 
 def _backend_address(parent: Section, name: str, section: Section) -> Address | None:
-    """`socket`, or `host` and `port`. None after a problem."""
-    path = section.value("socket", config_keys.socket_path, None)
+    """`socket`, or else `host` and `port`. None after a problem."""
+    if "socket" in section:
+        section.ignore(("host", "port"), "socket stands beside it")
+        path = section.value("socket", config_keys.socket_path, None)
+        return None if path is None else UnixAddress(path)
     host = section.value("host", config_keys.host, None)
     port = section.value("port", config_keys.port, None)
-    if "socket" in section:
-        for key in ("host", "port"):
-            if key in section:
-                section.fail(key, "cannot stand beside socket: a backend has one address")
-        return None if path is None else UnixAddress(path)
     if "host" in section and "port" not in section:
         section.fail("host", "needs a port beside it")
     elif "port" in section and "host" not in section:

@@ -51,11 +51,13 @@ def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
 
 
 def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:
-    """As JSON values: `users`, backends: name and change of each that differs, config: the keys that do."""
+    """As JSON values: `users`, backends: name and change of each that differs, config: the keys that do, notes: of the
+    newer one."""
     answer: dict[str, Any] = {**users, "backends": _backends(old, new)}
     names = [item.name for item in dataclasses.fields(Config) if item.compare and item.name not in _SECTIONS]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     answer["config"] = [f"config.{_IN_THE_FILE.get(name, name)}" for name in changed]
+    answer["notes"] = list(new.notes)
     return answer
 
 

@@ -34,7 +34,7 @@ _NAMES_SHOWN = 20
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Of Config: where it was read, or what follows from `users`, which is compared itself.
-_NOT_COMPARED = frozenset({"path", "digest", "modified", "users_per_backend"})
+_NOT_COMPARED = frozenset({"path", "digest", "modified", "users_per_backend", "notes"})
 # Signatures over the content, which the kernel keeps; those of the old one would be wrong for the new one.
 _SIGNATURES = frozenset({"security.ima", "security.evm"})
 

@@ -9,6 +9,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Set
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
@@ -31,7 +32,7 @@ from lmtp_proxy.config.values import (
     UnixAddress,
     is_own_listener,
 )
-from lmtp_proxy.config.yaml_text import Document, Mapping, Problem, Sequence, Source, read_source
+from lmtp_proxy.config.yaml_text import Document, Mapping, Note, Problem, Sequence, Source, read_source
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.text import shown
@@ -145,9 +146,10 @@ def load_config(path: str, store: int | None = None) -> Config:
         config, problems = _read(source, os.path.abspath(path), store, FlatUsers(source.data))
     except Doubt:
         config, problems = _read(source, os.path.abspath(path), store, None)
-    if config is None or problems:
-        raise ConfigError(_messages(path, problems))
-    return config
+    errors = [problem for problem in problems if not isinstance(problem, Note)]
+    if config is None or errors:
+        raise ConfigError(_messages(path, errors, "errors"))
+    return replace(config, notes=_messages(path, problems, "notes")) if problems else config
 
 
 def _read(source: Source, path: str, store: int | None, flat: FlatUsers | None) -> tuple[Config | None, list[Problem]]:
@@ -160,18 +162,18 @@ def _read(source: Source, path: str, store: int | None, flat: FlatUsers | None) 
     found: list[Problem] = []
     config = _config(document, document.root, path, found, partial(read_users, store, flat))
     # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
-    named = {(line, key) for line, key, _ in document.problems}
+    named = {(problem.line, problem.key) for problem in document.problems}
     return config, document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
 
 
-def _messages(path: str, problems: list[Problem]) -> tuple[str, ...]:
+def _messages(path: str, problems: list[Problem], what: str) -> tuple[str, ...]:
     name = shown(path, 4096)
     lines = []
     for line, key, text in sorted(problems, key=lambda problem: problem.line)[:MAX_ERRORS]:
         place = f"{name}:{line}" if line else name
         lines.append(f"{place}: {key}: {text}" if key else f"{place}: {text}")
     if len(problems) > MAX_ERRORS:
-        lines.append(f"{name}: and {len(problems) - MAX_ERRORS} more errors")
+        lines.append(f"{name}: and {len(problems) - MAX_ERRORS} more {what}")
     return tuple(lines)
 
 
@@ -198,13 +200,17 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         section.fail("fallback_backend", undefined(section, fallback, names))
     limits = [(section.value("max_clients", config_keys.whole(1, 100_000), 1000), "max_clients")]
     limits += [(each.max_connections, f"max_connections of {name}") for name, each in (backends or {}).items()]
+    access = section
+    if isinstance(section.entries.get("socket"), Sequence):
+        section.ignore(("owner", "group", "permissions"), "a TCP socket has none")
+        access = Section(Mapping({}, root.line), "config", None, [])
     users, counts = users_of(top.section("users", None), names, rules)
     return Config(
         path=path,
         socket=listener or UnixAddress(""),
-        owner=section.value("owner", config_keys.owner, None),
-        group=section.value("group", config_keys.group, None),
-        permissions=section.value("permissions", config_keys.permissions, None),
+        owner=access.value("owner", config_keys.owner, None),
+        group=access.value("group", config_keys.group, None),
+        permissions=access.value("permissions", config_keys.permissions, None),
         ignore_domain=rules.ignore_domain,
         fallback_backend=fallback,
         default_domain=default_domain,

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
 from lmtp_proxy.config.values import FACILITIES
-from lmtp_proxy.config.yaml_text import Mapping, Node, Problem, Scalar, Sequence
+from lmtp_proxy.config.yaml_text import Mapping, Node, Note, Problem, Scalar, Sequence
 from lmtp_proxy.text import shown
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
-MAX_ERRORS = 100  # of 100,000 users on a backend that is not there, this many are reported
+MAX_ERRORS = 20  # of 100,000 users on a backend that is not there, this many are reported
 UNIX_PATH_MAX = 107  # octets: sun_path has 108, the last one is the NUL (unix(7))
 
 # Seconds. Postfix waits 300 for the reply to RCPT, 600 after the final dot, and each of these is one part of that.
@@ -251,6 +251,17 @@ class Section:
         """Notes that `key` is wrong, on `line`, else its own line, else that of the section."""
         line = line or (self.entries[key].line if key in self.entries else self._line)
         self._problems.append(Problem(line, f"{self.name}.{shown(key)}" if self.name else shown(key), text))
+
+    def note(self, key: str, text: str) -> None:
+        """Notes what is right and yet may not be what was meant, on the line of `key`, which is here."""
+        name = f"{self.name}.{shown(key)}" if self.name else shown(key)
+        self._problems.append(Note(self.entries[key].line, name, text))
+
+    def ignore(self, keys: Iterable[str], why: str) -> None:
+        """Notes of each of these, if it is here, that it is not looked at."""
+        for key in keys:
+            if key in self.entries:
+                self.note(key, f"is ignored: {why}")
 
     def node(self, key: str) -> Node | None:
         """What is written for `key`, None if it is not here. `key:` with nothing behind it is a problem and None."""

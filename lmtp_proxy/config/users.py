@@ -188,6 +188,8 @@ def _write(
         if problem := _problem(user, key, rules):
             section.fail(user, problem)
             continue
+        if user.startswith("*"):
+            section.note(user, _NO_WILDCARD)
         first_user, first = seen.setdefault(key, (user, node))
         if first.text != node.text:
             section.fail(
@@ -221,7 +223,7 @@ def _write_flat(
             continue
         for user, name, line in users.entries(chunk):
             key = rules.table_key(user)
-            if _problem(user, key, rules):
+            if _problem(user, key, rules) or user.startswith("*"):
                 raise Doubt
             records.append(f"{key}\t{name}".encode())
             lines.append(line)
@@ -244,6 +246,12 @@ def _is_folded(text: str, rules: KeyRules) -> bool:
     return not rules.default_domain or not _BARE_KEY.search(text)
 
 
+_NO_WILDCARD = (
+    "is the one mailbox of that name, as * is no wildcard: write @example.org (in quotes) for all of a domain, "
+    "fallback_backend for all the rest"
+)
+
+
 def _problem(user: str, key: str, rules: KeyRules) -> str | None:
     """Why `user` can never be found by any recipient, None if it can."""
     if not user:
@@ -252,8 +260,6 @@ def _problem(user: str, key: str, rules: KeyRules) -> str | None:
         return "has no domain: write @example.org for all of a domain, fallback_backend for all the rest"
     if not key:
         return "can never match while ignoreDomain is true: take it out, or use fallback_backend"
-    if user.startswith("*"):
-        return "* is no wildcard: write @example.org (in quotes) for all of a domain, fallback_backend for all the rest"
     if re.match('"[^@]*"(@|$)', user):
         return "is looked up without its quotes: write it without them"
     if not user.isprintable() and _CONTROL.search(user):

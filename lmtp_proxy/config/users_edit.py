@@ -20,7 +20,7 @@ import yaml
 
 from lmtp_proxy.config import yaml_text
 from lmtp_proxy.config.users import Chunk, Doubt, FlatUsers
-from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, Sequence, parse
+from lmtp_proxy.config.yaml_text import MERGE, Mapping, Node, Scalar, Sequence, parse
 from lmtp_proxy.routing.keys import KeyRules, is_plain
 from lmtp_proxy.text import shown
 
@@ -71,7 +71,7 @@ class _Layout:
 
     flow: the document has the form {...}. column: of the keys of the root; step: how much further right the next level
     is. users: that entry of the root. first, last: its entries. wanted: those that changes concern, with their table
-    keys. end: of the document, an index.
+    keys. end: of the document, an index. aliases: name -> the line of the first alias of it.
     """
 
     flow: bool
@@ -82,6 +82,7 @@ class _Layout:
     last: _Entry | None = None
     wanted: list[tuple[str, _Entry]] = field(default_factory=list)
     end: int = 0
+    aliases: dict[str, int] = field(default_factory=dict)
 
 
 def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Edit:
@@ -108,7 +109,9 @@ def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Ed
             raise EditError(f"users.{shown(_text(entry.key))} is no single value: {_BY_HAND}", node.line)
         found.setdefault(key, node.text)
         if node.text != values[key]:
-            splices.append(_replaced(entry, values[key]))
+            splices.append(_replaced(entry, values[key], layout.aliases))
+    if layout.aliases or MERGE in body:
+        _refuse_taken_over(users, values, layout, rules)
     previous = {user: found.get(rules.table_key(user)) for user in changes}
     new: dict[str, str] = {}  # table key -> how it is to be written
     for user in changes:
@@ -141,10 +144,11 @@ def _values(changes: abc.Mapping[str, str], rules: KeyRules) -> dict[str, str]:
 
 def _layout(text: str, wanted: dict[str, str], rules: KeyRules) -> _Layout:
     """Goes through `text`, which yaml_text.parse found to be one mapping without problems."""
-    events: Iterator[_Event] = iter(yaml.parse(text, Loader=_LOADER))
+    layout = _Layout(False)
+    events = _noted(yaml.parse(text, Loader=_LOADER), layout.aliases)
     while not isinstance(root := next(events), yaml.MappingStartEvent):
         pass
-    layout = _Layout(bool(root.flow_style))
+    layout.flow = bool(root.flow_style)
     sections: list[_Entry] = []
     while not isinstance(key := next(events), yaml.MappingEndEvent):
         value = next(events)
@@ -162,6 +166,23 @@ def _layout(text: str, wanted: dict[str, str], rules: KeyRules) -> _Layout:
     if blocks:  # the first one is as good as any
         layout.step = max(1, blocks[0].start_mark.column - layout.column)
     return layout
+
+
+def _noted(events: Iterator[_Event], aliases: dict[str, int]) -> Iterator[_Event]:
+    """The events, with a note of each alias that passes."""
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            aliases.setdefault(str(event.anchor), _line(event))
+        yield event
+
+
+def _refuse_taken_over(users: Node | None, values: dict[str, str], layout: _Layout, rules: KeyRules) -> None:
+    """Refuse if one of the users does not stand in the section himself: others may have the line where he does."""
+    written = {_text(entry.key) for _, entry in layout.wanted}
+    for key, node in _entries(users).items():
+        if key not in written and rules.table_key(key) in values:
+            what = f"users.{shown(key)} comes by << or an alias: write a line of its own, or {_BY_HAND}"
+            raise EditError(what, node.line)
 
 
 def _read_users(events: Iterator[_Event], layout: _Layout, wanted: dict[str, str], rules: KeyRules) -> _Event:
@@ -207,15 +228,18 @@ def _entries(users: Node | None) -> dict[str, Node]:
     return users.entries if isinstance(users, Mapping) else {}
 
 
-def _replaced(entry: _Entry, value: str) -> _Splice:
-    """`value` in place of what `entry` has. An alias goes, what it stood for stays as it is for everybody else."""
+def _replaced(entry: _Entry, value: str, aliases: dict[str, int]) -> _Splice:
+    """`value` in place of what `entry` has. An alias goes, what it stood for stays as it is for everybody else; so does
+    an anchor that nobody uses. aliases: see _Layout.
+    """
     event = entry.value
     name = f"users.{shown(_text(entry.key))}"
     start, end = event.start_mark.index, event.end_mark.index
     if isinstance(event, yaml.AliasEvent):
         return (start, end, _written(value, ""))
-    if event.anchor is not None:
-        what = f"has an anchor (&{event.anchor}), whose aliases would follow: take it out"
+    if event.anchor in aliases:
+        line = aliases[event.anchor]
+        what = f"has an anchor (&{event.anchor}), whose aliases (line {line}) would follow: take it out"
     elif event.tag is not None:
         what = "has a YAML tag: take it out"
     elif event.style in ("|", ">"):
@@ -282,6 +306,8 @@ def _end(text: str, entry: _Entry) -> int:
     """Where `entry` of a mapping ends: behind its value, or behind its key if it has none."""
     value = entry.value
     if value is not entry.end:
+        if value.flow_style and _text(entry.key) == MERGE:
+            return int(entry.end.end_mark.index)
         raise EditError(f"users.{shown(_text(entry.key))} is no single value: {_BY_HAND}", _line(entry.key))
     if getattr(value, "style", "") in ("|", ">"):  # its marks hold the empty lines behind it
         return len(text[: value.end_mark.index].rstrip())

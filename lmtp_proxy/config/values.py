@@ -6,8 +6,9 @@ that only serves by a configuration has nothing else of this folder in its memor
 """
 
 import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,8 +19,19 @@ if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 
+MORE = re.compile(r": and (\d+) more (?:errors|notes)\Z")
+"""How the last line of many ends: the first of them stand before it."""
+
+
+def how_many(lines: Sequence[str]) -> int:
+    """So many errors, or notes, do these lines stand for."""
+    more = MORE.search(lines[-1]) if lines else None
+    return len(lines) if more is None else len(lines) - 1 + int(more[1])
+
+
 class ConfigError(Exception):
-    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
+    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file; of very
+    many, the first ones and how many more (`how_many`)."""
 
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__(errors)
@@ -128,8 +140,8 @@ class Config:
     (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
     leaves. allow: None means everybody. trusted: whose clients may say XFORWARD, None for nobody's.
     max_message_size: octets, 0 for no limit. workers: how many processes serve; each limit of connections is at least
-    as much. users: keys as KeyRules.table_key makes them; users_per_backend: how many of them are on each name,
-    reserved names too.
+    as much. notes: what is right and yet may not be what was meant, as the lines of a ConfigError. users: keys as
+    KeyRules.table_key makes them; users_per_backend: how many of them are on each name, reserved names too.
     """
 
     path: str
@@ -163,6 +175,7 @@ class Config:
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
     users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
     digest: str = field(default="", compare=False)
     modified: float = field(default=0.0, compare=False)
 

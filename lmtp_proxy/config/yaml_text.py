@@ -2,9 +2,10 @@
 """A YAML file as a tree of text with line numbers, and everything that is wrong with it as YAML.
 
 Every scalar stays the text that stands in the file: `no`, `0123` and `1:30` are names, not values of some type.
-Tags are never executed, and an alias stands for one scalar only, so a small file cannot unfold into a large tree.
-It knows nothing of the keys and their meaning. Problems are collected and returned, not raised; none of them quotes a
-value, which may be a password.
+Tags are never executed. An alias is the node that has the anchor, with its lines; `<<` takes over the keys of a mapping
+or of several that are not given beside it (yaml.org/type/merge). How far both unfold a file is bounded. It knows
+nothing of the keys and their meaning. Problems are collected and returned, not raised; none of them quotes a value,
+which may be a password.
 """
 
 import hashlib
@@ -25,6 +26,10 @@ _LOADER = (
 
 MAX_OCTETS = 64 * 2**20  # more than a million users; a device such as /dev/zero ends here too
 MAX_DEPTH = 10  # mappings and lists inside one another; a configuration has three
+MAX_ALIASED = (
+    100_000  # values that stand in a file by aliases, beyond one for each; some 10 MB where `<<` takes them over
+)
+MERGE = "<<"
 _TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _STR_TAG = "tag:yaml.org,2002:str"
 
@@ -43,6 +48,12 @@ class Problem(NamedTuple):
     text: str
 
 
+class Note(Problem):
+    """What is right and yet may not be what was meant: the file can be used."""
+
+    __slots__ = ()
+
+
 class Scalar(NamedTuple):
     """line: where its key stands, or it itself when it has none. plain: written without quotes and without a tag."""
 
@@ -57,20 +68,28 @@ class Scalar(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """A list. line: as for Scalar."""
+    """A list, which may be in the tree more than once. line: as for Scalar."""
 
     items: list["Node"]
     line: int
 
 
 class Mapping(NamedTuple):
-    """Keys in the order of the file. line: as for Scalar."""
+    """Keys in the order of the file, those by `<<` first. It may be in the tree more than once. line: as for Scalar."""
 
     entries: dict[str, "Node"]
     line: int
 
 
 Node: TypeAlias = Scalar | Sequence | Mapping
+
+
+class _Anchored(NamedTuple):
+    """What an anchor stands for. size: nodes in it. height: how deep it is in itself. node: None if it is not whole."""
+
+    node: Node | None
+    size: int = 1
+    height: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +204,18 @@ def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1 if event.start_mark else 0
 
 
+_NOTHING = _Anchored(None)
+
+
 class _Builder:
     """Turns parse events into nodes. In Python and event by event: another thread's turn comes between any two."""
 
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self.problems: list[Problem] = []
         self._events = events
-        self._anchors: dict[str, Scalar | None] = {}  # None: a mapping or a list
+        self._anchors: dict[str, _Anchored] = {}
+        self._nodes = self._aliased = 0  # in the tree so far; of these by aliases
+        self._deepest = 0  # of the nodes within the one that is read now
         self._texts: dict[str, str] = {}  # 100,000 users share the names of a few backends
 
     def document(self) -> Node | None:
@@ -207,23 +231,33 @@ class _Builder:
     def _node(self, event: yaml.Event, line: int, path: tuple[str, ...]) -> Node:
         """The node that starts with `event`; `line` is that of its key, 0 if it has none."""
         line = line or _line(event)
+        self._nodes += 1
+        self._deepest = max(self._deepest, len(path))
         if isinstance(event, yaml.ScalarEvent):
             if event.tag is not None and event.tag != _STR_TAG:
                 self._refuse_tag(line, path)
             text = self._texts.setdefault(event.value, event.value)
             scalar = Scalar(text, line, not event.style and event.tag is None)
             if event.anchor is not None:
-                self._anchors[event.anchor] = scalar
+                self._anchors[event.anchor] = _Anchored(scalar)
             return scalar
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, line, path)
         assert isinstance(event, yaml.CollectionStartEvent)
         if event.tag is not None:
             self._refuse_tag(line, path)
-        if event.anchor is not None:
-            self._anchors[event.anchor] = None
         if len(path) >= MAX_DEPTH:
             raise _stop(event, _TOO_DEEP)
+        if event.anchor is None:
+            return self._collection(event, line, path)
+        self._anchors[event.anchor] = _Anchored(None)
+        before, around, self._deepest = self._nodes, self._deepest, len(path)
+        node = self._collection(event, line, path)
+        self._anchors[event.anchor] = _Anchored(node, self._nodes - before + 1, self._deepest - len(path))
+        self._deepest = max(around, self._deepest)
+        return node
+
+    def _collection(self, event: yaml.CollectionStartEvent, line: int, path: tuple[str, ...]) -> Node:
         if isinstance(event, yaml.MappingStartEvent):
             return Mapping(self._entries(path), line)
         items: list[Node] = []
@@ -233,6 +267,7 @@ class _Builder:
 
     def _entries(self, path: tuple[str, ...]) -> dict[str, Node]:
         entries: dict[str, Node] = {}
+        merged: Node | None = None
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key_line = _line(event)
             if isinstance(event, yaml.ScalarEvent) and event.tag is None and event.anchor is None:
@@ -242,10 +277,26 @@ class _Builder:
             value = self._node(next(self._events), key_line, (*path, "?" if key is None else key))
             if key is None:
                 continue
+            if key == MERGE and isinstance(event, yaml.ScalarEvent) and not (event.style or isinstance(value, Scalar)):
+                if merged is not None:
+                    self._refuse(key_line, (*path, key), f"is given twice, first on line {merged.line}: make one list")
+                merged = merged or value
+                continue
             first = entries.setdefault(key, value)
             if first is not value:
                 self._refuse(key_line, (*path, key), f"is given twice, first on line {first.line}")
-        return entries
+        return entries if merged is None else self._merged(merged, path) | entries
+
+    def _merged(self, node: Node, path: tuple[str, ...]) -> dict[str, Node]:
+        """The keys that `<<` brings: of a mapping, or of a list of them, where the first one that has a key wins."""
+        taken: dict[str, Node] = {}
+        for source in node.items if isinstance(node, Sequence) else [node]:
+            if isinstance(source, Mapping):
+                for key, value in source.entries.items():
+                    taken.setdefault(key, value)
+            else:
+                self._refuse(node.line, (*path, MERGE), "takes a mapping, or a list of mappings")
+        return taken
 
     def _odd_key(self, event: yaml.Event, path: tuple[str, ...]) -> str | None:
         """Any key that is more than a bare scalar: reads it to its end. None if it cannot be a key."""
@@ -258,15 +309,20 @@ class _Builder:
         self._refuse(node.line, path, "a key must be a single text, not a mapping or a list")
         return None
 
-    def _alias(self, event: yaml.AliasEvent, line: int, path: tuple[str, ...]) -> Scalar:
-        target = self._anchors.get(event.anchor or "")
-        if target is not None:
-            return target._replace(line=line)
-        if event.anchor in self._anchors:
-            self._refuse(line, path, "an alias may stand for a single value only, not for a mapping or a list")
-        else:
-            self._refuse(line, path, "is an alias of nothing: a value that begins with * must be in quotes")
-        return Scalar("", line, False)
+    def _alias(self, event: yaml.AliasEvent, line: int, path: tuple[str, ...]) -> Node:
+        node, size, height = self._anchors.get(event.anchor or "", _NOTHING)
+        if node is None:
+            what = "what it stands in" if event.anchor in self._anchors else "nothing"
+            self._refuse(line, path, f"is an alias of {what}: a value that begins with * must be in quotes")
+            return Scalar("", line, False)
+        self._nodes += size - 1
+        self._aliased += size - 1
+        if self._aliased > MAX_ALIASED:
+            raise _stop(event, f"* and << unfold it to more than {MAX_ALIASED} values")
+        self._deepest = max(self._deepest, len(path) + height)
+        if self._deepest > MAX_DEPTH:
+            raise _stop(event, _TOO_DEEP)
+        return node._replace(line=line)
 
     def _refuse_tag(self, line: int, path: tuple[str, ...]) -> None:
         self._refuse(line, path, "YAML tags are not used here: a value that begins with ! must be in quotes")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent.lock import BoundedSemaphore
 
+from lmtp_proxy.config.values import how_many
 from lmtp_proxy.text import MAX_TEXT, count, printable, shown
 from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
@@ -165,7 +166,7 @@ class RequestDocument:
 
 def refused_reload(errors: Sequence[str], **more: object) -> HttpProblem:
     """Nothing was changed."""
-    why = f"refused: {count(len(errors), 'error')}; nothing was changed"
+    why = f"refused: {count(how_many(errors), 'error')}; nothing was changed"
     return HttpProblem(HTTPStatus.CONFLICT, why, errors=list(errors), **more)
 
 

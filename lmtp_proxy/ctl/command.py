@@ -183,7 +183,9 @@ def _check(options: argparse.Namespace, progress: Progress) -> Outcome:
     doing = f"{path} to be read and compared"
     answer = client.post("/check", {"path": path}, timeout=_LOAD, tick=lambda _: progress.waiting(doing))
     if errors := answer.texts("errors"):
-        raise Failed(REFUSED, f"{path}: {count(len(errors), 'error')}", errors, {"path": path})
+        from lmtp_proxy.config.values import how_many
+
+        raise Failed(REFUSED, f"{path}: {count(how_many(errors), 'error')}", errors, {"path": path})
     return Outcome({**answer.document, "path": path}, show.check(answer, path))
 
 

@@ -49,12 +49,34 @@ def _settings(path: str) -> Mapping[tuple[str, ...], str]:
             # In C: a `users:` section that stands first has to be read, too.
             loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
             return dict(_scalars(yaml.parse(file, Loader=loader)))
+    except _Folded:
+        return dict(_unfolded(path))
     except OSError as error:
         raise ControlError(f"{path}: cannot be read: {error.strerror}; {hint}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ControlError(f"{path}{line}: is not YAML; mend it, or name the control socket with --socket") from None
+
+
+class _Folded(Exception):
+    """Some of the section stands elsewhere, by an alias or by <<."""
+
+
+def _unfolded(path: str) -> "Iterator[tuple[tuple[str, ...], str]]":
+    """As `_scalars`, with all of YAML."""
+    from lmtp_proxy.config.yaml_text import Mapping, Node, Scalar, read_document
+
+    def below(keys: tuple[str, ...], node: Node) -> "Iterator[tuple[tuple[str, ...], str]]":
+        if isinstance(node, Scalar):
+            yield keys, node.text
+        elif isinstance(node, Mapping):
+            for key, value in node.entries.items():
+                yield from below((*keys, key), value)
+
+    root = read_document(path).root
+    if root is not None and "config" in root.entries:
+        yield from below(("config",), root.entries["config"])
 
 
 def _scalars(events: "Iterator[yaml.Event]") -> Iterator[tuple[tuple[str, ...], str]]:
@@ -70,7 +92,10 @@ def _scalars(events: "Iterator[yaml.Event]") -> Iterator[tuple[tuple[str, ...], 
             if event.anchor:
                 anchors[event.anchor] = text
         elif isinstance(event, yaml.AliasEvent):
-            text = anchors.get(event.anchor or "", "")
+            text = anchors.get(event.anchor or "")
+            if text is None and keys[:1] == ["config"]:
+                raise _Folded
+            text = text or ""
         elif isinstance(event, yaml.CollectionStartEvent):
             keys.append(None)
             continue
@@ -83,6 +108,8 @@ def _scalars(events: "Iterator[yaml.Event]") -> Iterator[tuple[tuple[str, ...], 
         if not keys:
             continue
         if text is not None and keys[-1] is None:
+            if text == "<<" and keys[0] in (None, "config"):
+                raise _Folded
             keys[-1] = text
             continue
         if text is not None and keys[0] == "config":

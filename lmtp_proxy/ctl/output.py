@@ -312,7 +312,7 @@ def lookup(answer: Answer, path: str) -> list[str]:
         where = f"  <- {path}:{line}" if key == hit and line else "  <- the hit" if key == hit else ""
         rows.append(("" if number else "keys", key + where))
     source = answer.optional_text("source")
-    rows.append(("found in", source or "nothing: not in users, and there is no fallback_backend"))
+    rows.append(("found in", source or "nothing: not in users, and there is no fallback_backend for it"))
     rows.append(("backend", backend or "-"))
     rows.append(("answer", answer.text("answer")))
     return labelled(rows)
@@ -332,7 +332,8 @@ def check(answer: Answer, path: str) -> list[str]:
     if keys := answer.texts("config"):
         lines += wrapped(f"changed: {', '.join(keys)}")
     what = "differs from what runs:" if lines else "no difference to what runs"
-    return [*wrapped(f"{path}: OK, {count(answer.integer('users'), 'user')}, {what}"), *lines]
+    notes = [line for note in answer.document.get("notes", ()) for line in wrapped(f"note: {note}")]
+    return [*notes, *wrapped(f"{path}: OK, {count(answer.integer('users'), 'user')}, {what}"), *lines]
 
 
 def _changed(what: str, change: Answer) -> list[str]:

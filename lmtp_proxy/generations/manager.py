@@ -21,7 +21,7 @@ from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.config.difference import compare_users, difference
 from lmtp_proxy.config.loading import LONGEST, Loaded, LoadingProcess, is_large
-from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
@@ -103,7 +103,7 @@ class ConfigManager(Reloads):
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
-            errors = count(len(loaded.errors), "error")
+            errors = count(how_many(loaded.errors), "error")
             _log.error(
                 "reload refused: %s in %s; generation %d stays active", errors, previous.config.path, previous.number
             )
@@ -117,6 +117,8 @@ class ConfigManager(Reloads):
         self._thread.apply(users.close)
         seconds = time.monotonic() - began
         _log.info("reload: generation %d active: %s in %s", self._generation.number, changes, span(seconds))
+        for note in config.notes:
+            _log.info("reload: note: %s", note)
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))

@@ -41,6 +41,8 @@ def log_ready(config: Config, listener: socket.socket, users: int, by: str = "")
     backends = len(config.backends)
     what = f"{users} users, {backends} backends{by}"
     _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)
+    for note in config.notes:
+        _log.info("note: %s", note)
     if config.metrics is not None:
         where = config.metrics
         _log.info("metrics: http://%s/metrics; the status page is http://%s/", where, where)

@@ -15,6 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
+from lmtp_proxy.config.values import how_many
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.text import count, span
 from lmtp_proxy.workers.process import NoAnswer, State, WorkerAnswer, WorkerEnded, WorkerProcess
@@ -257,7 +258,7 @@ class Team(Reloads):
     def _refused(self, errors: list[str], torn: str) -> ReloadRefused:
         for line in errors:
             _log.error("reload: %s", line)
-        what = f"{count(len(errors), 'error')} in {self._settings.config}"
+        what = f"{count(how_many(errors), 'error')} in {self._settings.config}"
         end = torn or f"generation {self.generation} stays active"
         _log.error("reload refused: %s; %s", what, end)
         return ReloadRefused(tuple(errors), time.time(), torn)

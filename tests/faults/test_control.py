@@ -215,7 +215,7 @@ def test_lookup(pair_free: Served, address: str, expected: tuple[Any, ...]) -> N
         "new": f"what new[127.0.0.1:{getattr(pair_free.new, 'port', 0)}] answers",
         "reject": "450 4.2.1 Mailbox is being moved, try again later",
         "hold": "parked for up to 12.5 s, then 450 4.2.1 Mailbox is being moved, try again later",
-        None: "450 4.1.1 No backend is known for this user",
+        None: "450 4.1.1 No backend is known for this user (it has no domain, and config.default_domain is not set)",
     }
     assert found["answer"] == answers[found["backend"]]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lmtp_proxy.config import file as config_file
 from lmtp_proxy.config.read import load_config
@@ -77,6 +78,45 @@ def test_one_user(move: Move) -> None:
     assert delivered(move, ALICE) == "new" and delivered(move, "carol@example.org") == "old"
     asked = [seen for seen in move.new.transactions() if not seen.dotted]
     assert [recipient.path for seen in asked for recipient in seen.recipients] == [ALICE], "the preflight"
+
+
+@pytest.mark.parametrize(
+    ("users", "line", "why"),
+    [
+        ("  <<: &b {ALICE: old}\n  bob: new\n", 1, "comes by << or an alias"),
+        ("  ALICE: &w old\n  bob: *w\n", 1, "has an anchor (&w), whose aliases"),
+        ("  bob: new\n  <<: [{carol: old}, {x: old,\n    ALICE: old}]\n", 3, "comes by << or an alias"),
+    ],
+)
+def test_a_user_who_stands_elsewhere_is_refused(move: Move, users: str, line: int, why: str) -> None:
+    users = users.replace("ALICE", ALICE)
+    head = text_of(move).partition("users:\n")[0] + "users:\n"
+    text = head + users
+    move.proxy.write_config(text)
+    move.proxy.signal_reload()
+    before = os.stat(move.proxy.config_path)
+    ended = run(move, "move", "--no-preflight", ALICE, "new")
+    number = head.count("\n") + line
+    assert ended.status == 1 and "nothing was changed" in ended.error, ended
+    assert f"{move.proxy.config_path}:{number}: users.{ALICE} {why}" in flat(ended.err)
+    assert text_of(move) == text and os.stat(move.proxy.config_path).st_ino == before.st_ino
+    assert delivered(move, ALICE) == "old"
+
+
+def test_in_a_file_that_a_script_dumped_exactly_the_named_users_change(move: Move) -> None:
+    """An alias is replaced where it stands, and what it stood for stays for everybody else."""
+    tree = yaml.safe_load(text_of(move))
+    shared = {"connect": 3, "command": 7}
+    tree["config"]["timeouts"] = tree["backends"]["old"]["timeouts"] = tree["backends"]["new"]["timeouts"] = shared
+    text = yaml.dump(tree).replace("carol@example.org: old", "carol@example.org: &c old\n  dave: *c\n  erin: *c")
+    assert "*id001" in text
+    move.proxy.write_config(text)
+    assert "active" in move.proxy.signal_reload()
+    ended = run(move, "move", "--no-preflight", "dave", ALICE, "new")
+    assert ended.status == 0, ended
+    after = text.replace("dave: *c", "dave: new").replace(f"{ALICE}: old", f"{ALICE}: new")
+    assert text_of(move) == after != text
+    assert delivered(move, ALICE) == delivered(move, "dave") == "new" and delivered(move, "erin") == "old"
 
 
 def test_the_whole_command_is_fast(move: Move) -> None:

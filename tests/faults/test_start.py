@@ -77,6 +77,25 @@ def test_check_of_a_good_file(option: str, tmp_path: Path) -> None:
         assert not (tmp_path / "s").exists() and not backend.connections
 
 
+def test_check_shows_notes_and_a_start_logs_them(tmp_path: Path) -> None:
+    with FakeBackend(transport="unix") as backend:
+        config = config_of({"a": backend}, owner="nobody-at-all")
+        config["backends"]["a"] = {**backend.config, "host": "192.0.2.1", "port": 24}
+        with ProxyProcess(config, tcp=True) as proxy:
+            line = proxy.wait_log("note: ")
+            with proxy.client() as client:
+                assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+                client.quit()
+            assert "config.owner: is ignored: a TCP socket has none" in line
+            done = run("--check", "-c", proxy.config_path)
+            assert done.returncode == 0 and not done.stderr
+            *notes, last = done.stdout.splitlines()
+            assert len(notes) == 3 and all(note.startswith(f"note: {proxy.config_path}:") for note in notes)
+            assert ": OK: " in last
+            assert "active" in proxy.reload()
+            proxy.wait_log("reload: note: .*backends.a.host: is ignored: socket stands beside it")
+
+
 def test_check_of_a_bad_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_text("config:\n  socket: /tmp/x\n  permisions: 0660\nbackends:\n  a: {socket: /y}\nusers:\n  u: b\n")

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.config.users_edit import edit_users
+from lmtp_proxy.config.users_edit import Edit, EditError, edit_users
 from lmtp_proxy.routing.keys import KeyRules
 
 PLAIN = ["old", "new", "reject", "hold", "store-2", "größe", "a.b@c", "it's", "x#y", "Old Store", "\U0001f4ee"]
@@ -21,6 +21,7 @@ NEW_VALUES = ["new", "hold", "no", "0123", "it's", 'q"q', "größe", "\U0001f4ee
 SAFE = {"new", "hold", "größe"}  # of NEW_VALUES, what needs no quotes
 NAMES = ["alice@example.org", "bob", "Carol@Example.ORG", "dave+x@example.org", "größe@x.org", "007@x.org", "e.f-g"]
 ODD_NAMES = ["no", "0123", "@example.net", "a: b", "x #y", "it's", "\U0001f600", 'q"q', "* z", "[", "~"]
+MERGED = ["alice@example.org", "bob", "ida", "jon"]
 STRANGERS = ["zoe@example.org", "Yves", "no way", "off", "0x10", "@example.com", "\U0001f98a", "zed@x"]
 LOADER = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 TAB = "\t" if yaml.__with_libyaml__ else " "  # the parser in Python refuses one before a comment
@@ -236,3 +237,80 @@ def test_there_and_back_again(data: st.DataObject, file: File) -> None:
     if len(set(keys)) == len(keys):
         restored = users_of(edit_users(result.text, back, file.rules).text)
         assert {user: restored[user] for user in there} == there
+
+
+# --- with anchors, aliases and merges ---
+
+
+class AsText(yaml.SafeLoader):
+    """PyYAML with nothing of its own but `<<`."""
+
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}  # noqa: RUF012
+
+
+@st.composite
+def folded_values(draw: st.DrawFn, anchors: list[str]) -> str:
+    """A value, or an alias of one that has an anchor."""
+    kind = draw(st.sampled_from(["plain", "plain", "anchor", "alias"]))
+    if kind == "alias" and anchors:
+        return f"*{draw(st.sampled_from(anchors))}"
+    value = draw(st.sampled_from(["old", "'old'", '"hold"', "new"]))
+    if kind != "anchor":
+        return value
+    anchors.append(f"v{len(anchors)}")
+    return f"&{anchors[-1]} {value}"
+
+
+@st.composite
+def folded_files(draw: st.DrawFn) -> str:
+    """A file of which no line says by itself what it means."""
+    anchors: list[str] = []
+    texts = ["config: {socket: /run/x, timeouts: &t {connect: 3}}\n"]
+    bases = []
+    for number in range(draw(st.integers(0, 2))):
+        names = draw(st.lists(st.sampled_from(MERGED), unique=True, max_size=3))
+        entries = "".join(f"  {name}: {draw(folded_values(anchors))}\n" for name in names)
+        texts.append(f"base{number}: &b{number}\n{entries}" if names else f"base{number}: &b{number} {{}}\n")
+        bases.append(f"*b{number}")
+    lines = [
+        f"{name}: {draw(folded_values(anchors))}"
+        for name in draw(st.lists(st.sampled_from([*MERGED, *NAMES[2:]]), unique=True, max_size=5))
+    ]
+    with_merge, with_aliases = draw(st.booleans()), draw(st.booleans())
+    if bases and with_merge:
+        merge = bases[0] if draw(st.booleans()) else f"[{', '.join(bases)}]"
+        lines.insert(draw(st.integers(0, len(lines))), f"<<: {merge}")
+    users = "users: " + draw(st.sampled_from(["", "", "&u "]))
+    if draw(st.integers(0, 3)) == 0:
+        texts.append(users + "{" + ", ".join(lines) + " }\n")
+    else:
+        texts.append(users + "\n" + "".join(f"  {line}\n" for line in lines))
+    if anchors and with_aliases:
+        texts.append(f"backends: {{x: *{draw(st.sampled_from(anchors))}, y: {{timeouts: *t}}}}\n")
+    return "".join(texts)
+
+
+def edited_or_not(text: str, changes: dict[str, str]) -> Edit | EditError:
+    try:
+        return edit_users(text, changes, KeyRules(case_sensitive=True))
+    except EditError as error:
+        return error
+
+
+@settings(max_examples=400)
+@given(data=st.data(), text=folded_files())
+def test_with_aliases_and_merges_exactly_the_asked_users_change_or_nobody(data: st.DataObject, text: str) -> None:
+    before = yaml.load(text, AsText)
+    there = before["users"] or {}
+    users = data.draw(st.lists(st.sampled_from([*there, *STRANGERS]), unique=True, min_size=1, max_size=3))
+    changes = dict.fromkeys(users, data.draw(st.sampled_from(["new", "hold"])))
+    result = edited_or_not(text, changes)
+    if isinstance(result, EditError):
+        event(str(result).partition(" ")[2][:30])
+        assert result.line > 0
+        return
+    event("changed")
+    after = yaml.load(result.text, AsText)
+    assert after == {**before, "users": {**there, **changes}}
+    assert result.previous == {user: there.get(user) for user in changes}
+    assert edit_users(result.text, changes, KeyRules(case_sensitive=True)).text == result.text

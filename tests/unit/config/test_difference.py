@@ -17,7 +17,7 @@ OLD = Config(
     users=StaticTable({"a": "old", "b": "old", "c": "new", "d": "reject"}),
     digest="1",
 )
-SAME = {"users": 4, "added": [], "removed": [], "moved": [], "backends": [], "config": []}
+SAME = {"users": 4, "added": [], "removed": [], "moved": [], "backends": [], "config": [], "notes": []}
 
 
 def difference(old: Config, new: Config) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def test_nothing_differs() -> None:
     assert difference(OLD, OLD) == SAME
     # Another file, read at another time.
     assert difference(OLD, replace(OLD, path="/tmp/b.yml", digest="2", modified=5.0)) == SAME
+    assert difference(OLD, replace(OLD, notes=("a",))) == {**SAME, "notes": ["a"]}
 
 
 def test_users_are_grouped_by_where_they_were_and_will_be() -> None:

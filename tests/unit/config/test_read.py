@@ -34,7 +34,7 @@ from lmtp_proxy.config.read import (
     UnixAddress,
     load_config,
 )
-from lmtp_proxy.config.values import FACILITIES, is_own_listener
+from lmtp_proxy.config.values import FACILITIES, how_many, is_own_listener
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from tests import ROOT
@@ -148,7 +148,7 @@ def test_a_full_file(load: Load, tmp_path: Path) -> None:
     config = load(
         """
 config:
-  socket: ["::1", 24]
+  socket: /run/s
   owner: root
   group: root
   permissions: 0660
@@ -194,7 +194,7 @@ users:
     timeouts = Timeouts(connect=1, greeting=2.5, shutdown=3600)
     assert config == Config(
         path=f"{tmp_path}/file.yml",
-        socket=TcpAddress("::1", 24),
+        socket=UnixAddress("/run/s"),
         owner="root",
         group="root",
         permissions=0o660,
@@ -565,8 +565,6 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
             ["5: backends.b.socket: is too long for a unix socket: 108 octets, at most 107 are possible"],
         ),
         (["socket:"], [f"5: backends.b.socket: {EMPTY}"]),
-        (["socket: /a", "port: 24"], ["6: backends.b.port: cannot stand beside socket: a backend has one address"]),
-        (["socket: /a", "host: h"], ["6: backends.b.host: cannot stand beside socket: a backend has one address"]),
         (["host: h"], ["5: backends.b.host: needs a port beside it"]),
         (["port: 24"], ["5: backends.b.port: needs a host beside it"]),
         (
@@ -758,7 +756,10 @@ def test_a_loop_is_refused(errors: Errors) -> None:
 
 # --- users: ---
 
-WILDCARD = "* is no wildcard: write @example.org (in quotes) for all of a domain, fallback_backend for all the rest"
+WILDCARD = (
+    "is the one mailbox of that name, as * is no wildcard: write @example.org (in quotes) for all of a domain, "
+    "fallback_backend for all the rest"
+)
 NO_MATCH = "can never match while ignoreDomain is true: take it out, or use fallback_backend"
 
 
@@ -777,9 +778,6 @@ NO_MATCH = "can never match while ignoreDomain is true: take it out, or use fall
         (['"": old'], ["7: users.: a user cannot be empty"]),
         (["?", ": old"], ["7: users.: a user cannot be empty"]),
         (['"@": old'], [f"7: users.@: {NO_DOMAIN}"]),
-        (['"*": old'], [f"7: users.*: {WILDCARD}"]),
-        (['"*example.org": old'], [f"7: users.*example.org: {WILDCARD}"]),
-        (['"*@example.org": old'], [f"7: users.*@example.org: {WILDCARD}"]),
         (["'\"a b\"@example.org': old"], [f'7: users."a b"@example.org: {QUOTES}']),
         (["'\"a b\"': old"], ['7: users."a b": is looked up without its quotes: write it without them']),
         (['"a\\nb": old'], ["7: users.a\\nb: holds a control character, which no address can"]),
@@ -847,11 +845,131 @@ def test_letters_count_when_they_shall(load: Load) -> None:
 def test_very_many_errors_are_cut(errors: Errors, load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(users_with(*(f"u{n}: store{n}" for n in range(5000))))
-    assert len(caught.value.errors) == 101
-    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4900 more errors"
+    assert len(caught.value.errors) == 21
+    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4980 more errors"
+    assert how_many(caught.value.errors) == 5000
+    assert how_many(caught.value.errors[:-1]) == 20 and how_many(()) == 0
     with pytest.raises(ConfigError) as caught:
         load("".join(f"user{n}: old\n" for n in range(5000)))  # the line `users:` is missing
-    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4901 more errors"
+    assert caught.value.errors[-1] == f"{tmp_path}/file.yml: and 4981 more errors"
+
+
+def test_twenty_errors_are_no_more_than_can_be_read(errors: Errors) -> None:
+    found = errors(users_with(*(f"u{n}: store{n}" for n in range(20))))
+    assert len(found) == 20 and "more" not in found[-1]
+
+
+SHARED = {"connect": "3", "command": "7"}
+NETWORKS = ["127.0.0.0/8", "::1/128"]
+
+
+@pytest.mark.parametrize("style", [{}, {"default_flow_style": True}, {"explicit_start": True, "sort_keys": False}])
+def test_what_yaml_dump_makes_of_shared_values(load: Load, style: dict[str, Any]) -> None:
+    store = {"host": "192.0.2.1", "port": "24", "timeouts": SHARED}
+    tree = {
+        "config": {"socket": "/run/s", "timeouts": SHARED, "allow": NETWORKS, "trusted": NETWORKS},
+        "backends": {"old": store, "new": {**store, "host": "192.0.2.2"}, "same": store},
+        "users": {"alice": "old", "bob": "same"},
+    }
+    text = yaml.dump(tree, **style)
+    assert "&id001" in text and "*id002" in text
+    config = load(text)
+    assert config.timeouts == Timeouts(connect=3, command=7) and config.allow == config.trusted != ()
+    assert config.backends["old"] == dataclasses.replace(config.backends["same"], name="old")
+    assert config.backends["new"].timeouts == config.timeouts
+
+
+def test_a_store_made_of_another_by_a_merge(load: Load, errors: Errors) -> None:
+    text = config_with() + (
+        "backends:\n  old: &store\n    host: 192.0.2.1\n    port: 24\n    timeouts: &t {connect: 3}\n"
+        "  new:\n    <<: *store\n    host: 192.0.2.2\n  third:\n    timeouts: {<<: *t, command: 9}\n    socket: /s\n"
+        "users:\n  alice: new\n"
+    )
+    config = load(text)
+    assert config.backends["new"] == Backend(
+        "new", TcpAddress("192.0.2.2", 24), timeouts=Timeouts(connect=3), max_connections=20
+    )
+    assert config.backends["third"].timeouts == Timeouts(connect=3, command=9)
+    wrong = text.replace("port: 24", "port: x")
+    assert errors(wrong) == [
+        f'6: backends.old.port: {NUMBER.format(1, 65535)}"x"',
+        f'6: backends.new.port: {NUMBER.format(1, 65535)}"x"',
+    ]
+
+
+def test_users_by_a_merge_are_users_and_have_their_lines(load: Load, errors: Errors) -> None:
+    lines = ("<<: [{alice: old, bob: old}, {bob: new, carol: &c new}]", "dave: *c", "alice: new")
+    config = load(users_with(*lines))
+    assert dict(config.users) == {"alice": "new", "bob": "old", "carol": "new", "dave": "new"}
+    assert [config.users.line(name) for name in ("alice", "bob", "carol", "dave")] == [9, 7, 7, 8]
+    assert errors(users_with(*lines, "Carol: old")) == [f"10: users.Carol: {SAME.format('carol', 7, 'new')}"]
+
+
+# --- notes: right, and perhaps not what was meant ---
+
+
+def test_an_asterisk_is_a_possible_local_part(load: Load, tmp_path: Path) -> None:
+    names = ["*", "*example.org", "*@example.org", "**@x"]
+    config = load(users_with("bob: old", *(f'"{name}": new' for name in names), "'a*b': old"))
+    assert {name: config.users[name] for name in names} == dict.fromkeys(names, "new") and len(config.users) == 6
+    assert config.notes == tuple(
+        f"{tmp_path}/file.yml:{n}: users.{name}: {WILDCARD}" for n, name in enumerate(names, 8)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "notes"),
+    [
+        (["socket: /a", "port: 24"], ["6: backends.b.port"]),
+        (["port: 24", "socket: /a", "host: h"], ["5: backends.b.port", "7: backends.b.host"]),
+        (["socket: /a", "host: a b", "port: x"], ["6: backends.b.host", "7: backends.b.port"]),
+        (["socket: /a", "host:", "port: {}"], ["6: backends.b.host", "7: backends.b.port"]),
+        (["socket: /a", "host: [a]"], ["6: backends.b.host"]),
+        (["socket: /a"], []),
+    ],
+)
+def test_a_host_beside_a_socket_is_ignored(load: Load, tmp_path: Path, lines: list[str], notes: list[str]) -> None:
+    config = load(backend_with(*lines))
+    assert config.backends["b"] == Backend("b", UnixAddress("/a"))
+    assert config.notes == tuple(f"{tmp_path}/file.yml:{note}: is ignored: socket stands beside it" for note in notes)
+
+
+def test_a_wrong_socket_is_wrong_also_with_a_host_beside_it(errors: Errors) -> None:
+    assert errors(backend_with("socket: lmtp", "host: h", "port: 24")) == [f'5: backends.b.socket: {FILE}"lmtp"']
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(["owner: root"], ["owner: nobody-at-all"], ["group: nobody-at-all", "permissions: 660"], ["owner:"]),
+        *(["permissions: 0000", "owner: [a]", "group: null"], ["permissions: {a: b}"], []),
+    ],
+)
+def test_the_owner_of_a_tcp_socket_is_ignored(load: Load, tmp_path: Path, lines: list[str]) -> None:
+    text = "".join(f"  {line}\n" for line in ("socket: [127.0.0.1, 24]", *lines))
+    config = load(f"config:\n{text}")
+    assert (config.owner, config.group, config.permissions) == (None, None, None)
+    keys = [(number, line.partition(":")[0]) for number, line in enumerate(lines, 3)]
+    assert config.notes == tuple(
+        f"{tmp_path}/file.yml:{line}: config.{key}: is ignored: a TCP socket has none" for line, key in keys
+    )
+
+
+def test_a_wrong_listener_has_no_owner_either(errors: Errors) -> None:
+    assert errors("config:\n  socket: [h, 24, 25]\n  owner: nobody-at-all\n") == [
+        "2: config.socket: must be a path or [host, port]"
+    ]
+    assert errors("config:\n  socket: s\n  owner: nobody-at-all\n")[1:] == [
+        '3: config.owner: there is no user "nobody-at-all" on this system'
+    ]
+
+
+def test_of_many_notes_the_first_are_shown(load: Load, tmp_path: Path) -> None:
+    backends = "".join(f"  b{n}: {{socket: /b{n}, host: h}}\n" for n in range(30))
+    config = load(config_with() + "backends:\n" + backends)
+    assert len(config.notes) == 21 and how_many(config.notes) == 30
+    assert config.notes[-1] == f"{tmp_path}/file.yml: and 10 more notes"
+    assert pickle.loads(pickle.dumps(config)).notes == config.notes
 
 
 # --- values ---

@@ -2,6 +2,8 @@
 """yaml_text with both of PyYAML's parsers: text stays text, lines are right, and nothing but a Document comes out."""
 
 import os
+import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -116,10 +118,29 @@ def test_an_alias_of_one_value() -> None:
     assert root("&k key: 1\nb: *k\n").entries["b"] == Scalar("key", 2, True)
 
 
+SHARED = {"x": "1", "y": ["2", "3"]}
+LIST = ["a", "b"]
+
+
+class AsText(yaml.SafeLoader):
+    """PyYAML with nothing of its own but `<<`."""
+
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<"))]}  # noqa: RUF012
+
+
+def bare(node: Node) -> object:
+    if isinstance(node, Scalar):
+        return node.text
+    if isinstance(node, Sequence):
+        return [bare(item) for item in node.items]
+    return {key: bare(value) for key, value in node.entries.items()}
+
+
 SINGLE = "a key must be a single text, not a mapping or a list"
 TAG = "YAML tags are not used here: a value that begins with ! must be in quotes"
 NOTHING = "is an alias of nothing: a value that begins with * must be in quotes"
-COLLECTION = "an alias may stand for a single value only, not for a mapping or a list"
+CYCLE = "is an alias of what it stands in: a value that begins with * must be in quotes"
+SOURCES = "takes a mapping, or a list of mappings"
 KEY_ALIAS = "a key cannot be an alias: what begins with * must be in quotes"
 
 
@@ -135,9 +156,13 @@ KEY_ALIAS = "a key cannot be an alias: what begins with * must be in quotes"
         ("a: !!int 3\nb: ! x\nc: !local x\n", [f"1 a: {TAG}", f"2 b: {TAG}", f"3 c: {TAG}"]),
         ("a: !!map {x: !!binary eA==}\n", [f"1 a: {TAG}", f"1 a.x: {TAG}"]),
         ("!!int 3: x\n", [f"1 ?: {TAG}"]),
-        ("a: &x [1]\nb: *x\n", [f"2 b: {COLLECTION}"]),
-        ("a: &x {<<: *x}\n", [f"1 a.<<: {COLLECTION}"]),
-        ("d: &d {a: 1}\nu:\n  <<: *d\n", [f"3 u.<<: {COLLECTION}"]),
+        ("a: &x {<<: *x}\n", [f"1 a.<<: {CYCLE}"]),
+        ("a: &x [1, [*x]]\nb: *x\n", [f"1 a.2.1: {CYCLE}"]),
+        ("d: &d {a: 1}\nu:\n  <<: *d\n  b: 1\n  <<: *d\n", ["5 u.<<: is given twice, first on line 3: make one list"]),
+        ("d: &d {a: 1}\nu:\n  <<: [*d, x]\n", [f"3 u.<<: {SOURCES}"]),
+        ("d: &d [[a]]\nu:\n  <<: *d\n", [f"3 u.<<: {SOURCES}"]),
+        ("u:\n  <<: *d\n", [f"2 u.<<: {NOTHING}"]),
+        ("u:\n  <<: {a: 1, a: 2}\n  a: 3\n", ["2 u.<<.a: is given twice, first on line 2"]),
         ("a: *hunter2\n", [f"1 a: {NOTHING}"]),
         ("a: &x 1\n*x : 2\n", [f"2 : {KEY_ALIAS}"]),
         ("u:\n  ? [a, b]\n  : c\n  ? {d: e}\n  : f\n", [f"2 u: {SINGLE}", f"4 u: {SINGLE}"]),
@@ -150,11 +175,83 @@ def test_what_is_refused_with_its_line_and_key(text: str, expected: list[str]) -
     assert parse(text).root is not None, "the rest can be checked all the same"
 
 
-def test_an_alias_bomb_stays_small() -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
-    document = parse("\n".join(lines))
-    assert {problem.text for problem in document.problems} == {COLLECTION}
+def bomb(leaf: str, level: str) -> str:
+    """Eight levels, each of them with nine of the one before."""
+    lines = [f"a0: &a0 {leaf}", *(f"a{n}: &a{n} {level.replace('*', f'*a{n - 1}')}" for n in range(1, 9))]
+    return "\n".join(lines)
+
+
+NINE = "[" + ", ".join("*" * 9) + "]"
+KEYS = "{" + ", ".join(f"k{n}: *" for n in range(9)) + "}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb("[x, x, x, x, x, x, x, x, x]", NINE),
+        bomb("{x: 1, y: 2}", KEYS),
+        bomb("{x: 1, y: 2}", KEYS[:-1] + ", <<: *}"),
+        "a: &a [" + "x, " * 999 + "x]\nb: [" + "*a, " * 999 + "*a]\n",
+        "a: &a {" + ", ".join(f"k{n}: x" for n in range(1000)) + "}\nb:\n" + "  - <<: *a\n" * 1000,
+    ],
+)
+def test_an_alias_bomb_is_one_short_error_and_stays_small(text: str) -> None:
+    tracemalloc.start()
+    try:
+        document = parse(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    [problem] = document.problems
+    assert document.root is None and problem.line > 0 and peak < 30 * 2**20
+    assert problem.text == "YAML error: * and << unfold it to more than 100000 values"
+
+
+@pytest.mark.parametrize("deep", [9, 10, 11])
+def test_aliases_do_not_go_deeper_than_the_file_may(deep: int) -> None:
+    half = deep // 2
+    text = "a: &a " + "[" * half + "x" + "]" * half + "\nb: " + "[" * (deep - half - 1) + "*a" + "]" * (deep - half - 1)
+    document = parse(text)
+    assert (document.root is None) == (deep > 10), document.problems
+    assert [problem.text for problem in document.problems] == ["YAML error: nested more than 10 levels deep"] * (
+        deep > 10
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        yaml.dump({"a": SHARED, "b": {"c": SHARED, "d": [SHARED]}, "e": LIST, "f": LIST}),
+        yaml.dump({"a": SHARED, "b": {"c": SHARED, "d": [SHARED]}, "e": LIST}, default_flow_style=True),
+        "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3, z: 4}\nc: {y: 3, <<: *a}\n",
+        "a: &a {x: 1}\nb: &b {x: 2, y: 2}\nc: {<<: [*a, *b], z: 3}\nd: {<<: [*b, *a]}\n",
+        "a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc:\n  <<: *b\n  x: 3\nd: *b\n",
+        "a: {<<: {x: 1}, y: 2}\nb: {<<: [{x: 1}, {x: 2, z: 3}]}\nc: {<<: {}}\nd: {<<: []}\n",
+        "a: {'<<': b}\nc: {\"<<\": {d: e}}\n",
+        "a: &a {k: &s old, l: *s}\nb: *a\nc: *s\n",
+        "? &k a\n: &v {x: 1}\nb: *v\nc: *k\n",
+    ],
+)
+def test_what_stands_by_aliases_is_what_pyyaml_reads(text: str) -> None:
+    document = parse(text)
+    assert document.problems == [] and document.root is not None
+    assert bare(document.root) == yaml.load(text, AsText)
+
+
+def test_an_anchor_may_be_given_again() -> None:
+    """YAML 1.2 section 7.1: the last one before the alias counts. PyYAML refuses it."""
+    entries = root("a: &a [1, 2]\nb: *a\nc: &a [3]\nd: *a\n").entries
+    assert [bare(entries[key]) for key in "bd"] == [["1", "2"], ["3"]]
+
+
+def test_a_key_by_a_merge_has_the_line_where_it_is_written() -> None:
+    entries = root("a: &a\n  x: 1\n  y: 2\nb:\n  y: 3\n  <<: *a\n").entries
+    assert entries["b"] == Mapping({"x": Scalar("1", 2, True), "y": Scalar("3", 5, True)}, 4)
+    assert entries["a"] == Mapping({"x": Scalar("1", 2, True), "y": Scalar("2", 3, True)}, 1)
+
+
+def test_a_merge_key_with_one_value_is_a_name() -> None:
+    assert root("u:\n  <<: old\n").entries["u"] == Mapping({"<<": Scalar("old", 2, True)}, 1)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_a_lookup_shows_each_key_and_the_line_of_the_hit() -> None:
     ]
     nothing = {**found, "hit": None, "line": None, "source": None, "backend": None, "answer": "450 4.1.1 Unknown"}
     lines = show.lookup(answer(nothing), "/etc/lmtp-proxy.yml")
-    assert "found in  nothing: not in users, and there is no fallback_backend" in lines
+    assert "found in  nothing: not in users, and there is no fallback_backend for it" in lines
     assert "backend   -" in lines and not any("<-" in line for line in lines)
     assert fits(show.lookup(answer({**found, "keys": [LONG, LONG], "hit": LONG}), SOCKET))
 
