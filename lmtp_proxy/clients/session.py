@@ -61,6 +61,9 @@ class SessionState:
 _log = logging.getLogger(__name__)
 _names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each
 _LAST_WORDS = 1.0  # seconds
+_GOODBYE = (
+    1.0  # seconds since its replies, for QUIT: OpenSMTPD delivers again if it cannot say that, or gets a 421 to it
+)
 _NEWCOMER = 1.5  # seconds since it said something: Postfix connects when it has mail, and defers that on a 421 to MAIL
 
 
@@ -111,6 +114,7 @@ class Session:
         self._stopping = False
         self._stop_timer: Any = None
         self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
+        self._waits_until = 0.0  # for the client, as it began to wait last
         self._internal_errors = 0
 
     def __repr__(self) -> str:
@@ -144,7 +148,7 @@ class Session:
         except _StopNow:
             why = "lmtp-proxy was stopped"
             self._greenlet = None  # once is enough: nothing is to interrupt the last words
-            self._protocol.close(say.SHUTTING_DOWN)
+            self._protocol.close(say.BYE if self._says_goodbye() else say.SHUTTING_DOWN)
             with suppress(OSError):  # who does not listen misses nothing
                 self._flush_last(_LAST_WORDS)
         finally:
@@ -167,6 +171,18 @@ class Session:
         """Give the transaction up, unless it is committing."""
         gevent.get_hub().loop.run_callback(self._interrupt_uncommitted)
 
+    def _says_goodbye(self) -> bool:
+        """Whether a client says QUIT in time. Not waited for in the midst of a transaction, or after a long silence."""
+        protocol = self._protocol
+        deadline = self._waits_until - self._idle + _GOODBYE
+        while not protocol.in_transaction and (said := protocol.quit_follows) is not False:
+            if said:
+                return True
+            if time.monotonic() >= deadline or not (octets := self._stream.receive(deadline)):
+                break
+            protocol.receive_data(octets)
+        return False
+
     def _interrupt_idle(self) -> None:
         if self._greenlet and not self._protocol.in_transaction:
             if self._may_begin_until > time.monotonic():
@@ -188,6 +204,7 @@ class Session:
             while True:
                 if self._stopping and not protocol.in_transaction and time.monotonic() >= self._may_begin_until:
                     self._flush()  # a client that reads its final replies slowly is to get all of them
+                    self._waits_until = time.monotonic() + self._idle
                     raise _StopNow
                 event = next_event()
                 if event is _NEED_DATA:
@@ -315,7 +332,8 @@ class Session:
     def _receive(self) -> None:
         stream, protocol = self._stream, self._protocol
         there = stream.received or stream.ended
-        octets = stream.receive(time.monotonic() + self._idle)
+        self._waits_until = until = time.monotonic() + self._idle
+        octets = stream.receive(until)
         if self._transaction is None:
             self._may_begin_until = time.monotonic() + _NEWCOMER
         if not octets:

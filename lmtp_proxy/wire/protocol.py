@@ -116,6 +116,12 @@ class Protocol:
         """Whether the next command, which waits for replies that are owed, is DATA."""
         return self._lines.rest[:6].upper() == b"DATA\r\n"
 
+    @property
+    def quit_follows(self) -> bool | None:
+        """Whether the next command is QUIT; None while that cannot be told."""
+        said = self._lines.rest[:6].upper()
+        return True if said == b"QUIT\r\n" else None if b"QUIT\r\n".startswith(said) else False
+
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def greet(self) -> None:

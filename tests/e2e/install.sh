@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side;
+# Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
 # HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
 # versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
 # package with.
@@ -9,7 +10,7 @@
 #
 # May be run again at any time: it returns at once when everything is there. No service is started, neither now nor
 # by a later step of this script. dovecot-imapd conflicts with cyrus-imapd by name only, so its two programs are unpacked
-# beside the system (see E2E_STATE) instead of being installed.
+# beside the system (see E2E_STATE) instead of being installed; so are the other MTAs, which conflict with Postfix.
 set -eu
 
 E2E_STATE=${LMTP_PROXY_E2E_STATE:-/var/lib/lmtp-proxy-e2e}
@@ -18,6 +19,9 @@ SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
 SHOWN="tmux chromium fonts-dejavu-core"
+# Unpacked, and what they are linked with or made ready by.
+MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
+FOR_MTAS="libdb5.3 libevent-2.1-7 libgnutls-dane0 libidn12 libldap-2.5-0 libnsl2 libpcre2-8-0 libwrap0 m4 util-linux"
 PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db"
 
@@ -31,7 +35,7 @@ installed_version() {
 }
 
 missing_packages() {
-    for package in $SERVERS $SHOWN $PYTHON $PACKAGING; do
+    for package in $SERVERS $SHOWN $FOR_MTAS $PYTHON $PACKAGING; do
         [ -n "$(installed_version "$package")" ] || printf '%s ' "$package"
     done
 }
@@ -40,6 +44,15 @@ missing_packages() {
 imapd_is_unpacked() {
     [ -x "$E2E_STATE/dovecot-imapd/usr/lib/dovecot/imap" ] &&
         [ "$(cat "$E2E_STATE/dovecot-imapd.version" 2>/dev/null)" = "$(installed_version dovecot-core)" ]
+}
+
+# A new list of them is unpacked anew; new versions are not looked for, as they need not fit anything here.
+mtas_are_unpacked() {
+    [ -x "$E2E_STATE/mtas/usr/sbin/exim4" ] && [ "$(cat "$E2E_STATE/mtas.packages" 2>/dev/null)" = "$MTAS" ]
+}
+
+everything_is_there() {
+    [ -z "$(missing_packages)" ] && imapd_is_unpacked && mtas_are_unpacked
 }
 
 apt_get() {
@@ -78,10 +91,14 @@ answer_postfix_questions() {
     echo "postfix postfix/mailname string localhost" | debconf-set-selections
 }
 
-unpack_imapd() {
+make_work() {
     work=$(mktemp -d)
     chmod 755 "$work"
     chown _apt "$work" 2>/dev/null || true # the user that apt downloads as
+}
+
+unpack_imapd() {
+    make_work
     if ! (cd "$work" && apt_get download "dovecot-imapd=$(installed_version dovecot-core)"); then
         # the installed Dovecot is older than the archive's: bring it up to date, then both are the same
         apt_get update
@@ -94,10 +111,25 @@ unpack_imapd() {
     rm -rf "$work"
 }
 
+unpack_mtas() {
+    make_work
+    # shellcheck disable=SC2086 # a list of words
+    (cd "$work" && apt_get download $MTAS) || {
+        apt_get update
+        (cd "$work" && apt_get download $MTAS)
+    }
+    rm -rf "$E2E_STATE/mtas" "$E2E_STATE/mtas.packages"
+    for package in "$work"/*.deb; do
+        dpkg -x "$package" "$E2E_STATE/mtas"
+    done
+    echo "$MTAS" >"$E2E_STATE/mtas.packages"
+    rm -rf "$work"
+}
+
 command -v apt-get >/dev/null 2>&1 && command -v dpkg-query >/dev/null 2>&1 ||
     die "needs Debian's apt-get and dpkg; on other systems the end-to-end tests cannot be run"
 
-if [ -z "$(missing_packages)" ] && imapd_is_unpacked; then
+if everything_is_there; then
     echo "tests/e2e/install.sh: everything is there"
     exit 0
 fi
@@ -117,5 +149,6 @@ missing=$(missing_packages)
 # shellcheck disable=SC2086 # a list of words
 [ -z "$missing" ] || install_packages $missing
 imapd_is_unpacked || unpack_imapd
-[ -z "$(missing_packages)" ] && imapd_is_unpacked || die "something is still missing: $(missing_packages)"
+mtas_are_unpacked || unpack_mtas
+everything_is_there || die "something is still missing: $(missing_packages)"
 echo "tests/e2e/install.sh: done"

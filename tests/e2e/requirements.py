@@ -14,7 +14,9 @@ POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 DOVECOT = Path("/usr/sbin/dovecot")
 DOVEADM = Path("/usr/bin/doveadm")
 UNPACKED = Path(os.environ.get("LMTP_PROXY_E2E_STATE", "/var/lib/lmtp-proxy-e2e"))
-"""Where install.sh keeps what cannot be installed beside Cyrus."""
+"""Where install.sh keeps what cannot be installed beside Cyrus and Postfix."""
+UNPACKED_MTAS = UNPACKED / "mtas"
+"""Exim, Sendmail and OpenSMTPD, with the paths of their packages."""
 
 
 def program(name: str) -> str | None:
@@ -81,8 +83,30 @@ def missing_for_smtp_source() -> str | None:
     return None
 
 
-def run(*command: str, stdin: str = "") -> str:
+def missing_for_other_mtas() -> str | None:
+    """Why Exim, Sendmail and OpenSMTPD cannot be run here, in one line; None when they can."""
+    absent = [
+        name
+        for name, there in (
+            ("Exim (exim4-daemon-light)", (UNPACKED_MTAS / "usr/sbin/exim4").exists()),
+            ("Sendmail (sendmail-bin)", (UNPACKED_MTAS / "usr/libexec/sendmail/sendmail").exists()),
+            ("its macros (sendmail-cf)", (UNPACKED_MTAS / "usr/share/sendmail/cf/m4/cf.m4").exists()),
+            ("m4", program("m4")),
+            ("OpenSMTPD (opensmtpd)", (UNPACKED_MTAS / "usr/sbin/smtpd").exists()),
+        )
+        if not there
+    ]
+    if absent:
+        return f"not unpacked or installed: {', '.join(absent)}; to install: {INSTALL}"
+    if os.geteuid() != 0:
+        return "Exim, Sendmail and OpenSMTPD run only as root: run the tests as root"
+    if subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, check=False).returncode != 0:
+        return "Exim, Sendmail and OpenSMTPD need mount namespaces (unshare --mount), which are not allowed here"
+    return None
+
+
+def run(*command: str, stdin: str = "", group: int | None = None) -> str:
     """Runs a command to its end and returns its output; AssertionError with all it said when it fails."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False, group=group)
     assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout

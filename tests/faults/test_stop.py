@@ -70,9 +70,46 @@ def test_a_client_that_is_about_to_send_mail_may() -> None:
                 assert client.command(command).code == 250
             time.sleep(0.9)
             assert client.deliver("s@x", ["u@a"]).verdict(0).positive
-            assert client.reply(1).code == 421
+            assert client.reply(2).code == 421
         assert proxy.wait(3) == 0
         assert backend.transactions("s@x")[0].dotted
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+@pytest.mark.parametrize("word", ["QUIT", "MAIL FROM:<t@x>", "NOOP"])
+def test_a_client_whose_message_was_answered_may_say_goodbye(moment: str, word: str) -> None:
+    """OpenSMTPD delivers again where its QUIT is answered 421, and bounces where it can no longer be written."""
+    script = Script(final=(Pause(0.3), *say("250 2.0.0 stored"))) if moment == "meanwhile" else Script()
+    with FakeBackend(script) as backend, ProxyProcess(config_of({"a": backend})) as proxy:
+        with proxy.client() as client:
+            outcome = client.envelope("s@x", ["u@a"])
+            client.send(b"x\r\n.\r\n")
+            if moment == "before":
+                client.finals(outcome)
+            else:
+                assert backend.wait_for(lambda: any(seen.dotted for seen in backend.transactions()), 3)
+            proxy.signal(signal.SIGTERM)
+            proxy.wait_log("stopping: 1 ")
+            if moment == "meanwhile":
+                client.finals(outcome)
+            assert outcome.verdict(0).positive
+            time.sleep(0.3)
+            assert client.command(word).code == (221 if word == "QUIT" else 421)
+            assert client.at_end()
+        assert proxy.wait(3) == 0
+        assert not backend.transactions("t@x")
+
+
+def test_a_goodbye_in_pieces() -> None:
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend})) as proxy:
+        with proxy.client() as client:
+            assert client.deliver("s@x", ["u@a"]).verdict(0).positive
+            proxy.signal(signal.SIGTERM)
+            proxy.wait_log("stopping: 1 ")
+            client.pieces([b"q", b"u", b"i", b"T\r", b"\n"], 0.05)
+            assert client.reply(1).code == 221
+            assert client.at_end()
+        assert proxy.wait(3) == 0
 
 
 @pytest.mark.parametrize("newcomer", [True, False])
@@ -110,11 +147,11 @@ def test_a_client_that_uses_its_connection_again_may() -> None:
                 assert each.deliver("s@x", ["u@a"]).verdict(0).positive
             assert client.command("RSET").code == 250
             proxy.signal(signal.SIGTERM)
-            assert other.reply(0.5).code == 421
             time.sleep(0.5)
             assert client.command("XFORWARD NAME=c IDENT=4fX").code == 250
             assert client.deliver("t@x", ["u@a"]).verdict(0).positive
-            assert client.reply(0.5).code == 421
+            assert other.reply(2).code == 421
+            assert client.reply(2).code == 421
         assert proxy.wait(3) == 0
         assert backend.transactions("t@x")[0].dotted
 

@@ -960,3 +960,21 @@ def test_events_are_frozen_values(event: Event) -> None:
     assert event == twin and hash(event) == hash(twin)
     with pytest.raises((dataclasses.FrozenInstanceError, TypeError, AttributeError)):
         event.anything = 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("octets", "follows"),
+    [
+        *((b"", None), (b"q", None), (b"QUIT\r", None)),
+        *((b"quit\r\n", True), (b"QUIT\r\nNOOP\r\n", True)),
+        *((b"QUIT \r\n", False), (b"RSET\r\n", False), (b"QUITE\r\n", False), (b"\r\n", False)),
+    ],
+)
+def test_whether_quit_follows(octets: bytes, follows: bool | None) -> None:
+    protocol = new_protocol()
+    protocol.receive_data(LHLO + octets)
+    if octets:
+        protocol._lines.position = len(LHLO)
+    else:
+        assert drain(protocol) == [Wait.NEED_DATA]
+    assert protocol.quit_follows is follows
