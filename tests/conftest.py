@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-DEFAULT_TIMEOUT = 60  # seconds for one test; a test that needs longer bears its own mark
+DEFAULT_TIMEOUT = 150  # seconds for one test, also on a machine with other work; one that needs longer has a mark
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job, and of all it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)

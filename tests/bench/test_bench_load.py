@@ -132,7 +132,7 @@ def test_until_it_is_told_to_stop_nothing_is_lost(stage: Stage) -> None:
     sink = Sink(stage, ["127.0.0.1:0", f"unix:{stage.path('sink')}"])
     load = Load(stage, sink.addresses[1], LoadOptions(0, 7, recipients=2))
     load.go()
-    time.sleep(0.3)
+    time.sleep(1.0)
     load.stop()
     result = load.result()
     other, counts = sink.counts()

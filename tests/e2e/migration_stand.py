@@ -4,8 +4,9 @@
 The page names the files and addresses of a whole installation; here each stands for something in a private directory.
 """
 
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,15 +98,11 @@ class MigrationStand:
             yield shell
 
     def here(self, text: str) -> str:
-        for there, here in self._meanings.items():
-            text = text.replace(there, here)
-        return text
+        return replaced(text, self._meanings)
 
     def there(self, line: str) -> str:
-        for there, here in self._meanings.items():
-            if "\n" not in there and len(here) > 9:  # not the numbers
-                line = line.replace(here, there)
-        return line
+        back = {here: there for there, here in self._meanings.items() if "\n" not in there and len(here) > 9}
+        return replaced(line, back)  # not the numbers
 
     def install(self, file: File) -> None:
         """Puts a file of the page in its place; that of the proxy starts it."""
@@ -131,3 +128,12 @@ class MigrationStand:
         addresses = [f"{user}@{DOMAIN}\n" for user in (*users, NO_ACCOUNT)]
         (self.work / "users").write_text("".join(addresses), "ascii")
         self._perdition.write_map(dict.fromkeys(everybody, self._stack.old.imap_port))
+
+
+def replaced(text: str, meanings: Mapping[str, str]) -> str:
+    """The text with each of them replaced, the longest first, in one pass.
+
+    What has taken a place is not looked at again: this checkout may lie below /root, which has a meaning of its own.
+    """
+    pattern = "|".join(map(re.escape, sorted(meanings, key=len, reverse=True)))
+    return re.sub(pattern, lambda found: meanings[found[0]], text)

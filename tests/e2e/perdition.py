@@ -46,7 +46,7 @@ class Perdition:
             self._process = subprocess.Popen(
                 [command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        wait_until(lambda: accepts_tcp(self.imap_port), 10.0, lambda: f"Perdition serving; it said:\n{self.log()}")
+        wait_until(lambda: accepts_tcp(self.imap_port), 30, lambda: f"Perdition serving; it said:\n{self.log()}")
 
     def stop(self) -> None:
         """Ends it with all sessions."""

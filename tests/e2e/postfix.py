@@ -130,7 +130,7 @@ postlog unix-dgram n - n - 1 postlogd
         assert command is not None
         run(command, "-c", f"{self.directory}/etc", "start")
         self._master = Pid.of(int((self.directory / "spool/pid/master.pid").read_text("ascii")))
-        wait_until(lambda: accepts_tcp(self.smtp_port), 20.0, lambda: f"Postfix serving; it said:\n{self.log()}")
+        wait_until(lambda: accepts_tcp(self.smtp_port), 30, lambda: f"Postfix serving; it said:\n{self.log()}")
 
     def stop(self) -> None:
         if self._master is not None:

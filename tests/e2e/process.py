@@ -150,4 +150,4 @@ def kill_all(members: list[Pid]) -> None:
     """SIGKILL to each, parents first so that nobody is started again; returns when all are gone."""
     for pid in members:
         pid.signal(signal.SIGKILL)
-    wait_until(lambda: not any(pid.alive() for pid in members), 10.0, f"end of {members} after SIGKILL")
+    wait_until(lambda: not any(pid.alive() for pid in members), 30, f"end of {members} after SIGKILL")

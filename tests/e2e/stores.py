@@ -60,7 +60,7 @@ class Store(abc.ABC):
             self._process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-        wait_until(self._serves, 20.0, lambda: f"{self.name} serving; it said:\n{self.log()}")
+        wait_until(self._serves, 30, lambda: f"{self.name} serving; it said:\n{self.log()}")
 
     def ensure_started(self) -> None:
         if self._process is None:

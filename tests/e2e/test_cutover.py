@@ -90,7 +90,7 @@ def slow_migration(stack: Stack, start_proxy: Start, *, naive: bool) -> tuple[Fl
     return flow, cutover
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_slow_store_keeps_no_mail_of_a_moved_user(patient_stack: Stack, start_proxy: Start) -> None:
     flow, cutover = slow_migration(patient_stack, start_proxy, naive=False)
 
@@ -98,7 +98,7 @@ def test_a_slow_store_keeps_no_mail_of_a_moved_user(patient_stack: Stack, start_
     assert max(cutover.seconds.values()) > 0.6, "nobody had anything in flight: nothing was tested"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_without_waiting_mail_stays_behind(patient_stack: Stack, start_proxy: Start) -> None:
     """The reason why `move` waits: the same, but for a reload that is only waited for itself."""
     flow, cutover = slow_migration(patient_stack, start_proxy, naive=True)
@@ -115,7 +115,6 @@ def _id_and_user(key: str) -> tuple[str, str]:
     return ident, user
 
 
-@pytest.mark.timeout(60)
 def test_what_the_proxy_adds_to_a_move(patient_stack: Stack, start_proxy: Start) -> None:
     stack = patient_stack
     users = stack.users(20)

@@ -68,7 +68,7 @@ class Mover:
         self.reloads += 1
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_500_messages_arrive_once_and_unchanged_while_users_move(stack: Stack, start_proxy: Start) -> None:
     rng = random.Random(SEED)
     users = stack.users(16)
@@ -96,7 +96,6 @@ def test_500_messages_arrive_once_and_unchanged_while_users_move(stack: Stack, s
     assert len(re.findall(r"status=sent", proxy.log())) == len(found)
 
 
-@pytest.mark.timeout(60)
 def test_eight_bit_mail_passes(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(2)
     start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
@@ -114,7 +113,6 @@ def test_eight_bit_mail_passes(stack: Stack, start_proxy: Start) -> None:
     assert [attempt.status for attempt in attempts] == ["sent", "sent"], attempts
 
 
-@pytest.mark.timeout(60)
 def test_postfix_logs_the_reply_of_each_store(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(2)
     start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
@@ -127,7 +125,6 @@ def test_postfix_logs_the_reply_of_each_store(stack: Stack, start_proxy: Start) 
     assert re.search(rf"250 2\.0\.0 <{users[1]}@\S+> \S+ Saved", texts[f"{users[1]}@{DOMAIN}"])
 
 
-@pytest.mark.timeout(60)
 def test_null_sender_and_detail_reach_the_user(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(2)
     start_proxy(stack.config({users[0]: "old", users[1]: "new"}))
@@ -139,7 +136,6 @@ def test_null_sender_and_detail_reach_the_user(stack: Stack, start_proxy: Start)
     check_copies([message("detail", users)], read_back(stack.stores, users))
 
 
-@pytest.mark.timeout(60)
 def test_mail_of_senders_that_no_one_can_answer_arrives(stack: Stack, start_proxy: Start) -> None:
     """Cron jobs and scripts send such mail by sendmail(1): a refusal would lose it. Dovecot takes all of these."""
     [user] = stack.users(1)
@@ -157,7 +153,6 @@ def test_mail_of_senders_that_no_one_can_answer_arrives(stack: Stack, start_prox
         assert f"from=<{sender}>, to=<{user}@{DOMAIN}>" in proxy.log()
 
 
-@pytest.mark.timeout(60)
 def test_mail_with_a_utf8_header_reaches_stores_that_know_no_smtputf8(stack: Stack, start_proxy: Start) -> None:
     """Postfix bounces it (5.6.7) where SMTPUTF8 is not offered, though every store takes it. Cyrus and Dovecot both
     refuse the parameter, for good. Whose address needs it is answered alone."""

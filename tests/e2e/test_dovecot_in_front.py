@@ -27,7 +27,6 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@pytest.mark.timeout(60)
 def test_what_it_sends_unasked_does_not_bounce_mail(directory: Path) -> None:
     """`RCPT TO:<alice+x> ORCPT=rfc822;Alice+2Bx@Example.org`, though nobody offered it."""
     script = Script(rcpt_by={"carol": say("450 4.2.1 later"), "dave": say("550 5.1.1 no")})

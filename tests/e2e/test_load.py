@@ -33,7 +33,7 @@ class Sink:
             self._process = subprocess.Popen(
                 [command, "-L", "-c", *user, f"unix:{self.socket}", "256"], stdin=subprocess.DEVNULL, stdout=output
             )
-        wait_until(lambda: accepts_unix(self.socket), 5, "smtp-sink listening")
+        wait_until(lambda: accepts_unix(self.socket), 30, "smtp-sink listening")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -60,7 +60,7 @@ def sinks() -> Iterator[tuple[Sink, Sink]]:
         yield made[0], made[1]
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_100_sessions_of_50_messages_each_without_an_error(sinks: tuple[Sink, Sink], start_proxy: Start) -> None:
     backends = {name: {"socket": str(sink.socket)} for name, sink in zip(("old", "new"), sinks, strict=True)}
     users = {"u@example.test": "old", "2u@example.test": "new"}

@@ -103,7 +103,7 @@ def show(stand: MigrateStand, flow: Flow) -> None:
     print(*report_lines(report), sep="\n")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_fifty_users_move_with_one_command(patient_stack: Stack, perdition: Perdition) -> None:
     stack = patient_stack
     users = stack.users(50)
@@ -132,7 +132,7 @@ def test_fifty_users_move_with_one_command(patient_stack: Stack, perdition: Perd
         assert page.read_text("utf-8").count("<details ") == 50
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
     patient_stack: Stack, perdition: Perdition
 ) -> None:
@@ -178,7 +178,6 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         assert parked, "nobody was in hand: nothing was tested"
 
 
-@pytest.mark.timeout(120)
 def test_a_doveadm_whose_run_was_killed_does_not_outlive_it(patient_stack: Stack, perdition: Perdition) -> None:
     """It executes itself anew through doveconf, with an environment that has nothing of ours."""
     stack = patient_stack
@@ -206,7 +205,6 @@ def test_a_doveadm_whose_run_was_killed_does_not_outlive_it(patient_stack: Stack
         stand.check_folders(users)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids="{:03o}".format)
 def test_perdition_reads_its_map_whatever_the_umask(patient_stack: Stack, perdition: Perdition, umask: int) -> None:
     """Else nobody is blocked, and who was moved goes to where all go that are in no map."""
@@ -226,7 +224,6 @@ def test_perdition_reads_its_map_whatever_the_umask(patient_stack: Stack, perdit
         stand.script("perdition-map", "old", *servers, users[0], umask=umask, status=1)
 
 
-@pytest.mark.timeout(120)
 def test_from_cyrus_to_cyrus_with_mbsync(patient_stack: Stack, perdition: Perdition) -> None:
     stack = patient_stack
     users = stack.users(4)

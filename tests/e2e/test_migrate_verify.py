@@ -181,7 +181,6 @@ def second_cyrus(stack: Stack) -> Iterator[Cyrus]:
         new.stop()
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", ["no sync", "ignores"])
 def test_nobody_is_moved_whose_mail_was_not_copied(patient_stack: Stack, perdition: Perdition, how: str) -> None:
     users = patient_stack.users(3)
@@ -203,7 +202,6 @@ def test_nobody_is_moved_whose_mail_was_not_copied(patient_stack: Stack, perditi
         assert {user: stand.server_of(user) for user in users} == dict.fromkeys(users, "old")
 
 
-@pytest.mark.timeout(120)
 def test_nobody_is_moved_whom_mbsync_did_not_copy(
     patient_stack: Stack, perdition: Perdition, second_cyrus: Cyrus
 ) -> None:

@@ -47,7 +47,6 @@ def stored_after(stack: Stack, store: str, start_proxy: Start, end: bytes) -> tu
     return [str(code).encode("ascii"), text], stored
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("store", ["old", "new"])
 @pytest.mark.parametrize("end", AMBIGUOUS)
 def test_a_lone_dot_that_a_store_may_take_for_the_end(stack: Stack, start_proxy: Start, end: str, store: str) -> None:
@@ -57,7 +56,6 @@ def test_a_lone_dot_that_a_store_may_take_for_the_end(stack: Stack, start_proxy:
     assert stored == 0
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("store", ["old", "new"])
 @pytest.mark.parametrize(
     "line",

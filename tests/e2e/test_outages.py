@@ -80,7 +80,6 @@ def uncertain(proxy: ProxyProcess) -> Counter[str]:
     return Counter(re.findall(r"to=<(\w[^@>]*)@[^\n]*may be delivered", proxy.log()))
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("how", ["killed", "stopped", "frozen"])
 def test_dovecot_goes_away_and_comes_back(stack: Stack, start_proxy: Start, how: str) -> None:
     users = stack.users(4)
@@ -112,7 +111,6 @@ def test_dovecot_goes_away_and_comes_back(stack: Stack, start_proxy: Start, how:
     assert stack.postfix.lines("suspended|lost connection with") == []
 
 
-@pytest.mark.timeout(90)
 def test_proxy_restarts_under_load(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(4)
     proxy = start_proxy(stack.config(dict(zip(users, ("old", "old", "new", "new"), strict=True))))
@@ -132,7 +130,6 @@ def test_proxy_restarts_under_load(stack: Stack, start_proxy: Start) -> None:
     assert uncertain(proxy) == Counter()
 
 
-@pytest.mark.timeout(90)
 def test_proxy_crashes_under_load(stack: Stack, start_proxy: Start) -> None:
     users = stack.users(2)
     proxy = start_proxy(stack.config(dict(zip(users, ("old", "new"), strict=True))))

@@ -10,7 +10,6 @@ from .conftest import Stack
 from .mail import awkward_body, check_copies, large_body, message, read_back, submit_at_once
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["old", "new"])
 def test_postfix_straight_into_the_store(stack: Stack, name: str) -> None:
     users = stack.users(2)

@@ -102,7 +102,6 @@ def size_of(path: Path) -> tuple[int, int]:
     return width, height
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "without"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 400, 768, 1024, 1400, 1920])
@@ -164,7 +163,6 @@ def test_text_can_be_read(site: Site, browser: Browser, dark: bool) -> None:
     assert found == []
 
 
-@pytest.mark.timeout(90)
 def test_it_refreshes_with_scripts_in_place(site: Site, browser: Browser) -> None:
     page = Page(browser, 1000)
     page.open(site.url)
@@ -175,7 +173,6 @@ def test_it_refreshes_with_scripts_in_place(site: Site, browser: Browser) -> Non
     assert page.complaints() == []
 
 
-@pytest.mark.timeout(90)
 def test_it_refreshes_without_scripts(site: Site, browser: Browser) -> None:
     page = Page(browser, 1000, scripts=False)
     page.open(site.url)
@@ -183,7 +180,6 @@ def test_it_refreshes_without_scripts(site: Site, browser: Browser) -> None:
     assert page.complaints() == []
 
 
-@pytest.mark.timeout(120)
 def test_it_says_when_no_answer_comes_any_more(browser: Browser) -> None:
     with FakeBackend() as store:
         proxy = ProxyProcess(config_of({"old": store}, {"a": "old"}))

@@ -61,4 +61,4 @@ def pair(shared_pair: Pair) -> Iterator[Pair]:
         backend.forget()
     yield shared_pair
     for backend in (shared_pair.a, shared_pair.b):
-        assert backend.wait_closed(timeout=5), "a connection to a backend stays open although no client is there"
+        assert backend.wait_closed(), "a connection to a backend stays open although no client is there"

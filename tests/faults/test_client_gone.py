@@ -15,7 +15,7 @@ from tests.support.client import LmtpClient
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import Await, BodyTrigger, Hang, Pause, Script, say
 
-SOON = 1.0  # seconds in which backends are released
+SOON = 5.0  # seconds in which backends are released: one, and what a busy machine adds; deadlines are 60
 LARGE = b"x" * 78 + b"\r\n"
 
 WAYS: dict[str, Callable[[LmtpClient], None]] = {
@@ -49,8 +49,7 @@ def test_gone_while_a_backend_is_slow(pair: Pair, owner: str, phase: str, way: s
         lambda: (
             bool(backend.connections)
             and (last is None or any(line.upper().startswith(last) for line in backend.connections[0].commands))
-        ),
-        5,
+        )
     )
     WAYS[way](client)
     assert backend.wait_closed(1, SOON), "the backend is still held"
@@ -137,7 +136,7 @@ def test_after_the_dot_answers_are_still_read_and_logged(pair: Pair, way: str) -
     client = pair.proxy.client()
     client.envelope(f"after-{way}@x", ["u@a", "v@a"])
     client.send(b"x\r\n.\r\n")
-    assert pair.a.wait_for(lambda: any(seen.dotted for seen in pair.a.transactions()), 5)
+    assert pair.a.wait_for(lambda: any(seen.dotted for seen in pair.a.transactions()))
     WAYS[way](client)
     time.sleep(0.3)
     assert pair.a.connections[0].ended is None, "the answers after the dot were not waited for"
@@ -194,17 +193,17 @@ def test_aborted_recipients_are_logged_as_such(pair: Pair) -> None:
 def test_a_client_that_stalls_is_let_go() -> None:
     with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}, timeouts={"client_idle": 0.5})) as proxy:
         with proxy.client() as client:  # between commands
-            assert client.reply(3).code == 421
+            assert client.reply().code == 421
             assert client.at_end()
         with proxy.client() as client:  # within a command
             client.send(b"MAIL FR")
-            assert client.reply(3).code == 421
+            assert client.reply().code == 421
             assert client.at_end()
         with proxy.client() as client:  # within the data
             client.envelope("s@x", ["u@a"])
             client.send(b"half a mess")
             begun = time.monotonic()
-            assert backend.wait_closed(1, 3)
+            assert backend.wait_closed(1)
             assert time.monotonic() - begun > 0.3
             assert not backend.transactions()[0].dotted
         with proxy.client() as client:  # slow but alive is not idle

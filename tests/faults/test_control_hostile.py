@@ -24,7 +24,9 @@ import pytest
 from lmtp_proxy.control import server as control_server
 from tests.support.backend import FakeBackend
 from tests.support.control import Answer, Control, ControlConnection, add_control, answer_on, bare_connection
+from tests.support.delays import Delays
 from tests.support.package import PACKAGE, code_of_copy, copied_package
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, Script, say
 
@@ -92,28 +94,25 @@ def attacked(running: Attacked) -> Iterator[Attacked]:
 def mail_flowing(proxy: ProxyProcess) -> Iterator[None]:
     stop = threading.Event()
 
-    def deliver() -> tuple[int, float]:
-        count, longest = 0, 0.0
+    def deliver() -> Delays:
+        delays = Delays(proxy)
         with proxy.client() as client:
-            while not stop.is_set():
-                begun = time.monotonic()
-                assert client.deliver("s@x", ["u"]).verdict(0).positive
-                longest = max(longest, time.monotonic() - begun)
-                count += 1
+            while not stop.is_set() or len(delays.clock) < 2:
+                with delays.one():
+                    assert client.deliver("s@x", ["u"]).verdict(0).positive
                 time.sleep(0.002)
             client.quit()
-        return count, longest
+        return delays
 
     with ThreadPoolExecutor(1) as worker:
         running = worker.submit(deliver)
         try:
-            time.sleep(0.05)
+            time.sleep(0.2)
             yield
         finally:
             stop.set()
-        count, longest = running.result()
-    assert count > 1
-    assert longest < LONGEST_DELIVERY, f"a delivery took {longest:.2f} s"
+        delays = running.result()
+    delays.check(LONGEST_DELIVERY)
 
 
 def at_end(sock: socket.socket) -> bool:
@@ -177,7 +176,7 @@ def test_garbage_gets_400(attacked: Attacked, octets: bytes) -> None:
 def test_too_much_is_refused(attacked: Attacked, octets: bytes, code: int) -> None:
     begun = time.monotonic()
     assert attacked.say(octets).code == code
-    assert time.monotonic() - begun < 5, "it was read to its end, or waited for"
+    assert time.monotonic() - begun < PATIENCE - 1, "it was read to its end, or waited for"
 
 
 def test_a_client_that_writes_first_and_reads_then_comes_to_read_why(attacked: Attacked) -> None:
@@ -188,7 +187,7 @@ def test_a_client_that_writes_first_and_reads_then_comes_to_read_why(attacked: A
 def test_a_body_in_chunks_of_one_octet_delays_nobody(attacked: Attacked) -> None:
     """4 MiB of such chunks are 24 MiB on the wire, each looked at by itself."""
     answer = attacked.say(post(b"", "/drain", "Transfer-Encoding: chunked") + b"1\r\n \r\n" * MAX_BODY + b"0\r\n\r\n")
-    assert answer.code == 413
+    assert answer.code in (413, 408), "too large, or too long for a busy machine"
 
 
 def test_a_body_of_the_largest_size_is_taken(attacked: Attacked) -> None:
@@ -271,7 +270,7 @@ def test_a_client_that_ends_its_stream_gets_its_answer(attacked: Attacked) -> No
         with pytest.raises(TimeoutError):
             sock.recv(1)
         go.set()
-        sock.settimeout(5)
+        sock.settimeout(SOON)
         assert answer_on(sock).document["done"] is True
         assert client.reply().positive
 
@@ -327,15 +326,15 @@ def test_slow_clients_are_given_up(attacked: Attacked) -> None:
             while True:
                 deaf.send(b"GET /status HTTP/1.1\r\n\r\n" * 100)
         for sock in (header, body, chunks):
-            sock.settimeout(20)
+            sock.settimeout(PATIENCE + SOON)
             assert answer_on(sock).code == 408
             assert at_end(sock)
-            assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + 5
+            assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + SOON
         for sock in (silent, kept):
             assert at_end(sock), "an idle connection got an answer"
-            assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + 5
+            assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + SOON
         assert hung_up(deaf, PATIENCE)
-        assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + 5
+        assert PATIENCE - 1 < time.monotonic() - begun < PATIENCE + SOON
 
 
 def hung_up(sock: socket.socket, seconds: float) -> bool:
@@ -368,7 +367,7 @@ def test_more_connections_than_there_may_be_wait(attacked: Attacked) -> None:
     assert attacked.control.get("/sessions")
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = SOON) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be"
@@ -395,7 +394,7 @@ def test_clients_that_vanish_during_a_drain_leave_nothing(attacked: Attacked) ->
         assert attacked.proxy.descriptors() >= before + 45
         for sock in waiting:
             sock.close()
-        assert attacked.proxy.settles(before + 2, 4), "who is gone is still waited for"  # 2: the flow of mail
+        assert attacked.proxy.settles(before + 2), "who is gone is still waited for"  # 2: the flow of mail
         go.set()
         assert client.reply().positive
         client.quit()
@@ -472,7 +471,7 @@ def test_a_first_client_while_the_program_is_being_replaced_is_not_the_last(tmp_
                 cwd=tmp_path,
             )
         try:
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + 40
             while "ready:" not in (tmp_path / "log").read_text():
                 assert time.monotonic() < deadline and process.poll() is None
                 time.sleep(0.05)

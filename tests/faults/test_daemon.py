@@ -18,6 +18,7 @@ import pytest
 from tests.faults.test_start import refused, run
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.patience import SOON
 from tests.support.proxy import config_of, yaml_of
 
 
@@ -45,7 +46,7 @@ class Daemon:
         return run("-D", "-c", "c.yml", cwd=self.directory)
 
     def pid(self) -> int:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SOON
         while time.monotonic() < deadline:
             try:
                 pid = int(Path(self.pid_path).read_text())
@@ -55,7 +56,7 @@ class Daemon:
                 time.sleep(0.01)
         raise AssertionError("no pid file")
 
-    def wait_log(self, pattern: str, timeout: float = 5.0) -> str:
+    def wait_log(self, pattern: str, timeout: float = 20.0) -> str:
         """Waits for a new line on the syslog socket that matches."""
         deadline = time.monotonic() + timeout
         while True:
@@ -82,7 +83,7 @@ class Daemon:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def wait_gone(pid: int, timeout: float = 5.0) -> bool:
+def wait_gone(pid: int, timeout: float = 20.0) -> bool:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         try:

@@ -19,10 +19,10 @@ from tests.support.client import LmtpClient, Outcome, Reply
 from tests.support.proxy import ProxyProcess
 from tests.support.script import Script
 
-TIMEOUTS = {
-    "connect": 0.4, "greeting": 0.4, "command": 0.4, "data_write": 0.4, "final_reply": 0.6, "client_idle": 8,
-}  # fmt: skip
-MOST = 2.5  # seconds: any one fault is answered in less, with these deadlines, on a busy machine
+# What is to be done in time is done in time on a busy machine, too; only who is to miss a deadline has a short one.
+TIMEOUTS = {"connect": 8, "greeting": 8, "command": 8, "data_write": 8, "final_reply": 10, "client_idle": 20}
+SHORT = {"connect": 0.6, "greeting": 0.6, "command": 0.6, "data_write": 0.6, "final_reply": 0.8}
+MOST = 4.0  # seconds: any one fault is answered in less, with the short deadlines; a drip goes on for longer
 LARGE = b"Subject: large\r\n\r\n" + (b"x" * 78 + b"\r\n") * 120_000
 
 
@@ -72,7 +72,8 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
             address = dict(fake.config)
             if case.host is not None and transport == "tcp":
                 address["host"] = case.host
-            backends[domain] = {**address, **keep, **case.keys}
+            short = {"timeouts": SHORT} if case in SLOW else {}
+            backends[domain] = {**address, **keep, **short, **case.keys}
             users["@" + domain] = domain
     config: dict[str, dict[str, object]] = {"config": {"timeouts": TIMEOUTS}, "backends": backends, "users": users}
     try:
@@ -165,7 +166,7 @@ def check_fate(case: Case, faulty: FakeBackend, sender: str) -> None:
         assert not faulty.connections
         return
     if case.fate == "close":
-        assert faulty.wait_closed(1, 3.0), f"the connection stays open: {faulty.connections}"
+        assert faulty.wait_closed(1), f"the connection stays open: {faulty.connections}"
     tries = faulty.transactions(sender)
     if case.fate == "keep":
         (only,) = tries
@@ -188,7 +189,7 @@ def check_log(rig: Rig, case: Case, outcome: Outcome, domain: str, since: int) -
         got = outcome.verdict(position)
         # The healthy recipients are the same in all cases: the sender tells them apart.
         line = rig.proxy.wait_log(
-            rf"from=<{re.escape(outcome.sender)}>, to=<{re.escape(address)}>, .*status=", since=since, timeout=2
+            rf"from=<{re.escape(outcome.sender)}>, to=<{re.escape(address)}>, .*status=", since=since
         )
         status = {2: "sent", 4: "deferred", 5: "bounced"}[got.code // 100]
         assert f"status={status} " in line and f"dsn={got.enhanced}," in line, (line, got)

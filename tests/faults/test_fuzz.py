@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.delays import Delays
 from tests.support.proxy import ProxyProcess, config_of
 
 REPLIES = re.compile(rb"(?:[2-5][0-9][0-9][ -][\t\x20-\x7e\x80-\xff]{0,4090}\r\n)*")
@@ -64,7 +65,7 @@ class Neighbour(threading.Thread):
 
     def __init__(self, proxy: ProxyProcess) -> None:
         super().__init__()
-        self.slowest = 0.0
+        self.delays = Delays(proxy)
         self.count = 0
         self.trouble: BaseException | None = None
         self._proxy = proxy
@@ -74,13 +75,12 @@ class Neighbour(threading.Thread):
         try:
             client = self._proxy.client()
             while not self._enough.is_set() or self.count < 5:
-                begun = time.monotonic()
-                outcome = client.deliver(f"good{self.count}@x", ["good@a", "good@b"])
-                assert outcome.verdict(0).positive and outcome.verdict(1).positive
-                if self.count % 10 == 9:
-                    client.quit()
-                    client = self._proxy.client()
-                self.slowest = max(self.slowest, time.monotonic() - begun)
+                with self.delays.one():
+                    outcome = client.deliver(f"good{self.count}@x", ["good@a", "good@b"])
+                    assert outcome.verdict(0).positive and outcome.verdict(1).positive
+                    if self.count % 10 == 9:
+                        client.quit()
+                        client = self._proxy.client()
                 self.count += 1
                 time.sleep(0.01)
             client.quit()
@@ -118,16 +118,16 @@ def undisturbed(proxy: ProxyProcess) -> Iterator[None]:
         yield
     finally:
         neighbour.stop()
-    assert neighbour.slowest < SLOWEST, (neighbour.count, neighbour.slowest)
-    assert proxy.settles(fds, 5), f"{proxy.descriptors()} descriptors, {fds} before"
+    neighbour.delays.check(SLOWEST)
+    assert proxy.settles(fds), f"{proxy.descriptors()} descriptors, {fds} before"
     assert proxy.status("VmRSS") - rss < MOST
     assert proxy.process is not None and proxy.process.poll() is None
     assert "Traceback" not in proxy.log(), proxy.log()
 
 
 def converse(proxy: ProxyProcess, data: bytes, *, greeted: bool) -> bytes:
-    """Sends `data`, ends our direction, reads to the end; returns all that came. It must come within 10 s."""
-    with LmtpClient(proxy.address, timeout=10) as client:
+    """Sends `data`, ends our direction, reads to the end; returns all that came. It must come in time."""
+    with LmtpClient(proxy.address) as client:
         if greeted:
             client.greet()
         try:

@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
+from tests.support.patience import SOON
 from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import Hang, Pause, Script, say
 
 pytestmark = BOTH_MODES
 
 
-@pytest.fixture
-def holding() -> Iterator[Move]:
+@contextmanager
+def held_for(seconds: float) -> Iterator[Move]:
     with FakeBackend() as old, FakeBackend() as new:
         users = {"h": "hold", "h2": "hold", "v": "old", "r": "reject"}
-        config = config_of({"old": old, "new": new}, users, ignoreDomain=True, hold_timeout=1.5, hold_limit=2)
+        config = config_of({"old": old, "new": new}, users, ignoreDomain=True, hold_timeout=seconds, hold_limit=2)
         with ProxyProcess(config) as proxy:
             yield Move(old, new, proxy)
+
+
+@pytest.fixture
+def holding() -> Iterator[Move]:
+    """Held for longer than a client waits for a reply here: what is answered was not held to the end."""
+    with held_for(3 * SOON) as move:
+        yield move
 
 
 def test_a_held_recipient_goes_where_the_route_then_points(holding: Move) -> None:
     with holding.proxy.client() as client:
         client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<v@x>\r\nRCPT TO:<h@x>\r\nRCPT TO:<v@x>\r\nDATA\r\n")
-        assert client.reply(0.5).code == 250
+        assert client.reply().code == 250
         time.sleep(0.3)
         holding.proxy.route("h", "new")
-        assert [client.reply(1).code for _ in range(4)] == [250, 250, 250, 354]
+        assert [client.reply().code for _ in range(4)] == [250, 250, 250, 354]
         client.send(b"x\r\n.\r\n")
         assert [client.reply().positive for _ in range(3)] == [True] * 3
         client.quit()
@@ -43,7 +52,7 @@ def test_a_held_recipient_may_come_to_be_rejected(holding: Move) -> None:
         assert client.reply().code == 250
         assert client.silent(0.2)
         holding.proxy.route("h", "reject")
-        assert client.reply(0.8).text.startswith("450 4.2.1")
+        assert client.reply().text.startswith("450 4.2.1")
         client.quit()
 
 
@@ -54,17 +63,17 @@ def test_an_unrelated_reload_does_not_end_a_hold(holding: Move) -> None:
         holding.proxy.route("v", "new")
         assert client.silent(0.3)
         holding.proxy.route("h", "new")
-        assert client.reply(0.8).positive
+        assert client.reply().positive
         client.quit()
 
 
-def test_a_hold_ends_after_its_time(holding: Move) -> None:
-    with holding.proxy.client() as client:
+def test_a_hold_ends_after_its_time() -> None:
+    with held_for(1.5) as holding, holding.proxy.client() as client:
         begun = time.monotonic()
         outcome = client.deliver("s@x", ["h@x", "v@x"])
         assert outcome.verdict(0).text.startswith("450 4.2.1")
         assert outcome.verdict(1).positive
-        assert 1.2 < time.monotonic() - begun < 3
+        assert 1.2 < time.monotonic() - begun < SOON
         client.quit()
 
 
@@ -74,25 +83,21 @@ def test_at_most_so_many_sessions_are_held(holding: Move) -> None:
             client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<" + user + b"@x>\r\n")
             assert client.reply().code == 250
             assert client.silent(0.1)
-        begun = time.monotonic()
         outcome = three.deliver("t@x", ["h@x", "v@x"])
-        assert time.monotonic() - begun < 0.5, "not answered at once"
         assert outcome.verdict(0).text.startswith("450 4.2.1")
         assert outcome.verdict(1).positive
         three.quit()
         holding.proxy.config["users"]["h2"] = "new"
         holding.proxy.route("h", "new")
-        assert one.reply(1).positive and two.reply(1).positive
+        assert one.reply().positive and two.reply().positive
         one.quit()
         two.quit()
 
 
 def test_rejected_and_unknown_users_touch_no_backend(holding: Move) -> None:
     with holding.proxy.client() as client:
-        begun = time.monotonic()
         outcome = client.deliver("s@x", ["r@x", "nobody@x"])
         assert [reply.text[:9] for reply in outcome.rcpts] == ["450 4.2.1", "450 4.1.1"]
-        assert time.monotonic() - begun < 0.5
         client.quit()
     assert not holding.old.connections and not holding.new.connections
 
@@ -104,12 +109,12 @@ def test_the_reload_that_ends_a_hold_may_move_those_who_were_not_held(
     rcpts = b"".join(b"RCPT TO:<%s@x>\r\n" % user.encode() for user in recipients)
     with holding.proxy.client() as client:
         client.send(b"MAIL FROM:<s@x>\r\n" + rcpts + b"DATA\r\n")
-        assert client.reply(0.5).code == 250
+        assert client.reply().code == 250
         time.sleep(0.3)
         holding.proxy.config["users"].update(h="new", h2="new")
         holding.proxy.route("v", "new")
-        assert [client.reply(1).code for _ in recipients] == [250] * len(recipients)
-        assert client.reply(1).code == 354
+        assert [client.reply().code for _ in recipients] == [250] * len(recipients)
+        assert client.reply().code == 354
         client.send(b"x\r\n.\r\n")
         codes = dict(zip(recipients, [client.reply().code for _ in recipients], strict=True))
         client.quit()
@@ -123,7 +128,7 @@ def test_reject_during_a_slow_rcpt_is_found_at_the_commit_point(holding: Move) -
         client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<v@x>\r\n")
         assert client.reply().code == 250
         holding.proxy.route("v", "reject")
-        reply = client.reply(2)
+        reply = client.reply()
         if reply.positive:
             assert client.command("DATA").code == 354
             client.send(b"x\r\n.\r\n")
@@ -138,9 +143,7 @@ def test_a_hung_backend_does_not_stop_a_reload(holding: Move) -> None:
     with holding.proxy.client() as stuck:
         stuck.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<v@x>\r\n")
         assert stuck.reply().code == 250
-        begun = time.monotonic()
         holding.proxy.route("v", "new")
-        assert time.monotonic() - begun < 2
         with holding.proxy.client() as client:
             assert client.deliver("t@x", ["v@x"]).verdict(0).positive
             client.quit()

@@ -356,15 +356,17 @@ def test_an_interrupt_during_a_start_ends_both(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_text("config: {socket: /s}\nusers:\n" + "".join(f"  user{n:06d}: hold\n" for n in range(USERS)))
     command = [sys.executable, str(ROOT / "bin" / "lmtp-proxy"), "--check", "-c", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         loader = stop_loader(process.pid, lambda: f"no loader; exit status {process.poll()}")
         process.send_signal(signal.SIGINT)
-        process.wait(SOON)
+        assert process.wait(SOON) == 130
         assert gone(loader)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pid in loaders_of(path):
+            os.kill(pid, signal.SIGKILL)
 
 
 # A library that is loaded first. It interrupts the process at a moment that is too short to be met from outside; what

@@ -10,11 +10,12 @@ import pytest
 
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 
 
 def wait_for_socket(proxy: ProxyProcess) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SOON
     while True:
         try:
             with LmtpClient(proxy.address) as client:
@@ -40,18 +41,14 @@ def test_a_syslog_that_is_not_there(kind: str, tmp_path_factory: pytest.TempPath
             if kind != "full":
                 syslog.close()
                 os.unlink(path)
-            slowest = 0.0
-            with proxy.client() as client:
+            with proxy.client() as client:  # who waits for a full socket waits for ever, and a reply does not come
                 for number in range(400):  # more than a datagram socket queues
-                    begun = time.monotonic()
                     assert client.deliver(f"{number}@x", ["u@a", "v@a"]).verdict(0).positive
-                    slowest = max(slowest, time.monotonic() - begun)
                 client.quit()
-            assert slowest < 1, f"a delivery waited {slowest:.1f} s for the log"
             if kind == "returns":
                 syslog = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 syslog.bind(path)
-                syslog.settimeout(5)
+                syslog.settimeout(SOON)
                 with proxy.client() as client:
                     client.deliver("back@x", ["u@a"])
                     client.quit()

@@ -18,6 +18,7 @@ from tests.support.client import Disconnected
 from tests.support.control import add_control
 from tests.support.http import add_metrics
 from tests.support.package import existing
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 from tests.unit.start.test_late_modules import WITH_ALL
 
@@ -157,7 +158,7 @@ def test_a_hundred_thousand_recipients(fresh: Pair, address: str) -> None:
         assert sum(codes.values()) == count + 2 or 221 not in codes, codes
     if address == "u@a":
         assert codes[250] <= 1001
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 2 * SOON
     assert fresh.proxy.status("VmHWM") - before < 4 * MIB
 
 
@@ -177,7 +178,7 @@ def test_a_client_that_reads_no_replies(fresh: Pair, line: bytes) -> None:
         with fresh.proxy.client() as other:
             assert other.deliver("s@x", ["u@a"]).verdict(0).positive
             other.quit()
-        assert fresh.proxy.settles(fds, 6), "the client is never let go"
+        assert fresh.proxy.settles(fds), "the client is never let go"
     assert fresh.proxy.status("VmHWM") - before < 4 * MIB
 
 

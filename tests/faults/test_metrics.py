@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -23,10 +24,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from tests import ROOT
 from tests.support.backend import FakeBackend
 from tests.support.control import Control, add_control, bare_connection
+from tests.support.delays import Delays
 from tests.support.http import Series, add_metrics, fetch, series, value
 from tests.support.package import existing
+from tests.support.patience import SOON
 from tests.support.proxy import BOTH_MODES, PROGRAM, ProxyProcess, config_of, free_tcp_address
-from tests.support.script import HEALTHY, Await, Close, Pause, say
+from tests.support.script import HEALTHY, Await, Close, say
 
 USERS = {
     "alice@example.org": "old",
@@ -70,7 +73,7 @@ def watched() -> Iterator[Watched]:
             yield Watched(old, new, proxy, Control(proxy), address)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 8.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = SOON) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to be"
@@ -178,7 +181,8 @@ def test_aborted_uncertain_and_down(watched: Watched) -> None:
 
 
 def test_a_wait_for_a_connection_is_counted() -> None:
-    with FakeBackend(replace(HEALTHY, final=(Pause(0.4), *HEALTHY.final))) as store:
+    go = threading.Event()
+    with FakeBackend(replace(HEALTHY, final=(Await(go), *HEALTHY.final))) as store:
         config = config_of({"old": store}, {"alice": "old"}, ignoreDomain=True)
         config["backends"]["old"]["max_connections"] = 1  # type: ignore[index]
         proxy = ProxyProcess(config, workers=1)
@@ -193,6 +197,7 @@ def test_a_wait_for_a_connection_is_counted() -> None:
                 return value(series(fetch(address, "/metrics").text), name, backend="old")
 
             eventually(lambda: found("backend_pool_waiting") == 1)
+            go.set()
             for client, outcome in outcomes:
                 client.finals(outcome)
             assert found("backend_pool_waits_total") == 1
@@ -203,12 +208,12 @@ def test_a_stall_of_the_event_loop_is_noticed(watched: Watched) -> None:
     with watched.proxy.client():
         time.sleep(0.25)
         watched.proxy.signal(signal.SIGSTOP)
-        time.sleep(0.8)
+        time.sleep(2.0)
         watched.proxy.signal(signal.SIGCONT)
-        time.sleep(0.3)
+        eventually(lambda: value(watched.metrics(), "event_loop_longest_stall_seconds") > 1.5)
         found = watched.metrics()
-    assert value(before, "event_loop_longest_stall_seconds") < 0.4
-    assert 0.4 < value(found, "event_loop_longest_stall_seconds") < 5
+    assert value(before, "event_loop_longest_stall_seconds") < 1.5
+    assert value(found, "event_loop_longest_stall_seconds") < SOON
     looks = value(found, "event_loop_lateness_seconds_count")
     assert value(found, "event_loop_lateness_seconds_bucket", le="0.25") < looks
 
@@ -311,9 +316,14 @@ def test_the_curves_have_what_was_before_anybody_looked(watched: Watched) -> Non
     time.sleep(1.0)  # there is one sample at the start, and another one every five seconds
     watched.deliver("alice@example.org")
     time.sleep(6.0)
-    curve = fetch(watched.address, "/").text.partition("<title>Clients accepted per second")[2]
-    highest = re.search(r"<figcaption>max (.*?)</figcaption>", curve)
-    assert highest is not None and highest[1] != "0"
+
+    def highest() -> str:
+        curve = fetch(watched.address, "/").text.partition("<title>Clients accepted per second")[2]
+        found = re.search(r"<figcaption>max (.*?)</figcaption>", curve)
+        assert found is not None
+        return found[1]
+
+    eventually(lambda: highest() != "0")
 
 
 @BOTH_MODES
@@ -473,15 +483,14 @@ def test_bad_clients_touch_no_mail_and_go(watched: Watched) -> None:
     with watched.proxy.client(timeout=20) as client:
         client.deliver("s@x", ["alice@example.org"], MESSAGE)
         clients = bad_clients(watched.address)
-        slowest = 0.0
+        delays = Delays(watched.proxy)
         for _ in range(30):
-            began = time.monotonic()
-            client.deliver("s@x", ["alice@example.org", "bob@example.org"], MESSAGE)
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 1.5
+            with delays.one():
+                client.deliver("s@x", ["alice@example.org", "bob@example.org"], MESSAGE)
+        delays.check(1.5)
         for sock in clients:
             sock.close()
-        eventually(lambda: fetch(watched.address, "/metrics").code == 200, 25)
+        eventually(lambda: fetch(watched.address, "/metrics").code == 200, 40)
         assert value(watched.metrics(), "recipients_total", backend="old", outcome="sent") == 31
     assert "Traceback" not in watched.proxy.log()
     assert watched.control.get("/status")["sessions"] in (0, 1)
@@ -493,7 +502,6 @@ def test_a_body_is_refused(watched: Watched) -> None:
         assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.timeout(90)
 def test_many_who_say_nothing_cannot_keep_others_out_for_long(watched: Watched) -> None:
     idle = [socket.create_connection(watched.address, timeout=5) for _ in range(20)]
     try:
@@ -524,19 +532,16 @@ def test_a_storm_of_clients_is_no_storm_for_mail(watched: Watched) -> None:
     try:
         assert storm.stdout is not None and storm.stdout.read(1) == b"."
         with watched.proxy.client(timeout=60) as client:
-            began, took = time.monotonic(), []
-            while time.monotonic() - began < 3:
-                sent = time.monotonic()
-                client.deliver("s@x", ["alice@example.org"], MESSAGE)
-                took.append(time.monotonic() - sent)
+            began, delays = time.monotonic(), Delays(watched.proxy)
+            while time.monotonic() - began < 3 or len(delays.own) < 20:
+                with delays.one():
+                    client.deliver("s@x", ["alice@example.org"], MESSAGE)
     finally:
         storm.kill()
         storm.communicate()
-    assert len(took) > 20 and sorted(took)[len(took) // 2] < 0.03, sorted(took)
+    assert delays.median < 0.03, sorted(delays.own)
     # Nobody waits for those who are gone.
-    began = time.monotonic()
     assert fetch(watched.address, "/metrics").code == 200
-    assert time.monotonic() - began < 8
 
 
 _STORM = """
@@ -564,4 +569,4 @@ def test_idle_clients_do_not_keep_a_scraper_waiting(watched: Watched) -> None:
             held.enter_context(socket.create_connection(watched.address, timeout=10)).sendall(octets)
         began = time.monotonic()
         assert fetch(watched.address, "/metrics").code == 200
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 9

@@ -10,13 +10,12 @@ import shlex
 import shutil
 import signal
 import sqlite3
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import pytest
 from lmtp_proxy.config.read import load_config
 from tests.support.backend import FakeBackend
 from tests.support.ctl import Run, controlled, ctl, end_ctl, start_ctl
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess
 from tests.support.script import Close, Pause, Script, say
 from tests.support.site import Site
@@ -94,6 +94,17 @@ def many(count: int) -> list[str]:
     return [f"u{number:03}@example.org" for number in range(count)]
 
 
+def heard(process: subprocess.Popen[str], text: str) -> None:
+    """Read what the command says up to the line with `text`; only what comes later is in what `end_ctl` returns."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"it ended and never said {text!r}: {lines}")
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.communicate()
@@ -120,28 +131,23 @@ def test_one_user_with_all_steps(stand: Stand) -> None:
     assert "1 done of 1 user in" in lines[-1] and f"{ALICE}: blocked: block" in lines, ended.err
 
 
-def test_what_the_command_may_cost(stand: Stand) -> None:
-    """Of the time that a user is offline, 150 ms at most are ours, with four users at once (the median)."""
-    best = 9.0
-    for number in range(5):
-        users = [f"r{number}{user}" for user in many(16)]
-        stand.set_users(dict.fromkeys(users, "old"))
-        hooks: dict[str, Any] = {hook: ["/bin/true", "{user}"] for hook in FORWARD}
-        plan = stand.site.plan(**hooks)
-        assert stand.run("--all-on", "old", "--jobs", "4", plan=plan).status == 0
-        best = min(best, statistics.median(map(partial(ours, stand), users)))
-        if best < 0.15:
-            break
-    assert best < 0.15, "the best of five nights on a machine with nothing to do"
-
-
-def ours(stand: Stand, user: str) -> float:
+def test_while_a_user_is_offline_nothing_is_waited_for_but_commands_and_mail(stand: Stand) -> None:
+    """How much of that time is ours is a figure of the bench (G); here, that no step of ours takes long."""
+    users = many(16)
+    stand.set_users(dict.fromkeys(users, "old"))
+    hooks: dict[str, Any] = {hook: ["/bin/true", "{user}"] for hook in FORWARD}
+    assert stand.run("--all-on", "old", "--jobs", "4", plan=stand.site.plan(**hooks)).status == 0
     with closing(sqlite3.connect(stand.site.journal)) as db:
-        steps = db.execute("SELECT step, began, ended FROM steps WHERE user = ? ORDER BY id", (user,)).fetchall()
-    began = next(began for step, began, _ in steps if step == "block")
-    ended = next(ended for step, _, ended in steps if step == "unblock")
-    inside = sum(ended - began for step, began, ended in steps if step in FORWARD[1:])
-    return float(ended - began - inside)
+        rows = db.execute("SELECT user, step, began, ended FROM steps ORDER BY id").fetchall()
+    steps = {user: [row[1:] for row in rows if row[0] == user] for user in users}
+    offline = {user: mine[[step for step, *_ in mine].index("block") :] for user, mine in steps.items()}
+    assert {tuple(step for step, *_ in mine) for mine in offline.values()} == {
+        ("block", "final_sync", "verify", "move", "redirect", "unblock")
+    }
+    between = [min(later[1] - step[2] for step, later in pairwise(mine)) for mine in offline.values()]
+    assert min(between) >= 0, "one step after the other"
+    whole = min(mine[-1][2] - mine[0][1] for mine in offline.values())
+    assert whole < 5, f"the quickest of {len(users)} was offline for {whole:.1f} s, with commands that do nothing"
 
 
 HOSTILE = [
@@ -239,7 +245,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(stand: Stand) ->
     began = time.monotonic()
     ended = stand.run(ALICE, plan=plan)
     assert ended.status == 2 and "final_sync: timeout after 0.5 s" in ended.err
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     group = Path(stand.site.directory, "pid").read_text().strip()
     left = [name for name in os.listdir("/proc") if name.isdigit() and group_of(name) == group]
     assert left == [] and stand.backends()[ALICE] == "old"
@@ -279,7 +285,7 @@ def test_a_delivery_that_takes_long_is_waited_for_before_the_block(stand: Stand)
     with stand.proxy.client() as client:
         client.envelope("slow@x", [ALICE])
         client.send(b"x\r\n.\r\n")
-        assert stand.old.wait_for(lambda: any(seen.dotted for seen in stand.old.transactions()), 5)
+        assert stand.old.wait_for(lambda: any(seen.dotted for seen in stand.old.transactions()))
         began = time.time()
         assert stand.run(ALICE).status == 0
     block = next(call for call in stand.site.calls() if call.hook == "block")
@@ -287,11 +293,11 @@ def test_a_delivery_that_takes_long_is_waited_for_before_the_block(stand: Stand)
 
 
 def test_a_delivery_that_takes_too_long_puts_back(stand: Stand) -> None:
-    stand.old.script = Script(final=(Pause(4.0), *say("250 2.0.0 stored")))
+    stand.old.script = Script(final=(Pause(8.0), *say("250 2.0.0 stored")))
     with stand.proxy.client() as client:
         client.envelope("slow@x", [ALICE])
         client.send(b"x\r\n.\r\n")
-        assert stand.old.wait_for(lambda: any(seen.dotted for seen in stand.old.transactions()), 5)
+        assert stand.old.wait_for(lambda: any(seen.dotted for seen in stand.old.transactions()))
         ended = stand.run(ALICE, plan=stand.site.plan(drain_timeout=1))
     assert ended.status == 2 and "park: not all is quiet after 1 s" in ended.err
     assert stand.site.hooks_of(ALICE) == ["sync"] and stand.backends()[ALICE] == "old"
@@ -413,7 +419,7 @@ def test_a_second_runner_is_refused(stand: Stand) -> None:
 # --- it dies ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_killed_at_random_moments_and_resumed(stand: Stand) -> None:
     """Every user gets there, no sync runs after a move, and mail keeps coming all the while."""
     users = many(30)
@@ -558,27 +564,26 @@ def test_interrupted_once_the_users_in_hand_are_finished(stand: Stand, number: i
     stand.site.wait_for("verify", users[:1])
     stand.site.wait_for("verify", users[1:2])
     process.send_signal(number)
-    time.sleep(0.2)
+    heard(process, "interrupted: the users in hand are finished")
     stand.site.let_go()
-    ended = end_ctl(process, time.monotonic())
-    assert ended.status == 3 and "interrupted: the users in hand are finished" in ended.err
+    assert end_ctl(process, time.monotonic()).status == 3
     assert set(stand.states().values()) == {"done"} and len(stand.states()) == 2
 
 
 def test_interrupted_twice_they_are_put_back(stand: Stand) -> None:
     users = many(20)
     stand.set_users(dict.fromkeys(users, "old"))
-    stand.site.order("final_sync", users[0], sleep=30)
+    stand.site.order("final_sync", users[0], sleep=90)
     stand.site.order("unblock", users[1], hold=True)
     process = stand.start("--all-on", "old", "--jobs", "2")
     stand.site.wait_for("final_sync", [users[0]])
     stand.site.wait_for("unblock", [users[1]])
-    for _ in range(2):
+    for said in ("interrupted: the users in hand are finished", "interrupted again: "):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        heard(process, said)
     stand.site.let_go()
-    ended = end_ctl(process, time.monotonic())
-    assert ended.status == 3 and ended.seconds < 15, ended
+    ended = end_ctl(process, time.monotonic(), timeout=SOON)
+    assert ended.status == 3, ended
     assert f"{users[0]}: on_old" in ended.err and f"{users[1]}: done" in ended.err
     assert stand.backends()[users[0]] == "old" and stand.site.hooks_of(users[0])[-1] == "unblock"
     assert stand.states() == {users[0]: "on_old", users[1]: "done"}
@@ -600,10 +605,10 @@ def test_a_terminal_that_goes_away_stops_nothing(stand: Stand) -> None:
 def test_outside_the_window_nobody_is_begun(stand: Stand) -> None:
     hour = (time.localtime().tm_hour + 2) % 24
     process = stand.start("--window", f"{hour:02}:00-{(hour + 1) % 24:02}:00", ALICE)
-    time.sleep(1.5)
+    heard(process, "outside the window")
     process.send_signal(signal.SIGINT)
     ended = end_ctl(process, time.monotonic())
-    assert ended.status == 3 and "outside the window" in ended.err and "1 not begun" in ended.err
+    assert ended.status == 3 and "1 not begun" in ended.err
     assert stand.site.calls() == []
     now = time.localtime()
     inside = f"{(now.tm_hour - 1) % 24:02}:00-{(now.tm_hour + 2) % 24:02}:00"

@@ -20,7 +20,6 @@ pytest.importorskip("rich")
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason=NO_TMUX)
-@pytest.mark.timeout(120)
 def test_a_run_on_a_terminal_and_one_ctrl_c(stand: Stand, tmp_path: Path) -> None:
     stand.set_users(dict.fromkeys(USERS, "old"))
     stand.site.order("final_sync", sleep=0.8)

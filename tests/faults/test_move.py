@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import resource
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from tests.faults.conftest import Move
 from tests.faults.test_ctl import DRAINED, in_flight, pieces, run
 from tests.support.backend import FakeBackend
 from tests.support.ctl import Answer, FakeControl, Run, controlled, ctl, end_ctl, http, start_ctl
+from tests.support.patience import SOON
 from tests.support.proxy import BOTH_MODES
 from tests.support.script import Await, Close, Pause, Script, say
 
@@ -120,14 +122,14 @@ def test_in_a_file_that_a_script_dumped_exactly_the_named_users_change(move: Mov
 
 
 def test_the_whole_command_is_fast(move: Move) -> None:
+    """By its CPU time: how long it takes by the clock is for whatever else the machine has to do, too."""
     best = 9.0
     for number in range(12):
-        ended = run(move, "move", ALICE, "new" if number % 2 else "old")
-        assert ended.status == 0
-        best = min(best, ended.seconds)
-        if best < 0.25:
-            break
-    assert best < 0.25, "the fastest of 12 moves on a machine with nothing to do"
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run(move, "move", ALICE, "new" if number % 2 else "old").status == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < 0.25, "the one of 12 moves that took the least"
 
 
 def test_who_is_there_already_who_is_new_and_a_domain(move: Move) -> None:
@@ -165,6 +167,7 @@ def test_a_list_is_one_edit_and_one_reload(move: Move, tmp_path: Path) -> None:
     assert flat(ended.out).startswith(
         "1,000 users: 900 old -> new, 50 was on new already, 50 added on new; generation 3, nothing in flight ("
     )
+    move.proxy.wait_log("reload: generation", since=since)
     assert move.proxy.log()[since:].count("reload: generation") == 1
     assert all(backend_of(user, text_of(move)) == "new" for user in users[::97])
     asked = [recipient.path for seen in move.new.transactions() for recipient in seen.recipients]
@@ -180,20 +183,20 @@ def test_reject_and_hold_ask_nobody(move: Move) -> None:
 
 
 def test_the_move_waits_for_the_dot_and_says_so(move: Move) -> None:
-    """A backend that takes 2.5 s for its reply: the move takes as long, and nothing reaches the old store after it."""
-    move.old.script = Script(final=(Pause(2.5), *say("250 2.0.0 stored")))
+    """A backend that takes 4 s for its reply: the move takes as long, and nothing reaches the old store after it."""
+    move.old.script = Script(final=(Pause(4.0), *say("250 2.0.0 stored")))
     with move.proxy.client() as client:
         outcome = client.envelope("slow@x", [ALICE])
         client.send(b"x\r\n.\r\n")
-        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()), 5)
+        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()))
         dot = time.monotonic()
         ended = run(move, "move", ALICE, "new")
         end = time.monotonic()
         assert client.finals(outcome).verdict(0).positive
         client.quit()
-    assert 2.4 < end - dot < 4.5
+    assert 2.4 < end - dot < SOON
     assert ended.status == 0
-    assert re.search(r"old -> new, generation 2, waited [12]\.\d s for 1 delivery$", flat(ended.out)), ended.out
+    assert re.search(r"old -> new, generation 2, waited \d+\.\d s for 1 delivery$", flat(ended.out)), ended.out
     assert flat(ended.err).startswith(
         f"waiting for 1 delivery to old[{move.old.path}]: {ALICE} from <slow@x>, dot sent"
     )
@@ -205,7 +208,7 @@ def test_mail_that_is_still_coming_in_is_not_waited_for(move: Move) -> None:
     with move.proxy.client() as client:
         outcome = client.envelope("s@x", [ALICE])
         client.send(b"Subject: half of it\r\n")
-        assert move.old.wait_for(lambda: bool(move.old.transactions()), 5)
+        assert move.old.wait_for(lambda: bool(move.old.transactions()))
         assert "nothing in flight" in flat(run(move, "move", ALICE, "new").out)
         assert client.finals_after(outcome, b"x\r\n.\r\n").verdict(0).text.startswith("451 4.2.1")
         client.quit()
@@ -218,7 +221,7 @@ def test_an_uncertain_delivery_is_status_2(move: Move) -> None:
     with move.proxy.client() as client:
         outcome = client.envelope("s@x", [ALICE])
         client.send(b"Message-ID: <uncertain@x>\r\n\r\nx\r\n.\r\n")
-        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()), 5)
+        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()))
         began = time.monotonic()
         process = start_ctl("-c", move.proxy.config_path, "move", ALICE, "new")
         move.proxy.wait_log("generation 2 active")
@@ -254,6 +257,7 @@ def test_an_interrupted_move_says_what_is_so(move: Move) -> None:
     delivery = in_flight(move, ALICE, go)
     began = time.monotonic()
     process = start_ctl("-c", move.proxy.config_path, "move", ALICE, "new")
+    move.proxy.wait_log("control: drain alice")
     time.sleep(1.6)
     process.send_signal(signal.SIGINT)
     ended = end_ctl(process, began)
@@ -644,9 +648,9 @@ def test_a_slow_drain_is_polled_with_patience(tmp_path: Path) -> None:
 # --- hard times ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
-    """kill -9 of the proxy at 25 random moments: the file is the old or the new one, and the command says which."""
+    """kill -9 of the proxy amid 25 moves, at random: the file is the old or the new one, and the command says which."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     statuses: dict[int, int] = {}
@@ -655,6 +659,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
         try:
             proxy.start()
             move = Move(old, new, proxy)
+            whole = min(run(move, "move", ALICE, there).seconds for there in ("new", "old", "new", "old"))
             for _ in range(25):
                 before = text_of(move)
                 here = backend_of(ALICE, before)
@@ -662,7 +667,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
                 after = before.replace(f'"{ALICE}": {here}', f'"{ALICE}": {there}')
                 began = time.monotonic()
                 process = start_ctl("-c", proxy.config_path, "move", ALICE, there)
-                time.sleep(chance.uniform(0.05, 0.22))
+                time.sleep(chance.uniform(0.25, 1.1) * whole)
                 proxy.signal(signal.SIGKILL)
                 ended = end_ctl(process, began)
                 proxy.wait()
@@ -688,7 +693,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
 
 
 @BOTH_MODES
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_fifty_moves_at_once_in_a_storm_of_signals_under_load() -> None:
     moving = {f"user{number}@example.org": "old" for number in range(50)}
     staying = {f"other{number}@example.org": "old" for number in range(50)}

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.backend import FakeBackend
-from tests.support.client import LmtpClient, Outcome
+from tests.support.client import Outcome
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.record import SeenConnection
 from tests.support.script import HEALTHY, Await, Close, Hang, Pause, Reset, Script, Step, Steps, say
@@ -134,13 +135,13 @@ def test_a_client_that_resets_or_leaves_before_data_costs_no_connection() -> Non
 
 
 def test_an_idle_connection_is_left_with_quit_in_time() -> None:
-    with site(HEALTHY, idle_timeout=0.5) as (proxy, backend):
+    with site(HEALTHY, idle_timeout=4) as (proxy, backend):
         deliver(proxy)
-        time.sleep(0.3)
+        time.sleep(2)
         deliver(proxy)
         ended = time.monotonic()
         assert backend.wait_closed(1)
-        assert 0.4 < time.monotonic() - ended < 2
+        assert time.monotonic() - ended > 2.5, "it counts from the last message"
         [connection] = backend.connections
         assert verbs(connection)[-1] == "QUIT" and len(connection.transactions) == 2
 
@@ -254,7 +255,7 @@ def test_silence_is_not_death() -> None:
         assert codes(deliver(proxy)) == [250]
         began = time.monotonic()
         assert codes(deliver(proxy)) == [451]
-        assert 0.9 < time.monotonic() - began < 3  # its own deadline, and no second one
+        assert 0.9 < time.monotonic() - began < SOON
         assert len(backend.connections) == 1
 
 
@@ -264,15 +265,13 @@ def test_one_that_died_and_has_no_successor_delays_no_other_backend() -> None:
     second = [Script(after_finals=(Pause(0.3), Close())), Script(greeting=(Pause(0.3), *gone))]
     third = Script(greeting=(Pause(0.6), *gone))
     with FakeBackend() as a, FakeBackend(lambda index: second[min(index, 1)]) as b, FakeBackend(third) as c:
-        config = config_of({"a": a, "b": b, "c": c}, idle_timeout=30, timeouts={**TIMEOUTS, "command": 5})
+        config = config_of({"a": a, "b": b, "c": c}, idle_timeout=30, timeouts={**TIMEOUTS, "command": 60})
         with ProxyProcess(config) as proxy, proxy.client() as client:
             assert codes(client.deliver("1@x", ["u@a", "u@b"])) == [250, 250]
             outcome = client.envelope("2@x", ["u@a", "u@b", "u@c"])
             assert [reply.code for reply in outcome.rcpts] == [250, 451, 451]
-            began = time.monotonic()
             client.finals_after(outcome, b"x" * 70 + b"\r\n" + b"y" * 200_000 + b"\r\n.\r\n")
             assert outcome.verdict(0).code == 250
-            assert time.monotonic() - began < 2
             client.quit()
 
 
@@ -280,27 +279,23 @@ def test_one_that_died_and_has_no_successor_delays_no_other_backend() -> None:
 
 
 def test_who_waits_for_a_place_gets_it_in_turn_and_the_connection_with_it() -> None:
-    with site(Script(final=(Pause(0.1), *say("250 2.0.0 stored"))), max_connections=2) as (proxy, backend):
-        assert codes(deliver(proxy, "u@a")) == [250]  # the first mail of all takes longer: smtplib is loaded
+    with site(HEALTHY, max_connections=2) as (proxy, backend):
         clients = [proxy.client() for _ in range(8)]
-        order: list[int] = []
-        threads = []
         for number, client in enumerate(clients):
-            thread = threading.Thread(target=_one, args=(client, number, order))
-            thread.start()
-            threads.append(thread)
-            time.sleep(0.02)
-        for thread in threads:
-            thread.join()
+            client.send(f"MAIL FROM:<{number}@x>\r\nRCPT TO:<u@a>\r\nDATA\r\n".encode())
+            assert client.reply().code == 250  # to MAIL: it has come, and waits for a place
+        assert backend.wait_for(lambda: len(backend.transactions()) == 2)
+        for number, client in enumerate(clients):
+            there = [seen.sender for seen in backend.transactions()]
+            expected = [f"{each}@x" for each in range(min(number + 2, 8))]
+            assert sorted(there) == expected, "not in turn"
+            assert [client.reply().code for _ in range(2)] == [250, 354]
+            client.send(b"x\r\n.\r\n")
+            assert client.reply().positive
+            client.quit()
+            more = min(number + 3, 8)
+            assert backend.wait_for(lambda more=more: len(backend.transactions()) == more)  # type: ignore[misc]
         assert len(backend.connections) == 2
-        assert sorted(order) == list(range(8))
-        assert all(abs(place - number) <= 1 for place, number in enumerate(order)), order
-
-
-def _one(client: LmtpClient, number: int, order: list[int]) -> None:
-    assert codes(client.deliver(f"{number}@x", ["u@a"])) == [250]
-    order.append(number)
-    client.quit()
 
 
 def test_without_a_place_in_time_it_is_451_for_these_recipients() -> None:
@@ -313,7 +308,7 @@ def test_without_a_place_in_time_it_is_451_for_these_recipients() -> None:
             began = time.monotonic()
             outcome = second.deliver("2@x", ["u@a"])
             assert outcome.verdict(0).text.startswith("451 4.3.2 ")
-            assert 0.4 < time.monotonic() - began < 2
+            assert 0.4 < time.monotonic() - began < SOON
             release.set()
             assert first.reply().code == 250
             assert codes(second.deliver("3@x", ["u@a"])) == [250]
@@ -326,24 +321,24 @@ def test_without_a_place_in_time_it_is_451_for_these_recipients() -> None:
 
 
 def test_a_backend_that_is_down_is_tried_one_at_a_time_and_found_again() -> None:
-    silent = Script(greeting=(Hang(),))
-    with site(silent, silent, HEALTHY) as (proxy, backend):
+    silent, greeting = Script(greeting=(Hang(),)), 3.0
+    with site(silent, silent, HEALTHY, timeouts={"greeting": greeting}) as (proxy, backend):
         since = proxy.mark()
         began = time.monotonic()
         assert codes(deliver(proxy)) == [451]
-        assert time.monotonic() - began > 0.9
+        assert time.monotonic() - began > greeting - 0.1
         # For a second nobody asks it at all; then one message does, and the others need not wait for that.
-        began = time.monotonic()
-        for _ in range(5):
-            assert deliver(proxy).verdict(0).text.startswith("451 4.4.2 ")
-        assert time.monotonic() - began < 0.8 and len(backend.connections) == 1
+        assert backend.wait_closed(1)
+        ended = backend.connections[0].ended or 0.0
+        while time.monotonic() - ended < 0.4:
+            assert deliver(proxy).verdict(0).text.startswith("451 4.4.2 ") and len(backend.connections) == 1
         time.sleep(1.1)
         with proxy.client() as probing:
             probing.send(b"MAIL FROM:<p@x>\r\nRCPT TO:<u@a>\r\n")
             assert backend.wait_for(lambda: len(backend.connections) == 2)
             began = time.monotonic()
             assert codes(deliver(proxy)) == [451]
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < greeting - 0.5 and len(backend.connections) == 2
             assert [probing.reply().code for _ in range(2)] == [250, 451]
             probing.quit()
         time.sleep(1.1)

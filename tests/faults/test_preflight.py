@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.backend import FakeBackend
 from tests.support.control import Control, add_control, bare_connection
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import FULL_OFFER, HEALTHY, Close, Hang, Pause, Script, Steps, say
 
@@ -31,7 +32,7 @@ class Asked:
     def ask(self, *recipients: str) -> Any:
         """The answer; the store never saw DATA, and every connection to it has ended."""
         answer = self.control.post("/preflight", {"backend": "new", "recipients": list(recipients)})
-        assert self.store.wait_closed(timeout=5)
+        assert self.store.wait_closed()
         assert not [line for line in self.commands() if line.upper().startswith((b"DATA", b"BDAT"))]
         return answer
 
@@ -62,8 +63,8 @@ def asked(running: Asked) -> Iterator[Asked]:
     running.store.script = HEALTHY
     running.store.forget()
     yield running
-    assert running.store.wait_closed(timeout=5)
-    deadline = time.monotonic() + 3
+    assert running.store.wait_closed()
+    deadline = time.monotonic() + SOON
     while running.control.get("/backends")["backends"][0]["busy"]:
         assert time.monotonic() < deadline, "a place was not given back"
         time.sleep(0.01)
@@ -142,7 +143,7 @@ def test_a_backend_that_does_not_get_so_far(asked: Asked, name: str) -> None:
     asked.store.script, reason = REFUSALS[name]
     begun = time.monotonic()
     answer = asked.ask("alice")
-    assert time.monotonic() - begun < 2 * COMMAND
+    assert time.monotonic() - begun < SOON
     assert answer["refused"] == reason and answer["replies"] == []
 
 
@@ -189,11 +190,11 @@ def test_it_counts_against_the_places_of_the_backend(asked: Asked) -> None:
     with ThreadPoolExecutor(4) as workers:
         begun = time.monotonic()
         running = [workers.submit(asked.ask, f"u{number}") for number in range(4)]
-        time.sleep(0.25)
+        assert asked.store.wait_for(lambda: len(asked.store.transactions()) == 2)
         (backend,) = asked.control.get("/backends")["backends"]
         assert (backend["busy"], backend["max_connections"]) == (2, 3)
         assert all(worker.result()["refused"] is None for worker in running)
-        assert 0.9 < time.monotonic() - begun < 3
+        assert 0.9 < time.monotonic() - begun < SOON
 
 
 def test_no_place_is_a_refusal(asked: Asked) -> None:
@@ -211,11 +212,15 @@ def test_no_place_is_a_refusal(asked: Asked) -> None:
 def test_a_client_that_is_gone_is_not_asked_for(asked: Asked) -> None:
     asked.store.script = Script(offer=LOCKSTEP, rcpt=(Pause(0.3), *say("250 2.1.5 ok")))
     with bare_connection(asked.control.path) as sock:
-        body = b'{"backend": "new", "recipients": ["a", "b", "c", "d", "e", "f", "g", "h", "i"]}'
+        body = (
+            b'{"backend": "new", "recipients": ["'
+            + b'", "'.join(b"%c" % n for n in b"abcdefghijklmnopqrstuvwxyz")
+            + b'"]}'
+        )
         sock.sendall(b"POST /preflight HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         assert asked.store.wait_for(lambda: any(b"<a>" in line for line in asked.commands()))
     assert asked.store.wait_closed(1, timeout=1.5)
-    assert len([line for line in asked.commands() if line.startswith(b"RCPT")]) <= 3
+    assert len([line for line in asked.commands() if line.startswith(b"RCPT")]) < 20
 
 
 @pytest.mark.parametrize(

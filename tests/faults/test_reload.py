@@ -14,6 +14,8 @@ import pytest
 from tests.faults.conftest import Move
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
+from tests.support.delays import Delays
+from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import Await, Script, say
 
@@ -105,7 +107,7 @@ def test_no_dot_for_a_route_that_changed(move: Move, moment: str, target: str | 
         client.send(b"last\r\n.\r\n")
         told = [client.reply().text[:9] for _ in range(3)]
         assert told == ["451 4.2.1", "250 2.0.0", "451 4.2.1"]
-        assert move.old.wait_closed(1, 2)
+        assert move.old.wait_closed(1)
         assert not any(seen.dotted for seen in move.old.transactions())
         client.quit()
 
@@ -136,7 +138,7 @@ def test_past_the_dot_a_change_comes_too_late(move: Move) -> None:
     with move.proxy.client() as client:
         outcome = client.envelope("s@x", ["u@x"])
         client.send(b"x\r\n.\r\n")
-        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()), 3)
+        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()))
         move.proxy.route("u", "new")
         go.set()
         assert client.finals(outcome).verdict(0).positive
@@ -150,7 +152,7 @@ def test_a_backend_that_vanished_from_the_file_finishes_what_it_has(move: Move) 
     with move.proxy.client() as client:
         outcome = client.envelope("s@x", ["u@x"])
         client.send(b"x\r\n.\r\n")
-        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()), 3)
+        assert move.old.wait_for(lambda: any(seen.dotted for seen in move.old.transactions()))
         move.proxy.config["backends"] = {"new": move.new.config}
         move.proxy.config["users"] = {"u": "new"}
         assert "active" in move.proxy.reload()
@@ -219,7 +221,7 @@ def test_a_storm_of_signals_coalesces_and_ends_with_the_last_file(move: Move) ->
         move.proxy.config["users"]["u"] = "new" if number % 2 else "old"
         move.proxy.write_config()
         move.proxy.signal(signal.SIGUSR1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + SOON
     with move.proxy.client() as client:
         number = 0
         while True:  # at least one load began after the last signal
@@ -239,22 +241,21 @@ def test_mail_flows_during_the_reload_of_a_large_table(move: Move) -> None:
     move.proxy.config["users"].update({f"user{number}": "old" for number in range(60_000)})
     move.proxy.write_config()
     since = move.proxy.mark()
-    longest = 0.0
+    delays = Delays(move.proxy)
     with move.proxy.client() as client:
         begun = time.monotonic()
         move.proxy.signal(signal.SIGUSR1)
         number = 0
         while "generation 2 active" not in move.proxy.log()[since:]:
-            last = time.monotonic()
-            assert last - begun < 30, move.proxy.log()[since:]
-            outcome = client.deliver(f"{number}@x", ["u@x"])
-            longest = max(longest, time.monotonic() - last)
+            assert time.monotonic() - begun < 30, move.proxy.log()[since:]
+            with delays.one():
+                outcome = client.deliver(f"{number}@x", ["u@x"])
             assert outcome.verdict(0).positive
             number += 1
         assert client.deliver("last@x", ["user59999@x"]).verdict(0).positive
         client.quit()
     assert number > 1, "no mail passed during the reload"
-    assert longest < 0.5, f"a delivery took {longest:.2f} s while the table was loaded"
+    delays.check(0.5)
 
 
 def test_under_traffic_no_final_dot_reaches_the_store_that_a_user_left(move: Move) -> None:
@@ -286,7 +287,7 @@ def test_under_traffic_no_final_dot_reaches_the_store_that_a_user_left(move: Mov
         thread.start()
     first = 0.0
     stays: list[tuple[FakeBackend, float, float]] = []  # a store, from when on, and until when dots may reach it
-    for number in range(20):
+    for number in range(12):
         target = "new" if number % 2 == 0 else "old"
         begun = time.monotonic()
         move.proxy.route("u", target)
@@ -295,7 +296,7 @@ def test_under_traffic_no_final_dot_reaches_the_store_that_a_user_left(move: Mov
         else:
             stays[-1] = (*stays[-1][:2], time.monotonic())
         stays.append((move.old if target == "old" else move.new, begun, 1e18))
-        time.sleep(0.12)
+        time.sleep(0.8)
     stop.set()
     for thread in threads:
         thread.join()
@@ -305,8 +306,8 @@ def test_under_traffic_no_final_dot_reaches_the_store_that_a_user_left(move: Mov
         for seen in store.transactions():
             if seen.dot_at is None or not any(recipient.path == "u@x" for recipient in seen.recipients):
                 continue
-            # 0.05 s for the dot on its way and for this process's threads
-            assert any(owner is store and since <= seen.dot_at <= until + 0.05 for owner, since, until in stays), (
+            # 0.4 s for the dot on its way and for this process's threads
+            assert any(owner is store and since <= seen.dot_at <= until + 0.4 for owner, since, until in stays), (
                 f"a message was committed to a store that its user had left: {seen.line!r}"
             )
     assert codes[250] > 50 and codes.get(451, 0) > 0, codes
@@ -318,7 +319,7 @@ def test_signals_at_once_after_the_socket_appears() -> None:
             proxy = ProxyProcess(config_of({"a": backend}))
             try:
                 proxy.spawn()
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + SOON
                 while not os.path.exists(str(proxy.address)):
                     assert time.monotonic() < deadline, proxy.log()
                 time.sleep(delay)

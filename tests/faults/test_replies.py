@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from tests.faults.conftest import Pair
 from tests.support.accounting import check_earned
-from tests.support.script import Await, Close, Flood, Hang, Pause, Reset, Script, raw, say
+from tests.support.script import Await, Close, Flood, Hang, Reset, Script, raw, say
 
 
 def test_the_same_address_twice_gets_two_replies_by_position(pair: Pair) -> None:
@@ -101,7 +100,7 @@ def test_what_is_no_reply_never_reaches_the_client(pair: Pair, answer: bytes) ->
         assert outcome.rcpts[0].text.startswith("451 4.3.0"), outcome.rcpts[0]
         assert outcome.verdict(1).positive
         client.quit()
-    assert pair.a.wait_closed(1, 1)
+    assert pair.a.wait_closed(1)
 
 
 def test_a_reply_line_of_the_permitted_length_passes(pair: Pair) -> None:
@@ -123,7 +122,7 @@ def test_an_endless_reply_costs_bounded_memory(pair: Pair, phase: str, data: byt
         assert outcome.verdict(0).code == 451 and outcome.verdict(1).positive
         client.quit()
     assert pair.proxy.status("VmHWM") - before < 4096
-    assert pair.a.wait_closed(1, 2)
+    assert pair.a.wait_closed(1)
 
 
 def test_surplus_final_replies_are_not_the_next_verdict(pair: Pair) -> None:
@@ -158,12 +157,12 @@ def test_known_final_replies_are_handed_on_at_once(pair: Pair) -> None:
     with pair.proxy.client() as client:
         outcome = client.envelope("s@x", ["u@a", "v@a", "w@b", "x@a"])
         client.send(b"x\r\n.\r\n")
-        assert client.reply(1).text == "250 2.0.0 stored"
-        assert client.reply(1).text == "250 2.0.0 stored"
+        assert client.reply().text == "250 2.0.0 stored"
+        assert client.reply().text == "250 2.0.0 stored"
         assert client.silent(0.2)
         go.set()
-        assert client.reply(1).text == "250 2.0.0 late"
-        assert client.reply(1).text == "250 2.0.0 late too"
+        assert client.reply().text == "250 2.0.0 late"
+        assert client.reply().text == "250 2.0.0 late too"
         assert outcome.mail is not None
         client.quit()
 
@@ -181,31 +180,36 @@ def test_a_421_at_data_undoes_the_acceptance(pair: Pair) -> None:
 
 
 def test_waits_for_several_backends_overlap(pair: Pair) -> None:
-    pause = 0.5
-    slow = (Pause(pause), *say("250 2.1.5 ok"))
-    for phases in (("greeting",), ("mail",), ("rcpt",), ("data",), ("final",)):
-        for backend in (pair.a, pair.b):
-            backend.script = Script(
-                greeting=(Pause(pause), *say("220 ready")) if "greeting" in phases else say("220 ready"),
-                mail=slow if "mail" in phases else say("250 2.1.0 ok"),
-                rcpt=slow if "rcpt" in phases else say("250 2.1.5 ok"),
-                data=(Pause(pause), *say("354 go")) if "data" in phases else say("354 go"),
-                final=slow if "final" in phases else say("250 2.0.0 ok"),
-            )
-        begun = time.monotonic()
+    """Neither backend answers before the other one was asked, too: who waits for one after the other waits for ever."""
+    answers = {"greeting": "220 ready", "mail": "250 2.1.0 ok", "rcpt": "250 2.1.5 ok", "data": "354 go",
+               "final": "250 2.0.0 ok"}  # fmt: skip
+    for phase, answer in answers.items():
+        both = Meeting(2)
+        pair.a.script = pair.b.script = Script().at(phase, (Await(both), *say(answer)))
         with pair.proxy.client() as client:
             outcome = client.deliver("s@x", ["u@a", "u@b"])
-            assert outcome.verdict(0).positive and outcome.verdict(1).positive
-            assert time.monotonic() - begun < pause * 1.8, phases
+            assert outcome.verdict(0).positive and outcome.verdict(1).positive, phase
             client.quit()
+        assert pair.a.wait_closed() and pair.b.wait_closed()
+
+
+class Meeting(threading.Event):
+    """Is set when so many threads wait for it."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._threads = threads
+        self._there: set[int] = set()
+
+    def is_set(self) -> bool:
+        self._there.add(threading.get_ident())
+        return len(self._there) >= self._threads
 
 
 def test_the_greeting_does_not_wait_for_backends(pair: Pair) -> None:
     pair.a.script = pair.b.script = Script(greeting=(Hang(),))
-    begun = time.monotonic()
     with pair.proxy.client() as client:
         assert client.command("MAIL FROM:<s@x>").code == 250
-        assert time.monotonic() - begun < 0.5
         assert not pair.a.connections and not pair.b.connections
         client.quit()
 
@@ -215,11 +219,9 @@ def test_one_slow_backend_slows_no_other_client(pair: Pair) -> None:
     with pair.proxy.client() as stuck, pair.proxy.client() as other:
         stuck.send(b"MAIL FROM:<stuck@x>\r\nRCPT TO:<u@a>\r\n")
         assert stuck.reply().code == 250
-        assert pair.a.wait_for(lambda: bool(pair.a.connections), 2)
-        begun = time.monotonic()
+        assert pair.a.wait_for(lambda: bool(pair.a.connections))
         for number in range(20):
             assert other.deliver(f"s{number}@x", ["v@b"]).verdict(0).positive
-        assert time.monotonic() - begun < 2
         other.quit()
 
 

@@ -13,6 +13,7 @@ import pytest
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.requeue import Requeued, command_for, requeue
 from tests.support.ctl import FakeControl, Run, ctl, http
+from tests.support.patience import SOON
 
 
 def waits(coming: int = 0, /, **users: dict[str, float]) -> bytes:
@@ -65,7 +66,7 @@ def postqueue(tmp_path: Path) -> Postqueue:
 
 @pytest.fixture
 def run(postqueue: Postqueue) -> Callable[..., Requeued]:
-    def call(*answers: bytes, wait: float = 5.0, users: tuple[str, ...] = ("alice",)) -> Requeued:
+    def call(*answers: bytes, wait: float = 20.0, users: tuple[str, ...] = ("alice",)) -> Requeued:
         with FakeControl({"POST /receipts": list(answers)}) as control:
             return requeue(ControlClient(control.path), users, (str(postqueue.path),), wait=wait)
 
@@ -124,7 +125,7 @@ def test_what_is_still_coming_in_is_waited_for(run: Callable[..., Requeued], pos
 def test_the_time_is_up(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
     done = run(waits(alice={"A": 1.0}), wait=0.3)
     assert fates(done) == [("alice", "A", "not tried yet")] and not done.done
-    assert 0.3 <= done.seconds < 2
+    assert 0.3 <= done.seconds < SOON
 
 
 def test_what_has_left_the_queue_or_is_on_hold_is_not_waited_for(
@@ -133,7 +134,7 @@ def test_what_has_left_the_queue_or_is_on_hold_is_not_waited_for(
     postqueue.queue({"H": "hold", "X": "deferred"})
     done = run(waits(alice={"G": 1.0, "H": 1.0}), wait=30)
     assert fates(done) == [("alice", "G", "not in the queue"), ("alice", "H", "on hold in the queue")]
-    assert done.seconds < 6 and not done.done
+    assert done.seconds < 25 and not done.done
 
 
 def test_an_old_postfix_cannot_list_its_queue(run: Callable[..., Requeued], postqueue: Postqueue) -> None:

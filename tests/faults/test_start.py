@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.backend import FakeBackend
 from tests.support.package import code_of_copy, copied_package
+from tests.support.patience import SOON
 from tests.support.proxy import PROGRAM, ProxyProcess, config_of, yaml_of
 
 IS_ROOT = os.geteuid() == 0
@@ -192,7 +193,7 @@ def test_mode_and_owner_of_the_socket(mode: str) -> None:
         proxy.write_config()
         proxy.spawn()
         path = str(proxy.address)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SOON
         while not os.path.exists(path):
             assert time.monotonic() < deadline, proxy.log()
         seen = os.stat(path)  # at its first sight, before anyone could connect with other rights
@@ -270,11 +271,11 @@ def test_the_process_title() -> None:
 
         expected = re.escape(f"[{proxy.config_path}]")
         with proxy.client(), proxy.client():
-            deadline = time.monotonic() + 3
+            deadline = time.monotonic() + SOON
             while not re.fullmatch(rf"lmtp-proxy: 2 sessions {expected}", title()):
                 assert time.monotonic() < deadline, title()
                 time.sleep(0.05)
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + SOON
         while not re.fullmatch(rf"lmtp-proxy: 0 sessions {expected}", title()):
             assert time.monotonic() < deadline, title()
             time.sleep(0.05)

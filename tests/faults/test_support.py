@@ -22,7 +22,7 @@ from tests.support.script import Await, BodyTrigger, Close, Drip, Hang, Reset, S
 TRANSPORTS = ["unix", "tcp"]
 
 
-def connect(backend: FakeBackend, timeout: float = 5.0) -> LmtpClient:
+def connect(backend: FakeBackend, timeout: float = 20.0) -> LmtpClient:
     client = LmtpClient(backend.path if backend.transport == "unix" else ("127.0.0.1", backend.port), timeout=timeout)
     client.greet()
     return client

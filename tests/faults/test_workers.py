@@ -109,7 +109,7 @@ def site() -> Iterator[Site]:
             yield site
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> bool:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -197,6 +197,7 @@ def test_a_drain_whose_worker_is_killed_claims_nothing(site: Site) -> None:
     client, worker = site.send_dot()
     began = time.monotonic()
     drain = site.start_ctl("drain", ALICE)
+    site.proxy.wait_log(f"control: drain {ALICE}")
     time.sleep(0.7)
     assert drain.poll() is None
     os.kill(worker, SIGKILL)
@@ -326,7 +327,6 @@ def test_workers_without_supervisor_end_what_they_have_and_deliver_nothing_by_ol
 # --- a worker hangs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_that_hangs_is_named_and_nothing_is_claimed(site: Site) -> None:
     first, second = site.wait_for_workers()
     os.kill(first, SIGSTOP)
@@ -334,7 +334,7 @@ def test_a_worker_that_hangs_is_named_and_nothing_is_claimed(site: Site) -> None
         began = time.monotonic()
         waiting = [site.start_ctl(*verb) for verb in (("status",), ("drain", ALICE), ("move", ALICE, "new"))]
         status, drain, move = (end_ctl(process, began) for process in waiting)
-        assert status.seconds < 15 and drain.seconds < 25 and move.seconds < 35
+        assert status.seconds < 30 and drain.seconds < 40 and move.seconds < 50
         assert status.status == 0 and f"worker process {first} does not answer" in status.out
         assert f"silent, pid {first}," in status.out and f"serving, pid {second}," in status.out
         for run in (drain, move):
@@ -416,6 +416,7 @@ def test_a_drain_waits_for_what_either_worker_has_past_its_dot(site: Site) -> No
         site.proxy.signal(SIGUSR1)
         began = time.monotonic()
         drain = site.start_ctl("drain", ALICE)
+        site.proxy.wait_log(f"control: drain {ALICE}")
         time.sleep(1.5)
         assert drain.poll() is None
         with site.proxy.client() as client:  # what comes later goes by the new table, in whichever worker
@@ -429,7 +430,6 @@ def test_a_drain_waits_for_what_either_worker_has_past_its_dot(site: Site) -> No
     assert len(site.dots(site.new)) == 1
 
 
-@pytest.mark.timeout(120)
 def test_twenty_moves_at_once_under_load(site: Site) -> None:
     users = [f"user{number}@example.org" for number in range(20)]
     site.proxy.config["users"].update(dict.fromkeys(users, "old"))
@@ -492,7 +492,7 @@ def test_the_limits_are_those_of_all_together() -> None:
             backends = {backend["name"]: backend for backend in site.status["backends"]}
             assert (backends["old"]["max_connections"], backends["new"]["max_connections"]) == (3, 20)
             clients = [LmtpClient(proxy.address, timeout=20) for _ in range(8)]
-            greeted = [client for client in clients if not client.silent(0.3)]
+            greeted = [client for client in clients if not client.silent(2.0)]
             assert len(greeted) == 5, "max_clients"
             for client in clients:
                 client.close()

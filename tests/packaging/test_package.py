@@ -76,7 +76,7 @@ def package(tree: Path) -> Path:
 # --- without installing ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_lintian_has_nothing_to_say(package: Path) -> None:
     [changes] = package.parent.glob("*.changes")
     words = ["lintian", "-EviI", "--pedantic", "--allow-root", "--fail-on", "error,warning", str(changes)]
@@ -85,7 +85,7 @@ def test_lintian_has_nothing_to_say(package: Path) -> None:
     assert done.returncode == 0 and not found, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_it_needs_what_debian_12_has_and_brings_no_conffile_that_a_command_edits(package: Path, tmp_path: Path) -> None:
     fields = subprocess.run(
         ["dpkg-deb", "-f", package, "Depends", "Architecture"], capture_output=True, text=True
@@ -102,7 +102,7 @@ def test_it_needs_what_debian_12_has_and_brings_no_conffile_that_a_command_edits
     assert (tmp_path / "control/conffiles").read_text().split() == ["/etc/default/lmtp-proxy", "/etc/init.d/lmtp-proxy"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_examples_are_there(package: Path, tmp_path: Path) -> None:
     subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
     examples = tmp_path / "usr/share/doc/lmtp-proxy/examples"
@@ -110,7 +110,7 @@ def test_the_examples_are_there(package: Path, tmp_path: Path) -> None:
         assert (examples / name).read_bytes() == (ROOT / "etc" / name).read_bytes()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_units(package: Path, tmp_path: Path) -> None:
     """systemd finds nothing wrong with them, and little for an attacker to use."""
     subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)

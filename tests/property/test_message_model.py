@@ -232,7 +232,6 @@ def every_order(groups: Groups, steps: Sequence[Mapping[str, str]], kind: type[T
     return ends
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("steps", MOVES)
 @pytest.mark.parametrize("groups", MESSAGES)
 def test_no_dot_after_a_move_of_one_of_several(groups: str, steps: str) -> None:

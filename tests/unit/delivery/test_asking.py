@@ -52,7 +52,7 @@ class Site:
             if self.delivery.session is None:
                 return True
             self.theirs.send(piece)
-            self.stream.wait(time.monotonic() + 1)
+            self.stream.wait(time.monotonic() + 20)
             done = self.delivery.advance()
         return done
 

@@ -75,7 +75,7 @@ class Site:
     def room(self) -> bytes:
         """Read, and let the loop notice."""
         octets = self.read()
-        self.stream.wait(time.monotonic() + 1)
+        self.stream.wait(time.monotonic() + 20)
         return octets
 
 
@@ -104,7 +104,7 @@ def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(site: Site,
     assert received.endswith(last + b".\r\n") and received.count(b".") == 1
     site.theirs.send(b"250 2.0.0 stored\r\n")
     while not site.delivery.advance():
-        site.stream.wait(time.monotonic() + 1)
+        site.stream.wait(time.monotonic() + 20)
     assert [reply.positive for reply in site.delivery.replies] == [True]
 
 
@@ -149,6 +149,6 @@ def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site)
     assert not site.delivery.advance() and site.waited_for
     site.theirs.close()
     while not site.delivery.advance():
-        site.stream.wait(time.monotonic() + 1)
+        site.stream.wait(time.monotonic() + 20)
     assert site.delivery.replies == [say.BACKEND_SILENT]
     assert "may be delivered" in site.delivery.trouble

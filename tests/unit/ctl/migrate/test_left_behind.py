@@ -55,14 +55,14 @@ def left(process: subprocess.Popen[bytes], **changed: object) -> Unsettled:
 
 
 def gone(process: subprocess.Popen[bytes]) -> None:
-    latest = time.monotonic() + 5
+    latest = time.monotonic() + 20
     while process.poll() is None:
         assert time.monotonic() < latest, "it lives"
         time.sleep(0.01)
 
 
 def eventually(condition: Callable[[], object]) -> None:
-    latest = time.monotonic() + 10
+    latest = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < latest
         time.sleep(0.02)
@@ -106,7 +106,7 @@ def test_its_session_and_what_came_from_it(journal: str, start: Start) -> None:
     began = time.monotonic()
     assert settle(left(process), journal, told.append) is None
     gone(process)
-    assert len(told) >= 4 and members(process.pid) == [] and 4 < time.monotonic() - began < 12
+    assert len(told) >= 4 and members(process.pid) == [] and 4 < time.monotonic() - began < 30
 
 
 def test_whoever_has_its_lock(journal: str, start: Start) -> None:

@@ -17,6 +17,7 @@ from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError
 from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 from tests.support.ctl import Answer, FakeControl, http
+from tests.support.patience import SOON
 
 ALICE = "alice@example.org"
 
@@ -111,7 +112,7 @@ def test_a_long_drain_is_interrupted(fakes: list[FakeControl], config: str) -> N
     began = time.monotonic()
     with pytest.raises(Interrupted):
         proxy.move(ALICE, "reject", 30.0, interruptible=True)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < SOON
     assert not proxy.move(ALICE, "reject", 0.5, interruptible=False).quiet, "and not where it must not be"
     cancel.close()
 
@@ -149,7 +150,7 @@ def test_who_is_away_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(ProxyError, match="there is no such socket"):
         proxy.route(ALICE)
-    assert 0.5 < time.monotonic() - began < 5 and len(told) == 1
+    assert 0.5 < time.monotonic() - began < SOON and len(told) == 1
 
 
 @pytest.mark.parametrize("code, text", [(550, "is the account missing there"), (450, "new said 450"), (421, "said")])

@@ -335,7 +335,6 @@ parent.document.title = "LOOK " + JSON.stringify({
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="not installed: chromium; to install: sudo tests/e2e/install.sh")
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("users", [300, 0])
 @pytest.mark.parametrize("width, dark", [(1400, False), (400, True)])
 def test_a_browser_shows_it_whole(night: Path, tmp_path: Path, users: int, width: int, dark: bool) -> None:
