@@ -116,7 +116,7 @@ def test_one_user_with_all_steps(stand: Stand) -> None:
     assert {step["outcome"] for step in status["steps"]} == {"ok"}
     receipt = status["receipt"]
     assert receipt["parked_from"] <= receipt["offline"]["from"] < receipt["parked_until"] < receipt["offline"]["until"]
-    lines = [line.split(" ", 2)[2] for line in ended.err.splitlines()]
+    lines = [line.split(" ", 3)[3] for line in ended.err.splitlines()]
     assert "1 done of 1 user in" in lines[-1] and f"{ALICE}: blocked: block" in lines, ended.err
 
 
