@@ -70,7 +70,7 @@ def move(
     document: dict[str, object] = {"path": path, "backend": order.backend, "warnings": warnings}
     try:
         with turn or nullcontext():
-            edit = _Edit(client, order, progress)
+            edit = _CarefulEdit(client, order, progress)
             change = edit.make(path)
             now = f"{path} says that {order.who} on {order.backend}"
             progress.step(f"{now}, but the running proxy may not know it yet")
@@ -104,7 +104,7 @@ class _Unlisted(Exception):
         self.stores = stores
 
 
-class _Edit:
+class _CarefulEdit:
     """The change in the file, after a look at who is on no line of it: a mistyped name parks nobody.
 
     warnings: what could not be found out. overrides: user without a line -> where mail goes until then, and by what.

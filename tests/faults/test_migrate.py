@@ -127,7 +127,7 @@ def test_one_user_with_all_steps(stand: Stand) -> None:
     assert {step["outcome"] for step in status["steps"]} == {"ok"}
     receipt = status["receipt"]
     assert receipt["parked_from"] <= receipt["offline"]["from"] < receipt["parked_until"] < receipt["offline"]["until"]
-    lines = [line.split(" ", 2)[2] for line in ended.err.splitlines()]
+    lines = [line.split(" ", 3)[3] for line in ended.err.splitlines()]
     assert "1 done of 1 user in" in lines[-1] and f"{ALICE}: blocked: block" in lines, ended.err
 
 
@@ -614,6 +614,55 @@ def test_outside_the_window_nobody_is_begun(stand: Stand) -> None:
     inside = f"{(now.tm_hour - 1) % 24:02}:00-{(now.tm_hour + 2) % 24:02}:00"
     assert stand.run("--window", inside, ALICE).status == 0
     assert stand.run("--window", "25:00-1", ALICE).status == 64
+
+
+def test_an_exit_status_that_counts_as_success(stand: Stand) -> None:
+    stand.site.order("unblock", exit=111)
+    plan = stand.site.plan(unblock={"command": stand.site.hook("unblock"), "ok": [0, 111]})
+    assert stand.run(ALICE, plan=plan).status == 0 and stand.states()[ALICE] == "done"
+    assert "offline NOW" not in stand.verb("report", ALICE).out, "and ends what it ends"
+    stand.site.order("unblock", exit=3)
+    assert "unblock: exit 3" in stand.run(BOB, plan=plan).err
+
+
+def test_success_is_what_the_plan_says_it_is(stand: Stand) -> None:
+    plan = stand.site.plan(verify={"command": stand.site.hook("verify"), "ok": [5]})
+    ended = stand.run(ALICE, plan=plan)
+    assert ended.status == 2 and "verify: exit 0" in ended.err and stand.states()[ALICE] == "failed"
+    stand.site.order("verify", exit=5)
+    assert stand.run(ALICE, plan=plan).status == 0
+
+
+@pytest.mark.parametrize("retries, done", [(2, True), (1, False)])
+def test_what_failed_is_tried_again_so_often(stand: Stand, retries: int, done: bool) -> None:
+    stand.site.order("block", exit=1, times=2)
+    plan = stand.site.plan(block={"command": stand.site.hook("block"), "retries": retries})
+    assert (stand.run(ALICE, plan=plan).status == 0) is done
+    assert stand.site.hooks_of(ALICE).count("block") == retries + 1
+
+
+def test_others_are_told_how_it_ended(stand: Stand) -> None:
+    told = Path(stand.site.directory, "told")
+    ends: dict[str, Any] = {
+        name: ["/bin/sh", "-c", f'echo "{name} $1 $(cat)" >>{told}; [ $1 != {ALICE} ]', "sh", "{user}"]
+        for name in ("on_done", "on_failed", "on_attention")
+    }
+    stand.site.order("sync", BOB, exit=7)
+    ended = stand.run(ALICE, BOB, plan=stand.site.plan(**ends))
+    assert ended.status == 2 and stand.states() == {ALICE: "done", BOB: "failed"}
+    assert f"{ALICE}: on_done: exit 1" in ended.err, "which changes nothing"
+    said = {}
+    for line in told.read_text().splitlines():
+        name, user, text = line.split(" ", 2)
+        said[name, user] = json.loads(text)
+    assert said.keys() == {("on_done", ALICE), ("on_failed", BOB)}
+    assert said["on_done", ALICE]["state"] == "done" and said["on_done", ALICE]["offline"] > 0
+    assert said["on_failed", BOB]["error"] == "sync: exit 7" and said["on_failed", BOB]["address"] == BOB
+    stand.site.no_orders()
+    stand.site.order("redirect", BOB, exit=9)
+    stand.run(BOB, plan=stand.site.plan(**ends))
+    assert f"on_attention {BOB} " in told.read_text()
+    assert stand.run(ALICE, plan=stand.site.plan(**ends)).status == 0 and told.read_text().count("on_done") == 1
 
 
 def test_sync_only_copies_and_does_no_more_as_often_as_it_is_asked(stand: Stand) -> None:

@@ -88,23 +88,25 @@ def run(
     *,
     whole: bool = False,
     lock: int = -1,
+    told: bytes = b"",
     begun: Callable[[Begun], None] = lambda begun: None,
 ) -> Ran:
     """Runs the command. environment: in addition to our own. cancel: ends it when it is set.
 
-    whole: nothing that came from it may go on when it has ended. lock: a descriptor that it inherits. begun: is called
-    before the command begins; what it raises comes out here, and nothing is run.
+    whole: nothing that came from it may go on when it has ended. lock: a descriptor that it inherits. told: what it
+    reads. begun: is called before the command begins; what it raises comes out here, and nothing is run.
     """
     began = time.monotonic()
     ours, theirs = socket.socketpair()
     how = "all" if whole else "command"
+    given = _file_of(told)
     program = [sys.executable, "-IS", keeper.__file__, str(theirs.fileno()), str(lock), how, *arguments]
     with ours:
         try:
             with theirs:
                 process = subprocess.Popen(
                     program,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.DEVNULL if given < 0 else given,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **environment},
@@ -114,6 +116,9 @@ def run(
         except (OSError, ValueError) as error:
             what = f"cannot be run: {getattr(error, 'strerror', None) or error}: {arguments[0]}"
             return Ran(what, "", time.monotonic() - began)
+        finally:
+            if given >= 0:
+                os.close(given)
         assert process.stdout is not None
         with process.stdout:
             output = _Output(process.stdout.fileno())
@@ -127,6 +132,17 @@ def run(
             output.read()
     seconds = time.monotonic() - began
     return _ran(ended_by, report, output.text(), seconds, timeout, arguments[0])
+
+
+def _file_of(octets: bytes) -> int:
+    """A descriptor from which a command reads them, whenever it does; -1 if there are none."""
+    if not octets:
+        return -1
+    handle = os.memfd_create("told", os.MFD_CLOEXEC)
+    with open(handle, "wb", closefd=False) as file:
+        file.write(octets)
+    os.lseek(handle, 0, os.SEEK_SET)
+    return handle
 
 
 def _ran(ended_by: str | None, report: Sequence[str], output: str, seconds: float, timeout: float, name: str) -> Ran:

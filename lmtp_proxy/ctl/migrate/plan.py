@@ -26,13 +26,16 @@ HOOKS: Final = {
     "redirect": 120.0,
     "unblock": 120.0,
     "verify": 3600.0,
+    "on_done": 120.0,
+    "on_failed": 120.0,
+    "on_attention": 120.0,
 }
 MIRRORS: Final = ("sync", "final_sync")
 KEYS: Final = (
     *("from", "to", "park", "domain", *HOOKS, "max_syncs", "sync_again_above", "on_uncertain", "requeue", "journal"),
     "drain_timeout",
 )
-HOOK_KEYS: Final = ("command", "timeout", "again", "attempts", "shell")
+HOOK_KEYS: Final = ("command", "timeout", "again", "attempts", "ok", "retries", "shell")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _MAX_ARGUMENT = 100_000  # octets; the kernel takes no more than 131,072
@@ -51,13 +54,19 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One command of the site. again: exit statuses that mean "run me once more", up to `attempts` runs in all."""
+    """One command of the site.
+
+    again: exit statuses that mean "run me once more", up to `attempts` runs in all. ok: those that mean success.
+    retries: how often it is run again when it has failed, in whatever other way.
+    """
 
     arguments: tuple[str, ...]
     timeout: float
     again: frozenset[int] = frozenset()
     attempts: int = 5
     shell: bool = False
+    ok: frozenset[int] = frozenset({0})
+    retries: int = 0
     mirror: bool = False
     """It deletes in the new store what the old one does not have."""
 
@@ -185,21 +194,24 @@ def _hook(top: Section, name: str) -> Hook | None:
     if not timeout:
         section.fail("timeout", "must be more than 0")
     attempts = section.value("attempts", whole(1, 100), 5)
-    again = frozenset(_again(section))
+    again, ok = frozenset(_exits(section, "again", 1)), frozenset(_exits(section, "ok", 0)) or frozenset({0})
+    if both := again & ok:
+        section.fail("again", f"has {min(both)}, which is `ok`")
+    retries = section.value("retries", whole(0, 100), 0)
     if "command" not in section:
         section.fail("command", "is missing")
         return None
     command = section.node("command")
     if shell:
         text = _script(section, command)
-        return Hook((text,), timeout, again, attempts, True) if text else None
+        return Hook((text,), timeout, again, attempts, True, ok, retries) if text else None
     if command is None:
         return None
     if not isinstance(command, Sequence):
         section.fail("command", 'must be an argument list, as [program, "{user}"]; a text is for `shell: yes`')
         return None
     arguments = _arguments(section, "command", command)
-    return Hook(arguments, timeout, again, attempts) if arguments else None
+    return Hook(arguments, timeout, again, attempts, False, ok, retries) if arguments else None
 
 
 def _arguments(section: Section, key: str, node: Sequence, *, filled: bool = True) -> tuple[str, ...]:
@@ -241,15 +253,15 @@ def _script(section: Section, node: Node | None) -> str:
     return node.text
 
 
-def _again(section: Section) -> Iterator[int]:
-    node = section.node("again")
+def _exits(section: Section, key: str, least: int) -> Iterator[int]:
+    node = section.node(key)
     if node is None:
         return
     if not isinstance(node, Sequence):
-        section.fail("again", "must be a list of exit statuses, as [2]")
+        section.fail(key, f"must be a list of exit statuses, as {'[2]' if least else '[0, 111]'}")
         return
     for item in node.items:
-        if (status := section.item("again", item, whole(1, 255), 0)) != 0:
+        if (status := section.item(key, item, whole(least, 255), -1)) >= 0:
             yield status
 
 

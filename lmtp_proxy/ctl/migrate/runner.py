@@ -5,6 +5,7 @@ A thread takes one user after the other. It does not know what is done for a use
 flags here and nothing else; the main thread waits where they can be handled.
 """
 
+import json
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 
 from lmtp_proxy.ctl.migrate import way_back
@@ -23,8 +24,17 @@ from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.left_behind import settle, take_lock
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
 from lmtp_proxy.ctl.migrate.proxy import Requeued
-from lmtp_proxy.ctl.migrate.states import COPIED, DONE, IN_HAND, MAY_BE_BLOCKED, NEEDS_ATTENTION, ON_OLD, ONLY_ON
-from lmtp_proxy.ctl.migrate.steps import AskedProxy, Ended, Parts, Steps, Stop, of_another_plan
+from lmtp_proxy.ctl.migrate.states import (
+    COPIED,
+    DONE,
+    FAILED,
+    IN_HAND,
+    MAY_BE_BLOCKED,
+    NEEDS_ATTENTION,
+    ON_OLD,
+    ONLY_ON,
+)
+from lmtp_proxy.ctl.migrate.steps import Ask, AskedProxy, Ended, Parts, Steps, Stop, of_another_plan
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.ctl.migrate.window import Window
 
@@ -189,6 +199,7 @@ class Runner:
         while (user := self._next()) is not None:
             try:
                 ended = UserRun(user, parts).run()
+                self._tell_site(user, ended, parts)
             except JournalFailed as failed:
                 ended = Ended("in hand", None, str(failed))
                 self._journal_failed = True
@@ -203,6 +214,22 @@ class Runner:
             elif not ended.was_done:
                 self._watcher.note(f"{user}: skipped: {ended.error}")
             self._note_end(user, ended)
+
+    def _tell_site(self, user: str, ended: Ended, parts: Parts) -> None:
+        """The plan's command for how it ended with the user; whether that works changes nothing."""
+        name = {DONE: "on_done", FAILED: "on_failed", NEEDS_ATTENTION: "on_attention"}.get(ended.state, "")
+        hook, row = self._plan.hooks.get(name), self._journal.user(user)
+        if hook is None or row is None or ended.skipped:
+            return
+        seconds = ended.seconds_offline
+        told = {**asdict(row), "offline": seconds, "address": self._plan.address(user)}
+        parts = replace(parts, execute=executor(self._journal, None, json.dumps(told).encode("ascii") + b"\n"))
+        try:
+            Steps(user, parts, state=ended.state).hook(
+                name, self._plan.new if name == "on_done" else self._plan.old, cancellable=False
+            )
+        except (Stop, Ask, JournalError) as error:
+            self._watcher.note(f"{user}: {error}")
 
     def _next(self) -> str | None:
         """The next user to take; waits for the window. None: no more."""
@@ -348,6 +375,24 @@ def parts_of(
     plan: Plan, number: int, journal: Journal, proxy: AskedProxy, watcher: Watcher, cancel: Cancel | None
 ) -> Parts:
     """What a user's run is done with. number: of the run."""
+    return Parts(
+        plan=plan,
+        run=number,
+        journal=journal,
+        proxy=proxy,
+        watcher=watcher,
+        execute=executor(journal, cancel),
+        cancelled=cancel.is_set if cancel is not None else lambda: False,
+        beside=beside,
+        clock=journal.clock,
+        wall=time.time,
+    )
+
+
+def executor(
+    journal: Journal, cancel: Cancel | None, told: bytes = b""
+) -> Callable[[Hook, dict[str, str], bool, int], Ran]:
+    """What runs a command of a plan, as Parts has it. told: the standard input of each."""
 
     def execute(hook: Hook, values: dict[str, str], cancellable: bool, step: int) -> Ran:
         ending = cancel if cancellable else None
@@ -367,6 +412,7 @@ def parts_of(
                 ending,
                 whole=hook.mirror,
                 lock=lock,
+                told=told,
                 begun=lambda begun: journal.begin_process(step, begun, mirror=hook.mirror),
             )
         finally:
@@ -375,18 +421,7 @@ def parts_of(
             return ran
         return replace(ran, left=settle(left[0], journal.path))
 
-    return Parts(
-        plan=plan,
-        run=number,
-        journal=journal,
-        proxy=proxy,
-        watcher=watcher,
-        execute=execute,
-        cancelled=cancel.is_set if cancel is not None else lambda: False,
-        beside=beside,
-        clock=journal.clock,
-        wall=time.time,
-    )
+    return execute
 
 
 def end_left_over(

@@ -22,6 +22,7 @@ from lmtp_proxy.ctl.migrate.states import NEEDS_ATTENTION, ON_OLD, ONLY_ON, Plac
 
 _Value = TypeVar("_Value")
 IS_DONE = "is done"
+_BEFORE_RETRY = 1.0  # seconds
 _SAID = 300  # characters of a command's output that are part of a reason; the journal has it all
 
 
@@ -118,23 +119,32 @@ class Steps:
             return 0.0
         cancellable = cancellable and self.state not in ONLY_ON
         values = self.parts.plan.values(self.user, now)
-        for number in range(hook.attempts):
+        number, again, retries = first, hook.attempts - 1, hook.retries
+        while True:
             if cancellable:
                 self.check()
             before()
-            step = self._begin_step(name, first + number)
+            step = self._begin_step(name, number)
             ran = self.parts.execute(hook, values, cancellable, step)
-            self._end_step(step, ran.outcome, ran.output, settled=ran.left is None)
+            done = ran.status in hook.ok
+            outcome = OK if done else "exit 0" if ran.ok else ran.outcome
+            self._end_step(step, outcome, ran.output, settled=ran.left is None)
             if ran.left is not None:
-                raise Ask(f"{name}: {ran.outcome}: {ran.left}")
-            if ran.ok:
+                raise Ask(f"{name}: {outcome}: {ran.left}")
+            if done:
                 return ran.seconds
-            if ran.status not in hook.again:
+            number += 1
+            if ran.status in hook.again and again:
+                again -= 1
+            elif ran.status not in hook.again and ran.outcome != KILLED and retries:
+                retries -= 1
+                self.parts.sleep(_BEFORE_RETRY)
+            else:
                 break
         if cancellable:
             self.check()
         said = " ".join(ran.output.split())[-_SAID:]
-        raise Stop(f"{name}: {ran.outcome}{f': {said}' if said else ''}")
+        raise Stop(f"{name}: {outcome}{f': {said}' if said else ''}")
 
     def step(
         self, name: str, action: Callable[[], _Value], shown: Callable[[_Value], str] = lambda value: str(value)
