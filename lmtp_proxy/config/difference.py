@@ -10,7 +10,9 @@ from typing import Any, TypedDict
 
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.routing.static_table import StaticTable, changes
+from lmtp_proxy.text import count, shown
 
+_NAMED = 3  # of those whom a reload would remove
 _SHOWN = 20  # users of one group; the count is exact
 _SECTIONS = frozenset({"path", "backends", "users"})
 _IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as the attribute is
@@ -50,14 +52,32 @@ def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
     return answer
 
 
+def too_many_removed(old: Config, users: UserChanges) -> str | None:
+    """Why the newer table is not to take the place of the old one unless somebody insists; None if it may.
+
+    A file that was cut off at the end of a line is a good file with fewer users, whose mail would go elsewhere.
+    """
+    removed = sum(group["count"] for group in users["removed"])
+    allowed = old.max_removed.of(len(old.users))
+    if removed <= allowed:
+        return None
+    named = [shown(user) for group in users["removed"] for user in group["users"]][:_NAMED]
+    return (
+        f"{shown(old.path, 4096)}: users: would remove {removed} of {count(len(old.users), 'user')} "
+        f"({', '.join(named)}, ...), more than config.max_removed allows ({old.max_removed}, which is {allowed}): was "
+        "the file cut off? `lmtp-proxyctl reload --force`, or a restart, puts it in force all the same"
+    )
+
+
 def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:
     """As JSON values: `users`, backends: name and change of each that differs, config: the keys that do, notes: of the
-    newer one."""
+    newer one, and why a reload would refuse it."""
     answer: dict[str, Any] = {**users, "backends": _backends(old, new)}
     names = [item.name for item in dataclasses.fields(Config) if item.compare and item.name not in _SECTIONS]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
     answer["config"] = [f"config.{_IN_THE_FILE.get(name, name)}" for name in changed]
-    answer["notes"] = list(new.notes)
+    removed = too_many_removed(old, users)
+    answer["notes"] = [*new.notes, *([removed] if removed else [])]
     return answer
 
 

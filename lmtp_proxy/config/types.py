@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from lmtp_proxy.config.values import FACILITIES
+from lmtp_proxy.config.values import FACILITIES, MaxRemoved
 from lmtp_proxy.config.yaml_text import Mapping, Node, Note, Problem, Scalar, Sequence
 from lmtp_proxy.text import shown
 
@@ -66,6 +66,14 @@ def whole(minimum: int, maximum: int) -> Callable[[str], int]:
 
 
 port = whole(1, 65535)
+
+
+def max_removed(text: str) -> MaxRemoved:
+    """A number of users, or `N%` of them."""
+    number = text.removesuffix("%")
+    if not _WHOLE.fullmatch(number) or (number != text and int(number) > 100):
+        raise ValueError(f"must be a number of users, or a share of them such as 10%, not {_quoted(text)}")
+    return MaxRemoved(int(number), percent=number != text)
 
 
 def workers(text: str) -> int | None:

@@ -123,6 +123,24 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class MaxRemoved:
+    """How many users a reload may remove. number: of users; of each hundred if `percent`, but at least a few."""
+
+    number: int
+    percent: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.number}%" if self.percent else str(self.number)
+
+    def of(self, users: int) -> int:
+        """Of a table with so many."""
+        return max(_FEW_REMOVED, users * self.number // 100) if self.percent else self.number
+
+
+_FEW_REMOVED = 10  # a tenth of a small table is nobody
+
+
+@dataclass(frozen=True, slots=True)
 class Control:
     """The control socket. permissions: mode bits; whoever may connect may do all that lmtp-proxyctl can."""
 
@@ -153,6 +171,7 @@ class Config:
     ignore_domain: bool = False
     fallback_backend: str | None = None
     default_domain: str | None = None
+    max_removed: MaxRemoved = MaxRemoved(10, percent=True)
     pid: str = "/var/run/lmtp-proxy.pid"
     allow: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     run_as: str | None = None

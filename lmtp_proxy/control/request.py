@@ -156,6 +156,13 @@ class RequestDocument:
             raise bad(f'"{key}" must be a whole number from 0 on')
         return value
 
+    def flag(self, key: str) -> bool:
+        """True or false; false if there is none."""
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            raise bad(f'"{key}" must be true or false')
+        return value
+
     def users_to_drain(self) -> list[str] | None:
         """The users that a drain names, None for all."""
         everybody = "all" in self.values

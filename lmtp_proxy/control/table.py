@@ -162,10 +162,9 @@ class ControlApplication(JsonApplication):
     # --- what can be done --------------------------------------------------------------------------------------------
 
     def _reload(self, request: Request) -> Json:
-        if request.body:
-            request.document()
-        request.log("reload")
-        outcome = self._reloads.reload_now()
+        force = bool(request.body) and request.document("force").flag("force")
+        request.log("reload by force" if force else "reload")
+        outcome = self._reloads.reload_now(force=force)
         if isinstance(outcome, ReloadRefused):
             raise self._refusal(outcome)
         return {

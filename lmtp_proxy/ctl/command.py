@@ -109,7 +109,12 @@ def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
 def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
     client = _client(options)
     try:
-        answer = client.post("/reload", {}, timeout=_LOAD, tick=lambda _: progress.waiting("the reload"))
+        answer = client.post(
+            "/reload",
+            {"force": True} if options.force else {},
+            timeout=_LOAD,
+            tick=lambda _: progress.waiting("the reload"),
+        )
     except Refusal as refusal:
         if refusal.code not in (409, 502):
             raise
@@ -261,12 +266,16 @@ def _parser() -> argparse.ArgumentParser:
         "told now. Waits for nothing; no backend is asked.",
     )
     verb.add_argument("address", type=text, metavar="ADDRESS", help="as in RCPT TO, with or without < >")
-    add(
+    verb = add(
         "reload",
         _reload,
         "Put in force what the configuration file says",
         "Waits until it is in force, or was refused with all of its errors (exit status 1). Deliveries that were "
-        "handed over before are not waited for: see drain.",
+        "handed over before are not waited for: see drain. A file that removes many users at once is refused, see "
+        "config.max_removed.",
+    )
+    verb.add_argument(
+        "--force", action="store_true", help="also if it removes more users than config.max_removed allows"
     )
     verb = add(
         "drain",

@@ -19,7 +19,7 @@ import gevent.os
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.config.difference import compare_users, difference
+from lmtp_proxy.config.difference import compare_users, difference, too_many_removed
 from lmtp_proxy.config.loading import LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
@@ -94,12 +94,15 @@ class ConfigManager(Reloads):
                 loaded = _load_aside(path, old.users)
         return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
 
-    def reload(self) -> Outcome:
-        """Load the file now and swap, or log in full why not. Returns after the swap."""
+    def reload(self, *, force: bool = False) -> Outcome:
+        """Load the file now and swap, or log in full why not. Returns after the swap. force: see Reloads."""
         began = time.monotonic()
         previous = self._generation
         path, users = previous.config.path, previous.config.users
         loaded = _load_in(self._thread, path, users) or _load_aside(path, users)
+        if isinstance(loaded, Loaded) and not force and (why := too_many_removed(previous.config, loaded.users)):
+            loaded.config.users.close()
+            loaded = ConfigError((why,))
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)

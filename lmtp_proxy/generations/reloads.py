@@ -154,21 +154,27 @@ class Reloads(ABC):
         self._begun = self._done = 0
         self._settled = Event()
         self._waiting: list[AsyncResult[Outcome]] = []
+        self._force = False
         self.last_reload: Outcome | None = None
         self.loading_since: float | None = None
         self.done = self.refused = 0
         self.history: deque[Outcome | NotedDrain] = deque(maxlen=_REMEMBERED)
 
     @abstractmethod
-    def reload(self) -> Outcome:
-        """Load now, and return when what was loaded is in force, or why it is not."""
+    def reload(self, *, force: bool = False) -> Outcome:
+        """Load now, and return when what was loaded is in force, or why it is not.
+
+        Args:
+            force: whatever config.max_removed says.
+        """
 
     def request_reload(self) -> None:
         """Ask for a reload, and return at once."""
         self._wanted.set()
 
-    def reload_now(self) -> Outcome:
-        """Wait for a load that begins after this call, and for its swap."""
+    def reload_now(self, *, force: bool = False) -> Outcome:
+        """Wait for a load that begins after this call, and for its swap. force: see `reload`."""
+        self._force = self._force or force
         result: AsyncResult[Outcome] = AsyncResult()
         self._waiting.append(result)
         self._wanted.set()
@@ -202,10 +208,11 @@ class Reloads(ABC):
             self._wanted.wait()
             self._wanted.clear()
             waiting, self._waiting = self._waiting, []
+            force, self._force = self._force, False
             self._begun += 1
             self.loading_since = time.monotonic()
             try:
-                outcome = self.reload()
+                outcome = self.reload(force=force)
             except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
                 _log.exception("reload failed by an internal error; what was active stays active: %r", self)
                 outcome = ReloadRefused((f"internal error: {error!r}; the log has more",), time.time())

@@ -203,7 +203,7 @@ class Team(Reloads):
         if not again:
             self.loaded = time.time()
 
-    def reload(self) -> Outcome:
+    def reload(self, *, force: bool = False) -> Outcome:
         """Have all load the file, again if they found different ones; returns when all that serve have swapped."""
         began = time.monotonic()
         self._first.wait()
@@ -211,16 +211,16 @@ class Team(Reloads):
             for attempt in range(_ATTEMPTS):
                 if attempt:
                     gevent.sleep(_BETWEEN)
-                answers, silent = self._ask_all()
+                answers, silent = self._ask_all(force)
                 digests = {answer.document["sha256"] for worker, answer in answers.items() if worker.served}
                 if silent or not answers or (len(digests) == 1 and len({each.ok for each in answers.values()}) == 1):
                     break
             return self._outcome(answers, silent, began)
 
-    def _ask_all(self) -> tuple[dict[WorkerProcess, WorkerAnswer], list[str]]:
+    def _ask_all(self, force: bool) -> tuple[dict[WorkerProcess, WorkerAnswer], list[str]]:
         """The answers to a reload of those that have not ended, and what is to be said of those without one."""
         asked = [worker for worker in self._workers if worker is not None and worker.state is not State.STARTING]
-        jobs = {worker: gevent.spawn(_reload_one, worker) for worker in asked}
+        jobs = {worker: gevent.spawn(_reload_one, worker, force) for worker in asked}
         gevent.joinall(list(jobs.values()))
         results = {worker: job.get() for worker, job in jobs.items()}
         return (
@@ -264,9 +264,9 @@ class Team(Reloads):
         return ReloadRefused(tuple(errors), time.time(), torn)
 
 
-def _reload_one(worker: WorkerProcess) -> WorkerAnswer | WorkerEnded | NoAnswer:
+def _reload_one(worker: WorkerProcess, force: bool) -> WorkerAnswer | WorkerEnded | NoAnswer:
     try:
-        answer = worker.ask("POST", "/reload", timeout=_LOAD)
+        answer = worker.ask("POST", "/reload", b'{"force": true}' if force else None, timeout=_LOAD)
     except (WorkerEnded, NoAnswer) as error:
         return error
     if "sha256" in answer.document:

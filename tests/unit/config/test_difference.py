@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from lmtp_proxy.config import difference as config_difference
-from lmtp_proxy.config.difference import compare_users
-from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.config.difference import compare_users, too_many_removed
+from lmtp_proxy.config.values import Backend, Config, MaxRemoved, UnixAddress
 from lmtp_proxy.routing.static_table import StaticTable
 
 OLD = Config(
@@ -61,3 +61,25 @@ def test_backends_and_keys() -> None:
         {"name": "third", "change": "added"},
     ]
     assert found["config"] == ["config.hostname", "config.ignoreDomain"]
+
+
+def test_what_a_reload_may_not_remove() -> None:
+    old = replace(OLD, users=StaticTable({f"u{number:03}": "old" for number in range(200)}))
+    fewer = {f"u{number:03}": "new" for number in range(180)}
+
+    def refused(users: dict[str, str], config: Config = old) -> str | None:
+        return too_many_removed(config, compare_users(config.users, StaticTable(users)))
+
+    assert refused(fewer) is None
+    del fewer["u000"]
+    assert refused(fewer) == (
+        "/etc/a.yml: users: would remove 21 of 200 users (u000, u180, u181, ...), more than config.max_removed allows "
+        "(10%, which is 20): was the file cut off? `lmtp-proxyctl reload --force`, or a restart, puts it in force all "
+        "the same"
+    )
+    assert refused({**fewer, **{f"x{number}": "old" for number in range(100)}}) is not None, (
+        "new ones do not make up for it"
+    )
+    assert refused({}, replace(OLD, users=StaticTable(dict.fromkeys("abcdefghij", "old")))) is None
+    assert refused({}, replace(OLD, max_removed=MaxRemoved(0))) is not None
+    assert difference(old, replace(old, users=StaticTable(fewer)))["notes"] == [refused(fewer)]

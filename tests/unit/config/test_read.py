@@ -905,6 +905,24 @@ def test_users_by_a_merge_are_users_and_have_their_lines(load: Load, errors: Err
     assert errors(users_with(*lines, "Carol: old")) == [f"10: users.Carol: {SAME.format('carol', 7, 'new')}"]
 
 
+@pytest.mark.parametrize(
+    ("text", "users", "allowed"),
+    [
+        *(("10%", 0, 10), ("10%", 100, 10), ("10%", 119, 11), ("10%", 1_000_000, 100_000), ("0%", 9999, 10)),
+        *(("100%", 5000, 5000), ("100%", 3, 10), ("0", 5000, 0), ("25", 10, 25), ("500", 1000, 500)),
+    ],
+)
+def test_how_many_users_a_reload_may_remove(load: Load, text: str, users: int, allowed: int) -> None:
+    value = load(config_with(f"max_removed: {text}")).max_removed
+    assert value.of(users) == allowed and str(value) == text
+
+
+@pytest.mark.parametrize("text", ["101%", "-1", "ten", "10 %", "1.5", "'%'", "'10%%'", "'٣'"])
+def test_what_max_removed_cannot_be(errors: Errors, text: str) -> None:
+    [error] = errors(config_with(f"max_removed: {text}"))
+    assert error.startswith("3: config.max_removed: must be a number of users, or a share of them such as 10%, not ")
+
+
 # --- notes: right, and perhaps not what was meant ---
 
 
