@@ -33,11 +33,12 @@ cd "$tmp"
 apt-get download mailutils-mda=1:3.15-4 libmailutils9=1:3.15-4 libmu-dbm9=1:3.15-4 >/dev/null 2>&1 \
     || skip "mailutils 1:3.15-4 is no longer on the mirror"
 apt-get download libgsasl18 libntlm0 guile-3.0-libs libgc1 libkyotocabinet16v5 libpython3.11 libldap-2.5-0 libsasl2-2 \
-    libwrap0 libnsl2 libtirpc3 libgdbm6 libdb5.3 libltdl7 libmariadb3 libpq5 libunistring2 libfribidi0 libgssglue1 >/dev/null 2>&1 || skip "a library of Debian 12 is not on the mirror"
+    libwrap0 libnsl2 libtirpc3 libgdbm6 libdb5.3 libltdl7 libmariadb3 libpq5 libunistring2 libfribidi0 libgssglue1 \
+    >/dev/null 2>&1 || skip "a library of Debian 12 is not on the mirror"
 for package in ./*.deb; do dpkg -x "$package" root; done
 library_path=$tmp/root/usr/lib/x86_64-linux-gnu:$tmp/root/lib/x86_64-linux-gnu
-lmtpd() { LD_LIBRARY_PATH=$library_path root/usr/sbin/lmtpd "$@"; }
-lmtpd --version 2>&1 | head -1 || skip "lmtpd does not start here"
+LD_LIBRARY_PATH=$library_path root/usr/sbin/lmtpd --version > version 2>&1 || skip "lmtpd does not start here: $(head -1 version)"
+head -1 version
 
 port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
 cat > lmtpd.conf <<EOF
