@@ -32,7 +32,7 @@ skip() { echo "SKIP: $*"; exit 77; }
 command -v python3 >/dev/null || skip "no python3"
 cd "$tmp"
 apt-get download opensmtpd=6.8.0p2-4+b4 >/dev/null 2>&1 || skip "opensmtpd 6.8.0p2-4+b4 is no longer on the mirror"
-apt-get download libevent-2.1-7 libasr0 >/dev/null 2>&1 || skip "a library of Debian 12 is not on the mirror"
+apt-get download libevent-2.1-7 >/dev/null 2>&1 || skip "a library of Debian 12 is not on the mirror"
 for package in ./*.deb; do dpkg -x "$package" root; done
 export LD_LIBRARY_PATH=$tmp/root/usr/lib/x86_64-linux-gnu
 if ldd root/usr/bin/smtp | grep -q 'not found'; then skip "smtp does not start here: $(ldd root/usr/bin/smtp | grep 'not found')"; fi
