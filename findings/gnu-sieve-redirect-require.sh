@@ -37,8 +37,14 @@ printf 'require "redirect";\nredirect "user@example.test";\n' > with.sieve
 echo 'keep;' > keep.sieve
 "$sievec" -C imapd.conf keep.sieve keep.bc > sievec.log 2>&1 || skip "Cyrus' sievec does not start here: $(head -1 sievec.log)"
 
-gnu() { if HOME=$tmp root/usr/bin/sieve --no-config --compile-only "$1" > out 2>&1; then echo compiles; else sed -n "s/.*$1://p" out | head -1; fi; }
-cyrus() { if "$sievec" -C imapd.conf "$1" out.bc > out 2>&1; then echo compiles; else grep '^line' out | head -1 | tr -d '\r'; fi; }
+gnu() {
+    if HOME=$tmp root/usr/bin/sieve --no-config --compile-only "$1" > out 2>&1; then echo compiles; return; fi
+    sed -n "s/.*$1://p" out | head -1
+}
+cyrus() {
+    if "$sievec" -C imapd.conf "$1" out.bc > out 2>&1; then echo compiles; return; fi
+    grep '^line' out | head -1 | tr -d '\r'
+}
 seen="GNU, plain: $(gnu plain.sieve)
 GNU, with require: $(gnu with.sieve)
 Cyrus, plain: $(cyrus plain.sieve)

@@ -70,7 +70,8 @@ for attempt in range(100):
         time.sleep(0.2)
 EOF
 for _ in $(seq 100); do grep -q 'temp failed' log && break; sleep 0.1; done
-seen=$(grep -oE 'recipient <.* deferred: .*|response="stored.*"|rcpts=[0-9]/[0-9]/[0-9]$|Some recipients temp failed: .*' log | LC_ALL=C sort -u)
+wanted='recipient <.* deferred: .*|response="stored.*"|rcpts=[0-9]/[0-9]/[0-9]$|Some recipients temp failed: .*'
+seen=$(grep -oE "$wanted" log | LC_ALL=C sort -u)
 echo "$seen"
 expected='Some recipients temp failed: <a@example.test>
 rcpts=2/1/0

@@ -28,7 +28,8 @@ skip() { echo "SKIP: $*"; exit 77; }
 command -v python3 >/dev/null || skip "no python3"
 cd "$tmp"
 apt-get download msmtp=1.8.23-1 >/dev/null 2>&1 || skip "msmtp 1.8.23-1 is no longer on the mirror"
-apt-get download libgsasl18 libntlm0 libgssglue1 libsecret-1-0 >/dev/null 2>&1 || skip "a library of Debian 12 is not on the mirror"
+apt-get download libgsasl18 libntlm0 libgssglue1 libsecret-1-0 >/dev/null 2>&1 \
+    || skip "a library of Debian 12 is not on the mirror"
 for package in ./*.deb; do dpkg -x "$package" root; done
 export LD_LIBRARY_PATH=$tmp/root/usr/lib/x86_64-linux-gnu
 root/usr/bin/msmtp --version > version 2>&1 || skip "msmtp does not start here: $(head -1 version)"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FINDING: Perl's Net::Server::Mail::LMTP joins the replies after DATA into one multi-line reply, with a different code in each line.
+# FINDING: Perl's Net::Server::Mail::LMTP joins the replies after DATA into one multi-line reply, each line with its own code.
 #
 # Software:  Net::Server::Mail::LMTP of Debian 12's libnet-server-mail-perl 0.28-2, perl 5.36.
 # Behaviour: RFC 2033 wants one reply for each accepted recipient. This module calls the DATA callback once a recipient, as
@@ -26,7 +26,8 @@ skip() { echo "SKIP: $*"; exit 77; }
 command -v perl >/dev/null || skip "no perl"
 command -v python3 >/dev/null || skip "no python3"
 cd "$tmp"
-apt-get download libnet-server-mail-perl=0.28-2 >/dev/null 2>&1 || skip "libnet-server-mail-perl 0.28-2 is no longer on the mirror"
+apt-get download libnet-server-mail-perl=0.28-2 >/dev/null 2>&1 \
+    || skip "libnet-server-mail-perl 0.28-2 is no longer on the mirror"
 dpkg -x ./*.deb root
 echo "Net::Server::Mail from libnet-server-mail-perl 0.28-2, $(perl -e 'print "perl $^V"')"
 
