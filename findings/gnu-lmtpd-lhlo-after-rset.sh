@@ -6,6 +6,7 @@
 #            answers 250, and the MAIL that follows gets 503. After a delivered message MAIL gets 503 too, and so does a new
 #            LHLO: only RSET and then LHLO make it work again. A client that keeps its connection, and says RSET before it
 #            uses it again as Postfix's connection cache does, has every second mail refused for good. NOOP is 503 at all times.
+#            (Some valid sequences end the serving process, "double free detected"; none of them is run here.)
 # Seen on 2026-11-30:
 #            LHLO client.example.test -> 250 HELP
 #            MAIL FROM:<s@example.test> -> 250 2.1.0 Go ahead
