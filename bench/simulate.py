@@ -103,6 +103,7 @@ class Simulation:
         log._batch.channel._socket = self.syslog  # type: ignore[attr-defined]
         stream.get_hub = lambda: self.hub  # type: ignore[attr-defined, assignment, return-value]
         stream.select = Quiet()  # type: ignore[attr-defined, assignment]
+        stream._switch = Hub.switch  # type: ignore[assignment]
         stream._deadlines.clear()
         backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
         self.number = 0
