@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lmtp_proxy.backends.failure import BackendError, Phase, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commands import Commands, may_take
-from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message
+from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
@@ -45,10 +45,10 @@ class Asking(Commands):
     _asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
     _failure: BackendError | None = None
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
         self.pool = pool
         self._envelope = message.envelope
-        commit = self._commit = CommitPoint(pool, message, cutover)
+        commit = self._commit = CommitPoint(pool, message, parts)
         self.accepted = commit.accepted
         self.replies = commit.replies
 

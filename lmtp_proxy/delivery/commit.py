@@ -45,8 +45,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutover:
-    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
+class ProcessParts:
+    """The parts of the process that every delivery uses.
+
+    Attributes:
+        current: where mail goes now.
+        in_flight: what a drain waits for; with `current`, what makes sure that no mail reaches a backend any more after
+            it was taken from the user.
+        uncertain: where deliveries are remembered whose outcome is unknown.
+        receipts: what each mailbox got, and what waits for it.
+        tallies: what is counted.
+    """
 
     current: CurrentGeneration
     in_flight: InFlight
@@ -67,14 +76,14 @@ class CommitPoint(Flight):
     ended = False
     _dot_at = 0.0  # time.monotonic
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
+    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
         self.began = time.monotonic()  # all that a Flight begins with
         self.accepted: list[Destination] = []
         self.replies: list[Reply] = []
         self._pool = pool
         self._message = message
-        self._cutover = cutover
-        cutover.in_flight.begin(self)
+        self._parts = parts
+        parts.in_flight.begin(self)
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
 
@@ -116,14 +125,14 @@ class CommitPoint(Flight):
 
     def enter(self) -> None:
         """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
-        self._cutover.in_flight.enter(self)
+        self._parts.in_flight.enter(self)
 
     def look(self) -> None:
         """Raise BackendError unless every recipient's mail still goes to this backend, at this address.
 
         After this the dot goes out at once, or `step_back` is called.
         """
-        generation = self._cutover.current()
+        generation = self._parts.current()
         if generation.number != self._message.generation:
             self._look_again(generation)
         self.phase = _FINAL_DOT
@@ -143,7 +152,7 @@ class CommitPoint(Flight):
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
-        self._cutover.in_flight.step_back(self)
+        self._parts.in_flight.step_back(self)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -151,13 +160,13 @@ class CommitPoint(Flight):
         """Every recipient has its final reply, or none is wanted."""
         if not self.ended:
             self.ended = True
-            cutover = self._cutover
+            parts = self._parts
             if self.phase is _FINAL_DOT:
                 self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
-                if cutover.receipts.path is not None:
+                if parts.receipts.path is not None:
                     # Before it leaves: who drains and then asks finds it there.
                     self._note_delivered()
-            cutover.in_flight.leave(self)
+            parts.in_flight.leave(self)
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
@@ -168,14 +177,14 @@ class CommitPoint(Flight):
         self.ended = True
         self._pool.counts.uncertain += len(unknown)
         self._note_delivered()
-        receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
+        receipts, queue_id = self._parts.receipts, self._message.envelope.queue_id
         receipts.uncertain(unknown, self.backend, queue_id)
-        self._cutover.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
+        self._parts.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
 
     def _note_delivered(self) -> None:
         # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
         queue_id = self._message.envelope.queue_id
-        self._cutover.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+        self._parts.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
 
     def _record(self, destination: Destination, reason: str) -> Uncertain:
         message = self._message

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
@@ -42,7 +42,7 @@ class Client:
         self.flush = flush
 
 
-class Summary(NamedTuple):
+class TransactionSummary(NamedTuple):
     """A transaction for an operator. state: envelope, held or data. sender: with angle brackets. octets: received."""
 
     state: str
@@ -59,11 +59,11 @@ class Transaction:
 
     _refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
 
-    def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
+    def __init__(self, client: Client, envelope: Envelope, parts: ProcessParts, parking: Parking) -> None:
         self._client = client
         self._envelope = envelope
         self._message = Message(client.name, envelope)
-        self._cutover = cutover
+        self._parts = parts
         self._parking = parking
         self._began = time.monotonic()
         self._parked = self._asking = False
@@ -77,17 +77,17 @@ class Transaction:
         return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> TransactionSummary:
         """How far it is."""
         state = "held" if self._parked else "data" if self._in_data else "envelope"
         recipients = len(self._accepted) + len(self.new)
-        return Summary(state, self._envelope.path, recipients, self._message.size)
+        return TransactionSummary(state, self._envelope.path, recipients, self._message.size)
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> None:
         """These wait for `answer_recipients`. plain: or those with these paths, as an EnvelopeCommand has them."""
-        generation, message = self._cutover.current(), self._message
+        generation, message = self._parts.current(), self._message
         number = generation.number
         if not (self._accepted or self.new):
             message.generation = number
@@ -143,7 +143,7 @@ class Transaction:
     def _delivery(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries.get(pool)
         if delivery is None:
-            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
 
     def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
@@ -179,7 +179,7 @@ class Transaction:
     def _refuse(self, destinations: Sequence[Destination]) -> None:
         """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
         does not wait for what the others in this message wait for."""
-        tallies, queue_id = self._cutover.tallies, self._envelope.queue_id
+        tallies, queue_id = self._parts.tallies, self._envelope.queue_id
         for destination in destinations:
             route = destination.route
             if route.trouble is not None:
@@ -189,14 +189,14 @@ class Transaction:
             else:
                 tallies.parked += 1
             refusal = route.refusal or say.INTERNAL_ERROR
-            self._cutover.receipts.refused(destination, refusal, queue_id, _shown(route.reason))
+            self._parts.receipts.refused(destination, refusal, queue_id, _shown(route.reason))
             if route.bare:
-                self._cutover.bare.warn(self._client.name, self._client.peer, destination.path)
+                self._parts.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
-        config = self._cutover.current().config
+        config = self._parts.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
             self._parked = granted
@@ -291,7 +291,7 @@ class Transaction:
         given_up += self.new
         for number, destination in enumerate(given_up):
             if destination not in self._refused:
-                self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
+                self._parts.receipts.refused(destination, None, self._envelope.queue_id, why)
             if number < asked and destination.pool is not None:
                 destination.pool.counts.aborted += 1
         log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
@@ -326,7 +326,7 @@ class Transaction:
     def _note_refused(
         self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]
     ) -> None:
-        receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
+        receipts, queue_id = self._parts.receipts, self._envelope.queue_id
         for destination, reply, why in zip(destinations, replies, troubles, strict=True):
             if reply.code >= 300 and destination not in self._refused:
                 receipts.refused(destination, reply, queue_id, why)

@@ -25,9 +25,9 @@ BULK = 131072
 """Octets that are taken in at once where somebody waits for them and so many come that the last ones filled AHEAD."""
 
 _READ, _WRITE = 1, 2  # libev's events
-# Not `Hub.switch`: that looks for `switch_out` in the greenlet that waits, to forbid a wait in the hub itself, and most
-# have none, so that it makes an AttributeError for each wait and drops it, 5 % of a small message. It does nothing else,
-# and nothing waits in the hub here: what runs there says so, and on_event is told not to.
+# Not `Hub.switch`: that looks for `switch_out` in the greenlet that waits, to forbid a wait in the hub itself. Most
+# have none, so each wait would make an AttributeError and drop it, 5 % of a small message. It does nothing else, and
+# nobody waits in the hub here: what runs there says so, and on_event is told not to.
 _switch = greenlet.switch
 _EARLY = 0.001  # seconds: the loop's clock lags behind the other one
 

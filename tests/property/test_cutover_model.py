@@ -24,7 +24,7 @@ from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -77,7 +77,7 @@ class World:
         self.users = {"alice@x": "old", "bob@x": "old"}
         # Not the generation that recipients were routed in, so that the commit point asks the table.
         self.generation = self._generation(2)
-        self.cutover = Cutover(
+        self.cutover = ProcessParts(
             lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
         )
 

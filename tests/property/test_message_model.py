@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
@@ -48,7 +48,7 @@ class World:
         self.pools = {name: ModelPool(self, backend) for name, backend in BACKENDS.items()}
         self.generation = self._generation(1)
         uncertain = UncertainLog(lambda: self.generation, self.in_flight)
-        self.cutover = Cutover(lambda: self.generation, self.in_flight, uncertain)
+        self.cutover = ProcessParts(lambda: self.generation, self.in_flight, uncertain)
 
     def _generation(self, number: int) -> Generation:
         routing = Routing(StaticTable(dict(sorted(self.users.items()))), KeyRules(), None)
@@ -267,7 +267,7 @@ class TrustsWhoWasNotHeld(Transaction):
 
     def _park(self) -> None:
         super()._park()
-        self._message.generation = self._cutover.current().number
+        self._message.generation = self._parts.current().number
 
 
 class TrustsTheLast(Transaction):
@@ -282,7 +282,7 @@ class TrustsTheFirst(Transaction):
     """Never looks again, although a reload came since."""
 
     def finish(self, last: bytes, size: int, refusal: Reply | None, dot: float) -> None:
-        self._message.generation = self._cutover.current().number
+        self._message.generation = self._parts.current().number
         super().finish(last, size, refusal, dot)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -41,7 +41,7 @@ class Site:
         self.pool._taken = 1
         self.pool._kept.append(session)
         self.in_flight = InFlight()
-        cutover = Cutover(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
+        cutover = ProcessParts(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
         self.delivery = Delivery(self.pool, Message("8f3a", envelope or Envelope(b"<s@x>")), cutover)
         assert not self.delivery.reserve([generation.destinations.of(each) for each in recipients], lambda: None)
         self.delivery.ask(data_follows=True)

@@ -7,7 +7,7 @@ import pytest
 
 from lmtp_proxy.backends.failure import BackendError
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message
+from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
@@ -34,7 +34,7 @@ class Proxy:
         self.uncertain = UncertainLog(lambda: self.generation, self.in_flight)
         self.message = Message("8f3a", Envelope(b"<s@x>"), b"Message-ID: <1@x>\r\n\r\n", 21)
         pool = self.generation.pools["old"]
-        cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
+        cutover = ProcessParts(lambda: self.generation, self.in_flight, self.uncertain)
         self.commit = CommitPoint(pool, self.message, cutover)
         self.commit.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
         assert self.commit.recipients == [ALICE, BOB]

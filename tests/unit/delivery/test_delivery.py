@@ -10,7 +10,7 @@ import pytest
 
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, Timeouts, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
+from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -37,7 +37,7 @@ class Site:
         ours, self.theirs = socket.socketpair()
         self.generation: Generation = first_generation(config("old"))
         self.in_flight = InFlight()
-        cutover = Cutover(
+        cutover = ProcessParts(
             lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
         )
         pool = self.generation.pools["old"]

@@ -8,7 +8,7 @@ import pytest
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
@@ -69,7 +69,9 @@ def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
     uncertain = UncertainLog(lambda: generation, in_flight)
     answers: list[Reply] = []
     client = Client("8f3a", lambda *replies: answers.extend(replies), lambda: None)
-    transaction = Transaction(client, Envelope(b"<s@x>"), Cutover(lambda: generation, in_flight, uncertain), Parking())
+    transaction = Transaction(
+        client, Envelope(b"<s@x>"), ProcessParts(lambda: generation, in_flight, uncertain), Parking()
+    )
     transaction.add([Recipient(f"<{name}@x>".encode(), name, "x") for name in ("a", "b", "a")])
     transaction.answer_recipients(data_follows=False)
     assert answers == [OK] * 3
