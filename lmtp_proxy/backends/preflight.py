@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
@@ -110,12 +110,12 @@ def _converse(session: BackendSession, commands: list[bytes], wanted: Callable[[
     if not commands:
         return
     if session.check_quiet():
-        raise BackendError(say.BACKEND_ODD, "it said something out of turn")
+        raise BackendError(Failure.ODD, "it said something out of turn")
     seconds = session.backend.timeouts.command
     session.write(b"".join(command + b"\r\n" for command in commands), time.monotonic() + seconds)
     for _ in commands:
         if not wanted():
-            raise BackendError(say.INTERNAL_ERROR, "nobody waits for the answer any more")
+            raise BackendError(Failure.INTERNAL, "nobody waits for the answer any more")
         yield session.read_reply(time.monotonic() + seconds)
 
 
@@ -126,4 +126,4 @@ def _positive(command: str, replies: Iterator[Reply]) -> None:
 
 
 def _unusable(command: str, reply: Reply) -> BackendError:
-    return BackendError(reply, f"in reply to {command}: {reply}")
+    return BackendError(Failure.REFUSED, f"in reply to {command}: {reply}", reply)

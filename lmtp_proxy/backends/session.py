@@ -16,10 +16,9 @@ from ipaddress import ip_address
 
 import gevent
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.config.values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.plain_replies import KNOWN, plain_replies
 from lmtp_proxy.wire.reply import MAX_LINE, Reply, reply_from_wire
 
@@ -84,7 +83,7 @@ class BackendSession(smtplib.LMTP):
             self._deadline = time.monotonic() + self.backend.timeouts.greeting
             greeting = self.read_reply(self._deadline)
             if greeting.code != 220:
-                raise BackendError(say.BACKEND_ODD, f"greeting: {greeting}")
+                raise BackendError(Failure.ODD, f"greeting: {greeting}")
             self._lhlo()
             if self.backend.user is not None:
                 self._deadline = time.monotonic() + self.backend.timeouts.command
@@ -115,12 +114,12 @@ class BackendSession(smtplib.LMTP):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return Socket(connected.family, connected.type, connected.proto, connected.detach())
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
-            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
+            raise BackendError(Failure.CONNECT, f"connect: {error}") from error
 
     def _lhlo(self) -> None:
         code, text = self.ehlo()
         if code != 250:
-            raise BackendError(say.BACKEND_ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
+            raise BackendError(Failure.ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
         self.offered = frozenset(self.esmtp_features)  # in lower case
 
     def _authenticate(self, user: str, password: str) -> None:
@@ -129,10 +128,10 @@ class BackendSession(smtplib.LMTP):
         except smtplib.SMTPResponseException as error:
             code = error.smtp_code
         except (smtplib.SMTPException, ValueError) as error:  # not offered, no mechanism; ValueError: not base64
-            raise BackendError(say.BACKEND_AUTH, f"AUTH: {error}", alarm=True) from error
+            raise BackendError(Failure.AUTH, f"AUTH: {error}") from error
         if code != 235:
             # Not its text: a backend may repeat what it was sent, which is the password.
-            raise BackendError(say.BACKEND_AUTH, f"AUTH: refused with {code}", alarm=True)
+            raise BackendError(Failure.AUTH, f"AUTH: refused with {code}")
 
     def auth_plain(self, challenge: bytes | None = None) -> str:  # type: ignore[override]
         """See smtplib.SMTP.auth_plain."""
@@ -162,7 +161,7 @@ class BackendSession(smtplib.LMTP):
         try:
             return stream.send(octets)
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
 
     def put(self, octets: bytes) -> None:
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
@@ -170,7 +169,7 @@ class BackendSession(smtplib.LMTP):
         try:
             sent = stream.send(octets)
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
         if sent < len(octets):
             stream.keep(memoryview(octets)[sent:])
 
@@ -183,9 +182,9 @@ class BackendSession(smtplib.LMTP):
         self.put(octets)
         try:
             if not self._open_stream().wait_for_room(deadline):
-                raise BackendError(say.BACKEND_SILENT, "write: timed out")
+                raise BackendError(Failure.SILENT, "write: timed out")
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -231,7 +230,7 @@ class BackendSession(smtplib.LMTP):
     def _read_verbatim(self, deadline: float) -> Reply:
         while (reply := self._next_verbatim()) is None:
             if time.monotonic() >= deadline:
-                raise BackendError(say.BACKEND_SILENT, "no answer in time")
+                raise BackendError(Failure.SILENT, "no answer in time")
             self._open_stream().wait(deadline)
         return reply
 
@@ -240,7 +239,7 @@ class BackendSession(smtplib.LMTP):
         while match := _REPLY_LINE.match(self._received, self._at):
             code, mark, text = match.groups(b"")
             if match.end() - self._at > MAX_LINE:
-                raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
+                raise BackendError(Failure.ODD, f"a reply line of more than {MAX_LINE} octets")
             self._use_up(match.end())
             if self._lines or mark == b"-":
                 self._gather(code, text)
@@ -251,7 +250,7 @@ class BackendSession(smtplib.LMTP):
                 lines = (text,)
             reply = reply_from_wire(int(code), lines)
             if reply.code == 421:
-                raise BackendError(say.BACKEND_CLOSING, f"it said {reply}")
+                raise BackendError(Failure.CLOSING, f"it said {reply}")
             return reply
         self._check_rest(stream)
         return None
@@ -273,25 +272,23 @@ class BackendSession(smtplib.LMTP):
     def _gather(self, code: bytes, text: bytes) -> None:
         """A line of a reply of several lines."""
         if self._lines and code != self._code:
-            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
+            raise BackendError(Failure.ODD, "what it sent is no reply")
         self._code = code
         self._lines.append(text)
         self._octets += len(text) or 1
         if self._octets > MAX_REPLY:
-            raise BackendError(say.BACKEND_ODD, f"a reply of more than {MAX_REPLY} octets")
+            raise BackendError(Failure.ODD, f"a reply of more than {MAX_REPLY} octets")
 
     def _check_rest(self, stream: Stream) -> None:
         """What was received and is no whole line of a reply: raises BackendError unless it may become one."""
         unread = len(self._received) - self._at
         line_end = self._received.find(b"\n", self._at) if unread else -1
         if (unread if line_end < 0 else line_end - self._at) >= MAX_LINE:
-            raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
+            raise BackendError(Failure.ODD, f"a reply line of more than {MAX_LINE} octets")
         if line_end >= 0:
-            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
+            raise BackendError(Failure.ODD, "what it sent is no reply")
         if stream.ended:
-            raise BackendError(
-                say.BACKEND_SILENT, f"read: {stream.error}" if stream.error else "it closed the connection"
-            )
+            raise BackendError(Failure.GONE, f"read: {stream.error}" if stream.error else "it closed the connection")
 
     def unread(self) -> bool:
         """Whether something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
@@ -310,10 +307,10 @@ class BackendSession(smtplib.LMTP):
         reply = self.next_reply()
         if reply is None:
             return True
-        verdict = say.BACKEND_ODD
-        if in_data:
-            verdict = reply if reply.negative else say.BACKEND_SILENT
-        raise BackendError(verdict, f"it said out of turn: {reply}")
+        what = f"it said out of turn: {reply}"
+        if in_data and reply.negative:
+            raise BackendError(Failure.REFUSED, what, reply)
+        raise BackendError(Failure.BROKEN_OFF if in_data else Failure.ODD, what)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -336,5 +333,5 @@ class BackendSession(smtplib.LMTP):
 
     def _open_stream(self) -> Stream:
         if self.stream is None:
-            raise BackendError(say.BACKEND_SILENT, "the connection is closed")
+            raise BackendError(Failure.GONE, "the connection is closed")
         return self.stream

@@ -11,12 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError, Phase, judge
+from lmtp_proxy.backends.failure import BackendError, Failure, Phase, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commands import Commands, may_take
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
 from lmtp_proxy.wire.plain_replies import KnownReplies
 from lmtp_proxy.wire.reply import Reply
@@ -108,9 +107,9 @@ class Asking(Commands):
         else:
             said = iter(self.rcpt_replies)
             replies = [
-                next(said, say.INTERNAL_ERROR)
+                next(said, Failure.INTERNAL.reply)
                 if may_take(self.session, self._envelope, destination)
-                else say.NO_SMTPUTF8
+                else Failure.NO_SMTPUTF8.reply
                 for destination in asked
             ]
         self.rcpt_replies = replies
@@ -192,7 +191,7 @@ class Asking(Commands):
         elif self.session is not None:
             self.answer_asked()
             self.session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
-            raise BackendError(say.BACKEND_ODD, f"it takes a message without a recipient: {reply}")
+            raise BackendError(Failure.ODD, f"it takes a message without a recipient: {reply}")
 
     def envelope_failed(self, error: BackendError) -> bool:
         """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
@@ -212,7 +211,7 @@ class Asking(Commands):
 
     def fail(self, error: BackendError) -> None:
         """The conversation is over; the first failure is the one that counts."""
-        if error.alarm and self._failure is None:
+        if error.failure.value.alarm and self._failure is None:
             _log.error("backend %s: %s", self.pool, error.reason)
         self._failure = self._failure or error
         self.abandon(error.reason)

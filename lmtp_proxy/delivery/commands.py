@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
-from lmtp_proxy.backends.failure import BackendError, Phase
+from lmtp_proxy.backends.failure import BackendError, Failure, Phase
 from lmtp_proxy.delivery.place import Place
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope
 from lmtp_proxy.wire.reply import Reply
 
@@ -147,13 +146,13 @@ class Commands(Place):
         if not self.hears_until:
             self.hears_until = self.deadline = now + _EARLY_REPLY
         elif now >= self.hears_until:
-            raise BackendError(say.BACKEND_SILENT, "no answer in time")
+            raise BackendError(Failure.SILENT, "no answer in time")
         return False
 
     def in_time(self, what: str) -> bool:
         """False: wait on. Raises BackendError when the deadline has passed."""
         if time.monotonic() >= self.deadline:
-            raise BackendError(say.BACKEND_SILENT, what)
+            raise BackendError(Failure.SILENT, what)
         return False
 
     def set_deadline(self) -> None:

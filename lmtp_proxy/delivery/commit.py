@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.bare_names import BareNames
@@ -20,7 +20,6 @@ from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import CurrentGeneration, Generation
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.text import printable
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -145,10 +144,10 @@ class CommitPoint(Flight):
                 continue
             route = generation.routing.route(destination.recipient)
             if route.trouble is not None:
-                raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
+                raise BackendError(Failure.LOOKUP, f"{route.keys[0]}: {route.trouble}")
             if route.backend != backend.name or generation.pools[route.backend].backend.address != backend.address:
                 now = route.backend or ("hold" if route.held else "no backend")
-                raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
+                raise BackendError(Failure.ROUTE, f"{route.keys[0]} now goes to {now}; nothing was delivered")
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""

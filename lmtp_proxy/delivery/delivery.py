@@ -13,9 +13,8 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError, Phase, judge
+from lmtp_proxy.backends.failure import BackendError, Failure, Phase, judge
 from lmtp_proxy.delivery.asking import Asking
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
 from lmtp_proxy.wire.plain_replies import KnownReplies
 
@@ -77,9 +76,9 @@ class Delivery(Asking):
         session = self.session
         try:
             if self._failure or session is None:
-                raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
+                raise self._failure or BackendError(Failure.INTERNAL, "no session to commit")
             if time.monotonic() > self.deadline:
-                raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
+                raise BackendError(Failure.SILENT, "it took too long over the message; nothing was delivered")
             if self.hears_until:
                 self.deadline = self.hears_until
             else:
@@ -183,16 +182,15 @@ class Delivery(Asking):
 
     def _fail_in_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
-        if self.session is not None and isinstance(error.__cause__, OSError):
+        if self.session is not None and error.failure is Failure.GONE:
             try:
                 self.session.check_quiet(in_data=True)
             except BackendError as said:
-                if said.reply is not say.BACKEND_SILENT:
-                    error = said
+                error = said
         self.fail(error)
 
     def _fail_at_the_end(self, error: BackendError) -> None:
-        error.maybe_delivered = self._dot_begun
+        maybe_delivered = self._dot_begun
         if not self._dot_begun:
             self._commit.step_back()
         self.fail(error)
@@ -200,4 +198,4 @@ class Delivery(Asking):
         if unsaid := len(self.accepted) - self.said:
             self.replies += [error.reply] * unsaid
             self.pool.counts.count([error.reply] * unsaid)
-            self.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
+            self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason

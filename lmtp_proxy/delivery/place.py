@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Retry
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.wire import reply as say
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
@@ -58,8 +57,7 @@ class Place:
         if session is None or not self.unheard:
             return None
         self.unheard = False  # once
-        ended = session.stream is None or session.stream.ended
-        if not (ended or error.reply is say.BACKEND_CLOSING or isinstance(error.__cause__, OSError)):
+        if error.failure.value.retry is not Retry.IF_UNHEARD:
             return None
         return self.replace_session(session)
 

@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
@@ -20,8 +21,8 @@ from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import printable
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -122,7 +123,7 @@ class Transaction:
                 for delivery in self._ask_all(groups, data_follows=data_follows)
             }
             if refused:
-                said[None] = iter([destination.route.refusal or say.INTERNAL_ERROR for destination in refused])
+                said[None] = iter([_failure(destination).reply for destination in refused])
             replies = in_order(new, said)
         if len(replies) != len(new):
             raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
@@ -179,18 +180,13 @@ class Transaction:
     def _refuse(self, destinations: Sequence[Destination]) -> None:
         """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
         does not wait for what the others in this message wait for."""
-        tallies, queue_id = self._parts.tallies, self._envelope.queue_id
+        tallies, receipts, queue_id = self._parts.tallies, self._parts.receipts, self._envelope.queue_id
         for destination in destinations:
-            route = destination.route
-            if route.trouble is not None:
-                tallies.lookup += 1
-            elif route.refusal is say.UNKNOWN_USER:
-                tallies.unknown += 1
-            else:
-                tallies.parked += 1
-            refusal = route.refusal or say.INTERNAL_ERROR
-            self._parts.receipts.refused(destination, refusal, queue_id, _shown(route.reason))
-            if route.bare:
+            route, failure = destination.route, _failure(destination)
+            counter = failure.value.counter
+            setattr(tallies, counter, getattr(tallies, counter) + 1)
+            receipts.refused(destination, failure.reply, queue_id, _shown(route.reason))
+            if route.refusal is NoRoute.BARE:
                 self._parts.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
 
@@ -275,7 +271,7 @@ class Transaction:
                 for pool, number in Counter(map(_pool, self._accepted)).items():
                     delivery = self._deliveries[pool]
                     delivery.said = number
-                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (number - len(delivery.replies))
+                    delivery.replies += [refusal or Failure.INTERNAL.reply] * (number - len(delivery.replies))
                 self._answer_known()
 
     def _keep_head(self, octets: bytes) -> None:
@@ -347,6 +343,12 @@ class Transaction:
 
 
 _code, _pool = attrgetter("code"), attrgetter("pool")
+
+
+def _failure(destination: Destination) -> Failure:
+    """Of one without a backend."""
+    refusal = destination.route.refusal
+    return Failure.INTERNAL if refusal is None else WITHOUT_ROUTE[refusal]
 
 
 def _name(delivery: Delivery) -> str:

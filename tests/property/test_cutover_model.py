@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
@@ -120,7 +120,7 @@ class ModelSession(BackendSession):
     def next_replies(self, most: int) -> list[Reply]:
         pause()
         if self.world.uncertain_reply and self.world.events and self.world.events[-1][0] == "dot":
-            raise BackendError(Reply(451, (b"4.4.2 gone",)), "gone")
+            raise BackendError(Failure.GONE, "gone")
         return [Reply(250, (b"2.0.0 ok",))] * most
 
 

@@ -1,15 +1,105 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The table of what a reply means, read row by row."""
+"""The table of failures, and which reply or fault is which of them, read row by row."""
+
+import ast
+from pathlib import Path
 
 import pytest
 
-from lmtp_proxy.backends.failure import BackendError, Phase, judge
+import lmtp_proxy
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Phase, Retry, judge
+from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.counts import Tallies
+from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.reply import Reply
 
 
 def reply(code: int) -> Reply:
     return Reply(code, (b"text",))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_a_failure_is_4xx_unless_the_mail_can_never_be_taken(failure: Failure) -> None:
+    meaning = failure.value
+    if meaning.reply is None:
+        assert failure is Failure.REFUSED
+    else:
+        assert meaning.reply.code // 100 == (5 if failure is Failure.NO_SMTPUTF8 else 4)
+        assert failure.reply is meaning.reply and meaning.reply.enhanced
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_what_it_is_counted_as_is_a_counter(failure: Failure) -> None:
+    meaning = failure.value
+    if failure in WITHOUT_ROUTE.values():
+        assert getattr(Tallies(), meaning.counter) == 0
+    elif meaning.reply is None:
+        assert meaning.counter == ""
+    else:
+        counts = Counts()
+        counts.count([meaning.reply])
+        assert getattr(counts, meaning.counter) == 1
+
+
+def test_every_kind_has_words_of_its_own() -> None:
+    """Two with the same row would be one: an Enum takes the second for an alias."""
+    kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "CONNECT", "AUTH", "SILENT", "GONE", "CLOSING", "ODD", "REFUSED"]
+    kinds += ["BROKEN_OFF", "NO_SMTPUTF8", "ROUTE", "INTERNAL"]
+    assert [failure.name for failure in Failure] == kinds == list(Failure.__members__)
+
+
+def test_only_a_backend_that_has_left_is_asked_again() -> None:
+    """Silence is not death: it may come back, and would be asked twice."""
+    assert {failure for failure in Failure if failure.value.retry is not Retry.NEVER} == {Failure.GONE, Failure.CLOSING}
+
+
+def test_who_keeps_others_waiting_is_left_alone_for_a_while() -> None:
+    alone = {failure: failure.value.back_off for failure in Failure if failure.value.back_off is not BackOff.NEVER}
+    assert alone == {
+        Failure.CONNECT: BackOff.ALWAYS, Failure.SILENT: BackOff.IF_SLOW, Failure.GONE: BackOff.IF_SLOW,
+    }  # fmt: skip
+
+
+def test_what_only_an_administrator_can_mend_is_an_alarm() -> None:
+    assert {failure for failure in Failure if failure.value.alarm} == {Failure.AUTH}
+
+
+def test_every_reason_for_no_backend_is_in_it() -> None:
+    assert set(WITHOUT_ROUTE) == set(NoRoute)
+
+
+def test_an_error_has_the_reply_of_its_kind_or_what_the_backend_said() -> None:
+    error = BackendError(Failure.CONNECT, "connect:\nrefused")
+    assert (error.reply, error.reason) == (say.CONNECT_FAILED, "connect:\\nrefused")
+    assert BackendError(Failure.REFUSED, "in reply to MAIL", reply(552)).reply == reply(552)
+
+
+def test_nobody_tells_failures_apart_by_their_sentence() -> None:
+    """Whoever rewords a reply must not switch anything off by that."""
+    root = Path(lmtp_proxy.__file__).parent
+    found = [
+        f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)}"
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Compare) and any(map(is_sentence, (node.left, *node.comparators)))
+    ]
+    assert found == []
+
+
+def is_sentence(node: ast.expr) -> bool:
+    """`say.UNKNOWN_USER`, as the modules write it, or `Failure.UNKNOWN.reply`."""
+    if not isinstance(node, ast.Attribute):
+        return False
+    if node.attr == "reply":
+        return ast.unparse(node.value).startswith("Failure.")
+    return ast.unparse(node.value) in ("say", "reply") and isinstance(getattr(say, node.attr, None), Reply)
+
+
+# --- replies ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -31,17 +121,16 @@ def test_what_goes_on_or_answers_a_recipient(phase: Phase, codes: tuple[int, ...
 def test_what_refuses_all_recipients_is_passed_on_verbatim(phase: Phase, code: int) -> None:
     with pytest.raises(BackendError) as failed:
         judge(phase, reply(code))
-    assert failed.value.reply == reply(code)
+    assert (failed.value.failure, failed.value.reply) == (Failure.REFUSED, reply(code))
     assert phase.value in failed.value.reason
-    assert not failed.value.alarm
 
 
 @pytest.mark.parametrize("code", [430, 530, 534, 535, 538])
 def test_mail_that_wants_authentication_is_our_mistake_and_no_bounce(code: int) -> None:
     with pytest.raises(BackendError) as failed:
         judge(Phase.MAIL, reply(code))
-    assert failed.value.reply is say.BACKEND_AUTH
-    assert failed.value.alarm
+    assert failed.value.failure is Failure.AUTH
+    assert failed.value.reply == say.BACKEND_AUTH
     if code != 430:  # elsewhere these are replies like all others
         assert judge(Phase.RCPT, reply(code)) == reply(code)
 
@@ -59,8 +148,8 @@ def test_an_impossible_reply_is_no_verdict(phase: Phase, codes: tuple[int, ...])
     for code in codes:
         with pytest.raises(BackendError) as failed:
             judge(phase, reply(code))
-        assert failed.value.reply is say.BACKEND_ODD
-        assert not failed.value.maybe_delivered
+        assert failed.value.failure is Failure.ODD
+        assert failed.value.reply == say.BACKEND_ODD
 
 
 def test_every_phase_and_class_has_a_meaning() -> None:
