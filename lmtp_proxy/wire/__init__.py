@@ -13,4 +13,5 @@ In the order of their imports:
     events         what the protocol tells the session
     command_lines  a client's octets as command lines
     protocol       LMTP server side, sans-I/O
+    client         LMTP client side, sans-I/O
 """
