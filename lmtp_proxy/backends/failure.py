@@ -12,16 +12,8 @@ from dataclasses import dataclass
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Command, Fault, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
-
-
-class Phase(enum.Enum):
-    """The command that a reply answers."""
-
-    MAIL = "MAIL"
-    RCPT = "RCPT"
-    DATA = "DATA"
-    FINAL_DOT = "the final dot"
 
 
 class Retry(enum.Enum):
@@ -124,32 +116,51 @@ class BackendError(Exception):
         self.reason = printable(reason.encode("utf-8", "backslashreplace"))
 
 
-# What a reply means, by phase and code or class; None: the conversation goes on.
-_OF_CODE: Mapping[Phase, Mapping[int, Failure | None]] = {
+_OF_FAULT: Mapping[Fault, Failure] = {
+    Fault.NO_REPLY: Failure.ODD,
+    Fault.TOO_LONG: Failure.ODD,
+    Fault.CLOSING: Failure.CLOSING,
+    Fault.UNASKED: Failure.ODD,
+    Fault.EARLY: Failure.BROKEN_OFF,
+    Fault.ENDED: Failure.GONE,
+}
+
+
+def of_fault(error: RemoteProtocolError) -> BackendError:
+    """What it means that the conversation cannot go on."""
+    reply = error.reply
+    if error.fault is Fault.EARLY and reply is not None and reply.negative:
+        # The backend's early verdict on the message; anywhere else nobody knows what an unasked reply answers.
+        return BackendError(Failure.REFUSED, str(error), reply)
+    return BackendError(_OF_FAULT[error.fault], str(error))
+
+
+# What a reply means, by command and code or class; None: the conversation goes on.
+_OF_CODE: Mapping[Command, Mapping[int, Failure | None]] = {
     # "Authenticate first": a 5xx of these would bounce mail for a mistake in our configuration. Cyrus says 430; the
     # others are RFC 4954 section 6.
-    Phase.MAIL: dict.fromkeys((430, 530, 534, 535, 538), Failure.AUTH),
-    Phase.RCPT: {},
-    Phase.DATA: {354: None},
-    Phase.FINAL_DOT: {},
+    Command.MAIL: dict.fromkeys((430, 530, 534, 535, 538), Failure.AUTH),
+    Command.RCPT: {},
+    Command.DATA: {354: None},
+    Command.FINAL_DOT: {},
 }
-_OF_CLASS: Mapping[Phase, Mapping[int, Failure | None]] = {
-    Phase.MAIL: {2: None, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
-    Phase.RCPT: {2: None, 3: Failure.ODD, 4: None, 5: None},  # 4 and 5 answer this one recipient, verbatim
-    Phase.DATA: {2: Failure.ODD, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
-    Phase.FINAL_DOT: {2: None, 3: Failure.ODD, 4: None, 5: None},
+_OF_CLASS: Mapping[Command, Mapping[int, Failure | None]] = {
+    Command.MAIL: {2: None, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
+    Command.RCPT: {2: None, 3: Failure.ODD, 4: None, 5: None},  # 4 and 5 answer this one recipient, verbatim
+    Command.DATA: {2: Failure.ODD, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
+    Command.FINAL_DOT: {2: None, 3: Failure.ODD, 4: None, 5: None},
 }
 
 
-def judge(phase: Phase, reply: Reply) -> Reply:
+def judge(command: Command, reply: Reply) -> Reply:
     """The reply, where the conversation goes on; else raises BackendError with what its recipients get."""
     code = reply.code
-    failure = _OF_CODE[phase].get(code, _OF_CLASS[phase][code // 100])
+    failure = _OF_CODE[command].get(code, _OF_CLASS[command][code // 100])
     if failure is None:
         return reply
     if failure is Failure.REFUSED:
-        raise BackendError(failure, f"in reply to {phase.value}", reply)
-    raise BackendError(failure, f"{_JUDGED[failure]} {phase.value}: {reply}")
+        raise BackendError(failure, f"in reply to {command.value}", reply)
+    raise BackendError(failure, f"{_JUDGED[failure]} {command.value}: {reply}")
 
 
 _JUDGED: Mapping[Failure, str] = {

@@ -24,6 +24,7 @@ from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Family, Histogram, counter
 from lmtp_proxy.loop.late import late_import
+from lmtp_proxy.wire.client import Command
 from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -268,9 +269,9 @@ class BackendPool:
     def _reset(self, session: BackendSession) -> None:
         deadline = time.monotonic() + self.backend.timeouts.command
         try:
-            well = not session.check_quiet()
+            well = session.check_quiet()
             if well:
-                session.write(b"RSET\r\n", deadline)
+                session.write(session.protocol.command(Command.RSET, b"RSET"), deadline)
                 well = session.read_reply(deadline).positive
         except BackendError:
             well = False

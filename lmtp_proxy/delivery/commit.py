@@ -29,8 +29,12 @@ _DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 class Message:
     """What all deliveries of a transaction share.
 
-    generation: the number of the one that all its recipients were routed in, 0 while there are none and where those are
-    several. head: its first octets. size: what has come of it so far.
+    Attributes:
+        session: the name of the client's.
+        generation: the number of the one that all its recipients were routed in, 0 while there are none and where those
+            are several.
+        head: its first octets.
+        size: what has come of it so far.
     """
 
     __slots__ = ("envelope", "generation", "head", "session", "size")
@@ -67,18 +71,22 @@ class ProcessParts:
 class CommitPoint(Flight):
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
-    accepted: the recipients that the delivery is for; replies: the final ones, to as many of them as have one. asked:
-    those that the backend has not answered for yet. The caller sees to these. ended: it did.
+    Attributes:
+        accepted: the recipients that the delivery is for.
+        replies: the final ones, to as many of them as have one.
+        asked: those that the backend has not answered for yet. The caller sees to these three.
+        ended: it did.
     """
 
-    asked: Sequence[Destination] = ()
-    ended = False
-    _dot_at = 0.0  # time.monotonic
+    __slots__ = ("_dot_at", "_message", "_parts", "_pool", "accepted", "asked", "ended", "replies")
 
     def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
-        self.began = time.monotonic()  # all that a Flight begins with
+        super().__init__()
         self.accepted: list[Destination] = []
         self.replies: list[Reply] = []
+        self.asked: Sequence[Destination] = ()
+        self.ended = False
+        self._dot_at = 0.0  # time.monotonic
         self._pool = pool
         self._message = message
         self._parts = parts

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import Message, ProcessParts
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
@@ -170,7 +170,7 @@ class Transaction:
                 unopened = True
         if unopened:
             flush()
-            open_all([delivery for delivery in deliveries if delivery.reserved])
+            open_all([delivery for delivery in deliveries if delivery.state is _RESERVED])
         for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
@@ -216,7 +216,7 @@ class Transaction:
         self._in_data = True
         asked: list[Delivery] = []
         for delivery in self._deliveries.values():
-            if delivery.in_data:
+            if delivery.state is not _OPEN:
                 continue
             if delivery.wanted:
                 delivery.start_data()
@@ -342,6 +342,7 @@ class Transaction:
                 delivery.abandon()
 
 
+_OPEN, _RESERVED = DeliveryState.OPEN, DeliveryState.RESERVED
 _code, _pool = attrgetter("code"), attrgetter("pool")
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 import lmtp_proxy
-from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Phase, Retry, judge
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Retry, judge, of_fault
 from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Command, Fault, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
+
+JUDGED = (Command.MAIL, Command.RCPT, Command.DATA, Command.FINAL_DOT)
 
 
 def reply(code: int) -> Reply:
@@ -103,61 +106,97 @@ def is_sentence(node: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("phase", "codes"),
+    ("command", "codes"),
     [
-        (Phase.MAIL, (250, 251)),
-        (Phase.RCPT, (250, 251, 252, 421 + 1, 450, 550, 555)),
-        (Phase.DATA, (354,)),
-        (Phase.FINAL_DOT, (250, 251, 450, 452, 550, 554)),
+        (Command.MAIL, (250, 251)),
+        (Command.RCPT, (250, 251, 252, 421 + 1, 450, 550, 555)),
+        (Command.DATA, (354,)),
+        (Command.FINAL_DOT, (250, 251, 450, 452, 550, 554)),
     ],
 )
-def test_what_goes_on_or_answers_a_recipient(phase: Phase, codes: tuple[int, ...]) -> None:
+def test_what_goes_on_or_answers_a_recipient(command: Command, codes: tuple[int, ...]) -> None:
     for code in codes:
-        assert judge(phase, reply(code)) == reply(code)
+        assert judge(command, reply(code)) == reply(code)
 
 
-@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.DATA])
+@pytest.mark.parametrize("command", [Command.MAIL, Command.DATA])
 @pytest.mark.parametrize("code", [450, 451, 452, 550, 552, 554])
-def test_what_refuses_all_recipients_is_passed_on_verbatim(phase: Phase, code: int) -> None:
+def test_what_refuses_all_recipients_is_passed_on_verbatim(command: Command, code: int) -> None:
     with pytest.raises(BackendError) as failed:
-        judge(phase, reply(code))
+        judge(command, reply(code))
     assert (failed.value.failure, failed.value.reply) == (Failure.REFUSED, reply(code))
-    assert phase.value in failed.value.reason
+    assert command.value in failed.value.reason
 
 
 @pytest.mark.parametrize("code", [430, 530, 534, 535, 538])
 def test_mail_that_wants_authentication_is_our_mistake_and_no_bounce(code: int) -> None:
     with pytest.raises(BackendError) as failed:
-        judge(Phase.MAIL, reply(code))
+        judge(Command.MAIL, reply(code))
     assert failed.value.failure is Failure.AUTH
     assert failed.value.reply == say.BACKEND_AUTH
     if code != 430:  # elsewhere these are replies like all others
-        assert judge(Phase.RCPT, reply(code)) == reply(code)
+        assert judge(Command.RCPT, reply(code)) == reply(code)
 
 
 @pytest.mark.parametrize(
-    ("phase", "codes"),
+    ("command", "codes"),
     [
-        (Phase.MAIL, (334, 354)),
-        (Phase.RCPT, (334, 354)),
-        (Phase.DATA, (220, 250, 334, 350, 355)),
-        (Phase.FINAL_DOT, (334, 354)),
+        (Command.MAIL, (334, 354)),
+        (Command.RCPT, (334, 354)),
+        (Command.DATA, (220, 250, 334, 350, 355)),
+        (Command.FINAL_DOT, (334, 354)),
     ],
 )
-def test_an_impossible_reply_is_no_verdict(phase: Phase, codes: tuple[int, ...]) -> None:
+def test_an_impossible_reply_is_no_verdict(command: Command, codes: tuple[int, ...]) -> None:
     for code in codes:
         with pytest.raises(BackendError) as failed:
-            judge(phase, reply(code))
+            judge(command, reply(code))
         assert failed.value.failure is Failure.ODD
         assert failed.value.reply == say.BACKEND_ODD
 
 
-def test_every_phase_and_class_has_a_meaning() -> None:
+def test_every_command_and_class_has_a_meaning() -> None:
     answers: set[int] = set()
-    for phase in Phase:
+    for command in JUDGED:
         for code in range(200, 600):
             try:
-                judge(phase, reply(code))
+                judge(command, reply(code))
             except BackendError as error:
                 answers.add(error.reply.code // 100)
     assert answers == {4, 5}, "a failure is told to recipients as anything but 4xx or 5xx"
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        (Fault.NO_REPLY, Failure.ODD),
+        (Fault.TOO_LONG, Failure.ODD),
+        (Fault.UNASKED, Failure.ODD),
+        (Fault.CLOSING, Failure.CLOSING),
+        (Fault.ENDED, Failure.GONE),
+    ],
+)
+@pytest.mark.parametrize("said", [None, reply(250), reply(552)])
+def test_what_a_fault_means(fault: Fault, failure: Failure, said: Reply | None) -> None:
+    error = of_fault(RemoteProtocolError(fault, "why", said))
+    assert (error.failure, error.reply, error.reason) == (failure, failure.reply, "why")
+
+
+@pytest.mark.parametrize("code", [450, 552])
+def test_a_refusal_amid_the_message_is_the_verdict_on_it(code: int) -> None:
+    error = of_fault(RemoteProtocolError(Fault.EARLY, "why", reply(code)))
+    assert (error.failure, error.reply) == (Failure.REFUSED, reply(code))
+
+
+@pytest.mark.parametrize("code", [250, 354])
+def test_any_other_reply_amid_the_message_is_none(code: int) -> None:
+    error = of_fault(RemoteProtocolError(Fault.EARLY, "why", reply(code)))
+    assert (error.failure, error.reply) == (Failure.BROKEN_OFF, say.BACKEND_SILENT)
+
+
+def test_every_fault_has_a_meaning() -> None:
+    for fault in Fault:
+        assert of_fault(RemoteProtocolError(fault, "why", reply(250))).failure in Failure
