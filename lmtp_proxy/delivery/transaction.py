@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
@@ -26,12 +26,17 @@ from lmtp_proxy.text import printable
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
+Groups: TypeAlias = Mapping[BackendPool, Sequence[Destination]]
+
 
 class Client:
     """What a transaction may do to its client.
 
-    name: the session's id, peer: where it comes from, both for the log. answer: take the next replies that are owed,
-    without I/O. flush: send what was taken; called before each wait, and never fails once the message is complete.
+    Attributes:
+        name: the session's id, for the log.
+        peer: where it comes from, for the log.
+        answer: take the next replies that are owed, without I/O.
+        flush: send what was taken; called before each wait, and never fails once the message is complete.
     """
 
     __slots__ = ("answer", "flush", "name", "peer")
@@ -44,7 +49,14 @@ class Client:
 
 
 class TransactionSummary(NamedTuple):
-    """A transaction for an operator. state: envelope, held or data. sender: with angle brackets. octets: received."""
+    """A transaction for an operator.
+
+    Attributes:
+        state: envelope, held or data.
+        sender: with angle brackets.
+        recipients: accepted so far, or asked for.
+        octets: received of the message.
+    """
 
     state: str
     sender: bytes
@@ -55,10 +67,9 @@ class TransactionSummary(NamedTuple):
 class Transaction:
     """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`.
 
-    new: recipients who wait for `answer_recipients`.
+    Attributes:
+        new: recipients who wait for `answer_recipients`.
     """
-
-    _refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
 
     def __init__(self, client: Client, envelope: Envelope, parts: ProcessParts, parking: Parking) -> None:
         self._client = client
@@ -70,6 +81,7 @@ class Transaction:
         self._parked = self._asking = False
         self._in_data = False
         self.new: list[Destination] = []
+        self._refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
         self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
         self._deliveries: dict[BackendPool, Delivery] = {}
@@ -104,27 +116,12 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        groups, refused = by_pool(self.new)
-        if refused:
-            self._refuse([destination for destination in refused if not destination.route.held])
-            if any(destination.route.held for destination in refused):
-                held = [destination.route.held for destination in self.new]
-                self._park()
-                groups, refused = by_pool(self.new)
-                self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
+        groups, without = by_pool(self.new)
+        if without:
+            groups, without = self._park_held(groups, without)
         self._asking = True
+        replies = self._ask(groups, without, data_follows)
         new = self.new
-        if len(groups) == 1 and not refused:
-            [(pool, asked)] = groups.items()
-            replies = self._ask_one(pool, asked, data_follows)
-        else:
-            said: dict[BackendPool | None, Iterator[Reply]] = {
-                delivery.pool: iter(delivery.rcpt_replies)
-                for delivery in self._ask_all(groups, data_follows=data_follows)
-            }
-            if refused:
-                said[None] = iter([_failure(destination).reply for destination in refused])
-            replies = in_order(new, said)
         if len(replies) != len(new):
             raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
@@ -132,9 +129,43 @@ class Transaction:
         self._client.answer(*replies)
         if max(map(_code, replies)) < 300:
             self._accepted += new
-            return
+        else:
+            self._settle(new, replies, groups, without)
+
+    def _park_held(self, groups: Groups, without: Sequence[Destination]) -> tuple[Groups, Sequence[Destination]]:
+        """As `by_pool` has the new ones, once the routes of those on hold have changed or their time is up."""
+        self._refuse([destination for destination in without if not destination.route.held])
+        held = [destination.route.held for destination in self.new]
+        if not any(held):
+            return groups, without
+        self._park()
+        self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
+        return by_pool(self.new)
+
+    def _ask(self, groups: Groups, without: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
+        """All backends at once, each for its group. The replies, in the order of the new recipients."""
+        if len(groups) == 1 and not without:  # as most messages have it
+            [(pool, asked)] = groups.items()
+            flush = self._client.flush
+            delivery = self._delivery(pool)
+            if delivery.reserve(asked, flush):
+                flush()
+                delivery.open()
+            delivery.ask(data_follows)
+            wait_for_one(delivery, None if data_follows else flush, None)
+            return delivery.rcpt_replies
+        said: dict[BackendPool | None, Iterator[Reply]] = {
+            delivery.pool: iter(delivery.rcpt_replies) for delivery in self._ask_all(groups, data_follows=data_follows)
+        }
+        said[None] = iter([_failure(destination).reply for destination in without])
+        return in_order(self.new, said)
+
+    def _settle(
+        self, new: Sequence[Destination], replies: Sequence[Reply], groups: Groups, without: Sequence[Destination]
+    ) -> None:
+        """Keep those that were accepted; note and log the others."""
         why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
-        why[None] = iter([_shown(destination.route.reason) for destination in refused])
+        why[None] = iter([_shown(destination.route.reason) for destination in without])
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -146,17 +177,6 @@ class Transaction:
         if delivery is None:
             delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
-
-    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
-        """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
-        flush = self._client.flush
-        delivery = self._delivery(pool)
-        if delivery.reserve(asked, flush):
-            flush()
-            delivery.open()
-        delivery.ask(data_follows)
-        wait_for_one(delivery, None if data_follows else flush, None)
-        return delivery.rcpt_replies
 
     def _ask_all(self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool) -> list[Delivery]:
         """All backends at once, each for its group."""
