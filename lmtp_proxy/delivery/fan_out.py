@@ -8,8 +8,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gevent
 
@@ -21,8 +20,6 @@ from lmtp_proxy.loop.stream import Stream, wait_for_any
 # Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long
 # that the timer, which looks at all connections there are, takes no time that can be measured.
 _A_LITTLE = 0.02
-_pool = attrgetter("pool")
-_NO_POOL: Any = None
 _AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
 _Each = TypeVar("_Each")
 
@@ -34,15 +31,22 @@ def by_pool(
     if len(destinations) == 1 and (pool := destinations[0].pool) is not None:
         return {pool: destinations}, ()
     groups: dict[BackendPool, list[Destination]] = defaultdict(list)
-    # To the end: what `append` gives is false.
-    any(map(list.append, map(groups.__getitem__, map(_pool, destinations)), destinations))
-    return groups, groups.pop(_NO_POOL, ())
+    nowhere: list[Destination] = []
+    for destination in destinations:
+        pool = destination.pool
+        (nowhere if pool is None else groups[pool]).append(destination)
+    return groups, nowhere
 
 
 def in_order(destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]) -> list[_Each]:
     """The next value of its pool for each of these, up to the first whose pool has no more."""
-    # `next` on one that has no more ends the list, as any StopIteration does.
-    return list(map(next, map(of_each.__getitem__, map(_pool, destinations))))
+    found: list[_Each] = []
+    for destination in destinations:
+        value = next(of_each[destination.pool], None)
+        if value is None:
+            break
+        found.append(value)
+    return found
 
 
 def open_all(deliveries: Sequence[Delivery]) -> None:

@@ -30,7 +30,7 @@ def test_recipients_of_each_backend_in_their_order() -> None:
     assert by_pool([NOWHERE]) == ({}, [NOWHERE])
     groups, nowhere = by_pool([TO_B, NOWHERE, TO_A, TO_B, TO_A, TO_A])
     assert (list(groups.items()), nowhere) == ([(B, [TO_B] * 2), (A, [TO_A] * 3)], [NOWHERE])
-    assert by_pool([]) == ({}, ())
+    assert by_pool([]) == ({}, [])
 
 
 def test_each_gets_the_next_of_its_own() -> None:
