@@ -32,7 +32,7 @@ from lmtp_proxy.backends import session as backend
 from lmtp_proxy.clients import session
 from lmtp_proxy.clients.server import Server
 from lmtp_proxy.config.read import load_config
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -94,7 +94,7 @@ class Simulation:
             config = load_config(str(path))
         self.generation: Generation = first_generation(config)
         in_flight = InFlight()
-        shared = session.Shared(Cutover(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking())
+        shared = session.Shared(ProcessParts(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking())
         with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody ever connects to it
             self.server = Server(listener, shared, 1, lambda sessions: None)
         log.set_up_log(config.log, daemonised=False, later=lambda seconds, call: None)
@@ -103,6 +103,7 @@ class Simulation:
         log._batch.channel._socket = self.syslog  # type: ignore[attr-defined]
         stream.get_hub = lambda: self.hub  # type: ignore[attr-defined, assignment, return-value]
         stream.select = Quiet()  # type: ignore[attr-defined, assignment]
+        stream._switch = Hub.switch  # type: ignore[assignment]
         stream._deadlines.clear()
         backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
         self.number = 0

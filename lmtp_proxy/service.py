@@ -32,7 +32,7 @@ from lmtp_proxy.clients.session import Shared
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.control.state import MAX_CONNECTIONS, ControlState, Since
 from lmtp_proxy.counts import Tallies
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -125,8 +125,8 @@ class Service:
         self._uncertain = UncertainLog(self.manager.current, in_flight)
         self._receipts = receipts
         tallies = Tallies()
-        cutover = Cutover(self.manager.current, in_flight, self._uncertain, receipts, tallies)
-        shared = Shared(cutover, parking)
+        parts = ProcessParts(self.manager.current, in_flight, self._uncertain, receipts, tallies)
+        shared = Shared(parts, parking)
         title = _Title(name, config.path)
         watch = LoopWatch(tallies, in_flight)
 

@@ -1,73 +1,169 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a failed conversation with a backend, or a reply of its, means for the recipients: decided in one place.
+"""What a failure means for the recipients: one table by kind, and which reply of a backend is which kind.
 
-The table says for each phase and class of reply whether the conversation goes on, whether the reply is a recipient's
-answer, or how the conversation fails. Silence, closed connections and 421 fail on their own (see BackendError). Apart
-from the conversation itself, which needs smtplib: with the package email and OpenSSL that is 6 MB, for which a process
-waits until it has mail.
+Everything else raises or carries a kind. Apart from the conversation itself, which needs smtplib: with the package
+email and OpenSSL that is 6 MB, for which a process waits until it has mail.
 """
 
 import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Command, Fault, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
+
+
+class Retry(enum.Enum):
+    """Whether all is asked again, once, on a new connection. Never after an octet of the message."""
+
+    NEVER = enum.auto()
+    IF_UNHEARD = enum.auto()
+    """On a connection that served an earlier transaction, and has said nothing in this one: its backend had left."""
+
+
+class BackOff(enum.Enum):
+    """Whether a backend to which no session could be opened is left alone for a while."""
+
+    NEVER = enum.auto()
+    ALWAYS = enum.auto()
+    IF_SLOW = enum.auto()
+    """Where the attempt took long, and the next one may again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What one kind of failure means.
+
+    Attributes:
+        what: in words.
+        reply: to its recipients; None where it is the backend's own, verbatim.
+        counter: what its recipients are counted as: by this attribute of the backend's Counts, or of the Tallies where
+            no backend is asked; "" where the reply is the backend's own, and its code says.
+        alarm: somebody has to mend something, waiting will not help: an error in the log.
+        retry: whether all is asked again.
+        back_off: whether it is left alone for a while.
+    """
+
+    what: str
+    reply: Reply | None
+    counter: str = "deferred"
+    alarm: bool = False
+    retry: Retry = Retry.NEVER
+    back_off: BackOff = BackOff.NEVER
+
+
+class Failure(enum.Enum):
+    """Every way in which mail for a recipient can fail, as far as the message itself is not to blame."""
+
+    # No backend is asked.
+    UNKNOWN = Meaning("not in the table, and no fallback", say.UNKNOWN_USER, "unknown")
+    PARKED = Meaning("on reject, or on hold for too long or with too many", say.MAILBOX_PARKED, "parked")
+    LOOKUP = Meaning("the table cannot be asked", say.LOOKUP_FAILED, "lookup")
+    # There is no session.
+    BUSY = Meaning("no place in time", say.BACKEND_BUSY)
+    CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.ALWAYS)
+    AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
+    # Whenever it is talked to.
+    SILENT = Meaning("no answer in time, or nothing taken in time", say.BACKEND_SILENT, back_off=BackOff.IF_SLOW)
+    GONE = Meaning(
+        "the connection is closed or broken",
+        say.BACKEND_SILENT,
+        retry=Retry.IF_UNHEARD,
+        back_off=BackOff.IF_SLOW,
+    )
+    CLOSING = Meaning("it said 421", say.BACKEND_CLOSING, retry=Retry.IF_UNHEARD)
+    ODD = Meaning("what it said is no reply, or no possible one, or one too many", say.BACKEND_ODD)
+    REFUSED = Meaning("4xx or 5xx to MAIL or DATA, or amid the message", None, "")
+    BROKEN_OFF = Meaning("any other reply amid the message", say.BACKEND_SILENT)
+    NO_SMTPUTF8 = Meaning("an internationalized address that it cannot take", say.NO_SMTPUTF8, "bounced")
+    # Of ours, at the commit point or at any time.
+    ROUTE = Meaning("the user was moved while the message came in", say.ROUTE_CHANGED)
+    INTERNAL = Meaning("an error of the proxy itself", say.INTERNAL_ERROR)
+
+    @property
+    def reply(self) -> Reply:
+        """To the recipients, where the backend has not said anything that they could get."""
+        return self.value.reply or say.INTERNAL_ERROR
+
+
+WITHOUT_ROUTE: Mapping[NoRoute, Failure] = {
+    NoRoute.UNKNOWN: Failure.UNKNOWN,
+    NoRoute.BARE: Failure.UNKNOWN,
+    NoRoute.REJECTED: Failure.PARKED,
+    NoRoute.HELD: Failure.PARKED,
+    NoRoute.UNAVAILABLE: Failure.LOOKUP,
+}
+"""Of a recipient whom no backend is asked for."""
 
 
 class BackendError(Exception):
     """A conversation failed.
 
-    reply: what its recipients get. reason: for the log, escaped there. maybe_delivered: the final dot was sent, so the
-    message may have been stored. alarm: somebody has to mend the configuration; waiting will not help.
+    Attributes:
+        failure: in which way.
+        reply: what its recipients get.
+        reason: for the log, escaped there.
     """
 
-    def __init__(self, reply: Reply, reason: str, *, maybe_delivered: bool = False, alarm: bool = False) -> None:
+    def __init__(self, failure: Failure, reason: str, said: Reply | None = None) -> None:
+        """said: the backend's own reply, where the recipients get that."""
         super().__init__(reason)
-        self.reply = reply
+        self.failure = failure
+        self.reply = said or failure.reply
         self.reason = shown(reason, MAX_TEXT)
-        self.maybe_delivered = maybe_delivered
-        self.alarm = alarm
 
 
-class Phase(enum.Enum):
-    """The command that a reply answers."""
-
-    MAIL = "MAIL"
-    RCPT = "RCPT"
-    DATA = "DATA"
-    FINAL_DOT = "the final dot"
-
-
-class _Meaning(enum.Enum):
-    GO_ON = enum.auto()
-    ANSWER = enum.auto()  # of this recipient, verbatim
-    REFUSED = enum.auto()  # all recipients, verbatim
-    ODD = enum.auto()  # impossible here: nobody knows what it answers
-
-
-_TABLE: dict[Phase, dict[int, _Meaning]] = {
-    Phase.MAIL: {2: _Meaning.GO_ON, 3: _Meaning.ODD, 4: _Meaning.REFUSED, 5: _Meaning.REFUSED},
-    Phase.RCPT: {2: _Meaning.ANSWER, 3: _Meaning.ODD, 4: _Meaning.ANSWER, 5: _Meaning.ANSWER},
-    Phase.DATA: {2: _Meaning.ODD, 3: _Meaning.GO_ON, 4: _Meaning.REFUSED, 5: _Meaning.REFUSED},
-    Phase.FINAL_DOT: {2: _Meaning.ANSWER, 3: _Meaning.ODD, 4: _Meaning.ANSWER, 5: _Meaning.ANSWER},
+_OF_FAULT: Mapping[Fault, Failure] = {
+    Fault.NO_REPLY: Failure.ODD,
+    Fault.TOO_LONG: Failure.ODD,
+    Fault.CLOSING: Failure.CLOSING,
+    Fault.UNASKED: Failure.ODD,
+    Fault.EARLY: Failure.BROKEN_OFF,
+    Fault.ENDED: Failure.GONE,
 }
 
-_DATA = Phase.DATA
 
-# Replies to MAIL that say "authenticate first": a 5xx of these would bounce mail for a mistake in our configuration.
-# Cyrus says 430; the others are RFC 4954 section 6.
-_WANTS_AUTH = frozenset({430, 530, 534, 535, 538})
+def of_fault(error: RemoteProtocolError) -> BackendError:
+    """What it means that the conversation cannot go on."""
+    reply = error.reply
+    if error.fault is Fault.EARLY and reply is not None and reply.negative:
+        # The backend's early verdict on the message; anywhere else nobody knows what an unasked reply answers.
+        return BackendError(Failure.REFUSED, str(error), reply)
+    return BackendError(_OF_FAULT[error.fault], str(error))
 
 
-def judge(phase: Phase, reply: Reply) -> Reply:
+# What a reply means, by command and code or class; None: the conversation goes on.
+_OF_CODE: Mapping[Command, Mapping[int, Failure | None]] = {
+    # "Authenticate first": a 5xx of these would bounce mail for a mistake in our configuration. Cyrus says 430; the
+    # others are RFC 4954 section 6.
+    Command.MAIL: dict.fromkeys((430, 530, 534, 535, 538), Failure.AUTH),
+    Command.RCPT: {},
+    Command.DATA: {354: None},
+    Command.FINAL_DOT: {},
+}
+_OF_CLASS: Mapping[Command, Mapping[int, Failure | None]] = {
+    Command.MAIL: {2: None, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
+    Command.RCPT: {2: None, 3: Failure.ODD, 4: None, 5: None},  # 4 and 5 answer this one recipient, verbatim
+    Command.DATA: {2: Failure.ODD, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
+    Command.FINAL_DOT: {2: None, 3: Failure.ODD, 4: None, 5: None},
+}
+
+
+def judge(command: Command, reply: Reply) -> Reply:
     """The reply, where the conversation goes on; else raises BackendError with what its recipients get."""
-    if reply.code < 300 and phase is not _DATA:
+    code = reply.code
+    failure = _OF_CODE[command].get(code, _OF_CLASS[command][code // 100])
+    if failure is None:
         return reply
-    if phase is Phase.MAIL and reply.code in _WANTS_AUTH:
-        raise BackendError(say.BACKEND_AUTH, f"it wants authentication: {reply}", alarm=True)
-    meaning = _TABLE[phase][reply.code // 100]
-    if meaning is _Meaning.ODD or (phase is Phase.DATA and reply.code // 100 == 3 and reply.code != 354):
-        raise BackendError(say.BACKEND_ODD, f"impossible reply to {phase.value}: {reply}")
-    if meaning is _Meaning.REFUSED:
-        raise BackendError(reply, f"in reply to {phase.value}")
-    return reply
+    if failure is Failure.REFUSED:
+        raise BackendError(failure, f"in reply to {command.value}", reply)
+    raise BackendError(failure, f"{_JUDGED[failure]} {command.value}: {reply}")
+
+
+_JUDGED: Mapping[Failure, str] = {
+    Failure.AUTH: "it wants authentication, in reply to",
+    Failure.ODD: "impossible reply to",
+}

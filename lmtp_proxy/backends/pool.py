@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import AsyncResult
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Family, Histogram, counter
 from lmtp_proxy.loop.late import late_import
-from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Command
 from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class BackendPool:
             if not isinstance(error, gevent.Timeout):
                 raise
         limit = self.backend.max_connections
-        raise BackendError(say.BACKEND_BUSY, f"all {limit} connections (max_connections) are in use")
+        raise BackendError(Failure.BUSY, f"all {limit} connections (max_connections) are in use")
 
     def cancel(self) -> None:
         """Give back a place on which no session was opened."""
@@ -180,7 +180,8 @@ class BackendPool:
         happened before, for an operator who asks.
         """
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
-            raise BackendError(self._failure.reply, f"{self._failure.reason} (it is down, and is tried again soon)")
+            why = f"{self._failure.reason} (it is down, and is tried again soon)"
+            raise BackendError(self._failure.failure, why)
         session = _conversation()(self.backend, self.hostname)
         probing = self._probing = self._failure is not None
         began = time.monotonic()
@@ -212,8 +213,9 @@ class BackendPool:
         now = time.monotonic()
         lasted = now - began
         answers = now - self._heard < max(BACK_OFF, lasted)
-        waited = error.reply is say.BACKEND_SILENT and lasted >= BACK_OFF
-        self._failure = error if not answers and (waited or error.reply is say.CONNECT_FAILED) else None
+        back_off = error.failure.value.back_off
+        waits = back_off is BackOff.ALWAYS or (back_off is BackOff.IF_SLOW and lasted >= BACK_OFF)
+        self._failure = error if waits and not answers else None
         self._retry_at = now + BACK_OFF
         if not self.down:
             self.down = True
@@ -267,9 +269,9 @@ class BackendPool:
     def _reset(self, session: BackendSession) -> None:
         deadline = time.monotonic() + self.backend.timeouts.command
         try:
-            well = not session.check_quiet()
+            well = session.check_quiet()
             if well:
-                session.write(b"RSET\r\n", deadline)
+                session.write(session.protocol.command(Command.RSET, b"RSET"), deadline)
                 well = session.read_reply(deadline).positive
         except BackendError:
             well = False
@@ -334,7 +336,7 @@ def _conversation() -> type[BackendSession]:
             with late_import():
                 from lmtp_proxy.backends.session import BackendSession
         except OSError as error:
-            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
+            raise BackendError(Failure.CONNECT, f"connect: {error}") from error
         _session = BackendSession
     return _session
 

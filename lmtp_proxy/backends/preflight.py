@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Command
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -57,10 +58,10 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
         session = pool.open(whatever=True)
         for number, group in enumerate(_groups(recipients)):
             if number:
-                _positive("RSET", _converse(session, [b"RSET"], wanted))
+                _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
             _ask(session, group, wanted, result)
         asked = True
-        _positive("RSET", _converse(session, [b"RSET"], wanted))
+        _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
         ended_well = True
     except BackendError as error:
         if not asked:
@@ -91,39 +92,42 @@ def _groups(recipients: Sequence[Recipient]) -> Iterator[list[Recipient]]:
 
 def _ask(session: BackendSession, recipients: list[Recipient], wanted: Callable[[], bool], result: Preflight) -> None:
     """One transaction, up to its last RCPT. Each reply goes to `result` as it comes. Raises BackendError."""
-    utf8 = "smtputf8" in session.offered
+    protocol = session.protocol
+    utf8 = "smtputf8" in protocol.offered
     able = [recipient for recipient in recipients if utf8 or recipient.path.isascii()]
     result.replies += [(recipient, say.NO_SMTPUTF8) for recipient in recipients if recipient not in able]
     envelope = Envelope(b"<>", smtputf8=any(not recipient.path.isascii() for recipient in able))
-    _positive("MAIL", _converse(session, [envelope.mail_command(session.offered)], wanted))
-    groups = [able] if "pipelining" in session.offered else [[recipient] for recipient in able]
+    _positive(Command.MAIL, _converse(session, Command.MAIL, [envelope.mail_command(protocol.offered)], wanted))
+    groups = [able] if protocol.pipelining else [[recipient] for recipient in able]
     for group in groups:
-        replies = _converse(session, [recipient.rcpt_command() for recipient in group], wanted)
+        replies = _converse(session, Command.RCPT, [recipient.rcpt_command() for recipient in group], wanted)
         for recipient, reply in zip(group, replies, strict=True):
             if not (reply.positive or reply.negative):
-                raise _unusable("RCPT", reply)
+                raise _unusable(Command.RCPT, reply)
             result.replies.append((recipient, reply))
 
 
-def _converse(session: BackendSession, commands: list[bytes], wanted: Callable[[], bool]) -> Iterator[Reply]:
+def _converse(
+    session: BackendSession, command: Command, lines: list[bytes], wanted: Callable[[], bool]
+) -> Iterator[Reply]:
     """The replies to commands that go out in one write. Raises BackendError."""
-    if not commands:
+    if not lines:
         return
-    if session.check_quiet():
-        raise BackendError(say.BACKEND_ODD, "it said something out of turn")
+    if not session.check_quiet():
+        raise BackendError(Failure.ODD, "it said something out of turn")
     seconds = session.backend.timeouts.command
-    session.write(b"".join(command + b"\r\n" for command in commands), time.monotonic() + seconds)
-    for _ in commands:
+    session.write(session.protocol.command(command, *lines), time.monotonic() + seconds)
+    for _ in lines:
         if not wanted():
-            raise BackendError(say.INTERNAL_ERROR, "nobody waits for the answer any more")
-        yield session.read_reply(time.monotonic() + seconds)
+            raise BackendError(Failure.INTERNAL, "nobody waits for the answer any more")
+        yield session.read_reply(time.monotonic() + seconds).with_enhanced()
 
 
-def _positive(command: str, replies: Iterator[Reply]) -> None:
+def _positive(command: Command, replies: Iterator[Reply]) -> None:
     for reply in replies:
         if not reply.positive:
             raise _unusable(command, reply)
 
 
-def _unusable(command: str, reply: Reply) -> BackendError:
-    return BackendError(reply, f"in reply to {command}: {reply}")
+def _unusable(command: Command, reply: Reply) -> BackendError:
+    return BackendError(Failure.REFUSED, f"in reply to {command.value}: {reply}", reply)

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One LMTP conversation with a backend: smtplib.LMTP on a Stream, with strict replies and absolute deadlines.
 
-smtplib brings LHLO and AUTH. Its own reader would wait for ever on a trickle and take any line for a reply, so replies
-are read here. Every failure is a BackendError, which carries the reply for the recipients. Nothing is retried, and
-nothing is known of pools, recipients or routes.
+smtplib brings LHLO and AUTH. Its own reader would wait for ever on a trickle and take any line for a reply, so what
+comes and goes passes through a ClientProtocol. Every failure is a BackendError, which says what kind it is. Nothing is
+retried, and nothing is known of pools, recipients or routes.
 """
 
-import re
 import smtplib
 import socket
 import time
@@ -16,15 +15,12 @@ from ipaddress import ip_address
 
 import gevent
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure, of_fault
 from lmtp_proxy.config.values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.wire import reply as say
-from lmtp_proxy.wire.plain_replies import KNOWN, plain_replies
-from lmtp_proxy.wire.reply import MAX_LINE, Reply, reply_from_wire
+from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
+from lmtp_proxy.wire.reply import Reply
 
-MAX_REPLY = 32768  # octets of all lines; the reply to each recipient of a message may be as long
-_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
 _LEAVE_TAKING = 2.0  # seconds
 
 
@@ -55,25 +51,22 @@ def _connected(address: TcpAddress) -> socket.socket:
 class BackendSession(smtplib.LMTP):
     """A connection to one backend, from greeting to QUIT. `start` it before anything else.
 
-    stream: None before `start` and after `close`. kept_until: while the pool keeps it (time.monotonic), else 0.
+    Attributes:
+        protocol: what is said on it, and how far that is.
+        stream: None before `start` and after `close`.
+        kept_until: while the pool keeps it (time.monotonic), else 0.
     """
 
     def __init__(self, backend: Backend, hostname: str) -> None:
         super().__init__(local_hostname=hostname)
         self.backend = backend
+        self.protocol = ClientProtocol()
         self.kept_until = 0.0
         self.stream: Stream | None = None
-        self.offered: frozenset[str] = frozenset()
-        self._received = b""
-        self._at = 0  # in `_received`: what stands before it was read
-        self._lines: list[bytes] = []  # of a reply that has not come to its end
-        self._code = b""  # of these
-        self._octets = 0  # of these
         self._deadline = 0.0  # of the step in hand, for the parts that smtplib drives
 
     def __repr__(self) -> str:
-        unread = len(self._received) - self._at
-        return f"<BackendSession {self.backend.name}[{self.backend.address}] {self.stream!r} unread={unread}>"
+        return f"<BackendSession {self.backend.name}[{self.backend.address}] {self.stream!r} {self.protocol!r}>"
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
@@ -84,7 +77,7 @@ class BackendSession(smtplib.LMTP):
             self._deadline = time.monotonic() + self.backend.timeouts.greeting
             greeting = self.read_reply(self._deadline)
             if greeting.code != 220:
-                raise BackendError(say.BACKEND_ODD, f"greeting: {greeting}")
+                raise BackendError(Failure.ODD, f"greeting: {greeting}")
             self._lhlo()
             if self.backend.user is not None:
                 self._deadline = time.monotonic() + self.backend.timeouts.command
@@ -115,13 +108,13 @@ class BackendSession(smtplib.LMTP):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return Socket(connected.family, connected.type, connected.proto, connected.detach())
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
-            raise BackendError(say.CONNECT_FAILED, f"connect: {error}") from error
+            raise BackendError(Failure.CONNECT, f"connect: {error}") from error
 
     def _lhlo(self) -> None:
         code, text = self.ehlo()
         if code != 250:
-            raise BackendError(say.BACKEND_ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
-        self.offered = frozenset(self.esmtp_features)  # in lower case
+            raise BackendError(Failure.ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
+        self.protocol.offers(self.esmtp_features)
 
     def _authenticate(self, user: str, password: str) -> None:
         try:
@@ -129,10 +122,10 @@ class BackendSession(smtplib.LMTP):
         except smtplib.SMTPResponseException as error:
             code = error.smtp_code
         except (smtplib.SMTPException, ValueError) as error:  # not offered, no mechanism; ValueError: not base64
-            raise BackendError(say.BACKEND_AUTH, f"AUTH: {error}", alarm=True) from error
+            raise BackendError(Failure.AUTH, f"AUTH: {error}") from error
         if code != 235:
             # Not its text: a backend may repeat what it was sent, which is the password.
-            raise BackendError(say.BACKEND_AUTH, f"AUTH: refused with {code}", alarm=True)
+            raise BackendError(Failure.AUTH, f"AUTH: refused with {code}")
 
     def auth_plain(self, challenge: bytes | None = None) -> str:  # type: ignore[override]
         """See smtplib.SMTP.auth_plain."""
@@ -147,12 +140,13 @@ class BackendSession(smtplib.LMTP):
 
     def getreply(self) -> tuple[int, bytes]:
         """Code and text of the next reply, lines joined by LF, for smtplib's own LHLO and AUTH."""
-        reply = self._read_verbatim(self._deadline)
+        reply = self.read_reply(self._deadline)
         return reply.code, b"\n".join(reply.lines)
 
     def send(self, s: str | bytes) -> None:  # type: ignore[override]
-        """Send all of a command, for smtplib's own LHLO and AUTH."""
-        self.write(s.encode("ascii") if isinstance(s, str) else s, self._deadline)
+        """Send a command with its CRLF, for smtplib's own LHLO and AUTH."""
+        line = s.encode("ascii") if isinstance(s, str) else s
+        self.write(self.protocol.command(Command.OTHER, line.removesuffix(b"\r\n")), self._deadline)
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -162,7 +156,7 @@ class BackendSession(smtplib.LMTP):
         try:
             return stream.send(octets)
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
 
     def put(self, octets: bytes) -> None:
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
@@ -170,7 +164,7 @@ class BackendSession(smtplib.LMTP):
         try:
             sent = stream.send(octets)
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
         if sent < len(octets):
             stream.keep(memoryview(octets)[sent:])
 
@@ -183,137 +177,78 @@ class BackendSession(smtplib.LMTP):
         self.put(octets)
         try:
             if not self._open_stream().wait_for_room(deadline):
-                raise BackendError(say.BACKEND_SILENT, "write: timed out")
+                raise BackendError(Failure.SILENT, "write: timed out")
         except OSError as error:
-            raise BackendError(say.BACKEND_SILENT, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {error}") from error
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def next_reply(self) -> Reply | None:
-        """The next reply, with an enhanced code, if all of it has come; None if it may still come.
+    def replies(self) -> Sequence[Reply]:
+        """The next replies of those that are expected, if they have come: see ClientProtocol.receive.
 
-        Raises BackendError: end of file, anything that is no reply, and 421, which ends every conversation.
+        Raises BackendError for anything else that the backend says, and where it says no more.
         """
-        reply = self._next_verbatim()
-        return reply if reply is None else reply.with_enhanced()
-
-    def next_replies(self, most: int) -> Sequence[Reply]:
-        """The next replies that have come, at most so many; see `next_reply`. What is wrong is raised in its turn."""
-        stream = self.stream
-        if stream is not None and not self._received and not self._lines:
-            received = stream.received
-            if not received:
-                if not stream.ended:
-                    return ()
-            elif (known := KNOWN.get(received)) is not None and len(known) <= most:
-                stream.received = b""  # so few octets have never paused it, as `take` would have to find out
-                return known
-        return self._parsed_replies(most)
-
-    def _parsed_replies(self, most: int) -> Sequence[Reply]:
-        self._take_in()
-        replies: list[Reply] = []
-        if not self._lines:
-            replies, end = plain_replies(self._received, self._at, most)
-        if replies:
-            self._use_up(end)
-        elif (reply := self.next_reply()) is not None:
-            replies.append(reply)
-        return replies
+        stream = self.stream or self._open_stream()
+        octets = stream.received
+        if stream.paused:
+            stream.take()
+        elif octets:
+            stream.received = b""  # which is all that `take` would do
+        elif stream.ended:
+            self._tell_of_end(stream)
+        try:
+            return self.protocol.receive(octets)
+        except RemoteProtocolError as error:
+            raise of_fault(error) from error
 
     def read_reply(self, deadline: float) -> Reply:
-        """The next reply, waited for. What has arrived is read even after `deadline` (time.monotonic).
+        """The next reply as it came, waited for. What has arrived is read even after `deadline` (time.monotonic).
 
-        Raises BackendError as `next_reply` does, and for silence.
+        Raises BackendError as `replies` does, and for silence.
         """
-        return self._read_verbatim(deadline).with_enhanced()
-
-    def _read_verbatim(self, deadline: float) -> Reply:
-        while (reply := self._next_verbatim()) is None:
+        while True:
+            stream = self._open_stream()
+            octets = stream.take()
+            if stream.ended:
+                self._tell_of_end(stream)
+            try:
+                reply = self.protocol.receive_verbatim(octets)
+            except RemoteProtocolError as error:
+                raise of_fault(error) from error
+            if reply is not None:
+                return reply
             if time.monotonic() >= deadline:
-                raise BackendError(say.BACKEND_SILENT, "no answer in time")
-            self._open_stream().wait(deadline)
-        return reply
-
-    def _next_verbatim(self) -> Reply | None:
-        stream = self._take_in()
-        while match := _REPLY_LINE.match(self._received, self._at):
-            code, mark, text = match.groups(b"")
-            if match.end() - self._at > MAX_LINE:
-                raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
-            self._use_up(match.end())
-            if self._lines or mark == b"-":
-                self._gather(code, text)
-                if mark == b"-":
-                    continue
-                lines, self._lines, self._octets = tuple(self._lines), [], 0
-            else:
-                lines = (text,)
-            reply = reply_from_wire(int(code), lines)
-            if reply.code == 421:
-                raise BackendError(say.BACKEND_CLOSING, f"it said {reply}")
-            return reply
-        self._check_rest(stream)
-        return None
-
-    def _take_in(self) -> Stream:
-        """What has come stands in `_received` from `_at` on."""
-        stream = self._open_stream()
-        if stream.received:
-            self._received = self._received[self._at :] + stream.take() if self._received else stream.take()
-            self._at = 0
-        return stream
-
-    def _use_up(self, end: int) -> None:
-        if end == len(self._received):
-            self._received, self._at = b"", 0
-        else:
-            self._at = end
-
-    def _gather(self, code: bytes, text: bytes) -> None:
-        """A line of a reply of several lines."""
-        if self._lines and code != self._code:
-            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
-        self._code = code
-        self._lines.append(text)
-        self._octets += len(text) or 1
-        if self._octets > MAX_REPLY:
-            raise BackendError(say.BACKEND_ODD, f"a reply of more than {MAX_REPLY} octets")
-
-    def _check_rest(self, stream: Stream) -> None:
-        """What was received and is no whole line of a reply: raises BackendError unless it may become one."""
-        unread = len(self._received) - self._at
-        line_end = self._received.find(b"\n", self._at) if unread else -1
-        if (unread if line_end < 0 else line_end - self._at) >= MAX_LINE:
-            raise BackendError(say.BACKEND_ODD, f"a reply line of more than {MAX_LINE} octets")
-        if line_end >= 0:
-            raise BackendError(say.BACKEND_ODD, "what it sent is no reply")
-        if stream.ended:
-            raise BackendError(
-                say.BACKEND_SILENT, f"read: {stream.error}" if stream.error else "it closed the connection"
-            )
+                raise BackendError(Failure.SILENT, "no answer in time")
+            stream.wait(deadline)
 
     def unread(self) -> bool:
         """Whether something has come, as far as the loop knows, that no reply has used up; the end of file, too."""
         stream = self.stream
-        return stream is None or stream.ended or stream.received != b"" or self._received != b""
+        return stream is None or stream.ended or stream.received != b"" or self.protocol.partial
 
-    def check_quiet(self, in_data: bool = False) -> bool:
-        """Make sure that up to now nothing has come which nobody asked for; True if half a reply has.
+    def stirred(self) -> bool:
+        """The same up to now, not up to when the loop last looked. Raises BackendError if the connection is closed."""
+        return self.protocol.partial or (self.stream or self._open_stream()).look()
+
+    def check_quiet(self) -> bool:
+        """Make sure that up to now nothing has come which nobody asked for; False if half a reply has.
 
         Raises BackendError. Amid the data a negative reply is the backend's early verdict on the message; anywhere else
         nobody knows what it answers.
         """
-        stream = self.stream or self._open_stream()
-        if not self._received and not stream.look():
-            return False
-        reply = self.next_reply()
-        if reply is None:
+        if not self.stirred():
             return True
-        verdict = say.BACKEND_ODD
-        if in_data:
-            verdict = reply if reply.negative else say.BACKEND_SILENT
-        raise BackendError(verdict, f"it said out of turn: {reply}")
+        stream = self._open_stream()
+        octets = stream.take()
+        if stream.ended:
+            self._tell_of_end(stream)
+        try:
+            return not self.protocol.receive_unasked(octets)
+        except RemoteProtocolError as error:
+            raise of_fault(error) from error
+
+    def _tell_of_end(self, stream: Stream) -> None:
+        self.protocol.receive_end(f"read: {stream.error}" if stream.error else "it closed the connection")
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -321,8 +256,8 @@ class BackendSession(smtplib.LMTP):
         """Take leave as RFC 5321 section 4.1.1.10 asks: QUIT, wait a little for its reply, close."""
         deadline = time.monotonic() + _LEAVE_TAKING
         try:
-            self.write(b"QUIT\r\n", deadline)
-            self._read_verbatim(deadline)
+            self.write(self.protocol.command(Command.OTHER, b"QUIT"), deadline)
+            self.read_reply(deadline)
         except BackendError:
             pass  # it went first, which comes to the same
         finally:
@@ -336,5 +271,5 @@ class BackendSession(smtplib.LMTP):
 
     def _open_stream(self) -> Stream:
         if self.stream is None:
-            raise BackendError(say.BACKEND_SILENT, "the connection is closed")
+            raise BackendError(Failure.GONE, "the connection is closed")
         return self.stream

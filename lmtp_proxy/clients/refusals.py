@@ -12,7 +12,7 @@ import re
 from lmtp_proxy.delivery.log import log_refused
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import path_of
-from lmtp_proxy.wire.events import RefusedCommand
+from lmtp_proxy.wire.events import Mistake, RefusedCommand
 from lmtp_proxy.wire.reply import Reply
 
 _log = logging.getLogger(__name__)
@@ -36,16 +36,18 @@ class RefusalLog:
 
     def note(self, refused: RefusedCommand) -> None:
         """Log it, or count it."""
-        command, reply, envelope, last = refused
+        command, reply, envelope, last, mistake = refused
         word, _, arguments = command.partition(b" ")
         verb, arguments = word.upper(), arguments.strip(b" ")
         if verb == b"MAIL":
             self._mail_refused = True
-        if (verb in _PREFIXES and reply is not say.MAIL_FIRST) or (reply is say.LINE_TOO_LONG and envelope is not None):
+        if (verb in _PREFIXES and mistake is not Mistake.NO_MAIL) or (
+            mistake is Mistake.TOO_LONG and envelope is not None
+        ):
             self._note_mail(refused, verb, arguments)
-        elif reply is say.MAIL_FIRST and self._mail_refused:
+        elif mistake is Mistake.NO_MAIL and self._mail_refused:
             pass  # RCPT and DATA behind it in one write; it has a line
-        elif reply is not say.NO_RECIPIENTS:  # each of them has a line
+        elif mistake is not Mistake.NO_RECIPIENTS:  # each of them has a line
             self._note_mistake(word, reply)
         if last:
             _log.info("%s: closing the connection from %s: %s", self._session, self._peer, say.TOO_MANY_ERRORS)
@@ -55,7 +57,7 @@ class RefusalLog:
             self._more += 1
             return
         self._left -= 1
-        command, reply, envelope, _ = refused
+        command, reply, envelope, *_ = refused
         sender = None if envelope is None else envelope.path
         if verb == b"MAIL":
             sender = path_of(arguments, sender=True)

@@ -74,7 +74,7 @@ class Server:
         """
         self._acceptor.close()
         self._stopping = True
-        deadline = time.monotonic() + self._shared.cutover.current().config.timeouts.shutdown
+        deadline = time.monotonic() + self._shared.parts.current().config.timeouts.shutdown
         for session in tuple(self._sessions):
             session.stop()
         if self._sessions:
@@ -91,7 +91,7 @@ class Server:
             self._changed.wait()
 
     def _serve(self, sock: Socket, address: Any) -> None:
-        config = self._shared.cutover.current().config
+        config = self._shared.parts.current().config
         peer, trusted = "unix", True
         if self._tcp:
             host, port = address[:2]
@@ -103,7 +103,7 @@ class Server:
         session = Session(sock, peer, self._shared, config, trusted=trusted)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: connect from %s", session.name, peer)
-        sessions, tallies = self._sessions, self._shared.cutover.tallies
+        sessions, tallies = self._sessions, self._shared.parts.tallies
         sessions.add(session)
         tallies.accepted += 1
         self._sessions_changed(len(sessions))

@@ -21,7 +21,7 @@ from greenlet import getcurrent, greenlet
 from lmtp_proxy.clients.refusals import RefusalLog
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
 from lmtp_proxy.config.values import Config
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
 from lmtp_proxy.loop.stream import Stream
@@ -75,7 +75,7 @@ class _StopNow(BaseException):
 class Shared:
     """What all sessions of the process share."""
 
-    cutover: Cutover
+    parts: ProcessParts
     parking: Parking
 
 
@@ -91,7 +91,7 @@ class Session:
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
         self._stream = Stream(sock)
-        self._cutover = shared.cutover
+        self._parts = shared.parts
         self._parking = shared.parking
         self._protocol = Protocol(
             config.hostname,
@@ -248,14 +248,14 @@ class Session:
 
     def _mail(self, event: MailCommand) -> None:
         self._may_begin_until = 0.0
-        self._idle = self._cutover.current().config.timeouts.client_idle
-        self._transaction = Transaction(self._client, event.envelope, self._cutover, self._parking)
+        self._idle = self._parts.current().config.timeouts.client_idle
+        self._transaction = Transaction(self._client, event.envelope, self._parts, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
         envelope, paths = event
         self._may_begin_until = 0.0
-        self._idle = self._cutover.current().config.timeouts.client_idle
-        transaction = self._transaction = Transaction(self._client, envelope, self._cutover, self._parking)
+        self._idle = self._parts.current().config.timeouts.client_idle
+        transaction = self._transaction = Transaction(self._client, envelope, self._parts, self._parking)
         transaction.add((), paths)
         self._answer_recipients(transaction, True)
         if self._protocol.take_data():
@@ -301,7 +301,7 @@ class Session:
         size, refusal, octets = event
         self._committing = True
         transaction.finish(octets, size, refusal, self._earliest_dot)
-        tallies = self._cutover.tallies
+        tallies = self._parts.tallies
         tallies.octets += size
         if refusal is None:
             tallies.answered += 1
@@ -324,7 +324,7 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            self._cutover.tallies.aborted += 1
+            self._parts.tallies.aborted += 1
             transaction.abort(why)
 
     # --- octets ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy import __version__
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE
 from lmtp_proxy.backends.preflight import preflight
 from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.control.application import Json, Resources
@@ -132,13 +133,14 @@ class Application(ControlApplication):
         recipient = parse_address(request.argument("address"), smtputf8=config.smtputf8)
         route = routing.route(recipient)
         hit, name = (None, None) if route.trouble is not None else routing.find(route.keys, recipient.domain)
+        refusal = "" if route.refusal is None else str(WITHOUT_ROUTE[route.refusal].reply)
         if route.backend is not None:
             pool = generation.pools[route.backend]
             answer = f"what {pool} answers" + (f"; it is down: {pool.trouble}" if pool.down else "")
         elif name == HOLD:
-            answer = f"parked for up to {config.hold_timeout:g} s, then {route.refusal}"
+            answer = f"parked for up to {config.hold_timeout:g} s, then {refusal}"
         else:
-            answer = str(route.refusal) + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
+            answer = refusal + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),

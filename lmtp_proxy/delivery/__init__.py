@@ -6,11 +6,8 @@ In the order of their imports:
     uncertain      a delivery whose outcome is unknown, as a record
     bare_names     who sends recipients without a domain
     in_flight      deliveries under way; which of them a drain waits for
-    place          one transaction's place in a pool
     uncertain_log  remembers uncertain deliveries, and appends them to a file
     commit         the commit point of a delivery
-    commands       commands to a backend, and the replies that they wait for
-    asking         one backend is asked for recipients
     delivery       one backend's share of a transaction
     fan_out        several deliveries at once
     log            one log line per recipient

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.bare_names import BareNames
@@ -20,7 +20,6 @@ from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import CurrentGeneration, Generation
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.text import printable
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -30,8 +29,12 @@ _DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
 class Message:
     """What all deliveries of a transaction share.
 
-    generation: the number of the one that all its recipients were routed in, 0 while there are none and where those are
-    several. head: its first octets. size: what has come of it so far.
+    Attributes:
+        session: the name of the client's.
+        generation: the number of the one that all its recipients were routed in, 0 while there are none and where those
+            are several.
+        head: its first octets.
+        size: what has come of it so far.
     """
 
     __slots__ = ("envelope", "generation", "head", "session", "size")
@@ -45,8 +48,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutover:
-    """What makes sure that no mail reaches a backend any more after it was taken from the user; and what is counted."""
+class ProcessParts:
+    """The parts of the process that every delivery uses.
+
+    Attributes:
+        current: where mail goes now.
+        in_flight: what a drain waits for; with `current`, what makes sure that no mail reaches a backend any more after
+            it was taken from the user.
+        uncertain: where deliveries are remembered whose outcome is unknown.
+        receipts: what each mailbox got, and what waits for it.
+        tallies: what is counted.
+    """
 
     current: CurrentGeneration
     in_flight: InFlight
@@ -59,22 +71,26 @@ class Cutover:
 class CommitPoint(Flight):
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
-    accepted: the recipients that the delivery is for; replies: the final ones, to as many of them as have one. asked:
-    those that the backend has not answered for yet. The caller sees to these. ended: it did.
+    Attributes:
+        accepted: the recipients that the delivery is for.
+        replies: the final ones, to as many of them as have one.
+        asked: those that the backend has not answered for yet. The caller sees to these three.
+        ended: it did.
     """
 
-    asked: Sequence[Destination] = ()
-    ended = False
-    _dot_at = 0.0  # time.monotonic
+    __slots__ = ("_dot_at", "_message", "_parts", "_pool", "accepted", "asked", "ended", "replies")
 
-    def __init__(self, pool: BackendPool, message: Message, cutover: Cutover) -> None:
-        self.began = time.monotonic()  # all that a Flight begins with
+    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
+        super().__init__()
         self.accepted: list[Destination] = []
         self.replies: list[Reply] = []
+        self.asked: Sequence[Destination] = ()
+        self.ended = False
+        self._dot_at = 0.0  # time.monotonic
         self._pool = pool
         self._message = message
-        self._cutover = cutover
-        cutover.in_flight.begin(self)
+        self._parts = parts
+        parts.in_flight.begin(self)
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
 
@@ -116,14 +132,14 @@ class CommitPoint(Flight):
 
     def enter(self) -> None:
         """To be called before `look`, never after: who changes a route finds us in flight, or we find the change."""
-        self._cutover.in_flight.enter(self)
+        self._parts.in_flight.enter(self)
 
     def look(self) -> None:
         """Raise BackendError unless every recipient's mail still goes to this backend, at this address.
 
         After this the dot goes out at once, or `step_back` is called.
         """
-        generation = self._cutover.current()
+        generation = self._parts.current()
         if generation.number != self._message.generation:
             self._look_again(generation)
         self.phase = _FINAL_DOT
@@ -136,14 +152,14 @@ class CommitPoint(Flight):
                 continue
             route = generation.routing.route(destination.recipient)
             if route.trouble is not None:
-                raise BackendError(say.LOOKUP_FAILED, f"{route.keys[0]}: {route.trouble}")
+                raise BackendError(Failure.LOOKUP, f"{route.keys[0]}: {route.trouble}")
             if route.backend != backend.name or generation.pools[route.backend].backend.address != backend.address:
                 now = route.backend or ("hold" if route.held else "no backend")
-                raise BackendError(say.ROUTE_CHANGED, f"{route.keys[0]} now goes to {now}; nothing was delivered")
+                raise BackendError(Failure.ROUTE, f"{route.keys[0]} now goes to {now}; nothing was delivered")
 
     def step_back(self) -> None:
         """No octet of the dot went out, and none will before the next `enter`."""
-        self._cutover.in_flight.step_back(self)
+        self._parts.in_flight.step_back(self)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -151,13 +167,13 @@ class CommitPoint(Flight):
         """Every recipient has its final reply, or none is wanted."""
         if not self.ended:
             self.ended = True
-            cutover = self._cutover
+            parts = self._parts
             if self.phase is _FINAL_DOT:
                 self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
-                if cutover.receipts.path is not None:
+                if parts.receipts.path is not None:
                     # Before it leaves: who drains and then asks finds it there.
                     self._note_delivered()
-            cutover.in_flight.leave(self)
+            parts.in_flight.leave(self)
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
@@ -168,14 +184,14 @@ class CommitPoint(Flight):
         self.ended = True
         self._pool.counts.uncertain += len(unknown)
         self._note_delivered()
-        receipts, queue_id = self._cutover.receipts, self._message.envelope.queue_id
+        receipts, queue_id = self._parts.receipts, self._message.envelope.queue_id
         receipts.uncertain(unknown, self.backend, queue_id)
-        self._cutover.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
+        self._parts.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
 
     def _note_delivered(self) -> None:
         # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
         queue_id = self._message.envelope.queue_id
-        self._cutover.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+        self._parts.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
 
     def _record(self, destination: Destination, reason: str) -> Uncertain:
         message = self._message

@@ -4,61 +4,312 @@
 Each step sends what it has to send and waits for nothing; `advance` then takes in what has come, as often as it is
 called, until the step is done. So one greenlet serves all backends of a transaction at once. A failure touches only
 these recipients: it is kept, and answers each of them when its turn comes. A Delivery sends nothing to the client and
-does not know the other backends.
+does not know the other backends; what is said to its own, and in which order, the connection's ClientProtocol knows.
 """
 
 from __future__ import annotations
 
+import enum
+import logging
+import math
 import time
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError, Phase, judge
-from lmtp_proxy.delivery.asking import Asking
-from lmtp_proxy.wire import reply as say
+from lmtp_proxy.backends.failure import BackendError, Failure, Retry, judge
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.wire.client import Command, Conversation, KnownReplies
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
-from lmtp_proxy.wire.plain_replies import KnownReplies
+from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
 
-_FINAL_DOT = Phase.FINAL_DOT
-_code = attrgetter("code")
+_log = logging.getLogger(__name__)
+
+# Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
+_ENVELOPE = 4
+_EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time
 
 
-class Delivery(Asking):
+class DeliveryState(enum.Enum):
+    """What a delivery waits for, or has to do next. How far its message is, a drain asks its commit point."""
+
+    NEW = "no place in the pool"
+    RESERVED = "a place, on which a session has to be opened"
+    OPEN = "a session, on which nothing is outstanding"
+    ASKED = "replies to MAIL, RCPT or DATA are to come"
+    DATA = "the backend takes the message"
+    HEARING = "half a reply has come out of turn; the rest is waited for, and ends the delivery"
+    HEARING_LAST = "the same, where the final dot is due"
+    NO_ROOM = "the final dot is due, and there was no room for any of it"
+    DOT = "the final dot, or some of it, went out; final replies are to come"
+    OVER = "the place was given back"
+
+
+_NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.OPEN, DeliveryState.ASKED
+_DATA, _NO_ROOM, _DOT, _OVER = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT, DeliveryState.OVER
+_HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
+_TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
+_command, _code = attrgetter("command"), attrgetter("code")
+
+
+class Delivery:
     """The conversation with one backend in one transaction.
 
-    deadline: until when `advance` has to be done (time.monotonic). said: how many of the final replies are the
-    backend's, where some are not.
+    Attributes:
+        state: what it waits for.
+        session: None without a session.
+        deadline: until when `advance` has to be done (time.monotonic).
+        rcpt_replies: to all that were asked for last.
+        accepted: the recipients that wait for final replies.
+        replies: the final ones, to as many of the first of `accepted` as have one.
+        said: how many of these are the backend's, where some are not.
+        trouble: why the last replies to be known, if they are ours, are what they are; for the log, escaped.
     """
 
-    said = 0
+    __slots__ = (
+        *("_asked", "_commit", "_envelope", "_failure", "_latest", "accepted", "deadline", "pool"),
+        *("rcpt_replies", "replies", "said", "session", "state", "trouble"),
+    )
+
+    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
+        self.pool = pool
+        self.state = _NEW
+        self.session: BackendSession | None = None
+        self.deadline = 0.0
+        self.rcpt_replies: Sequence[Reply] = ()
+        self.said = 0
+        self.trouble = ""
+        self._envelope = message.envelope
+        self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
+        self._latest = math.inf  # for all replies to what was asked
+        self._failure: BackendError | None = None
+        commit = self._commit = CommitPoint(pool, message, parts)
+        self.accepted = commit.accepted
+        self.replies = commit.replies
+
+    def __repr__(self) -> str:
+        what = f"failed: {self._failure.reason}" if self._failure else self.state.name.lower()
+        session = "" if self.session is None else f" {self.session.protocol!r}"
+        return f"<Delivery to {self.pool} accepted={len(self.accepted)} {what}{session}>"
 
     @property
     def over(self) -> bool:
         """It was left or abandoned."""
-        return self._commit.ended
+        return self.state is _OVER
 
     @property
     def wanted(self) -> bool:
         """Some recipient waits for this delivery's final replies, and it has not failed."""
         return bool(self.accepted) and self._failure is None
 
-    # --- data --------------------------------------------------------------------------------------------------------
+    # --- a session ---------------------------------------------------------------------------------------------------
 
-    def write(self, octets: bytes, dot: float) -> None:
-        """Send a piece of the message, after `advance` has told that the last one went out. dot: see `finish`."""
+    def reserve(self, asked: Sequence[Destination], before_wait: Callable[[], None]) -> bool:
+        """Take a place in the pool, unless that was done, to `ask` for these; whether a session has to be opened.
+
+        before_wait: called before a wait for the place.
+        """
+        self._asked = self._commit.asked = asked
+        self.rcpt_replies = ()
+        if self.state is _NEW:
+            try:
+                session = self.session = self.pool.reserve(before_wait)
+            except BackendError as error:
+                self.fail(error)
+            else:
+                self.state = _RESERVED if session is None else _OPEN
+        return self.state is _RESERVED
+
+    def open(self) -> None:
+        """Open a session on the place that is reserved."""
+        try:
+            self.session = self.pool.open()
+        except BackendError as error:
+            self.fail(error)
+        else:
+            self.state = _OPEN
+
+    def _replaced(self, session: BackendSession) -> BackendSession:
+        """A new one for one that served an earlier transaction, and is dead or not fit for use. Raises BackendError."""
+        self.state, self.session = _RESERVED, None
+        session = self.session = self.pool.reopen(session)
+        self.state = _OPEN
+        return session
+
+    # --- the envelope ------------------------------------------------------------------------------------------------
+
+    def ask(self, data_follows: bool) -> None:
+        """Send MAIL (once), RCPT of those for whom the place was taken, and DATA if the client has said that already.
+
+        When `advance` is done, all rcpt_replies are known.
+        """
+        session = self.session
+        if session is None:
+            self._answer_asked()
+            return
+        try:
+            if session.stirred():
+                if session.protocol.stale:
+                    session = self._replaced(session)
+                elif not self._quiet(session):
+                    return
+            self._send_envelope(session, data_follows)
+        except BackendError as error:
+            self._envelope_failed(error)
+
+    def _send_envelope(self, session: BackendSession, data_follows: bool) -> None:
+        """As much of it as may go out in one write. Raises BackendError."""
+        asked, protocol = self._asked, session.protocol
+        if self._envelope.smtputf8:
+            asked = [destination for destination in asked if self._may_take(destination)]
+        octets = protocol.envelope(self._envelope, [*map(_command, asked)], data_follows)
+        if octets:
+            self.state = _ASKED
+            now = time.monotonic()
+            patience = self.pool.backend.timeouts.command
+            self._latest = now + _ENVELOPE * patience
+            self.deadline = now + patience
+            session.put(octets)
+
+    def _may_take(self, destination: Destination) -> bool:
+        """A backend without SMTPUTF8 takes nothing that needs it (RFC 6531 section 3.5)."""
+        session, envelope = self.session, self._envelope
+        if not envelope.smtputf8 or session is None or "smtputf8" in session.protocol.offered:
+            return True
+        return envelope.path.isascii() and destination.recipient.path.isascii()
+
+    def start_data(self) -> None:
+        """Send DATA, which did not go with the recipients.
+
+        A refusal is kept for the final replies, because the client has its own 354 coming.
+        """
         session = self.session
         if session is None:
             return
         try:
-            if (session.unread() or self.hears_until) and not self.quiet(session, in_data=True):
+            if session.stirred() and not self._quiet(session):
+                return
+            self.state = _ASKED
+            self._latest = math.inf
+            self._set_deadline()
+            session.put(session.protocol.data())
+        except BackendError as error:
+            self.fail(error)
+
+    def _hear(self, session: BackendSession) -> bool:
+        """Take in replies to what was asked; True when none is outstanding. Raises BackendError."""
+        protocol = session.protocol
+        while protocol.expected:
+            replies = session.replies()
+            if not replies:
+                return self._in_time("no answer in time")
+            if isinstance(replies, KnownReplies) and replies.accepted and len(replies) == len(self._asked) + 2:
+                # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
+                self.rcpt_replies = replies.accepted
+                self._data_begun()
+                if not session.unread():
+                    self.accepted += self._asked
+                    self._asked = self._commit.asked = ()
+                    return True
+                break
+            self._take(session, replies)
+            if protocol.unsent and not protocol.expected:
+                # What came before these would answer them.
+                if session.stirred() and not self._quiet(session):
+                    return False
+                session.put(protocol.more())
+            self._set_deadline()
+        if session.unread() and not self._quiet(session):
+            if protocol.state is not Conversation.DATA:
+                return False
+        elif self.state is _ASKED:
+            self.state = _OPEN
+        if self._asked:
+            self._answer_asked()
+        return True
+
+    def _take(self, session: BackendSession, replies: Sequence[Reply]) -> None:
+        said = self.rcpt_replies = [*self.rcpt_replies]
+        for command, reply in zip(session.protocol.answered, replies, strict=True):
+            if command is _TO_RCPT:
+                said.append(judge(command, reply))
+            elif command is _TO_DATA:
+                self._take_data_reply(session, reply)
+            else:
+                judge(command, reply)
+
+    def _take_data_reply(self, session: BackendSession, reply: Reply) -> None:
+        """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
+
+        Recipients wait for this reply, too: as no other is a 354, it proves that theirs were theirs.
+        """
+        if self.accepted or any(said.positive for said in self.rcpt_replies):
+            if reply.code != 354:
+                if reply.negative and self._asked:
+                    self._answer_asked()  # accepted, all the same
+                judge(_TO_DATA, reply)
+            self._data_begun()
+        elif not reply.negative:
+            self._answer_asked()
+            session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
+            raise BackendError(Failure.ODD, f"it takes a message without a recipient: {reply}")
+
+    def _data_begun(self) -> None:
+        self.state = _DATA
+        self._commit.data_begun()
+
+    def _answer_asked(self) -> None:
+        """All replies to the last `ask` are known; a failure undoes those that accepted."""
+        asked = self._asked
+        self._asked = self._commit.asked = ()
+        if self._failure is not None:
+            self.rcpt_replies = [self._failure.reply] * len(asked)
+            self.trouble = self._failure.reason
+        elif self._envelope.smtputf8:
+            said = iter(self.rcpt_replies)
+            self.rcpt_replies = [
+                next(said) if self._may_take(destination) else Failure.NO_SMTPUTF8.reply for destination in asked
+            ]
+        replies = self.rcpt_replies
+        if max(map(_code, replies), default=0) < 300:
+            self.accepted += asked
+            return
+        self.accepted += [destination for destination, reply in zip(asked, replies, strict=True) if reply.positive]
+        self.pool.counts.count([reply for reply in replies if not reply.positive])
+
+    def _envelope_failed(self, error: BackendError) -> bool:
+        """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
+        session = self.session
+        if session is not None and error.failure.value.retry is Retry.IF_UNHEARD and session.protocol.stale:
+            data_follows = session.protocol.asks_for_data
+            try:
+                self._send_envelope(self._replaced(session), data_follows)
+                return self.state is not _ASKED and self.advance()
+            except BackendError as again:
+                error = again
+        self.fail(error)
+        self._answer_asked()
+        return True
+
+    # --- the message -------------------------------------------------------------------------------------------------
+
+    def write(self, octets: bytes, dot: float) -> None:
+        """Send a piece of the message, after `advance` has told that the last one went out. dot: see `finish`."""
+        session = self.session
+        if session is None or self.state is not _DATA:
+            return
+        try:
+            if session.unread() and not self._quiet(session):
                 return
             session.put(octets)
             self._commit.sent(len(octets))
         except BackendError as error:
-            self._fail_in_data(error)
+            self._fail_amid_data(error)
         else:
             if session.stream and session.stream.full:
                 times = self.pool.backend.timeouts
@@ -67,137 +318,187 @@ class Delivery(Asking):
     def finish(self, last: bytes, dot: float) -> None:
         """Pass the commit point, and send the last piece of the message with the final dot.
 
-        When `advance` is done, each accepted recipient has its final_reply. dot: when the client can have sent its
+        When `advance` is done, each accepted recipient has its final reply. dot: when the client can have sent its
         final dot at the earliest (time.monotonic); `final_reply` counts from there, because its own patience does.
         """
         if not self.accepted:
             return
-        self._finishing = True
-        self.deadline = dot + self.pool.backend.timeouts.final_reply
         session = self.session
+        if self.state is _HEARING:
+            self.state = _HEARING_LAST
+            return
+        self.deadline = dot + self.pool.backend.timeouts.final_reply
         try:
-            if self._failure or session is None:
-                raise self._failure or BackendError(say.INTERNAL_ERROR, "no session to commit")
+            if session is None or self.state is not _DATA:
+                raise self._failure or BackendError(Failure.INTERNAL, "no session to commit")
             if time.monotonic() > self.deadline:
-                raise BackendError(say.BACKEND_SILENT, "it took too long over the message; nothing was delivered")
-            if self.hears_until:
-                self.deadline = self.hears_until
-            else:
-                self._send_final_dot(session, last)
+                raise BackendError(Failure.SILENT, "it took too long over the message; nothing was delivered")
+            self._send_final_dot(session, last)
         except BackendError as error:
             self._fail_at_the_end(error)
 
     def _send_final_dot(self, session: BackendSession, last: bytes) -> None:
         """The dot goes out right after the look; where there is no room for any of it, not before another one."""
-        self._dot_waits = False
         self._pass_commit_point(session)
-        if self.hears_until:
+        if self.state is _HEARING_LAST:
             return
         commit = self._commit
         octets = last + FINAL_DOT
         sent = session.send_now(octets)
-        if sent == len(octets):
-            commit.sent(len(last))
-            self._dot_begun = self.just_asked = True
-            return
-        commit.sent(min(sent, len(last)))
         if sent > len(last):
-            self._dot_begun = True
-            session.keep(octets[sent:])
+            self.state = _DOT
+            session.protocol.dot_begun(len(self.accepted))
+            commit.sent(len(last))
+            if sent < len(octets):
+                session.keep(octets[sent:])
         else:
-            self._dot_waits = True
-            self._commit.step_back()
+            self.state = _NO_ROOM
+            commit.sent(sent)
+            commit.step_back()
             session.keep(memoryview(last)[sent:])
 
     def _pass_commit_point(self, session: BackendSession) -> None:
-        """The last look before the final dot; it waits for nothing."""
+        """The last look before the final dot; it waits for nothing. Raises BackendError."""
         commit = self._commit
         commit.enter()
-        if not session.check_quiet(self.in_data) or self.quiet(session, self.in_data):
+        if not session.stirred() or self._quiet(session, _HEARING_LAST):
             commit.look()
 
-    def leave(self) -> None:
-        """The one exit for a conversation that ended well: nothing that matters is outstanding."""
-        self._commit.passed_well()
-        if not self._dot_begun:  # none of its recipients was accepted
-            self._part(self.pool.reset)
-            return
-        session = self.session
-        if session is not None:
-            self.session = None
-            self.pool.release(session)
+    def _go_on(self, session: BackendSession) -> bool:
+        """What was written goes out, then the final dot if it is due; True when nothing waits. Raises BackendError."""
+        due = self.state is _NO_ROOM
+        if session.stream is not None and session.stream.full:
+            if session.unread() and not self._quiet(session, _HEARING_LAST if due else _HEARING):
+                return not due
+            return self._in_time("write: timed out")
+        if due:
+            self._send_final_dot(session, b"")
+        return not due
+
+    def _hear_final(self, session: BackendSession) -> bool:
+        """Take in final replies; True when all are there. Raises BackendError."""
+        accepted, final = self.accepted, self.replies
+        while len(final) < len(accepted):
+            replies = session.replies()
+            if not replies:
+                return self._in_time("no answer in time")
+            if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
+                final += replies
+                self.pool.counts.sent += len(replies)
+                continue
+            for reply in replies:
+                final.append(judge(_TO_DOT, reply))
+                self.pool.counts.count((reply,))
+        if session.stream is not None and session.stream.full:
+            return self._in_time("write: timed out")
+        self.leave()
+        return True
 
     # --- going on ----------------------------------------------------------------------------------------------------
 
     def advance(self) -> bool:
         """Take in what has come; True when nothing of the last step is outstanding, also because it failed."""
-        session = self.session
+        session, state = self.session, self.state
         if session is None:
             return True
         try:
-            if self.hears_until:
-                # Amid the message the other backends do not wait for what this one has to say.
-                done = self.quiet(session, self.in_data) or (self.in_data and not self._finishing)
-                if done and self._asked:
-                    self.answer_asked()
-                return done
-            if self.in_data:
-                return self._advance_in_data(session)
-            return self.advance_commands(session)
+            if state is _ASKED or state is _OPEN:
+                return self._hear(session)
+            if state is _DOT:
+                return self._hear_final(session)
+            if state is _DATA or state is _NO_ROOM:
+                return self._go_on(session)
+            self._quiet(session, state)  # it is not, and never will be
+            # Amid the message the other backends do not wait for what this one has to say.
+            return state is _HEARING and session.protocol.state is Conversation.DATA
         except BackendError as error:
             if self._asked:
-                return self.envelope_failed(error)
-            fail = self._fail_at_the_end if self._finishing else self._fail_in_data if self.in_data else self.fail
-            fail(error)
+                return self._envelope_failed(error)
+            if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
+                self._fail_at_the_end(error)
+            elif state is _ASKED:
+                self.fail(error)
+            else:
+                self._fail_amid_data(error)
         return True
 
-    def _advance_in_data(self, session: BackendSession) -> bool:
-        accepted, final = self.accepted, self.replies
-        while True:
-            while self._dot_begun and len(final) < len(accepted):
-                replies = session.next_replies(len(accepted) - len(final))
-                if not replies:
-                    return self.in_time("no answer in time")
-                if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
-                    final += replies
-                    self.pool.counts.sent += len(replies)
-                    continue
-                for reply in replies:
-                    final.append(judge(_FINAL_DOT, reply))
-                    self.pool.counts.count((reply,))
-            stream = session.stream
-            if stream is not None and stream.full:
-                if session.unread() and not self.quiet(session, in_data=True):
-                    return not self._finishing
-                return self.in_time("write: timed out")
-            if not self._dot_waits:
-                break
-            self._send_final_dot(session, b"")
-            if self.hears_until:
-                return False
-        if self._dot_begun:
-            self.leave()
-        return True
+    def _quiet(self, session: BackendSession, hearing: DeliveryState = _HEARING) -> bool:
+        """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.
 
-    # --- failure -----------------------------------------------------------------------------------------------------
+        Raises BackendError if something has. Where that is no whole reply yet, the answer is False, and the state is
+        `hearing`: this is to be asked again until the deadline, which stands.
+        """
+        if session.check_quiet():
+            return True
+        now = time.monotonic()
+        if self.state is not _HEARING and self.state is not _HEARING_LAST:
+            self.deadline = now + _EARLY_REPLY
+        elif now >= self.deadline:
+            raise BackendError(Failure.SILENT, "no answer in time")
+        self.state = hearing
+        return False
 
-    def _fail_in_data(self, error: BackendError) -> None:
+    def _in_time(self, what: str) -> bool:
+        """False: wait on. Raises BackendError when the deadline has passed."""
+        if time.monotonic() >= self.deadline:
+            raise BackendError(Failure.SILENT, what)
+        return False
+
+    def _set_deadline(self) -> None:
+        """The next reply is waited for from now on."""
+        self.deadline = min(time.monotonic() + self.pool.backend.timeouts.command, self._latest)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """The one exit for a conversation that ended well: nothing that matters is outstanding."""
+        self._commit.passed_well()
+        state, self.state = self.state, _OVER
+        session, self.session = self.session, None
+        if session is None:
+            return
+        if state is _DOT:
+            self.pool.release(session)
+        else:  # none of its recipients was accepted
+            self.pool.reset(session)
+
+    def abandon(self, reason: str = "given up") -> None:
+        """The one exit for all others, at any time: amid the message the backend sees no final dot."""
+        self._commit.given_up(reason)
+        state, self.state = self.state, _OVER
+        session, self.session = self.session, None
+        if state is _RESERVED:
+            self.pool.cancel()
+        elif session is not None:
+            if state is _OPEN and self._failure is None:
+                self.pool.reset(session)
+            else:
+                self.pool.discard(session)
+
+    def fail(self, error: BackendError) -> None:
+        """The conversation is over; the first failure is the one that counts."""
+        if self._failure is None:
+            self._failure = error
+            if error.failure.value.alarm:
+                _log.error("backend %s: %s", self.pool, error.reason)
+        self.abandon(error.reason)
+
+    def _fail_amid_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
-        if self.session is not None and isinstance(error.__cause__, OSError):
+        if self.session is not None and error.failure is Failure.GONE:
             try:
-                self.session.check_quiet(in_data=True)
+                self.session.check_quiet()
             except BackendError as said:
-                if said.reply is not say.BACKEND_SILENT:
-                    error = said
+                error = said
         self.fail(error)
 
     def _fail_at_the_end(self, error: BackendError) -> None:
-        error.maybe_delivered = self._dot_begun
-        if not self._dot_begun:
+        maybe_delivered = self.state is _DOT
+        if not maybe_delivered and not self.over:
             self._commit.step_back()
         self.fail(error)
         self.said = len(self.replies)
         if unsaid := len(self.accepted) - self.said:
             self.replies += [error.reply] * unsaid
             self.pool.counts.count([error.reply] * unsaid)
-            self.trouble = f"{error.reason}; may be delivered" if error.maybe_delivered else error.reason
+            self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason

@@ -8,22 +8,20 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gevent
 
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.loop.stream import Stream, wait_for_any
 
 # Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long
 # that the timer, which looks at all connections there are, takes no time that can be measured.
 _A_LITTLE = 0.02
+_AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
 _Each = TypeVar("_Each")
-_just_asked, _pool = attrgetter("just_asked"), attrgetter("pool")
-_NO_POOL: Any = None
 
 
 def by_pool(
@@ -33,15 +31,22 @@ def by_pool(
     if len(destinations) == 1 and (pool := destinations[0].pool) is not None:
         return {pool: destinations}, ()
     groups: dict[BackendPool, list[Destination]] = defaultdict(list)
-    # To the end: what `append` gives is false.
-    any(map(list.append, map(groups.__getitem__, map(_pool, destinations)), destinations))
-    return groups, groups.pop(_NO_POOL, ())
+    nowhere: list[Destination] = []
+    for destination in destinations:
+        pool = destination.pool
+        (nowhere if pool is None else groups[pool]).append(destination)
+    return groups, nowhere
 
 
 def in_order(destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]) -> list[_Each]:
     """The next value of its pool for each of these, up to the first whose pool has no more."""
-    # `next` on one that has no more ends the list, as any StopIteration does.
-    return list(map(next, map(of_each.__getitem__, map(_pool, destinations))))
+    found: list[_Each] = []
+    for destination in destinations:
+        value = next(of_each[destination.pool], None)
+        if value is None:
+            break
+        found.append(value)
+    return found
 
 
 def open_all(deliveries: Sequence[Delivery]) -> None:
@@ -69,11 +74,10 @@ def wait_for_all(
     """
     failed: Exception | None = None
     pending: list[Delivery] = []
-    if deliveries and all(map(_just_asked, deliveries)):  # no answer can have come yet
+    if deliveries and all(delivery.state in _AWAITS_REPLY for delivery in deliveries):  # no answer can have come yet
         deliveries, pending = _wait_for_first(deliveries, before_wait)
     while deliveries or pending:
         for delivery in deliveries:
-            delivery.just_asked = False  # it may have its answer already, where another one took its time
             try:
                 if not delivery.advance():
                     pending.append(delivery)
@@ -92,11 +96,10 @@ def wait_for_all(
 def wait_for_one(
     delivery: Delivery, before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
 ) -> None:
-    """The same for a single one, as nearly all messages have."""
+    """The same for a single one, as nearly all messages have it."""
+    no_answer_yet = delivery.state in _AWAITS_REPLY
     while True:
-        if delivery.just_asked:
-            delivery.just_asked = False  # no answer can have come yet
-        else:
+        if not no_answer_yet:
             try:
                 if delivery.advance():
                     return
@@ -105,6 +108,7 @@ def wait_for_one(
                 raise
             if advanced is not None:
                 advanced()
+        no_answer_yet = False
         if before_wait is not None:
             before_wait()
         session = delivery.session
@@ -126,7 +130,6 @@ def _wait_for_first(
     heard: list[Delivery] = []
     silent: list[Delivery] = []
     for delivery in asked:
-        delivery.just_asked = False
         session = delivery.session
         if session is None or (stream := session.stream) is None:
             heard.append(delivery)
@@ -144,7 +147,6 @@ def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> No
         before_wait()
     if len(pending) == 1:
         [delivery] = pending
-        delivery.just_asked = False
         session = delivery.session
         if session is not None and session.stream is not None:
             session.stream.wait(delivery.deadline)
@@ -152,7 +154,6 @@ def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> No
     streams: list[Stream] = []
     deadline = math.inf
     for delivery in pending:
-        delivery.just_asked = False
         session = delivery.session
         if session is not None and session.stream is not None:
             streams.append(session.stream)

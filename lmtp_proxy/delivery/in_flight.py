@@ -16,7 +16,7 @@ from lmtp_proxy.wire.envelope import Recipient
 
 
 class Phase(enum.Enum):
-    """How far a delivery is. In the last two a drain waits for it."""
+    """How far the message of a delivery is. In the last two a drain waits for it."""
 
     ENVELOPE = "envelope"
     DATA = "data"
@@ -24,24 +24,27 @@ class Phase(enum.Enum):
     FINAL_DOT = "final dot"
 
 
-_ENVELOPE, _COMMIT = Phase.ENVELOPE, Phase.COMMIT
-_COMMITTED = frozenset({Phase.COMMIT, Phase.FINAL_DOT})
+_ENVELOPE, _COMMIT, _FINAL_DOT = Phase.ENVELOPE, Phase.COMMIT, Phase.FINAL_DOT
 
 
 class Flight(ABC):
     """One delivery, from its first recipient to its last reply. What it is of, its kind says, when it is asked.
 
-    number: rises with each entering of any flight, 0 before the first. octets: of the message, sent so far. began:
-    time.monotonic.
+    Attributes:
+        phase: how far it is.
+        number: rises with each entering of any flight, 0 before the first.
+        octets: of the message, sent so far.
+        began: time.monotonic.
     """
 
-    number = 0
-    phase = _ENVELOPE
-    octets = 0
-    _forms: tuple[KeyRules, frozenset[str]] | None = None
+    __slots__ = ("_forms", "began", "number", "octets", "phase")
 
     def __init__(self) -> None:
+        self.phase = _ENVELOPE
+        self.number = 0
+        self.octets = 0
         self.began = time.monotonic()
+        self._forms: tuple[KeyRules, frozenset[str]] | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)
@@ -75,7 +78,7 @@ class Flight(ABC):
     @property
     def committed(self) -> bool:
         """It may send its final dot without another look, or has sent it."""
-        return self.phase in _COMMITTED
+        return self.phase is _COMMIT or self.phase is _FINAL_DOT
 
     def concerns(self, keys: frozenset[str], rules: KeyRules) -> bool:
         """Whether one of its recipients has one of `keys`, which `rules` made."""
@@ -91,8 +94,9 @@ class Flight(ABC):
 class InFlight:
     """All flights of the process.
 
-    last: the number of the one that entered last. on_leave: called each time one has left or stepped back; must not
-    wait.
+    Attributes:
+        last: the number of the one that entered last.
+        on_leave: called each time one has left or stepped back; must not wait.
     """
 
     def __init__(self) -> None:

@@ -10,27 +10,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.delivery.commit import Cutover, Message
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.commit import Message, ProcessParts
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
+
+Groups: TypeAlias = Mapping[BackendPool, Sequence[Destination]]
 
 
 class Client:
     """What a transaction may do to its client.
 
-    name: the session's id, peer: where it comes from, both for the log. answer: take the next replies that are owed,
-    without I/O. flush: send what was taken; called before each wait, and never fails once the message is complete.
+    Attributes:
+        name: the session's id, for the log.
+        peer: where it comes from, for the log.
+        answer: take the next replies that are owed, without I/O.
+        flush: send what was taken; called before each wait, and never fails once the message is complete.
     """
 
     __slots__ = ("answer", "flush", "name", "peer")
@@ -42,8 +48,15 @@ class Client:
         self.flush = flush
 
 
-class Summary(NamedTuple):
-    """A transaction for an operator. state: envelope, held or data. sender: with angle brackets. octets: received."""
+class TransactionSummary(NamedTuple):
+    """A transaction for an operator.
+
+    Attributes:
+        state: envelope, held or data.
+        sender: with angle brackets.
+        recipients: accepted so far, or asked for.
+        octets: received of the message.
+    """
 
     state: str
     sender: bytes
@@ -54,21 +67,21 @@ class Summary(NamedTuple):
 class Transaction:
     """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`.
 
-    new: recipients who wait for `answer_recipients`.
+    Attributes:
+        new: recipients who wait for `answer_recipients`.
     """
 
-    _refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
-
-    def __init__(self, client: Client, envelope: Envelope, cutover: Cutover, parking: Parking) -> None:
+    def __init__(self, client: Client, envelope: Envelope, parts: ProcessParts, parking: Parking) -> None:
         self._client = client
         self._envelope = envelope
         self._message = Message(client.name, envelope)
-        self._cutover = cutover
+        self._parts = parts
         self._parking = parking
         self._began = time.monotonic()
         self._parked = self._asking = False
         self._in_data = False
         self.new: list[Destination] = []
+        self._refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
         self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
         self._deliveries: dict[BackendPool, Delivery] = {}
@@ -77,17 +90,17 @@ class Transaction:
         return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> TransactionSummary:
         """How far it is."""
         state = "held" if self._parked else "data" if self._in_data else "envelope"
         recipients = len(self._accepted) + len(self.new)
-        return Summary(state, self._envelope.path, recipients, self._message.size)
+        return TransactionSummary(state, self._envelope.path, recipients, self._message.size)
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> None:
         """These wait for `answer_recipients`. plain: or those with these paths, as an EnvelopeCommand has them."""
-        generation, message = self._cutover.current(), self._message
+        generation, message = self._parts.current(), self._message
         number = generation.number
         if not (self._accepted or self.new):
             message.generation = number
@@ -103,27 +116,12 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        groups, refused = by_pool(self.new)
-        if refused:
-            self._refuse([destination for destination in refused if not destination.route.held])
-            if any(destination.route.held for destination in refused):
-                held = [destination.route.held for destination in self.new]
-                self._park()
-                groups, refused = by_pool(self.new)
-                self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
+        groups, without = by_pool(self.new)
+        if without:
+            groups, without = self._park_held(groups, without)
         self._asking = True
+        replies = self._ask(groups, without, data_follows)
         new = self.new
-        if len(groups) == 1 and not refused:
-            [(pool, asked)] = groups.items()
-            replies = self._ask_one(pool, asked, data_follows)
-        else:
-            said: dict[BackendPool | None, Iterator[Reply]] = {
-                delivery.pool: iter(delivery.rcpt_replies)
-                for delivery in self._ask_all(groups, data_follows=data_follows)
-            }
-            if refused:
-                said[None] = iter([destination.route.refusal or say.INTERNAL_ERROR for destination in refused])
-            replies = in_order(new, said)
         if len(replies) != len(new):
             raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
@@ -131,9 +129,43 @@ class Transaction:
         self._client.answer(*replies)
         if max(map(_code, replies)) < 300:
             self._accepted += new
-            return
+        else:
+            self._settle(new, replies, groups, without)
+
+    def _park_held(self, groups: Groups, without: Sequence[Destination]) -> tuple[Groups, Sequence[Destination]]:
+        """As `by_pool` has the new ones, once the routes of those on hold have changed or their time is up."""
+        self._refuse([destination for destination in without if not destination.route.held])
+        held = [destination.route.held for destination in self.new]
+        if not any(held):
+            return groups, without
+        self._park()
+        self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
+        return by_pool(self.new)
+
+    def _ask(self, groups: Groups, without: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
+        """All backends at once, each for its group. The replies, in the order of the new recipients."""
+        if len(groups) == 1 and not without:  # as most messages have it
+            [(pool, asked)] = groups.items()
+            flush = self._client.flush
+            delivery = self._delivery(pool)
+            if delivery.reserve(asked, flush):
+                flush()
+                delivery.open()
+            delivery.ask(data_follows)
+            wait_for_one(delivery, None if data_follows else flush, None)
+            return delivery.rcpt_replies
+        said: dict[BackendPool | None, Iterator[Reply]] = {
+            delivery.pool: iter(delivery.rcpt_replies) for delivery in self._ask_all(groups, data_follows=data_follows)
+        }
+        said[None] = iter([_failure(destination).reply for destination in without])
+        return in_order(self.new, said)
+
+    def _settle(
+        self, new: Sequence[Destination], replies: Sequence[Reply], groups: Groups, without: Sequence[Destination]
+    ) -> None:
+        """Keep those that were accepted; note and log the others."""
         why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
-        why[None] = iter([shown(destination.route.reason, MAX_TEXT) for destination in refused])
+        why[None] = iter([shown(destination.route.reason, MAX_TEXT) for destination in without])
         answered = list(zip(new, replies, in_order(new, why), strict=True))
         self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -143,19 +175,8 @@ class Transaction:
     def _delivery(self, pool: BackendPool) -> Delivery:
         delivery = self._deliveries.get(pool)
         if delivery is None:
-            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._cutover)
+            delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
-
-    def _ask_one(self, pool: BackendPool, asked: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
-        """As `_ask_all` for a single backend, as most messages have it. The replies, in order."""
-        flush = self._client.flush
-        delivery = self._delivery(pool)
-        if delivery.reserve(asked, flush):
-            flush()
-            delivery.open()
-        delivery.ask(data_follows)
-        wait_for_one(delivery, None if data_follows else flush, None)
-        return delivery.rcpt_replies
 
     def _ask_all(self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool) -> list[Delivery]:
         """All backends at once, each for its group."""
@@ -169,7 +190,7 @@ class Transaction:
                 unopened = True
         if unopened:
             flush()
-            open_all([delivery for delivery in deliveries if delivery.reserved])
+            open_all([delivery for delivery in deliveries if delivery.state is _RESERVED])
         for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
@@ -179,24 +200,19 @@ class Transaction:
     def _refuse(self, destinations: Sequence[Destination]) -> None:
         """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
         does not wait for what the others in this message wait for."""
-        tallies, queue_id = self._cutover.tallies, self._envelope.queue_id
+        tallies, receipts, queue_id = self._parts.tallies, self._parts.receipts, self._envelope.queue_id
         for destination in destinations:
-            route = destination.route
-            if route.trouble is not None:
-                tallies.lookup += 1
-            elif route.refusal is say.UNKNOWN_USER:
-                tallies.unknown += 1
-            else:
-                tallies.parked += 1
-            refusal = route.refusal or say.INTERNAL_ERROR
-            self._cutover.receipts.refused(destination, refusal, queue_id, shown(route.reason, MAX_TEXT))
-            if route.bare:
-                self._cutover.bare.warn(self._client.name, self._client.peer, destination.path)
+            route, failure = destination.route, _failure(destination)
+            counter = failure.value.counter
+            setattr(tallies, counter, getattr(tallies, counter) + 1)
+            receipts.refused(destination, failure.reply, queue_id, shown(route.reason, MAX_TEXT))
+            if route.refusal is NoRoute.BARE:
+                self._parts.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
 
     def _park(self) -> None:
         """Wait until the route of no new recipient is on hold any more, or the time is up."""
-        config = self._cutover.current().config
+        config = self._parts.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
             self._parked = granted
@@ -220,7 +236,7 @@ class Transaction:
         self._in_data = True
         asked: list[Delivery] = []
         for delivery in self._deliveries.values():
-            if delivery.in_data:
+            if delivery.state is not _OPEN:
                 continue
             if delivery.wanted:
                 delivery.start_data()
@@ -275,7 +291,7 @@ class Transaction:
                 for pool, number in Counter(map(_pool, self._accepted)).items():
                     delivery = self._deliveries[pool]
                     delivery.said = number
-                    delivery.replies += [refusal or say.INTERNAL_ERROR] * (number - len(delivery.replies))
+                    delivery.replies += [refusal or Failure.INTERNAL.reply] * (number - len(delivery.replies))
                 self._answer_known()
 
     def _keep_head(self, octets: bytes) -> None:
@@ -291,7 +307,7 @@ class Transaction:
         given_up += self.new
         for number, destination in enumerate(given_up):
             if destination not in self._refused:
-                self._cutover.receipts.refused(destination, None, self._envelope.queue_id, why)
+                self._parts.receipts.refused(destination, None, self._envelope.queue_id, why)
             if number < asked and destination.pool is not None:
                 destination.pool.counts.aborted += 1
         log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
@@ -326,7 +342,7 @@ class Transaction:
     def _note_refused(
         self, destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]
     ) -> None:
-        receipts, queue_id = self._cutover.receipts, self._envelope.queue_id
+        receipts, queue_id = self._parts.receipts, self._envelope.queue_id
         for destination, reply, why in zip(destinations, replies, troubles, strict=True):
             if reply.code >= 300 and destination not in self._refused:
                 receipts.refused(destination, reply, queue_id, why)
@@ -346,7 +362,14 @@ class Transaction:
                 delivery.abandon()
 
 
+_OPEN, _RESERVED = DeliveryState.OPEN, DeliveryState.RESERVED
 _code, _pool = attrgetter("code"), attrgetter("pool")
+
+
+def _failure(destination: Destination) -> Failure:
+    """Of one without a backend."""
+    refusal = destination.route.refusal
+    return Failure.INTERNAL if refusal is None else WITHOUT_ROUTE[refusal]
 
 
 def _name(delivery: Delivery) -> str:

@@ -6,45 +6,58 @@ that the commit point depends on asking again, in the generation that is in forc
 waits for nothing.
 """
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtp_proxy.routing.keys import FoldingError, KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import Table, TableUnavailable
-from lmtp_proxy.wire import reply
 from lmtp_proxy.wire.envelope import Recipient
-from lmtp_proxy.wire.reply import Reply
 
 REJECT = "reject"
 HOLD = "hold"
 _BARE = "it has no domain, and config.default_domain is not set"
 
 
+class NoRoute(enum.Enum):
+    """Why a recipient's mail goes nowhere now. What is said for it is in the table of failures."""
+
+    UNKNOWN = "not in the table, and no fallback"
+    BARE = "it has no domain, and there is none for those"
+    REJECTED = "on reject"
+    HELD = "on hold: stands only if the route does not change while the recipient is parked"
+    UNAVAILABLE = "the table cannot answer"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a recipient's mail goes, or why it goes nowhere now.
 
-    keys: every form under which the table was or could be asked, the most specific first; a delivery is in flight for
-    all of them. mailboxes: those of them that name a mailbox which the mail may end in: the one under which the table
-    was hit, if it is one, and the address without detail, the last one. backend: its name, None where `refusal` answers
-    the recipient. held: `refusal` stands only if the route
-    does not change while the recipient is parked. trouble: why the table could not answer, for the log. bare: it is
-    refused because it has no domain.
+    Attributes:
+        keys: every form under which the table was or could be asked, the most specific first; a delivery is in flight
+            for all of them.
+        mailboxes: those of them that name a mailbox which the mail may end in: the one under which the table was hit,
+            if it is one, and the address without detail, the last one.
+        backend: its name, None where `refusal` says why there is none.
+        trouble: why the table could not answer, for the log.
     """
 
     keys: tuple[str, ...]
     backend: str | None = None
-    refusal: Reply | None = None
-    held: bool = False
+    refusal: NoRoute | None = None
     trouble: str | None = None
     mailboxes: tuple[str, ...] = ()
-    bare: bool = False
 
     @property
     def reason(self) -> str:
         """What the log says of `refusal`; "" if that tells all."""
-        return self.trouble or (_BARE if self.bare else "")
+        return self.trouble or (_BARE if self.refusal is NoRoute.BARE else "")
+
+    @property
+    def held(self) -> bool:
+        """The recipient may be parked until the route changes."""
+        return self.refusal is NoRoute.HELD
 
 
 class Routing:
@@ -71,20 +84,20 @@ class Routing:
             keys = self.rules.forms(recipient.local_part, recipient.domain)
         except FoldingError as error:
             sent = (f"{recipient.local_part}@{recipient.domain}",)
-            return Route(sent, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=sent)
+            return Route(sent, refusal=NoRoute.UNAVAILABLE, trouble=str(error), mailboxes=sent)
         mailboxes = self.rules.mailboxes(keys, recipient.domain)
         try:
             hit, name = self.find(keys, recipient.domain)
         except TableUnavailable as error:
-            return Route(keys, refusal=reply.LOOKUP_FAILED, trouble=str(error), mailboxes=mailboxes[-1:])
+            return Route(keys, refusal=NoRoute.UNAVAILABLE, trouble=str(error), mailboxes=mailboxes[-1:])
         mailboxes = mailboxes if hit == mailboxes[0] else mailboxes[-1:]
         if name is None:
             bare = self._refuse_bare and not recipient.domain
-            return Route(keys, refusal=reply.UNKNOWN_USER, mailboxes=mailboxes, bare=bare)
+            return Route(keys, refusal=NoRoute.BARE if bare else NoRoute.UNKNOWN, mailboxes=mailboxes)
         if name == REJECT:
-            return Route(keys, refusal=reply.MAILBOX_PARKED, mailboxes=mailboxes)
+            return Route(keys, refusal=NoRoute.REJECTED, mailboxes=mailboxes)
         if name == HOLD:
-            return Route(keys, refusal=reply.MAILBOX_PARKED, held=True, mailboxes=mailboxes)
+            return Route(keys, refusal=NoRoute.HELD, mailboxes=mailboxes)
         return Route(keys, backend=name, mailboxes=mailboxes)
 
     def mailbox(self, user: str) -> str:

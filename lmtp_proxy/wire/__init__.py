@@ -4,7 +4,6 @@
 In the order of their imports:
 
     reply          a reply, and every sentence the proxy itself can say
-    plain_replies  replies of the form that nearly all have, many at once
     xtext          any octets as the value of a parameter
     xforward       what an MTA says of a message before MAIL
     envelope       path and ESMTP parameter syntax; Recipient, Envelope
@@ -13,4 +12,5 @@ In the order of their imports:
     events         what the protocol tells the session
     command_lines  a client's octets as command lines
     protocol       LMTP server side, sans-I/O
+    client         LMTP client side, sans-I/O
 """

@@ -66,18 +66,32 @@ class EndOfMessage(NamedTuple):
     octets: bytes = b""
 
 
+class Mistake(enum.Enum):
+    """What was wrong with a command that was refused, as far as it makes a difference to anybody."""
+
+    NO_MAIL = "RCPT or DATA without a MAIL before it"
+    NO_RECIPIENTS = "DATA, although every recipient was refused"
+    TOO_LONG = "the line was too long to be kept"
+    OTHER = "anything else"
+
+
 class RefusedCommand(NamedTuple):
     """A command was malformed, out of order or above a limit. Already answered, and nothing is to be done about it.
 
-    command: its line; empty where that was too long to be kept. envelope: that of the transaction, for RCPT and a line
-    that was too long, or of this MAIL if nothing but its size was wrong; else None. last: too many errors came in a
-    row, so the session is closed.
+    Attributes:
+        command: its line; empty where that was too long to be kept.
+        reply: the answer.
+        envelope: that of the transaction, for RCPT and a line that was too long, or of this MAIL if nothing but its
+            size was wrong; else None.
+        last: too many errors came in a row, so the session is closed.
+        mistake: what was wrong.
     """
 
     command: bytes
     reply: Reply
     envelope: Envelope | None
     last: bool = False
+    mistake: Mistake = Mistake.OTHER
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from lmtp_proxy.wire.events import (
     Event,
     MailCommand,
     MessageOctets,
+    Mistake,
     RcptCommand,
     RefusedCommand,
     TransactionReset,
@@ -261,7 +262,7 @@ class Protocol:
     def _command(self, line: bytes) -> Event | None:
         self._turn += 1
         if line == TOO_LONG:
-            return self._refuse(say.LINE_TOO_LONG, self._envelope)
+            return self._refuse(say.LINE_TOO_LONG, self._envelope, Mistake.TOO_LONG)
         word, _, arguments = line.partition(b" ")
         verb = word.upper()
         errors = self._errors
@@ -306,7 +307,7 @@ class Protocol:
 
     def _rcpt(self, arguments: bytes) -> Event | None:
         if self._envelope is None:
-            return self._refuse(say.MAIL_FIRST)
+            return self._refuse(say.MAIL_FIRST, mistake=Mistake.NO_MAIL)
         parsed = parse_rcpt(arguments, smtputf8=self._envelope.smtputf8)
         if isinstance(parsed, Reply):
             return self._refuse(parsed, self._envelope)
@@ -318,11 +319,11 @@ class Protocol:
 
     def _data_verb(self, arguments: bytes) -> Event | None:
         if self._envelope is None:
-            return self._refuse(say.MAIL_FIRST)
+            return self._refuse(say.MAIL_FIRST, mistake=Mistake.NO_MAIL)
         if arguments:
             return self._refuse(say.NO_ARGUMENTS)
         if not self._accepted:
-            return self._refuse(say.NO_RECIPIENTS)
+            return self._refuse(say.NO_RECIPIENTS, mistake=Mistake.NO_RECIPIENTS)
         self._halted = _DATA
         return _DATA
 
@@ -346,14 +347,16 @@ class Protocol:
         self._replies.say(reply)
         return None
 
-    def _refuse(self, reply: Reply, envelope: Envelope | None = None) -> RefusedCommand:
+    def _refuse(
+        self, reply: Reply, envelope: Envelope | None = None, mistake: Mistake = Mistake.OTHER
+    ) -> RefusedCommand:
         """Answer a mistake. Whoever knows the line puts it into the event."""
         self._errors += 1
         self._answer(reply)
         last = self._errors >= MAX_ERRORS
         if last:
             self.close(say.TOO_MANY_ERRORS)
-        return RefusedCommand(b"", reply, envelope, last)
+        return RefusedCommand(b"", reply, envelope, last, mistake)
 
     def _reset(self) -> Event | None:
         if self._envelope is None:

@@ -20,18 +20,19 @@ from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.commit import Message, ProcessParts
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import Routing
+from lmtp_proxy.wire.client import Conversation
 from lmtp_proxy.wire.envelope import Envelope, plain_recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -77,7 +78,7 @@ class World:
         self.users = {"alice@x": "old", "bob@x": "old"}
         # Not the generation that recipients were routed in, so that the commit point asks the table.
         self.generation = self._generation(2)
-        self.cutover = Cutover(
+        self.parts = ProcessParts(
             lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
         )
 
@@ -100,7 +101,8 @@ class ModelSession(BackendSession):
         self.world = world
         self.full = world.full
         self.user = ""
-        self.offered = frozenset({"pipelining"})
+        self.protocol.state = Conversation.DATA
+        self.protocol.expected = ()
 
     def send_now(self, octets: bytes) -> int:
         assert octets == b"last\r\n.\r\n" or octets == b".\r\n"
@@ -113,15 +115,15 @@ class ModelSession(BackendSession):
     def keep(self, octets: bytes | memoryview) -> None:
         assert octets == b""
 
-    def check_quiet(self, in_data: bool = False) -> bool:
+    def stirred(self) -> bool:
         pause()
         return False
 
-    def next_replies(self, most: int) -> list[Reply]:
+    def replies(self) -> Sequence[Reply]:
         pause()
         if self.world.uncertain_reply and self.world.events and self.world.events[-1][0] == "dot":
-            raise BackendError(Reply(451, (b"4.4.2 gone",)), "gone")
-        return [Reply(250, (b"2.0.0 ok",))] * most
+            raise BackendError(Failure.GONE, "gone")
+        return self.protocol.receive(b"250 2.0.0 ok\r\n" * len(self.protocol.expected))
 
 
 class ModelPool(BackendPool):
@@ -146,11 +148,11 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     recipient = plain_recipient(f"<{user}>".encode())
     pool = world.generation.pools["old"]
     destination = Destination(recipient, FIRST.route(recipient), 1, pool)
-    delivery = kind(pool, Message("s", Envelope(b"<>")), world.cutover)
+    delivery = kind(pool, Message("s", Envelope(b"<>")), world.parts)
     session = ModelSession(world, pool.backend)
     session.user = user
     delivery.session = session
-    delivery.in_data = True
+    delivery.state = DeliveryState.DATA
     delivery.accepted.append(destination)
     pause()
     delivery.finish(b"last\r\n", FOREVER)
@@ -335,7 +337,7 @@ class LooksFirst(Delivery):
     """Looks the routes up, and enters then: the gap is between the two."""
 
     def _pass_commit_point(self, session: BackendSession) -> None:
-        session.check_quiet(in_data=True)
+        session.stirred()
         self._commit.look()
         self._commit.enter()
 
@@ -347,7 +349,7 @@ class DoesNotLook(Delivery):
 
 class DoesNotEnter(Delivery):
     def _pass_commit_point(self, session: BackendSession) -> None:
-        session.check_quiet(in_data=True)
+        session.stirred()
         self._commit.look()
 
 

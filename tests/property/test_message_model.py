@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
@@ -31,7 +31,7 @@ from lmtp_proxy.wire.envelope import Envelope, plain_recipient
 from lmtp_proxy.wire.reply import Reply
 from tests.property.test_cutover_model import BACKENDS, FOREVER, all_orders, check, pause, run
 
-OK, GO_ON = Reply(250, (b"2.0.0 ok",)), Reply(354, (b"go on",))
+OK, GO_ON = b"250 2.0.0 ok\r\n", b"354 go on\r\n"
 USERS = {"alice@x": "old", "bob@x": "old", "held@x": "hold", "kept@x": "hold"}
 Said = list[tuple[str, int]]
 
@@ -48,7 +48,7 @@ class World:
         self.pools = {name: ModelPool(self, backend) for name, backend in BACKENDS.items()}
         self.generation = self._generation(1)
         uncertain = UncertainLog(lambda: self.generation, self.in_flight)
-        self.cutover = Cutover(lambda: self.generation, self.in_flight, uncertain)
+        self.parts = ProcessParts(lambda: self.generation, self.in_flight, uncertain)
 
     def _generation(self, number: int) -> Generation:
         routing = Routing(StaticTable(dict(sorted(self.users.items()))), KeyRules(), None)
@@ -94,35 +94,36 @@ class ModelSession(BackendSession):
     def __init__(self, world: World, backend: Backend) -> None:
         super().__init__(backend, "proxy")
         self.stream = Talk()  # type: ignore[assignment]
-        self.offered = frozenset({"pipelining"})
+        self.protocol.receive_verbatim(b"220 ready\r\n")
+        self.protocol.offers({"pipelining"})
         self._world = world
         self._users: list[str] = []
-        self._replies: list[Reply] = []
+        self._says = b""
 
     def put(self, octets: bytes) -> None:
         for line in octets.split(b"\r\n")[:-1]:
             if line.startswith(b"RCPT"):
                 self._users.append(line[9:-1].decode())
-            self._replies.append(GO_ON if line == b"DATA" else OK)
+            self._says += GO_ON if line == b"DATA" else OK
 
     def send_now(self, octets: bytes) -> int:
-        assert octets == b"last\r\n.\r\n" and not self._replies
+        assert octets == b"last\r\n.\r\n" and not self._says
         self._world.events += [("dot", user, self.backend.name) for user in self._users]
-        self._replies = [OK] * len(self._users)
+        self._says = OK * len(self._users)
         self._users = []
         return len(octets)
 
     def unread(self) -> bool:
         return False
 
-    def check_quiet(self, in_data: bool = False) -> bool:
+    def stirred(self) -> bool:
         pause()
         return False
 
-    def next_replies(self, most: int) -> list[Reply]:
+    def replies(self) -> Sequence[Reply]:
         pause()
-        replies, self._replies = self._replies[:most], self._replies[most:]
-        return replies
+        says, self._says = self._says, b""
+        return self.protocol.receive(says)
 
     def close(self) -> None:
         self.stream = None
@@ -154,7 +155,7 @@ def send(world: World, groups: Groups, kind: type[Transaction]) -> None:
     def answer(*replies: Reply) -> None:
         said.extend(reply.code for reply in replies)
 
-    transaction = kind(Client("s", answer, lambda: None), Envelope(b"<>"), world.cutover, world.parking)
+    transaction = kind(Client("s", answer, lambda: None), Envelope(b"<>"), world.parts, world.parking)
     for group in groups:
         if group is not groups[0]:
             pause()
@@ -266,7 +267,7 @@ class TrustsWhoWasNotHeld(Transaction):
 
     def _park(self) -> None:
         super()._park()
-        self._message.generation = self._cutover.current().number
+        self._message.generation = self._parts.current().number
 
 
 class TrustsTheLast(Transaction):
@@ -281,7 +282,7 @@ class TrustsTheFirst(Transaction):
     """Never looks again, although a reload came since."""
 
     def finish(self, last: bytes, size: int, refusal: Reply | None, dot: float) -> None:
-        self._message.generation = self._cutover.current().number
+        self._message.generation = self._parts.current().number
         super().finish(last, size, refusal, dot)
 
 

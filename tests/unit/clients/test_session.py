@@ -12,7 +12,7 @@ import pytest
 
 from lmtp_proxy.clients.session import Session, Shared
 from lmtp_proxy.config.read import load_config
-from lmtp_proxy.delivery.commit import Cutover
+from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -37,7 +37,7 @@ def test_nothing_of_a_session_is_left_to_the_garbage_collector(generation: Gener
     def current() -> Generation:
         return generation
 
-    shared = Shared(Cutover(current, in_flight, UncertainLog(current, in_flight)), Parking())
+    shared = Shared(ProcessParts(current, in_flight, UncertainLog(current, in_flight)), Parking())
     ours, client = socket.socketpair()
     plain = Socket(ours.family, ours.type, ours.proto, ours.detach())
     session = Session(plain, "unix", shared, generation.config)

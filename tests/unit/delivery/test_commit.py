@@ -5,14 +5,13 @@ import time
 
 import pytest
 
-from lmtp_proxy.backends.failure import BackendError
+from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import CommitPoint, Cutover, Message
+from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
 from lmtp_proxy.routing.static_table import StaticTable
-from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -34,7 +33,7 @@ class Proxy:
         self.uncertain = UncertainLog(lambda: self.generation, self.in_flight)
         self.message = Message("8f3a", Envelope(b"<s@x>"), b"Message-ID: <1@x>\r\n\r\n", 21)
         pool = self.generation.pools["old"]
-        cutover = Cutover(lambda: self.generation, self.in_flight, self.uncertain)
+        cutover = ProcessParts(lambda: self.generation, self.in_flight, self.uncertain)
         self.commit = CommitPoint(pool, self.message, cutover)
         self.commit.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
         assert self.commit.recipients == [ALICE, BOB]
@@ -66,22 +65,20 @@ def test_it_is_waited_for_from_entering_to_the_end(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("users", "reply", "reason"),
+    ("users", "reason"),
     [
-        ({"alice": "new", "bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to new; nothing was delivered"),
-        ({"alice": "old", "bob": "reject"}, say.ROUTE_CHANGED, "bob@x now goes to no backend; nothing was delivered"),
-        ({"alice": "hold", "bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to hold; nothing was delivered"),
-        ({"bob": "old"}, say.ROUTE_CHANGED, "alice+x@x now goes to no backend; nothing was delivered"),
+        ({"alice": "new", "bob": "old"}, "alice+x@x now goes to new; nothing was delivered"),
+        ({"alice": "old", "bob": "reject"}, "bob@x now goes to no backend; nothing was delivered"),
+        ({"alice": "hold", "bob": "old"}, "alice+x@x now goes to hold; nothing was delivered"),
+        ({"bob": "old"}, "alice+x@x now goes to no backend; nothing was delivered"),
     ],
 )
-def test_a_changed_route_ends_it_without_a_record(
-    proxy: Proxy, users: dict[str, str], reply: Reply, reason: str
-) -> None:
+def test_a_changed_route_ends_it_without_a_record(proxy: Proxy, users: dict[str, str], reason: str) -> None:
     proxy.commit.enter()
     proxy.reload(**users)
     with pytest.raises(BackendError) as caught:
         proxy.commit.look()
-    assert (caught.value.reply, caught.value.reason) == (reply, reason)
+    assert (caught.value.failure, caught.value.reason) == (Failure.ROUTE, reason)
     proxy.commit.given_up(caught.value.reason)
     assert len(proxy.in_flight) == 0 and proxy.uncertain.recent() == []
 

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, Timeouts, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.commit import Message, ProcessParts
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.static_table import StaticTable
-from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import Conversation
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}"), timeouts=Timeouts(final_reply=2)) for name in ("old", "new"))
@@ -37,7 +38,7 @@ class Site:
         ours, self.theirs = socket.socketpair()
         self.generation: Generation = first_generation(config("old"))
         self.in_flight = InFlight()
-        cutover = Cutover(
+        cutover = ProcessParts(
             lambda: self.generation, self.in_flight, UncertainLog(lambda: self.generation, self.in_flight)
         )
         pool = self.generation.pools["old"]
@@ -46,7 +47,9 @@ class Site:
         session.stream = Stream(Socket(fileno=ours.detach()))
         self.stream = session.stream
         self.delivery.session = session
-        self.delivery.in_data = True
+        self.delivery.state = DeliveryState.DATA
+        session.protocol.state = Conversation.DATA
+        session.protocol.expected = ()
         self.delivery.accepted.append(self.generation.destinations.of(ALICE))
         pool._taken = 1
 
@@ -117,7 +120,7 @@ def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(site: Site, l
     site.moved()
     while not site.delivery.advance():
         assert b"." not in site.room()
-    assert site.delivery.replies == [say.ROUTE_CHANGED]
+    assert site.delivery.replies == [Failure.ROUTE.reply]
     assert "may be delivered" not in site.delivery.trouble
     assert b"." not in site.read()  # the end, without a dot
 
@@ -128,7 +131,7 @@ def test_no_room_until_the_deadline(site: Site) -> None:
     site.delivery.finish(b"", time.monotonic() - 1.9)
     while not site.delivery.advance():
         site.stream.wait(site.delivery.deadline)
-    assert site.delivery.replies == [say.BACKEND_SILENT]
+    assert site.delivery.replies == [Failure.SILENT.reply]
     assert "may be delivered" not in site.delivery.trouble
 
 
@@ -150,5 +153,5 @@ def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site)
     site.theirs.close()
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 20)
-    assert site.delivery.replies == [say.BACKEND_SILENT]
+    assert site.delivery.replies == [Failure.SILENT.reply]
     assert "may be delivered" in site.delivery.trouble

@@ -9,15 +9,20 @@ import pytest
 
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.config.values import Backend, UnixAddress
+from lmtp_proxy.delivery.delivery import DeliveryState
 from lmtp_proxy.delivery.fan_out import by_pool, in_order, wait_for_all
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.routing.routing import Route
 from lmtp_proxy.wire.envelope import Recipient
-from tests.unit.delivery.test_asking import ALICE, BOB, DATA, YES, Site
+from tests.unit.delivery.test_delivery_envelope import ALICE, BOB, DATA, YES, Site
 
 A, B = (BackendPool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in "ab")
 RECIPIENT = Recipient(b"<u@x>", "u", "x")
 TO_A, TO_B, NOWHERE = (Destination(RECIPIENT, Route(("u@x",)), 1, pool) for pool in (A, B, None))
+
+
+def in_data(site: Site) -> bool:
+    return site.delivery.state is DeliveryState.DATA
 
 
 def test_recipients_of_each_backend_in_their_order() -> None:
@@ -25,7 +30,7 @@ def test_recipients_of_each_backend_in_their_order() -> None:
     assert by_pool([NOWHERE]) == ({}, [NOWHERE])
     groups, nowhere = by_pool([TO_B, NOWHERE, TO_A, TO_B, TO_A, TO_A])
     assert (list(groups.items()), nowhere) == ([(B, [TO_B] * 2), (A, [TO_A] * 3)], [NOWHERE])
-    assert by_pool([]) == ({}, ())
+    assert by_pool([]) == ({}, [])
 
 
 def test_each_gets_the_next_of_its_own() -> None:
@@ -49,12 +54,12 @@ def test_the_first_is_waited_for_only_a_little_before_another_goes_on() -> None:
     began = time.monotonic()
 
     def advanced() -> None:
-        seen.append((first.delivery.in_data, second.delivery.in_data, time.monotonic() - began < 10))
+        seen.append((in_data(first), in_data(second), time.monotonic() - began < 10))
         gevent.spawn(first.theirs.send, YES + YES + DATA)
 
     second.theirs.send(YES + YES + DATA)
     wait_for_all([first.delivery, second.delivery], None, advanced)
-    assert seen == [(False, True, True)] and first.delivery.in_data
+    assert seen == [(False, True, True)] and in_data(first)
     first.close()
     second.close()
 
@@ -67,17 +72,19 @@ def test_who_has_spoken_when_the_first_does_goes_on_with_it(order: tuple[int, in
     for number in order:
         sites[number].theirs.send(YES + YES + DATA)
     wait_for_all([site.delivery for site in sites], lambda: waits.append(None), lambda: advances.append(None))
-    assert all(site.delivery.in_data for site in sites) and (len(waits), len(advances)) == (1, 0)
+    assert all(map(in_data, sites)) and (len(waits), len(advances)) == (1, 0)
     for site in sites:
         site.close()
 
 
 def test_one_that_closes_is_no_reason_to_forget_the_other() -> None:
     first, second = Site(ALICE), Site(BOB)
-    first.delivery.unheard = second.delivery.unheard = False
+    for site in (first, second):
+        assert site.delivery.session is not None
+        site.delivery.session.protocol.transactions = 1  # nothing is to be asked again
     second.theirs.close()
     gevent.spawn_later(0.2, first.theirs.send, YES + YES + DATA)
     wait_for_all([first.delivery, second.delivery], None, None)
-    assert first.delivery.in_data and second.delivery.trouble
+    assert in_data(first) and second.delivery.trouble
     first.close()
     second.close()

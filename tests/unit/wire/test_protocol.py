@@ -23,6 +23,7 @@ from lmtp_proxy.wire.events import (
     Event,
     MailCommand,
     MessageOctets,
+    Mistake,
     RcptCommand,
     RefusedCommand,
     TransactionReset,
@@ -398,6 +399,9 @@ def test_script_and_then_end_of_file(name: str) -> None:
 # --- what was refused, for the log ------------------------------------------------------------------------------------
 
 
+MISTAKES = {say.MAIL_FIRST: Mistake.NO_MAIL, say.LINE_TOO_LONG: Mistake.TOO_LONG}
+
+
 def test_each_refusal_comes_out_with_its_line() -> None:
     envelope = Envelope(b"<s@x>")
     script = (
@@ -422,8 +426,15 @@ def test_each_refusal_comes_out_with_its_line() -> None:
         driver = Driver(new_protocol(max_message_size=100, max_recipients=1))
         driver.run(pieces)
         assert driver.refused == [
-            RefusedCommand(line.removesuffix(b"\r\n"), reply, envelope) for line, reply, envelope in expected
+            RefusedCommand(line.removesuffix(b"\r\n"), reply, envelope, False, MISTAKES.get(reply, Mistake.OTHER))
+            for line, reply, envelope in expected
         ]
+
+
+def test_data_for_nobody_says_so() -> None:
+    driver = Driver(new_protocol())
+    driver.run([LHLO + MAIL + DATA])
+    assert driver.refused == [RefusedCommand(b"DATA", say.NO_RECIPIENTS, None, False, Mistake.NO_RECIPIENTS)]
 
 
 def test_the_last_of_too_many_says_so() -> None:

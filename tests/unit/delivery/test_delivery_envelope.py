@@ -10,16 +10,16 @@ import pytest
 
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
-from lmtp_proxy.delivery.commit import Cutover, Message
-from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.commit import Message, ProcessParts
+from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.client import KNOWN, _once
 from lmtp_proxy.wire.envelope import Envelope, Recipient
-from lmtp_proxy.wire.plain_replies import KNOWN, _once
 
 OLD = Backend("old", UnixAddress("/old"))
 ALICE, BOB = Recipient(b"<alice@x>", "alice", "x"), Recipient(b"<bob@x>", "bob", "x")
@@ -36,12 +36,15 @@ class Site:
         ours, self.theirs = socket.socketpair()
         session = BackendSession(OLD, "proxy")
         session.stream = self.stream = Stream(Socket(fileno=ours.detach()))
-        session.offered = frozenset({"pipelining"})
+        # As one is that served another message before.
+        session.protocol.receive_verbatim(b"220 ready\r\n")
+        session.protocol.offers({"pipelining"})
+        session.protocol.transactions = 1
         self.pool = generation.pools["old"]
         self.pool._taken = 1
         self.pool._kept.append(session)
         self.in_flight = InFlight()
-        cutover = Cutover(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
+        cutover = ProcessParts(lambda: generation, self.in_flight, UncertainLog(lambda: generation, self.in_flight))
         self.delivery = Delivery(self.pool, Message("8f3a", envelope or Envelope(b"<s@x>")), cutover)
         assert not self.delivery.reserve([generation.destinations.of(each) for each in recipients], lambda: None)
         self.delivery.ask(data_follows=True)
@@ -61,7 +64,7 @@ class Site:
         delivery = self.delivery
         flights = [(flight.phase, flight.recipients) for flight in self.in_flight]
         return (
-            list(delivery.rcpt_replies), [each.recipient for each in delivery.accepted], delivery.in_data,
+            list(delivery.rcpt_replies), [each.recipient for each in delivery.accepted], delivery.state,
             flights, delivery.trouble, delivery.session is None, self.pool.counts.deferred, self.pool.counts.bounced,
         )  # fmt: skip
 
@@ -100,9 +103,9 @@ def test_yes_to_all(recipients: tuple[Recipient, ...]) -> None:
     octets = YES + YES * len(recipients) + DATA
     first, *others = outcomes(octets, *recipients)
     assert others == [first, first, first] and octets in KNOWN
-    replies, accepted, in_data, flights, *_ = first
+    replies, accepted, state, flights, *_ = first
     assert [str(reply) for reply in replies] == ["250 2.1.5 yes"] * len(recipients)  # type: ignore[attr-defined]
-    assert (accepted, in_data, flights) == (list(recipients), True, [(Phase.DATA, list(recipients))])
+    assert (accepted, state, flights) == (list(recipients), DeliveryState.DATA, [(Phase.DATA, list(recipients))])
 
 
 @pytest.mark.parametrize(
