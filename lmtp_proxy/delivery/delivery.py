@@ -21,7 +21,7 @@ from lmtp_proxy.backends.failure import BackendError, Failure, Retry, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.wire.client import Command, Conversation, KnownReplies
+from lmtp_proxy.wire.client import ClientState, Command, KnownReplies
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
 from lmtp_proxy.wire.reply import Reply
 
@@ -225,7 +225,7 @@ class Delivery:
                 session.put(protocol.more())
             self._set_deadline()
         if session.unread() and not self._quiet(session):
-            if protocol.state is not Conversation.DATA:
+            if protocol.state is not ClientState.DATA:
                 return False
         elif self.state is _ASKED:
             self.state = _OPEN
@@ -410,7 +410,7 @@ class Delivery:
                 return self._go_on(session)
             self._quiet(session, state)  # it is not, and never will be
             # Amid the message the other backends do not wait for what this one has to say.
-            return state is _HEARING and session.protocol.state is Conversation.DATA
+            return state is _HEARING and session.protocol.state is ClientState.DATA
         except BackendError as error:
             if self._asked:
                 return self._envelope_failed(error)

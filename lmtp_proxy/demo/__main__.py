@@ -51,7 +51,7 @@ class DemoFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Message:
+class DemoMail:
     """One message, and what is to become of it.
 
     Attributes:
@@ -138,7 +138,7 @@ class Demo:
         port = self.stores["new"].server_address[1]
         self.config.write_text(CONFIG.format(home=self.home, port=port, users=users), "utf-8")
 
-    def send(self, *messages: Message) -> None:
+    def send(self, *messages: DemoMail) -> None:
         """Send each through the proxy, show and check the reply for each recipient."""
         rows, wrong = [], []
         for message in messages:
@@ -188,10 +188,10 @@ class Demo:
 
         title("2. Three messages", end="")
         self.send(
-            Message("lunch?", {"alice": ("250", "old")}),
-            Message("to all", {"alice": ("250", "old"), "carol": ("250", "new"), "bob": ("250", "old"),
+            DemoMail("lunch?", {"alice": ("250", "old")}),
+            DemoMail("to all", {"alice": ("250", "old"), "carol": ("250", "new"), "bob": ("250", "old"),
                                "dave": ("450", None)}),
-            Message("hello?", {"erin": ("250", "old")}),
+            DemoMail("hello?", {"erin": ("250", "old")}),
         )  # fmt: skip
         print("   dave is on `reject`: 450 is temporary, the MTA keeps his mail to try again.")
 
@@ -200,12 +200,12 @@ class Demo:
 
         title("4. alice moves: first `reject`, so that her mailbox rests for the last copy")
         self.move("alice", "reject")
-        self.send(Message("late news", {"alice": ("450", None), "bob": ("250", "old")}))
+        self.send(DemoMail("late news", {"alice": ("450", None), "bob": ("250", "old")}))
 
         title("5. Her mailbox is copied (not shown); now the table points to the new store")
         self.move("alice", "new")
         print("   The MTA tries again what was deferred:")
-        self.send(Message("late news", {"alice": ("250", "new")}))
+        self.send(DemoMail("late news", {"alice": ("250", "new")}))
 
         title("6. What each store holds now", end="")
         self.show_stores()

@@ -103,7 +103,7 @@ _PAUSE = 1.0  # seconds
 _REST = 0.001  # seconds
 
 
-class Server(Protocol):
+class LateServer(Protocol):
     """What accepts clients."""
 
     def start(self) -> None: ...
@@ -120,13 +120,13 @@ class OnDemand:
     """
 
     def __init__(
-        self, name: str, listener: socket.socket, modules: Sequence[str], make: Callable[[socket.socket], Server]
+        self, name: str, listener: socket.socket, modules: Sequence[str], make: Callable[[socket.socket], LateServer]
     ) -> None:
         self._name = name
         self._listener = listener
         self._modules = [*modules]
         self._make = make
-        self._server: Server | None = None
+        self._server: LateServer | None = None
         self._waiting: Any = None
 
     def __repr__(self) -> str:

@@ -101,8 +101,9 @@ class StaticTable(Mapping[str, str]):
     def close(self) -> None:
         """Give up the file, and so its memory, whoever may hold this table still: it is unavailable from here on."""
         if self._handle is not None:
-            if isinstance(data := self._data, mmap.mmap):
-                data.close()
+            data = self._data
+            assert isinstance(data, mmap.mmap)  # as of all that are in a file
+            data.close()
             os.close(self._handle)
             self._handle = None
 

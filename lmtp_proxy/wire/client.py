@@ -46,7 +46,7 @@ class Command(enum.Enum):
     OTHER = "a command of its own"
 
 
-class Conversation(enum.Enum):
+class ClientState(enum.Enum):
     """How far the conversation is."""
 
     READY = "no transaction is open"
@@ -100,7 +100,7 @@ value. So most replies are not even looked at: as few as 2.5 us for all that ans
 200 KB when it is full. What comes once is not among them: the final replies of real stores have an id each."""
 _once: set[bytes] = set()  # those that have come once
 
-_READY, _ENVELOPE, _IN_DATA = Conversation.READY, Conversation.ENVELOPE, Conversation.DATA
+_READY, _ENVELOPE, _IN_DATA = ClientState.READY, ClientState.ENVELOPE, ClientState.DATA
 _RCPT, _DATA, _FINAL_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
 _TO_MAIL, _TO_RCPT, _TO_DATA, _TO_DOT, _TO_RSET = (Command.MAIL,), (_RCPT,), (_DATA,), (_FINAL_DOT,), (Command.RSET,)
 _DATA_LINE = b"DATA\r\n"
@@ -221,7 +221,7 @@ class ClientProtocol:
         """The final dot, or some of it, has gone out: each of so many recipients has a reply to come."""
         if self.state is not _IN_DATA:
             raise LocalProtocolError(f"no final dot may be sent now: {self!r}")
-        self.state = Conversation.DOT
+        self.state = ClientState.DOT
         self.expected = _TO_DOT * recipients
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ class ClientProtocol:
 
     def _broken(self, fault: Fault, reason: str, reply: Reply | None = None) -> RemoteProtocolError:
         """Whoever asks again is told the same."""
-        self.state = Conversation.BROKEN
+        self.state = ClientState.BROKEN
         self.partial = True
         self._error = RemoteProtocolError(fault, reason, reply)
         return self._error

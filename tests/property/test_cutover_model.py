@@ -32,7 +32,7 @@ from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import Routing
-from lmtp_proxy.wire.client import Conversation
+from lmtp_proxy.wire.client import ClientState
 from lmtp_proxy.wire.envelope import Envelope, plain_recipient
 from lmtp_proxy.wire.reply import Reply
 
@@ -101,7 +101,7 @@ class ModelSession(BackendSession):
         self.world = world
         self.full = world.full
         self.user = ""
-        self.protocol.state = Conversation.DATA
+        self.protocol.state = ClientState.DATA
         self.protocol.expected = ()
 
     def send_now(self, octets: bytes) -> int:

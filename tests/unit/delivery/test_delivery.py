@@ -18,7 +18,7 @@ from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.static_table import StaticTable
-from lmtp_proxy.wire.client import Conversation
+from lmtp_proxy.wire.client import ClientState
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}"), timeouts=Timeouts(final_reply=2)) for name in ("old", "new"))
@@ -48,7 +48,7 @@ class Site:
         self.stream = session.stream
         self.delivery.session = session
         self.delivery.state = DeliveryState.DATA
-        session.protocol.state = Conversation.DATA
+        session.protocol.state = ClientState.DATA
         session.protocol.expected = ()
         self.delivery.accepted.append(self.generation.destinations.of(ALICE))
         pool._taken = 1

@@ -111,6 +111,14 @@ def test_two_records_of_one_key() -> None:
             write_table(records, array("I", range(len(records))), (), len)
 
 
+def test_a_file_that_is_mapped_before_its_first_use_needs_no_descriptor_then() -> None:
+    table = in_a_file({"alice@example.test": "old"})
+    table.open()
+    [handle] = table.handles
+    os.dup2(os.open("/dev/null", os.O_RDONLY), handle)
+    assert table.lookup("alice@example.test") == "old"
+
+
 def test_a_closed_one_is_unavailable_and_leaves_no_descriptor() -> None:
     table = in_a_file({"a": "old"})
     (handle,) = table.handles

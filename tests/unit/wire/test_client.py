@@ -20,8 +20,8 @@ from lmtp_proxy.wire.client import (
     KNOWN,
     MAX_REPLY,
     ClientProtocol,
+    ClientState,
     Command,
-    Conversation,
     Fault,
     KnownReplies,
     RemoteProtocolError,
@@ -72,7 +72,7 @@ def asked(number: int = 1, data: bool = True, *offers: str) -> ClientProtocol:
 def in_data(recipients: int = 1) -> ClientProtocol:
     protocol = asked(recipients)
     protocol.receive(OK + YES * recipients + GO)
-    assert protocol.state is Conversation.DATA
+    assert protocol.state is ClientState.DATA
     return protocol
 
 
@@ -92,7 +92,7 @@ def test_mail_recipients_and_data_go_in_one_write() -> None:
     mail = b"MAIL FROM:<s@x> SIZE=1000 BODY=8BITMIME\r\n"
     assert octets == mail + b"RCPT TO:<u0@x>\r\nRCPT TO:<u1@x>\r\nDATA\r\n"
     assert protocol.expected == (MAIL, RCPT, RCPT, DATA) and not protocol.unsent
-    assert (protocol.state, protocol.transactions) == (Conversation.ENVELOPE, 1)
+    assert (protocol.state, protocol.transactions) == (ClientState.ENVELOPE, 1)
 
 
 def test_without_data_behind_them_it_is_sent_when_it_comes() -> None:
@@ -101,7 +101,7 @@ def test_without_data_behind_them_it_is_sent_when_it_comes() -> None:
     protocol.receive(OK + YES)
     assert protocol.data() == b"DATA\r\n" and protocol.expected == (DATA,)
     protocol.receive(GO)
-    assert protocol.state is Conversation.DATA
+    assert protocol.state is ClientState.DATA
 
 
 def test_later_recipients_go_without_mail() -> None:
@@ -115,7 +115,7 @@ def test_later_recipients_go_without_mail() -> None:
 def test_nothing_goes_out_for_nobody() -> None:
     protocol = opened("pipelining")
     assert protocol.envelope(SENDER, [], True) == b""
-    assert (protocol.expected, protocol.state, protocol.transactions) == ((), Conversation.READY, 0)
+    assert (protocol.expected, protocol.state, protocol.transactions) == ((), ClientState.READY, 0)
 
 
 def test_without_pipelining_each_command_waits_for_the_reply_to_the_last() -> None:
@@ -171,7 +171,7 @@ def test_whether_a_reply_to_data_is_to_come(offers: tuple[str, ...]) -> None:
 def test_a_command_of_its_own() -> None:
     protocol = opened()
     assert protocol.command(Command.MAIL, b"MAIL FROM:<>") == b"MAIL FROM:<>\r\n"
-    assert protocol.state is Conversation.ENVELOPE
+    assert protocol.state is ClientState.ENVELOPE
     protocol.receive_verbatim(OK)
     assert protocol.command(RCPT, b"RCPT TO:<a>", b"RCPT TO:<b>") == b"RCPT TO:<a>\r\nRCPT TO:<b>\r\n"
     assert protocol.expected == (RCPT, RCPT)
@@ -179,8 +179,8 @@ def test_a_command_of_its_own() -> None:
     assert protocol.receive_verbatim(b"") == Reply(550, (b"5.1.1 no",)) and not protocol.partial
 
 
-@pytest.mark.parametrize(("answer", "state"), [(OK, Conversation.READY), (NO, Conversation.ENVELOPE)])
-def test_after_a_reset_the_next_transaction_may_begin(answer: bytes, state: Conversation) -> None:
+@pytest.mark.parametrize(("answer", "state"), [(OK, ClientState.READY), (NO, ClientState.ENVELOPE)])
+def test_after_a_reset_the_next_transaction_may_begin(answer: bytes, state: ClientState) -> None:
     protocol = asked(1, False)
     protocol.receive(OK + NO)
     assert protocol.command(Command.RSET, b"RSET") == b"RSET\r\n"
@@ -224,12 +224,12 @@ def test_one_message_after_the_other() -> None:
         assert len(protocol.receive(OK + YES * 2 + GO)) == 4
         assert protocol.answered == (MAIL, RCPT, RCPT, DATA) and not protocol.stale
         protocol.dot_begun(2)
-        assert (protocol.state, protocol.expected) == (Conversation.DOT, (DOT, DOT))
+        assert (protocol.state, protocol.expected) == (ClientState.DOT, (DOT, DOT))
         states = []
         for _ in range(2):
             assert len(protocol.receive(STORED)) == 1
             states.append(protocol.state)
-        assert states == [Conversation.DOT, Conversation.READY] and protocol.transactions == number
+        assert states == [ClientState.DOT, ClientState.READY] and protocol.transactions == number
 
 
 def test_a_refused_data_leaves_the_envelope_as_it_is() -> None:
@@ -239,13 +239,13 @@ def test_a_refused_data_leaves_the_envelope_as_it_is() -> None:
     protocol.envelope(SENDER, rcpts(1), True)
     protocol.receive(YES + GO)
     states.append(protocol.state)
-    assert states == [Conversation.ENVELOPE, Conversation.DATA]
+    assert states == [ClientState.ENVELOPE, ClientState.DATA]
 
 
 def test_a_354_elsewhere_begins_no_message() -> None:
     protocol = asked(1, False)
     protocol.receive(OK + GO)
-    assert protocol.state is Conversation.ENVELOPE
+    assert protocol.state is ClientState.ENVELOPE
 
 
 def test_repr_is_for_people() -> None:
@@ -347,14 +347,14 @@ def test_what_comes_is_the_same_at_any_cut(case: Case) -> None:
             protocol = asked(2)
             assert hear(protocol, pieces) == expected
             if case.fault is None:
-                assert not protocol.partial and protocol.state is Conversation.DATA
+                assert not protocol.partial and protocol.state is ClientState.DATA
 
 
 @pytest.mark.parametrize("octets", [case.octets for case in CASES if case.fault is not None])
 def test_whoever_asks_again_is_told_the_same(octets: bytes) -> None:
     protocol = asked(2)
     hear(protocol, [octets])
-    assert protocol.state is Conversation.BROKEN and protocol.partial
+    assert protocol.state is ClientState.BROKEN and protocol.partial
     errors = []
     for again in (protocol.receive, protocol.receive_verbatim, protocol.receive_unasked):
         with pytest.raises(RemoteProtocolError) as raised:
@@ -448,7 +448,7 @@ def test_no_surplus_reply_answers_the_next_message() -> None:
     for _ in range(3):
         protocol = dotted(1)
         assert len(protocol.receive(STORED + STORED)) == 1
-        assert protocol.state is Conversation.READY and protocol.partial
+        assert protocol.state is ClientState.READY and protocol.partial
         with pytest.raises(RemoteProtocolError) as raised:
             protocol.receive_unasked(b"")
         assert raised.value.fault is Fault.UNASKED
