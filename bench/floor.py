@@ -3,7 +3,7 @@
 
 A greenlet for each client on lmtp-proxy's own Stream, kept connections to the backends, one write for each envelope,
 message and reply. No checks, no deadlines, no log, no reload, no commit point, no failure of anybody: a client that is
-not the bench's load breaks it. `make bench ARGS=--floor` measures it in turn with the others.
+not the bench's load breaks it. It is measured in turn with the others, and target 1 is the ratio to it.
 """
 
 import os
