@@ -30,6 +30,10 @@ _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # only
 _PLAIN = re.compile(r"[^\W\d_][\w.+/=@-]*|\d[\w.+/=-]*@[\w.+/=@-]*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})  # yaml.org/type/bool and null
 _COMMENT_LINE = re.compile(r"([ \t]*)#[^\n]*(?:\n|\Z)")
+# Of a block that another tool writes anew, with all that stands in it: Ansible's blockinfile, for one.
+_MARK = re.compile(r"^[ \t]*#[^\n]*\b(BEGIN|END)\b[^\n]*\bBLOCK\b[^\n]*(?:\n|\Z)", re.MULTILINE)
+_NOTHING = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n)*")
+_MARK_OCTETS = re.compile(_MARK.pattern.encode(), re.MULTILINE)
 _COMMENT = re.compile(r"(?<=[ \t\n])#[^\n]*")
 _BY_HAND = "make the change by hand"
 
@@ -322,8 +326,31 @@ def _behind(text: str, position: int, least: int, lines: list[str]) -> _Splice:
     """`lines` below that of `position`, and below the comments that follow it at once at column `least` or further."""
     position = _next_line(text, position)
     while (comment := _COMMENT_LINE.match(text, position)) and len(comment[1]) >= least:
+        if (mark := _MARK.match(text, position)) and mark[1] == "BEGIN":
+            break
         position = comment.end()
-    return _inserted(text, position, lines)
+    return _inserted(text, _out_of_block(text, position), lines)
+
+
+def _out_of_block(text: str, position: int, *, flow: bool = False) -> int:
+    """`position`, or the line below the block of another tool in which it is. Raises EditError if there is none.
+
+    Args:
+        flow: it is between braces, where no other place is looked for.
+    """
+    begin = None
+    for mark in _MARK.finditer(text):
+        if mark.start() < position:
+            begin = mark if mark[1] == "BEGIN" else None
+        elif begin is None or mark[1] == "BEGIN":
+            break
+        elif not flow and _NOTHING.fullmatch(text, position, mark.start()):
+            return mark.end()
+        else:
+            line = text.count("\n", 0, begin.start()) + 1
+            what = f"a new user would stand in a block that another tool writes ({shown(begin[0].strip())})"
+            raise EditError(f"users: {what}: make the change there, or let it end before the next section", line)
+    return position
 
 
 def _inserted(text: str, position: int, lines: list[str]) -> _Splice:
@@ -341,6 +368,7 @@ def _added_to_flow(text: str, closing: int, last: _Entry | None, added: dict[str
     styles = ['"' if getattr(event, "style", "") == '"' else "" for event in (last.key, last.value)]
     entries = [f"{_written(key, styles[0])}: {_written(value, styles[1])}" for key, value in added.items()]
     end = position = _end(text, last)
+    _out_of_block(text, end, flow=True)
     rest = _COMMENT.sub(lambda comment: " " * len(comment[0]), text[end:closing])
     comma = "," if "," in rest else ""
     splices = [] if comma else [(end, end, ",")]
@@ -411,7 +439,10 @@ def edit_file(data: bytes, changes: abc.Mapping[str, str], rules: KeyRules) -> F
     pieces[0] = (bom, pieces[0][1])
     starts = list(accumulate((end - start for start, end in pieces), initial=0))  # of each piece in the excerpt
     excerpt = b"".join(data[start:end] for start, end in pieces).decode()
-    edit = edit_users(excerpt, changes, rules)
+    try:
+        edit = edit_users(excerpt, changes, rules)
+    except EditError as error:
+        raise EditError(str(error), _line_in_file(data, excerpt, pieces, starts, error.line)) from error
     result, done, octets, position = [], 0, 0, 0
     for first, last, new in edit.splices:
         # Pieces are whole lines, and the last one goes from an entry to the end of the file: none is torn by a splice.
@@ -424,10 +455,18 @@ def edit_file(data: bytes, changes: abc.Mapping[str, str], rules: KeyRules) -> F
     return FileEdit(b"".join([*result, data[done:]]), edit.previous)
 
 
+def _line_in_file(data: bytes, excerpt: str, pieces: list[tuple[int, int]], starts: list[int], line: int) -> int:
+    """The line of the file which is `line` of the excerpt, 0 for 0."""
+    before = "".join(excerpt.splitlines(keepends=True)[: line - 1]).encode() if line else b""
+    piece = bisect_right(starts, len(before), hi=len(pieces)) - 1
+    return line and data.count(b"\n", 0, pieces[piece][0] + len(before) - starts[piece]) + 1
+
+
 def _pieces(users: FlatUsers, wanted: Set[str], rules: KeyRules) -> list[tuple[int, int]]:
     """Start and end of what an edit has to see, in order. Raises Doubt.
 
-    That is all up to the first entry, the entries with one of the keys, and all from the last entry on.
+    That is all up to the first entry, the entries with one of the keys, the comments at which blocks of other tools
+    begin and end, and all from the last entry on.
     """
     entries: list[tuple[int, int]] = []
     last = (0, 0)
@@ -442,6 +481,8 @@ def _pieces(users: FlatUsers, wanted: Set[str], rules: KeyRules) -> list[tuple[i
             last = (chunk.start + (ends[number - 1] if number else 0), chunk.start + ends[number])
             if rules.table_key(entry.key) in wanted:
                 entries.append(last)
+    marks = _MARK_OCTETS.finditer(users.data, users.first_end, last[0]) if b"BLOCK" in users.data else ()
+    entries = sorted([*entries, *(mark.span() for mark in marks)])
     between = [piece for piece in entries if users.first_end <= piece[0] < last[0]]
     if last[1] <= users.first_end:
         return [(0, len(users.data))]

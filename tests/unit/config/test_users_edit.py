@@ -112,6 +112,78 @@ def test_a_user_is_added_at_the_end_of_the_section(before: str, after: str, crlf
     assert edited(after, a="new") == after
 
 
+BEGIN, END = "# BEGIN ANSIBLE MANAGED BLOCK", "# END ANSIBLE MANAGED BLOCK"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (f"users:\n  {BEGIN}\n  b: old\n  {END}\n", f"users:\n  {BEGIN}\n  b: old\n  {END}\n  a: new\n"),
+        (f"users:\n{BEGIN}\n  b: old\n{END}\nq: r\n", f"users:\n{BEGIN}\n  b: old\n{END}\n  a: new\nq: r\n"),
+        (f"users:\n{BEGIN}\n  b: old\n{END}", f"users:\n{BEGIN}\n  b: old\n{END}\n  a: new"),
+        (f"users:\n{BEGIN}\n{END}\n", f"users:\n  a: new\n{BEGIN}\n{END}\n"),
+        (f"users:\n{BEGIN}\n  # none\n\n{END}\nq: r\n", f"users:\n  a: new\n{BEGIN}\n  # none\n\n{END}\nq: r\n"),
+        (f"{BEGIN}\nusers:\n  b: old\n{END}\nq: r\n", f"{BEGIN}\nusers:\n  b: old\n{END}\n  a: new\nq: r\n"),
+        (f"{BEGIN}\nusers: {{}}\n{END}\nq: r\n", f"{BEGIN}\nusers:\n{END}\n  a: new\nq: r\n"),
+        (
+            "users:\n  # BEGIN the BLOCK 1\n  b: old\n\n  # c\n  # END the BLOCK 1\n"
+            "  # BEGIN BLOCK 2\n  # END BLOCK 2\n",
+            "users:\n  # BEGIN the BLOCK 1\n  b: old\n\n  # c\n  # END the BLOCK 1\n  a: new\n"
+            "  # BEGIN BLOCK 2\n  # END BLOCK 2\n",
+        ),
+        (
+            f"users:\n  {BEGIN}\n  b: old\n  {END}\n  c: old\n",
+            f"users:\n  {BEGIN}\n  b: old\n  {END}\n  c: old\n  a: new\n",
+        ),
+        (f"users:\n  b: old\nq: r # BEGIN BLOCK\n{END}\n", f"users:\n  b: old\n  a: new\nq: r # BEGIN BLOCK\n{END}\n"),
+        (f"users:\n  b: old\n\n{END}\n", f"users:\n  b: old\n  a: new\n\n{END}\n"),
+        (f"users:\n{BEGIN}\n  b: old\n", f"users:\n{BEGIN}\n  b: old\n  a: new\n"),
+        (f"{BEGIN}\nq: r\n{END}\n", f"{BEGIN}\nq: r\n{END}\nusers:\n  a: new\n"),
+    ],
+)
+@pytest.mark.parametrize("crlf", [False, True])
+def test_a_new_line_stands_below_a_block_that_another_tool_writes(before: str, after: str, crlf: bool) -> None:
+    """Ansible's blockinfile writes all between its two comments anew, and what was added there is gone."""
+    before, after = TOP + before, TOP + after
+    if crlf:
+        before, after = before.replace("\n", "\r\n"), after.replace("\n", "\r\n")
+    assert edited(before, a="new") == after
+    data = edit_file(before.encode(), {"a": "new"}, RULES).data
+    assert data.decode() == after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BEGIN}\nusers:\n  b: old\nq: r\n{END}\n",
+        f"{BEGIN}\nusers: {{b: old}}\n{END}\n",
+        f"users: {{\n{BEGIN}\n  b: old\n{END}\n}}\n",
+    ],
+)
+def test_where_there_is_no_place_outside_the_block_nothing_is_added(text: str) -> None:
+    with pytest.raises(EditError) as caught:
+        edited(TOP + text, a="new")
+    begin = (TOP + text)[: (TOP + text).index(BEGIN)].count("\n") + 1
+    assert str(caught.value).startswith(
+        "users: a new user would stand in a block that another tool writes (# BEGIN ANS"
+    )
+    assert caught.value.line == begin
+    assert edited(TOP + text, b="new") == (TOP + text).replace("b: old", "b: new"), (
+        "an entry is changed where it stands"
+    )
+
+
+def test_a_block_that_begins_far_above_is_seen() -> None:
+    many = "".join(f"  user{number:05}: old\n" for number in range(3000))
+    text = f"{TOP}users:\n  first: old\n{many}  {BEGIN}\n{many.replace('user', 'x')}  {END}\nq: r\n"
+    after = text.replace(f"{END}\n", f"{END}\n  a: new\n")
+    assert edit_file(text.encode(), {"a": "new"}, RULES).data.decode() == after
+    without = text.replace(f"  {BEGIN}\n", "")
+    assert edit_file(without.encode(), {"a": "new"}, RULES).data.decode() == without.replace(
+        f"  {END}\n", f"  {END}\n  a: new\n"
+    ), "it follows the last user at once, and belongs to it"
+
+
 def test_indentation_is_that_of_the_other_sections_where_there_are_no_entries() -> None:
     assert edited("config:\n    socket: /s\n", a="new") == "config:\n    socket: /s\nusers:\n    a: new\n"
     assert edited(" config: {}\n users:\n", a="new") == " config: {}\n users:\n   a: new\n"
