@@ -61,9 +61,9 @@ class SessionState:
 _log = logging.getLogger(__name__)
 _names = random.Random()  # noqa: S311  # names for the log, no secrets: those of the kernel cost 2 us each
 _LAST_WORDS = 1.0  # seconds
-_GOODBYE = (
-    1.0  # seconds since its replies, for QUIT: OpenSMTPD delivers again if it cannot say that, or gets a 421 to it
-)
+# Seconds for QUIT, for a client that was answered less than so many ago: OpenSMTPD delivers again if that gets a 421,
+# and bounces if it cannot be said. It says so at once; and a stop that lasts longer defers mail where nobody listens.
+_GOODBYE, _JUST_ANSWERED = 0.3, 1.0
 _NEWCOMER = 1.5  # seconds since it said something: Postfix connects when it has mail, and defers that on a 421 to MAIL
 
 
@@ -173,15 +173,14 @@ class Session:
 
     def _says_goodbye(self) -> bool:
         """Whether a client says QUIT in time. Not waited for in the midst of a transaction, or after a long silence."""
-        protocol = self._protocol
-        deadline = self._waits_until - self._idle + _GOODBYE
-        while not protocol.in_transaction and (said := protocol.quit_follows) is not False:
-            if said:
-                return True
-            if time.monotonic() >= deadline or not (octets := self._stream.receive(deadline)):
-                break
+        protocol, now = self._protocol, time.monotonic()
+        if protocol.in_transaction or now - (self._waits_until - self._idle) > _JUST_ANSWERED:
+            return False
+        while (said := protocol.quit_follows) is None:
+            if not (octets := self._stream.receive(now + _GOODBYE)):
+                return False
             protocol.receive_data(octets)
-        return False
+        return said
 
     def _interrupt_idle(self) -> None:
         if self._greenlet and not self._protocol.in_transaction:

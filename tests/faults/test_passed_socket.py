@@ -156,10 +156,10 @@ def test_who_has_just_connected_delivers_while_it_stops() -> None:
             assert idle.deliver("s@x", ["u@a"]).verdict(0).positive
             client.reply()
             proxy.signal(signal.SIGTERM)
-            assert idle.reply().code == 421
             client.command("LHLO client")
             deliver(client)
-            assert client.reply().code == 421, "one transaction, as everybody has"
+            for each in (idle, client):  # who may still say QUIT, for a moment
+                assert each.reply().code == 421, "one transaction, as everybody has"
         assert proxy.wait() == 0
 
 
