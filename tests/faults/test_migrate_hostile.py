@@ -92,6 +92,14 @@ def first_sync(stand: Stand, text: str, **hooks: Any) -> tuple[subprocess.Popen[
     return process, plan, int(number.read_text())
 
 
+def kill_with_keeper(process: subprocess.Popen[bytes], command: keeper.Process) -> None:
+    """The run and, before it can do anything about that, the keeper of its command."""
+    os.kill(command.parent, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    os.kill(command.parent, signal.SIGKILL)
+
+
 def lives(pid: int) -> bool:
     found = keeper.process(pid)
     return found is not None and found.alive
@@ -121,9 +129,7 @@ def test_a_sync_whose_keeper_died_with_the_run_is_ended_and_the_user_refused(sta
     process, plan, pid = first_sync(stand, "exec env -i sleep 60")
     found = keeper.process(pid)
     assert found is not None
-    process.kill()
-    os.kill(found.parent, signal.SIGKILL)
-    process.wait()
+    kill_with_keeper(process, found)
     ended = stand.run(ALICE, BOB, plan=plan)
     assert ended.status == 2 and not lives(pid), ended
     assert f"process {pid} of a run that died is still there: ending it" in ended.err
@@ -148,9 +154,7 @@ def test_a_command_that_deletes_nothing_goes_on_when_what_is_left_was_ended(stan
         time.sleep(0.01)
     found = keeper.process(int(number.read_text()))
     assert found is not None
-    process.kill()
-    os.kill(found.parent, signal.SIGKILL)
-    process.wait()
+    kill_with_keeper(process, found)
     ended = stand.run(ALICE, plan=plan)
     assert ended.status == 0 and "ending it" in ended.err and not lives(found.pid), ended
 
