@@ -7,6 +7,8 @@ run again, until it has seen each mail once more or the time is up. It changes n
 """
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,6 +17,8 @@ from dataclasses import dataclass, field
 from lmtp_proxy.ctl.client import Answer, ControlClient
 
 POSTQUEUE = ("postqueue",)
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+"""Where postqueue is, and where cron and other users than root do not look."""
 WAIT = 10.0
 """Seconds for all that was asked for to come again."""
 
@@ -206,18 +210,25 @@ class _Work:
 def _queues(command: Sequence[str], wanted: Collection[str]) -> dict[str, str] | None:
     """The queue that each of `wanted` is in, by `postqueue -j`; None if that cannot tell (before Postfix 3.1)."""
     try:
-        done = subprocess.run((*command, "-j"), stdin=subprocess.DEVNULL, capture_output=True, timeout=_RUN, check=True)
+        listing = (*_found(command), "-j")
+        done = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, timeout=_RUN, check=True)
         listed = [json.loads(line) for line in done.stdout.splitlines()]
         return {each["queue_id"]: each["queue_name"] for each in listed if each["queue_id"] in wanted}
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None
 
 
+def _found(command: Sequence[str]) -> tuple[str, ...]:
+    """The same, with the path of its program where that is in SBIN alone."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PATH"), SBIN]))
+    return (shutil.which(command[0], path=path) or command[0], *command[1:])
+
+
 def _run(command: tuple[str, ...]) -> Run:
     """One run, as an argument list, never by a shell."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_RUN
+            _found(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_RUN
         )
     except subprocess.TimeoutExpired:
         return Run(command, None, f"it did not end within {_RUN:.0f} s")

@@ -158,6 +158,18 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     assert failed.status is None and failed.output == "cannot be run: No such file or directory"
 
 
+def test_a_postqueue_that_cron_would_not_find(
+    postqueue: Postqueue, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Cron's PATH is /usr/bin:/bin, and postqueue is in /usr/sbin."""
+    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("lmtp_proxy.ctl.requeue.SBIN", f"{tmp_path}/none:{postqueue.path.parent}")
+    answers = [waits(alice={"A": 1.0}), waits(alice={})]
+    with FakeControl({"POST /receipts": answers}) as control:
+        done = requeue(ControlClient(control.path), ["alice"], ["post queue"])
+    assert done.done and not done.failed and len(postqueue.calls) == 1
+
+
 def test_a_thousand_users_a_question() -> None:
     answers = [waits(**{f"u{number}": {} for number in range(start, start + 1000)}) for start in (0, 1000)]
     with FakeControl({"POST /receipts": answers}) as control:
