@@ -97,23 +97,23 @@ def wait_for_one(
     delivery: Delivery, before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
 ) -> None:
     """The same for a single one, as nearly all messages have it."""
-    no_answer_yet = delivery.state in _AWAITS_REPLY
+    waits = delivery.state in _AWAITS_REPLY  # no answer can have come yet
     while True:
-        if not no_answer_yet:
-            try:
-                if delivery.advance():
-                    return
-            except Exception:
-                delivery.abandon("internal error")
-                raise
-            if advanced is not None:
-                advanced()
-        no_answer_yet = False
-        if before_wait is not None:
-            before_wait()
-        session = delivery.session
-        if session is not None and session.stream is not None:
-            session.stream.wait(delivery.deadline)
+        if waits:
+            if before_wait is not None:
+                before_wait()
+            session = delivery.session
+            if session is not None and session.stream is not None:
+                session.stream.wait(delivery.deadline)
+        try:
+            if delivery.advance():
+                return
+        except Exception:
+            delivery.abandon("internal error")
+            raise
+        if advanced is not None:
+            advanced()
+        waits = True
 
 
 def _wait_for_first(

@@ -146,7 +146,10 @@ class Stream:
         while not self.received and not self.ended:
             if not self.wait(deadline) and time.monotonic() >= deadline:
                 return None
-        return self.take()
+        if self.paused:
+            return self.take()
+        octets, self.received = self.received, b""
+        return octets
 
     def look(self) -> bool:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
@@ -248,7 +251,7 @@ class Stream:
         flags: MSG_MORE where `finish` comes next. Not to be called while `full`.
         """
         try:
-            sent = self._send(octets, flags)
+            sent = self._send(octets, flags) if flags else self._send(octets)
         except BlockingIOError:
             sent = 0
         if sent < len(octets):
