@@ -45,8 +45,13 @@ from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
 class SessionState:
     """A session for an operator.
 
-    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
-    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
+    Attributes:
+        name, peer: its names in the log.
+        seconds: since it connected.
+        state: idle, envelope, held, data or final dot.
+        sender: escaped, without angle brackets; None outside of a transaction.
+        recipients: accepted, or asked for; 0 outside of a transaction.
+        octets: received of the message; 0 outside of a transaction.
     """
 
     name: str
