@@ -82,9 +82,15 @@ class Counts:
 
 
 class BackendPool:
-    """The connections to one backend. hostname: what we call ourselves in LHLO. counts: of an earlier pool.
+    """The connections to one backend.
 
-    down: the last attempt to open a session failed. trouble: why, escaped.
+    Attributes:
+        backend: which; its `max_connections` are those of this process.
+        hostname: what we call ourselves in LHLO.
+        counts: may be those of an earlier pool.
+        down: the last attempt to open a session failed.
+        trouble: why, escaped.
+        name, address: of the backend, for people.
     """
 
     def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:

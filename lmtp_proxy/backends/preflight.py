@@ -32,7 +32,9 @@ _OCTETS = 16384
 class Preflight:
     """What the backend said.
 
-    refused: why it did not answer for all recipients, None if it did; one line, escaped. replies: those it gave.
+    Attributes:
+        refused: why it did not answer for all recipients, None if it did; one line, escaped.
+        replies: those it gave.
     """
 
     refused: str | None = None

@@ -24,7 +24,7 @@ _PREFIXES = {b"MAIL": b"FROM:", b"RCPT": b"TO:"}
 
 
 class RefusalLog:
-    """session, peer: their names in the log. `end` it when the session ends."""
+    """Of one session; `end` it when that ends. session, peer: their names in the log."""
 
     def __init__(self, session: str, peer: str) -> None:
         self._session = session

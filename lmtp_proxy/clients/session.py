@@ -45,8 +45,13 @@ from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
 class SessionState:
     """A session for an operator.
 
-    seconds: since it connected. state: idle, envelope, held, data or final dot. sender: escaped, without angle
-    brackets; None outside of a transaction, and so are recipients and octets (received of the message) 0.
+    Attributes:
+        name, peer: its names in the log.
+        seconds: since it connected.
+        state: idle, envelope, held, data or final dot.
+        sender: escaped, without angle brackets; None outside of a transaction.
+        recipients: accepted, or asked for; 0 outside of a transaction.
+        octets: received of the message; 0 outside of a transaction.
     """
 
     name: str
@@ -85,8 +90,6 @@ class Session:
     peer: its name in the log. config: that of now. trusted: see Protocol.
     """
 
-    _refusals: RefusalLog | None = None  # until there is one
-
     def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
@@ -116,6 +119,7 @@ class Session:
         self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
         self._waits_until = 0.0  # for the client, as it began to wait last
         self._internal_errors = 0
+        self._refusals: RefusalLog | None = None  # until there is one
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.peer} {self._protocol!r} {self._transaction!r}>"
@@ -253,9 +257,8 @@ class Session:
     def _envelope(self, event: EnvelopeCommand) -> None:
         envelope, paths = event
         self._may_begin_until = 0.0
-        self._idle = self._parts.current().config.timeouts.client_idle
         transaction = self._transaction = Transaction(self._client, envelope, self._parts, self._parking)
-        transaction.add((), paths)
+        self._idle = transaction.add((), paths).config.timeouts.client_idle
         self._answer_recipients(transaction, True)
         if self._protocol.take_data():
             self._start_data(transaction)

@@ -25,10 +25,13 @@ _AHEAD = 8 << 20
 
 
 class DotClock:
-    """Fed with each receipt of one message's data. Times are time.monotonic. earliest: the dot was not sent before.
+    """Fed with each receipt of one message's data. Times are time.monotonic.
 
-    now: the message begins. Where the client was waited for, what it is ahead of us it has sent since: so the message
-    might as well begin then, with a new clock.
+    Where the client was waited for, what it is ahead of us it has sent since: so the message might as well begin then,
+    with a new clock.
+
+    Attributes:
+        earliest: the dot was not sent before; at first when the message begins.
     """
 
     __slots__ = ("_marks", "_octets", "earliest")
@@ -63,13 +66,15 @@ class ClientGone(BaseException):
 class ClientWatch:
     """The watch over one client's stream, from `begin` until somebody puts `waiting` away.
 
-    completes: told the octets that were not read yet, says whether the client has sent its whole message; then the end
-    of file behind it is no reason to stop. waiting: who is told, None where it is of no interest.
+    Attributes:
+        waiting: who is told, None where it is of no interest.
     """
 
     __slots__ = ("_completes", "_stream", "_timer", "waiting")
 
     def __init__(self, stream: Stream, completes: Callable[[bytes], bool]) -> None:
+        """completes: told the octets that were not read yet, says whether the client has sent its whole message; then
+        the end of file behind it is no reason to stop."""
         self._stream = stream
         self._completes = completes
         self.waiting: greenlet | None = None

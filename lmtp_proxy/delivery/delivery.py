@@ -115,8 +115,9 @@ class Delivery:
         before_wait: called before a wait for the place.
         """
         self._asked = self._commit.asked = asked
-        self.rcpt_replies = ()
-        if self.state is _NEW:
+        if self.state is not _NEW:
+            self.rcpt_replies = ()
+        else:
             try:
                 session = self.session = self.pool.reserve(before_wait)
             except BackendError as error:
@@ -211,7 +212,8 @@ class Delivery:
             if isinstance(replies, KnownReplies) and replies.accepted and len(replies) == len(self._asked) + 2:
                 # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
                 self.rcpt_replies = replies.accepted
-                self._data_begun()
+                self.state = _DATA
+                self._commit.data_begun()
                 if not session.unread():
                     self.accepted += self._asked
                     self._asked = self._commit.asked = ()
@@ -253,15 +255,12 @@ class Delivery:
                 if reply.negative and self._asked:
                     self._answer_asked()  # accepted, all the same
                 judge(_TO_DATA, reply)
-            self._data_begun()
+            self.state = _DATA
+            self._commit.data_begun()
         elif not reply.negative:
             self._answer_asked()
             session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
             raise BackendError(Failure.ODD, f"it takes a message without a recipient: {reply}")
-
-    def _data_begun(self) -> None:
-        self.state = _DATA
-        self._commit.data_begun()
 
     def _answer_asked(self) -> None:
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
@@ -323,15 +322,15 @@ class Delivery:
         """
         if not self.accepted:
             return
-        session = self.session
         if self.state is _HEARING:
             self.state = _HEARING_LAST
             return
-        self.deadline = dot + self.pool.backend.timeouts.final_reply
+        session = self.session
+        deadline = self.deadline = dot + self.pool.backend.timeouts.final_reply
         try:
             if session is None or self.state is not _DATA:
                 raise self._failure or BackendError(Failure.INTERNAL, "no session to commit")
-            if time.monotonic() > self.deadline:
+            if time.monotonic() > deadline:
                 raise BackendError(Failure.SILENT, "it took too long over the message; nothing was delivered")
             self._send_final_dot(session, last)
         except BackendError as error:
@@ -453,14 +452,14 @@ class Delivery:
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
         self._commit.passed_well()
-        state, self.state = self.state, _OVER
-        session, self.session = self.session, None
-        if session is None:
-            return
-        if state is _DOT:
-            self.pool.release(session)
-        else:  # none of its recipients was accepted
-            self.pool.reset(session)
+        session = self.session
+        if session is not None:
+            self.session = None
+            if self.state is _DOT:
+                self.pool.release(session)
+            else:  # none of its recipients was accepted
+                self.pool.reset(session)
+        self.state = _OVER
 
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""

@@ -97,23 +97,23 @@ def wait_for_one(
     delivery: Delivery, before_wait: Callable[[], None] | None, advanced: Callable[[], None] | None
 ) -> None:
     """The same for a single one, as nearly all messages have it."""
-    no_answer_yet = delivery.state in _AWAITS_REPLY
+    waits = delivery.state in _AWAITS_REPLY  # no answer can have come yet
     while True:
-        if not no_answer_yet:
-            try:
-                if delivery.advance():
-                    return
-            except Exception:
-                delivery.abandon("internal error")
-                raise
-            if advanced is not None:
-                advanced()
-        no_answer_yet = False
-        if before_wait is not None:
-            before_wait()
-        session = delivery.session
-        if session is not None and session.stream is not None:
-            session.stream.wait(delivery.deadline)
+        if waits:
+            if before_wait is not None:
+                before_wait()
+            session = delivery.session
+            if session is not None and session.stream is not None:
+                session.stream.wait(delivery.deadline)
+        try:
+            if delivery.advance():
+                return
+        except Exception:
+            delivery.abandon("internal error")
+            raise
+        if advanced is not None:
+            advanced()
+        waits = True
 
 
 def _wait_for_first(
@@ -121,8 +121,8 @@ def _wait_for_first(
 ) -> tuple[list[Delivery], list[Delivery]]:
     """Wait a little for the first of those that were just asked; which of them have said something, and which have not.
 
-    The first recipient is mostly his, and nobody can be answered before him. So no time is lost, and by then the others
-    have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the client.
+    Mostly it has the message's first recipient, before whom nobody can be answered. So no time is lost, and by then the
+    others have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the client.
     """
     if before_wait is not None:
         before_wait()

@@ -53,7 +53,7 @@ def log_recipients(
     else:
         tos = list(map(_to, destinations))
     if not troubles and (len(replies) == 1 or len(set(map(_wire, replies))) == 1):
-        write_alike(beginning, tos, middle + _end(replies[0]))
+        write_alike(beginning, tos, middle + (_ends.get(replies[0].wire) or _end(replies[0])))
         return
     ends = list(map(_end, replies))
     if troubles:

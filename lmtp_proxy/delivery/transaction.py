@@ -21,6 +21,7 @@ from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire.envelope import Envelope, Recipient
@@ -64,6 +65,9 @@ class TransactionSummary(NamedTuple):
     octets: int
 
 
+_NOBODY: frozenset[Destination] = frozenset()
+
+
 class Transaction:
     """From MAIL to the last reply. Ended by exactly one of `finish` and `abort`.
 
@@ -78,10 +82,10 @@ class Transaction:
         self._parts = parts
         self._parking = parking
         self._began = time.monotonic()
-        self._parked = self._asking = False
-        self._in_data = False
+        self._asking = False
+        self._step = "envelope"
         self.new: list[Destination] = []
-        self._refused: frozenset[Destination] = frozenset()  # those without a backend: counted and noted
+        self._refused = _NOBODY  # those without a backend: counted and noted
         self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
         self._deliveries: dict[BackendPool, Delivery] = {}
@@ -92,14 +96,16 @@ class Transaction:
     @property
     def summary(self) -> TransactionSummary:
         """How far it is."""
-        state = "held" if self._parked else "data" if self._in_data else "envelope"
         recipients = len(self._accepted) + len(self.new)
-        return TransactionSummary(state, self._envelope.path, recipients, self._message.size)
+        return TransactionSummary(self._step, self._envelope.path, recipients, self._message.size)
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
-    def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> None:
-        """These wait for `answer_recipients`. plain: or those with these paths, as an EnvelopeCommand has them."""
+    def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> Generation:
+        """These wait for `answer_recipients`; the generation that they are routed in.
+
+        plain: or those with these paths, as an EnvelopeCommand has them.
+        """
         generation, message = self._parts.current(), self._message
         number = generation.number
         if not (self._accepted or self.new):
@@ -110,6 +116,7 @@ class Transaction:
             self.new += map(generation.destinations.__getitem__, plain)
         else:
             self.new += map(generation.destinations.of, recipients)
+        return generation
 
     def answer_recipients(self, *, data_follows: bool) -> None:
         """Bring all recipients added since the last call to their backends, all backends at once, and answer them.
@@ -215,7 +222,7 @@ class Transaction:
         config = self._parts.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
-            self._parked = granted
+            self._step = "held" if granted else "envelope"
             while granted and any(destination.route.held for destination in self.new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
@@ -227,13 +234,13 @@ class Transaction:
                     else:
                         self.new.append(destination)
                 self._message.generation = 0  # not even `add` knows those who were not held
-        self._parked = False
+        self._step = "envelope"
 
     # --- data --------------------------------------------------------------------------------------------------------
 
     def start_data(self) -> list[Delivery]:
         """DATA to every backend with an accepted recipient; those that were not told before, for `await_data`."""
-        self._in_data = True
+        self._step = "data"
         asked: list[Delivery] = []
         for delivery in self._deliveries.values():
             if delivery.state is not _OPEN:
@@ -280,7 +287,7 @@ class Transaction:
                 for delivery in deliveries:
                     delivery.finish(last, dot)
                 if len(deliveries) == 1:
-                    wait_for_one(deliveries[0], self._client.flush, self._answer_known)
+                    wait_for_one(delivery, self._client.flush, self._answer_known)
                 else:
                     wait_for_all(deliveries, self._client.flush, self._answer_known)
         finally:

@@ -37,8 +37,13 @@ MAX_LINE = 65536
 class Uncertain:
     """One recipient of one message.
 
-    time: seconds since the epoch. user: the key of its mailbox. keys: all of its keys, which are not written. size:
-    octets of the message. All foreign text is escaped.
+    All foreign text is escaped.
+
+    Attributes:
+        time: seconds since the epoch.
+        user: the key of its mailbox.
+        size: octets of the message.
+        keys: all of its keys, which are not written.
     """
 
     time: float

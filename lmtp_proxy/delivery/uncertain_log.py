@@ -26,7 +26,8 @@ _LAST_WORDS = 10.0  # seconds that a stop waits for the disk
 class UncertainLog:
     """All uncertain deliveries of the process, the last 1000 of them in memory.
 
-    count: how many there were.
+    Attributes:
+        count: how many there were.
     """
 
     def __init__(self, current: CurrentGeneration, in_flight: InFlight) -> None:

@@ -37,9 +37,13 @@ OnEvent: TypeAlias = Callable[[], None]
 class _Deadlines:
     """The streams of one hub, and the greenlets that wait for them: one timer for all, set to `due`.
 
-    due: no wait has to end before. It is not put back when a wait ends in time, which nearly all do; when the timer
-    fires it looks at all streams for the next deadline. So a wait costs next to nothing, and an idle process is not
-    woken before somebody's deadline.
+    `due` is not put back when a wait ends in time, which nearly all do; when the timer fires it looks at all streams
+    for the next deadline. So a wait costs next to nothing, and an idle process is not woken before somebody's deadline.
+
+    Attributes:
+        switch: lets others run, until somebody switches back.
+        streams: those of the hub.
+        due: no wait has to end before.
     """
 
     def __init__(self, hub: Any) -> None:
@@ -79,10 +83,14 @@ _deadlines: dict[Any, _Deadlines] = {}  # of each hub: there is one
 class Stream:
     """Owns `sock`, a connected socket of the C type, until `close`.
 
-    received: what has come and was not taken. ended: nothing more comes. error: why, if not in order. full: what was
-    written has not gone out yet, or no room was found to write anything. paused: so much has come that the end of the
-    stream is not looked for until somebody takes it. on_event: called in the hub, so it must not wait, when something
-    came or the stream ended and nobody waits for it.
+    Attributes:
+        received: what has come and was not taken.
+        ended: nothing more comes.
+        error: why, if not in order.
+        full: what was written has not gone out yet, or no room was found to write anything.
+        paused: so much has come that the end of the stream is not looked for until somebody takes it.
+        on_event: called in the hub, so it must not wait, when something came or the stream ended and nobody waits for
+            it.
     """
 
     __slots__ = (
@@ -146,7 +154,10 @@ class Stream:
         while not self.received and not self.ended:
             if not self.wait(deadline) and time.monotonic() >= deadline:
                 return None
-        return self.take()
+        if self.paused:
+            return self.take()
+        octets, self.received = self.received, b""
+        return octets
 
     def look(self) -> bool:
         """Whether something has come or the stream has ended: up to now, not up to when the loop last looked."""
@@ -248,7 +259,7 @@ class Stream:
         flags: MSG_MORE where `finish` comes next. Not to be called while `full`.
         """
         try:
-            sent = self._send(octets, flags)
+            sent = self._send(octets, flags) if flags else self._send(octets)
         except BlockingIOError:
             sent = 0
         if sent < len(octets):

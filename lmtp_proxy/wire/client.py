@@ -100,9 +100,10 @@ value. So most replies are not even looked at: as few as 2.5 us for all that ans
 200 KB when it is full. What comes once is not among them: the final replies of real stores have an id each."""
 _once: set[bytes] = set()  # those that have come once
 
-_READY, _ENVELOPE, _IN_DATA = ClientState.READY, ClientState.ENVELOPE, ClientState.DATA
-_RCPT, _DATA, _FINAL_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
-_TO_MAIL, _TO_RCPT, _TO_DATA, _TO_DOT, _TO_RSET = (Command.MAIL,), (_RCPT,), (_DATA,), (_FINAL_DOT,), (Command.RSET,)
+_READY, _ENVELOPE, _IN_DATA, _DOT = ClientState.READY, ClientState.ENVELOPE, ClientState.DATA, ClientState.DOT
+_DATA = Command.DATA
+_TO_MAIL, _TO_RCPT, _TO_DATA = (Command.MAIL,), (Command.RCPT,), (_DATA,)
+_TO_DOT, _TO_RSET = (Command.FINAL_DOT,), (Command.RSET,)
 _DATA_LINE = b"DATA\r\n"
 
 
@@ -221,7 +222,7 @@ class ClientProtocol:
         """The final dot, or some of it, has gone out: each of so many recipients has a reply to come."""
         if self.state is not _IN_DATA:
             raise LocalProtocolError(f"no final dot may be sent now: {self!r}")
-        self.state = ClientState.DOT
+        self.state = _DOT
         self.expected = _TO_DOT * recipients
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -233,17 +234,17 @@ class ClientProtocol:
         RemoteProtocolError for what is wrong, in its turn; LocalProtocolError if nothing is expected.
         """
         expected = self.expected
+        most = len(expected)
         replies: Sequence[Reply] | None = None if self.partial else KNOWN.get(octets)
-        if replies is None or len(replies) > len(expected):
-            replies = self._parsed(octets, len(expected))
-        if len(replies) < len(expected):
+        if replies is None or len(replies) > most:
+            replies = self._parsed(octets, most)
+        if len(replies) < most:
             self.answered, self.expected = expected[: len(replies)], expected[len(replies) :]
             return replies
         self.answered, self.expected = expected, ()
-        last = expected[-1]
-        if last is _FINAL_DOT:
+        if self.state is _DOT:
             self.state = _READY
-        elif last is _DATA and replies[-1].code == 354:
+        elif expected[-1] is _DATA and replies[-1].code == 354:
             self.state = _IN_DATA
         return replies
 

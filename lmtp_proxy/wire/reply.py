@@ -21,9 +21,13 @@ _FORBIDDEN = re.compile(rb"[\r\n\0]")
 class Reply:
     """One reply: a code and at least one line.
 
-    code: 200 to 599. lines: the text of each line as octets, after "250-" or "250 ", the enhanced code included.
-    wire: the whole reply as it goes over the wire, each line ended with CRLF; made of the others if it is not given.
     Raises ValueError for a code or line that could not stand there as exactly one reply.
+
+    Attributes:
+        code: 200 to 599.
+        lines: the text of each line as octets, after "250-" or "250 ", the enhanced code included.
+        wire: the whole reply as it goes over the wire, each line ended with CRLF; made of the others if it is not
+            given.
     """
 
     code: int

@@ -273,9 +273,10 @@ class TrustsWhoWasNotHeld(Transaction):
 class TrustsTheLast(Transaction):
     """Takes the generation of the last recipient for that of all."""
 
-    def add(self, recipients: object, plain: Sequence[bytes] = ()) -> None:
-        super().add(recipients, plain)  # type: ignore[arg-type]
+    def add(self, recipients: object, plain: Sequence[bytes] = ()) -> Generation:
+        generation = super().add(recipients, plain)  # type: ignore[arg-type]
         self._message.generation = self.new[-1].generation
+        return generation
 
 
 class TrustsTheFirst(Transaction):
