@@ -40,7 +40,7 @@ class Doubt(Exception):
     """The section is not understood: the file has to be read as YAML."""
 
 
-class Entry(NamedTuple):
+class UserEntry(NamedTuple):
     """key, value: as YAML reads them. line: counted from 1."""
 
     key: str
@@ -118,13 +118,13 @@ class FlatUsers:
             yield Chunk(text, line, start, end, self._plain.fullmatch(text) is not None)
             start, line = end, line + text.count("\n")
 
-    def entries(self, chunk: Chunk) -> Iterator[Entry]:
+    def entries(self, chunk: Chunk) -> Iterator[UserEntry]:
         """The entries in a chunk, plain or not. Raises Doubt."""
         position, line = 0, chunk.line
         while position < len(chunk.text):
             if found := self._entry.match(chunk.text, position):
                 key, value = found.groups()
-                yield Entry(_unquoted(key), _unquoted(value), line)
+                yield UserEntry(_unquoted(key), _unquoted(value), line)
             elif not (found := self._nothing.match(chunk.text, position)):
                 raise Doubt
             position, line = found.end(), line + 1

@@ -35,7 +35,7 @@ _MISSED = 2  # looks: a mail that goes from one queue to another may be missed b
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PostqueueRun:
     """One command. status: exit status, None where it could not be run or did not end. output: what it said, cut."""
 
     command: tuple[str, ...]
@@ -67,11 +67,11 @@ class Mail:
 
 
 @dataclass(frozen=True, slots=True)
-class Requeued:
+class RequeueOutcome:
     """What was done. mails: the oldest first within each user. runs: the last one for each queue id."""
 
     mails: Sequence[Mail]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, PostqueueRun]
     seconds: float
 
     def ids(self, user: str) -> list[str]:
@@ -84,7 +84,7 @@ class Requeued:
         return all(mail.settled for mail in self.mails)
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> list[PostqueueRun]:
         """The runs that did not go well."""
         return [run for run in self.runs.values() if not run.ok]
 
@@ -125,7 +125,7 @@ def requeue(
     *,
     wait: float = WAIT,
     waiting: Callable[[int], None] = lambda _: None,
-) -> Requeued:
+) -> RequeueOutcome:
     """Runs `command` with `-i ID` for each mail that is deferred for `users`, again until the proxy has seen it.
 
     Mail that is still coming in for the backend from which they were moved is waited for: it will be deferred, too.
@@ -148,14 +148,14 @@ def requeue(
         work.learn(mails)
         if work.open and time.monotonic() - began >= _LOOK_AFTER:
             work.look()
-    return Requeued(list(work.mails.values()), work.runs, time.monotonic() - began)
+    return RequeueOutcome(list(work.mails.values()), work.runs, time.monotonic() - began)
 
 
 @dataclass(slots=True)
 class _Work:
     command: tuple[str, ...]
     mails: dict[tuple[str, str], Mail] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, PostqueueRun] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -213,14 +213,14 @@ def _queues(command: Sequence[str], wanted: Collection[str]) -> dict[str, str] |
         return None
 
 
-def _run(command: tuple[str, ...]) -> Run:
+def _run(command: tuple[str, ...]) -> PostqueueRun:
     """One run, as an argument list, never by a shell."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_RUN
         )
     except subprocess.TimeoutExpired:
-        return Run(command, None, f"it did not end within {_RUN:.0f} s")
+        return PostqueueRun(command, None, f"it did not end within {_RUN:.0f} s")
     except (OSError, ValueError) as error:
-        return Run(command, None, f"cannot be run: {getattr(error, 'strerror', None) or error}")
-    return Run(command, done.returncode, done.stdout[:_OUTPUT].decode("utf-8", "backslashreplace").strip())
+        return PostqueueRun(command, None, f"cannot be run: {getattr(error, 'strerror', None) or error}")
+    return PostqueueRun(command, done.returncode, done.stdout[:_OUTPUT].decode("utf-8", "backslashreplace").strip())

@@ -53,7 +53,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class BackendReceipt:
     """Of one user and backend. Times are seconds since the epoch."""
 
     backend: str
@@ -64,13 +64,13 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipts:
+class UserReceipts:
     """What the proxy remembers of one mailbox. deferred: queue ids, the oldest first."""
 
-    delivered: tuple[Delivered, ...] = ()
+    delivered: tuple[BackendReceipt, ...] = ()
     deferred: tuple[str, ...] = ()
 
-    def on(self, backend: str) -> Delivered | None:
+    def on(self, backend: str) -> BackendReceipt | None:
         return next((each for each in self.delivered if each.backend == backend), None)
 
 
@@ -196,8 +196,8 @@ class Proxy:
             progress.check()
             time.sleep(_PAUSE)
 
-    def receipts(self, user: str) -> Receipts:
-        def ask() -> Receipts:
+    def receipts(self, user: str) -> UserReceipts:
+        def ask() -> UserReceipts:
             answer = self._client.post("/receipts", {"users": [user]}, timeout=_ANSWER)
             if "users" not in answer.document:  # a process that has written its last, and is about to end
                 raise Unreachable(f"{self._client.path}: lmtp-proxy is stopping", sent=True)
@@ -276,15 +276,15 @@ def _made(answer: Answer) -> float:
     return max((gap.number("until") for gap in gaps), default=0.0)
 
 
-def _receipts(answer: Answer) -> Receipts:
+def _receipts(answer: Answer) -> UserReceipts:
     delivered = tuple(
-        Delivered(
+        BackendReceipt(
             each.text("backend"), each.number("first"), each.number("last"), each.integer("count"),
             each.integer("uncertain"),
         )
         for each in answer.objects("delivered")
     )  # fmt: skip
-    return Receipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
+    return UserReceipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
 
 
 def _moved(status: int, document: Mapping[str, Any]) -> Moved:

@@ -7,7 +7,7 @@ The one place where states and actions meet: a state is entered in the journal, 
 
 from lmtp_proxy.ctl.migrate.journal import UserRow
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
-from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Receipts, Requeued
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.states import (
     BLOCKED,
     DONE,
@@ -260,7 +260,7 @@ class UserRun:
         try:
             seen = self.parts.proxy.receipts(self.user)
         except ProxyError:
-            seen = Receipts()
+            seen = UserReceipts()
         old, new = seen.on(plan.old), seen.on(plan.new)
         steps.remember(
             last_on_old=old.last if old else None,
