@@ -2,7 +2,7 @@
 """Loads a configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
 
 Nothing is done here that takes longer with more users. It knows nothing of gevent: whoever uses a LoadingProcess reads
-the pipe and waits in his own way.
+the pipe and waits in their own way.
 """
 
 import fcntl
@@ -45,8 +45,11 @@ Wait: TypeAlias = Callable[[float], int | None]
 class LoadOrder(NamedTuple):
     """What a loading process is to do.
 
-    path: of the configuration. store: descriptor of an empty file for the table. old: descriptor and shape of the table
-    to compare with, None if there is nothing to compare. nice: how much lower its priority is to be.
+    Attributes:
+        path: of the configuration.
+        store: descriptor of an empty file for the table.
+        old: descriptor and shape of the table to compare with, None if there is nothing to compare.
+        nice: how much lower its priority is to be.
     """
 
     path: str
@@ -115,8 +118,15 @@ def load(path: str) -> Config:
 class LoadingProcess:
     """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
 
-    old: None if nothing is in force yet, and there is nothing to compare with. nice: as its file deserves, if None.
-    pid, pipe: the latter to be read to its end. To be closed in any case, which ends the process, wherever it is.
+    Args:
+        old: None if nothing is in force yet, and there is nothing to compare with.
+        nice: as its file deserves, if None.
+
+    Attributes:
+        pid: of the process.
+        pipe: to be read to its end.
+
+    To be closed in any case, which ends the process, wherever it is.
     """
 
     def __init__(self, path: str, old: StaticTable | None, nice: int | None = None) -> None:

@@ -41,7 +41,12 @@ class Doubt(Exception):
 
 
 class UserEntry(NamedTuple):
-    """key, value: as YAML reads them. line: counted from 1."""
+    """One line of the section.
+
+    Attributes:
+        key, value: as YAML reads them.
+        line: counted from 1.
+    """
 
     key: str
     value: str
@@ -51,8 +56,12 @@ class UserEntry(NamedTuple):
 class Chunk(NamedTuple):
     """Some whole lines of the section.
 
-    text: with LF at the end of each line. line: the first one's, from 1. start, end: octets of the file. plain: each
-    line is an entry whose key and value are bare words, with one colon and no other blanks than before and behind them.
+    Attributes:
+        text: with LF at the end of each line.
+        line: the first one's, from 1.
+        start, end: octets of the file.
+        plain: each line is an entry whose key and value are bare words, with one colon and no other blanks than before
+            and behind them.
     """
 
     text: str
@@ -65,8 +74,9 @@ class Chunk(NamedTuple):
 class FlatUsers:
     """The section in `data`. Raises Doubt if there is none that can be of this kind.
 
-    rest: the text of the whole file without the entries but the first; all lines keep their numbers. first_end: where
-    the line of that one ends.
+    Attributes:
+        rest: the text of the whole file without the entries but the first; all lines keep their numbers.
+        first_end: where the line of that one ends.
     """
 
     def __init__(self, data: bytes) -> None:

@@ -36,7 +36,12 @@ _MISSED = 2  # looks: a mail that goes from one queue to another may be missed b
 
 @dataclass(frozen=True, slots=True)
 class PostqueueRun:
-    """One command. status: exit status, None where it could not be run or did not end. output: what it said, cut."""
+    """One command.
+
+    Attributes:
+        status: exit status, None where it could not be run or did not end.
+        output: what it said, cut.
+    """
 
     command: tuple[str, ...]
     status: int | None
@@ -49,9 +54,12 @@ class PostqueueRun:
 
 @dataclass(slots=True)
 class Mail:
-    """One mail that was deferred for one user. why: of the last time. last: then, in seconds since the epoch.
+    """One mail that was deferred for one user.
 
-    fate: ARRIVED, AGAIN, GONE, ON_HOLD, WAITING or FAILED.
+    Attributes:
+        why: of the last time.
+        last: then, in seconds since the epoch.
+        fate: ARRIVED, AGAIN, GONE, ON_HOLD, WAITING or FAILED.
     """
 
     user: str
@@ -68,7 +76,12 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class RequeueOutcome:
-    """What was done. mails: the oldest first within each user. runs: the last one for each queue id."""
+    """What was done.
+
+    Attributes:
+        mails: the oldest first within each user.
+        runs: the last one for each queue id.
+    """
 
     mails: Sequence[Mail]
     runs: Mapping[str, PostqueueRun]

@@ -193,7 +193,7 @@ class Demo:
                                "dave": ("450", None)}),
             Message("hello?", {"erin": ("250", "old")}),
         )  # fmt: skip
-        print("   dave is on `reject`: 450 is temporary, the MTA keeps his mail to try again.")
+        print("   dave is on `reject`: 450 is temporary, the MTA keeps the mail to try again.")
 
         title("3. What each store holds", end="")
         self.show_stores()

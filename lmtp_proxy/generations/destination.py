@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where the mail of one recipient goes in one generation, with all that is the same for each message of his.
+"""Where the mail of one recipient goes in one generation, with all that is the same for each of their messages.
 
 The same users get mail again, so a destination is made once and serves all their messages: what becomes of one of them
 is not kept here. What a table that may change has said is not remembered: the commit point depends on asking again.
@@ -20,8 +20,13 @@ _LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a
 class Destination:
     """Of `recipient`; never changed. The same address twice in a message is the same destination twice.
 
-    generation: the number of the one that `route` is of. pool: of that generation, None where there is no backend.
-    command: the RCPT line for a backend. path, via: the recipient and the backend in the log, escaped; to: both.
+    Attributes:
+        generation: the number of the one that `route` is of.
+        pool: of that generation, None where there is no backend.
+        command: the RCPT line for a backend.
+        path: the recipient in the log, escaped.
+        via: the backend in the log, escaped.
+        to: both.
     """
 
     __slots__ = ("command", "generation", "path", "pool", "recipient", "route", "to", "via")

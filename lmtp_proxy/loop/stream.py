@@ -79,10 +79,14 @@ _deadlines: dict[Any, _Deadlines] = {}  # of each hub: there is one
 class Stream:
     """Owns `sock`, a connected socket of the C type, until `close`.
 
-    received: what has come and was not taken. ended: nothing more comes. error: why, if not in order. full: what was
-    written has not gone out yet, or no room was found to write anything. paused: so much has come that the end of the
-    stream is not looked for until somebody takes it. on_event: called in the hub, so it must not wait, when something
-    came or the stream ended and nobody waits for it.
+    Attributes:
+        received: what has come and was not taken.
+        ended: nothing more comes.
+        error: why, if not in order.
+        full: what was written has not gone out yet, or no room was found to write anything.
+        paused: so much has come that the end of the stream is not looked for until somebody takes it.
+        on_event: called in the hub, so it must not wait, when something came or the stream ended and nobody waits for
+            it.
     """
 
     __slots__ = (

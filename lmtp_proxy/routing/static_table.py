@@ -34,8 +34,11 @@ class SameKey(ValueError):
 class Shape(NamedTuple):
     """What must be known of a file to read it as a table.
 
-    keys: how many. body, firsts: octets of the first two parts. names: the backends, in no order. has_domains: see
-    Table.
+    Attributes:
+        keys: how many.
+        body, firsts: octets of the first two parts.
+        names: the backends, in no order.
+        has_domains: see Table.
     """
 
     keys: int

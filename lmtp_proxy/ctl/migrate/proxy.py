@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run asks lmtp-proxy for: where a user is, whether a backend would take his mail, moves, receipts.
+"""What a run asks lmtp-proxy for: where a user is, whether a backend would take their mail, moves, receipts.
 
 A proxy that is away is waited for, for a while; an answer that says no is final. After a move that went wrong nothing
 is assumed: where the user is, in the running proxy and in the file, has to be asked. It knows no journal and no hooks.
@@ -43,8 +43,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """quiet: nothing can reach the backend of before any more. uncertain: deliveries nobody knows the outcome of, a
-    line each. text: what was waited for. previous: where the file had the user."""
+    """How a move ended.
+
+    Attributes:
+        quiet: nothing can reach the backend of before any more.
+        uncertain: deliveries nobody knows the outcome of, a line each.
+        text: what was waited for.
+        previous: where the file had the user.
+    """
 
     quiet: bool
     uncertain: tuple[str, ...]
@@ -76,7 +82,12 @@ class UserReceipts:
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """ids: that were tried. text: how it went."""
+    """How trying deferred mail again ended, for one user.
+
+    Attributes:
+        ids: that were tried.
+        text: how it went.
+    """
 
     ids: tuple[str, ...]
     text: str
@@ -85,8 +96,13 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is so when a run begins. config: the file. receipts: whether the proxy keeps any. complete_since: mail that
-    was delivered before that may be missing in them, None if none is."""
+    """What is so when a run begins.
+
+    Attributes:
+        config: the file.
+        receipts: whether the proxy keeps any.
+        complete_since: mail that was delivered before that may be missing in them, None if none is.
+    """
 
     path: str
     config: "Config" = field(repr=False)
@@ -95,7 +111,12 @@ class Facts:
 
 
 class Proxy:
-    """Methods may be called from any thread. cancel: interrupts what may be interrupted. told: of waiting, a line."""
+    """Methods may be called from any thread.
+
+    Args:
+        cancel: interrupts what may be interrupted.
+        told: of waiting, a line.
+    """
 
     def __init__(
         self,
