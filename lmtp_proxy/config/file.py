@@ -52,7 +52,12 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was done. previous: user as given -> where the user was, None if not in the file. path: as given."""
+    """What was done.
+
+    Attributes:
+        previous: user as given -> where the user was, None if not in the file.
+        path: as given.
+    """
 
     previous: dict[str, str | None]
     changed: bool
@@ -102,7 +107,13 @@ def change_users(
 
 @dataclass(frozen=True, slots=True)
 class _Current:
-    """The file as read under its lock. path: as given; target: without links. status: taken before reading."""
+    """The file as read under its lock.
+
+    Attributes:
+        path: as given.
+        target: the same without links.
+        status: taken before reading.
+    """
 
     path: str
     target: str

@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmtp_proxy.config.difference import compare_users
-from lmtp_proxy.config.loading import HEADER, MAGIC, Answer, Order
+from lmtp_proxy.config.loading import HEADER, MAGIC, LoadAnswer, LoadOrder
 from lmtp_proxy.config.read import load_config
 from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.routing.static_table import StaticTable
 
 
 def main(arguments: Sequence[str]) -> None:
-    """arguments: an Order as text. Does not return."""
-    order = Order.read(arguments[0])
+    """arguments: a LoadOrder as text. Does not return."""
+    order = LoadOrder.read(arguments[0])
     with suppress(OSError):  # where a sandbox forbids it, as the package's systemd unit does
         if order.nice:
             os.nice(order.nice)
@@ -32,9 +32,9 @@ def main(arguments: Sequence[str]) -> None:
         config = load_config(order.path, order.store)
         old = config.users if order.old is None else StaticTable.of_file(*order.old)
         users = compare_users(old, config.users)
-        answer = Answer((), replace(config, users=StaticTable()), config.users.shape, users)
+        answer = LoadAnswer((), replace(config, users=StaticTable()), config.users.shape, users)
     except ConfigError as error:
-        answer = Answer(error.errors)
+        answer = LoadAnswer(error.errors)
     octets = pickle.dumps(answer)
     with open(1, "wb", closefd=False) as out:
         out.write(HEADER.pack(MAGIC, len(octets)) + octets)

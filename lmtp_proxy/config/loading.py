@@ -2,7 +2,7 @@
 """Loads a configuration in a process of its own, so that the one that serves neither stalls nor grows by it.
 
 Nothing is done here that takes longer with more users. It knows nothing of gevent: whoever uses a LoadingProcess reads
-the pipe and waits in his own way.
+the pipe and waits in their own way.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ _PATIENCE = 2.0  # seconds from the end of its output to its own end
 _LOOK_AGAIN = 0.2  # seconds: a Ctrl-C that comes at the worst moment is noticed then
 _KILLED = 10.0  # seconds that the kernel may need for a kill: more if a file system hangs
 
-HEADER = Struct(">8sQ")  # MAGIC and the octets of the Answer that follows, pickled
+HEADER = Struct(">8sQ")  # MAGIC and the octets of the LoadAnswer that follows, pickled
 MAGIC = b"lmtp-ldr"
 
 
@@ -42,11 +42,14 @@ Wait: TypeAlias = Callable[[float], int | None]
 """Waits so many seconds for the end of the process; its status as os.waitpid has it, None if it is still there."""
 
 
-class Order(NamedTuple):
+class LoadOrder(NamedTuple):
     """What a loading process is to do.
 
-    path: of the configuration. store: descriptor of an empty file for the table. old: descriptor and shape of the table
-    to compare with, None if there is nothing to compare. nice: how much lower its priority is to be.
+    Attributes:
+        path: of the configuration.
+        store: descriptor of an empty file for the table.
+        old: descriptor and shape of the table to compare with, None if there is nothing to compare.
+        nice: how much lower its priority is to be.
     """
 
     path: str
@@ -59,12 +62,12 @@ class Order(NamedTuple):
         return json.dumps(self)
 
     @classmethod
-    def read(cls, text: str) -> "Order":
+    def read(cls, text: str) -> "LoadOrder":
         path, store, old, nice = json.loads(text)
         return cls(path, store, old and (old[0], Shape(*old[1])), nice)
 
 
-class Answer(NamedTuple):
+class LoadAnswer(NamedTuple):
     """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one."""
 
     errors: tuple[str, ...]
@@ -115,8 +118,15 @@ def load(path: str) -> Config:
 class LoadingProcess:
     """A process that loads the file at `path`, to take the place of `old`. Raises ConfigError if there can be none.
 
-    old: None if nothing is in force yet, and there is nothing to compare with. nice: as its file deserves, if None.
-    pid, pipe: the latter to be read to its end. To be closed in any case, which ends the process, wherever it is.
+    Args:
+        old: None if nothing is in force yet, and there is nothing to compare with.
+        nice: as its file deserves, if None.
+
+    Attributes:
+        pid: of the process.
+        pipe: to be read to its end.
+
+    To be closed in any case, which ends the process, wherever it is.
     """
 
     def __init__(self, path: str, old: StaticTable | None, nice: int | None = None) -> None:
@@ -148,7 +158,7 @@ class LoadingProcess:
             if old is not None:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
-            order = Order(self._path, self._store, previous, nice)
+            order = LoadOrder(self._path, self._store, previous, nice)
             paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -162,7 +172,7 @@ class LoadingProcess:
 
     def result(self, octets: bytes, wait: Wait) -> Loaded:
         """octets: all that came through the pipe. Raises ConfigError."""
-        answer: Answer | None = None
+        answer: LoadAnswer | None = None
         if len(octets) >= HEADER.size and HEADER.unpack_from(octets) == (MAGIC, len(octets) - HEADER.size):
             answer = pickle.loads(octets[HEADER.size :])  # noqa: S301  (of our own program)
         if answer is None:

@@ -15,7 +15,6 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
 from lmtp_proxy.config import backends as config_backends
-from lmtp_proxy.config import read as config_listeners
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.types import MAX_ERRORS, Section
 from lmtp_proxy.config.users import Doubt, FlatUsers, read_users, undefined
@@ -185,9 +184,9 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
-    listener = config_listeners.listener(section)
+    mail = listener(section)
     timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
-    backends = config_backends.backends(top.section("backends", None), listener, timeouts, os.path.dirname(path))
+    backends = config_backends.backends(top.section("backends", None), mail, timeouts, os.path.dirname(path))
     names = None if backends is None else backends.keys() | RESERVED
     default_domain = section.value("default_domain", config_keys.mail_domain, None)
     rules = KeyRules(
@@ -208,7 +207,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     users, counts = users_of(top.section("users", None), names, rules)
     return Config(
         path=path,
-        socket=listener or UnixAddress(""),
+        socket=mail or UnixAddress(""),
         owner=access.value("owner", config_keys.owner, None),
         group=access.value("group", config_keys.group, None),
         permissions=access.value("permissions", config_keys.permissions, None),
@@ -217,7 +216,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         default_domain=default_domain,
         max_removed=section.value("max_removed", config_keys.max_removed, MaxRemoved(10, percent=True)),
         pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
-        allow=config_listeners.allow(section),
+        allow=allow(section),
         run_as=section.value("run_as", config_keys.account, None),
         hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
         case_sensitive=rules.case_sensitive,
@@ -230,8 +229,8 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         hold_timeout=section.value("hold_timeout", config_keys.seconds("hold_timeout"), 30.0),
         hold_limit=section.value("hold_limit", config_keys.whole(0, 1000), 2),
         log=_log(section),
-        control=config_listeners.control(section, KEYS["config.control"], listener),
-        metrics=config_listeners.metrics(section, listener),
+        control=control(section, KEYS["config.control"], mail),
+        metrics=metrics(section, mail),
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         receipts=section.value("receipts", config_keys.absolute_path, None),
         trusted=section.values("trusted", config_keys.network),

@@ -40,8 +40,13 @@ class Doubt(Exception):
     """The section is not understood: the file has to be read as YAML."""
 
 
-class Entry(NamedTuple):
-    """key, value: as YAML reads them. line: counted from 1."""
+class UserEntry(NamedTuple):
+    """One line of the section.
+
+    Attributes:
+        key, value: as YAML reads them.
+        line: counted from 1.
+    """
 
     key: str
     value: str
@@ -51,8 +56,12 @@ class Entry(NamedTuple):
 class Chunk(NamedTuple):
     """Some whole lines of the section.
 
-    text: with LF at the end of each line. line: the first one's, from 1. start, end: octets of the file. plain: each
-    line is an entry whose key and value are bare words, with one colon and no other blanks than before and behind them.
+    Attributes:
+        text: with LF at the end of each line.
+        line: the first one's, from 1.
+        start, end: octets of the file.
+        plain: each line is an entry whose key and value are bare words, with one colon and no other blanks than before
+            and behind them.
     """
 
     text: str
@@ -65,8 +74,9 @@ class Chunk(NamedTuple):
 class FlatUsers:
     """The section in `data`. Raises Doubt if there is none that can be of this kind.
 
-    rest: the text of the whole file without the entries but the first; all lines keep their numbers. first_end: where
-    the line of that one ends.
+    Attributes:
+        rest: the text of the whole file without the entries but the first; all lines keep their numbers.
+        first_end: where the line of that one ends.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -118,13 +128,13 @@ class FlatUsers:
             yield Chunk(text, line, start, end, self._plain.fullmatch(text) is not None)
             start, line = end, line + text.count("\n")
 
-    def entries(self, chunk: Chunk) -> Iterator[Entry]:
+    def entries(self, chunk: Chunk) -> Iterator[UserEntry]:
         """The entries in a chunk, plain or not. Raises Doubt."""
         position, line = 0, chunk.line
         while position < len(chunk.text):
             if found := self._entry.match(chunk.text, position):
                 key, value = found.groups()
-                yield Entry(_unquoted(key), _unquoted(value), line)
+                yield UserEntry(_unquoted(key), _unquoted(value), line)
             elif not (found := self._nothing.match(chunk.text, position)):
                 raise Doubt
             position, line = found.end(), line + 1

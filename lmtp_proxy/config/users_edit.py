@@ -51,9 +51,12 @@ class EditError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """text: the whole new text. previous: user as given -> what stood there, None if the user was not in the file.
+    """What a change makes of the text.
 
-    splices: what was replaced, in order: start and end in the old text without its BOM, and what came in its place.
+    Attributes:
+        text: the whole new text.
+        previous: user as given -> what stood there, None if the user was not in the file.
+        splices: what was replaced, in order: start and end in the old text without its BOM, and what came in its place.
     """
 
     text: str
@@ -73,9 +76,15 @@ class _Entry(NamedTuple):
 class _Layout:
     """Where things stand.
 
-    flow: the document has the form {...}. column: of the keys of the root; step: how much further right the next level
-    is. users: that entry of the root. first, last: its entries. wanted: those that changes concern, with their table
-    keys. end: of the document, an index. aliases: name -> the line of the first alias of it.
+    Attributes:
+        flow: the document has the form {...}.
+        column: of the keys of the root.
+        step: how much further right the next level is.
+        users: that entry of the root.
+        first, last: its entries.
+        wanted: those that changes concern, with their table keys.
+        end: of the document, an index.
+        aliases: name -> the line of the first alias of it.
     """
 
     flow: bool
@@ -181,7 +190,7 @@ def _noted(events: Iterator[_Event], aliases: dict[str, int]) -> Iterator[_Event
 
 
 def _refuse_taken_over(users: Node | None, values: dict[str, str], layout: _Layout, rules: KeyRules) -> None:
-    """Refuse if one of the users does not stand in the section himself: others may have the line where he does."""
+    """Refuse if one of the users has no line of their own in the section: others may have it where they do."""
     written = {_text(entry.key) for _, entry in layout.wanted}
     for key, node in _entries(users).items():
         if key not in written and rules.table_key(key) in values:
@@ -421,7 +430,12 @@ _FEW = 16  # keys that are looked for in each chunk before its entries are read 
 
 
 class FileEdit(NamedTuple):
-    """data: the whole new content. previous: as for users_edit.Edit."""
+    """What a change makes of the file.
+
+    Attributes:
+        data: the whole new content.
+        previous: as for users_edit.Edit.
+    """
 
     data: bytes
     previous: dict[str, str | None]

@@ -154,12 +154,18 @@ class Control:
 class Config:
     """A whole configuration, checked: every name in `users` and `fallback_backend` is in `backends` or reserved.
 
-    path: the file, absolute. digest, modified: SHA-256 in hex of its octets as they were read, and when it was changed
-    (seconds since the epoch); neither is compared. permissions: mode bits of the socket, None for what the umask
-    leaves. allow: None means everybody. trusted: whose clients may say XFORWARD, None for nobody's.
-    max_message_size: octets, 0 for no limit. workers: how many processes serve; each limit of connections is at least
-    as much. notes: what is right and yet may not be what was meant, as the lines of a ConfigError. users: keys as
-    KeyRules.table_key makes them; users_per_backend: how many of them are on each name, reserved names too.
+    Attributes:
+        path: the file, absolute.
+        digest: SHA-256 in hex of its octets as they were read. Not compared.
+        modified: when it was changed, in seconds since the epoch. Not compared.
+        permissions: mode bits of the socket, None for what the umask leaves.
+        allow: None means everybody.
+        trusted: whose clients may say XFORWARD, None for nobody's.
+        max_message_size: octets, 0 for no limit.
+        workers: how many processes serve; each limit of connections is at least as much.
+        notes: what is right and yet may not be what was meant, as the lines of a ConfigError.
+        users: keys as KeyRules.table_key makes them.
+        users_per_backend: how many of them are on each name, reserved names too.
     """
 
     path: str

@@ -41,7 +41,13 @@ _QUOTE_HINT = " (what begins with one of @ * & ! % ` { [ or a tab must be in quo
 
 
 class Problem(NamedTuple):
-    """line: from 1, 0 for the file as a whole. key: dotted, may be empty. text: what is wrong, one printable line."""
+    """What is wrong with the file at one place.
+
+    Attributes:
+        line: from 1, 0 for the file as a whole.
+        key: dotted, may be empty.
+        text: what is wrong, one printable line.
+    """
 
     line: int
     key: str
@@ -55,7 +61,12 @@ class Note(Problem):
 
 
 class Scalar(NamedTuple):
-    """line: where its key stands, or it itself when it has none. plain: written without quotes and without a tag."""
+    """A single value, as text.
+
+    Attributes:
+        line: where its key stands, or it itself when it has none.
+        plain: written without quotes and without a tag.
+    """
 
     text: str
     line: int
@@ -85,7 +96,13 @@ Node: TypeAlias = Scalar | Sequence | Mapping
 
 
 class _Anchored(NamedTuple):
-    """What an anchor stands for. size: nodes in it. height: how deep it is in itself. node: None if it is not whole."""
+    """What an anchor stands for.
+
+    Attributes:
+        size: nodes in it.
+        height: how deep it is in itself.
+        node: None if it is not whole.
+    """
 
     node: Node | None
     size: int = 1
@@ -94,9 +111,12 @@ class _Anchored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """root: None if the file could not be read to its end as one YAML mapping; the problems then say why.
+    """A file as it was read, and what is wrong with it.
 
-    digest: SHA-256 of the file's octets in hex. modified: when the file was changed, in seconds since the epoch.
+    Attributes:
+        root: None if the file could not be read to its end as one YAML mapping; the problems then say why.
+        digest: SHA-256 of the file's octets in hex.
+        modified: when the file was changed, in seconds since the epoch.
     """
 
     root: Mapping | None
@@ -106,7 +126,12 @@ class Document:
 
 
 class Source(NamedTuple):
-    """The octets of a file. modified: as for Document. problem: why there are none."""
+    """The octets of a file.
+
+    Attributes:
+        modified: as for Document.
+        problem: why there are none.
+    """
 
     data: bytes
     modified: float

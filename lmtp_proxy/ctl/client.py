@@ -41,7 +41,12 @@ class Unreachable(ControlError):
 
 
 class Refusal(ControlError):
-    """An answer other than 200. code: of HTTP. answer: what it said, at least `error`."""
+    """An answer other than 200.
+
+    Args:
+        code: of HTTP.
+        answer: what it said, at least `error`.
+    """
 
     def __init__(self, text: str, code: int, answer: "Answer") -> None:
         super().__init__(text)

@@ -29,9 +29,13 @@ _PATIENCE = 0.95  # a wait of more than a second is shown; ticks come a little e
 
 
 class Failed(Exception):
-    """status: for the shell. text: what, where, what to do, in one line. details: lines to show before it.
+    """A verb has failed.
 
-    document: what else --json says.
+    Args:
+        status: for the shell.
+        text: what, where, what to do, in one line.
+        details: lines to show before it.
+        document: what else --json says.
     """
 
     def __init__(
@@ -46,7 +50,13 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a verb has to say. lines: for people. document: for --json. warnings, error: for stderr, one line each."""
+    """What a verb has to say.
+
+    Attributes:
+        lines: for people.
+        document: for --json.
+        warnings, error: for stderr, one line each.
+    """
 
     document: Mapping[str, Any]
     lines: Sequence[str]
@@ -100,7 +110,13 @@ class Progress:
 
 @dataclass(slots=True)
 class Drained:
-    """answer: the last one. done: nothing is waited for any more. waited_for: each delivery, as it was seen last."""
+    """How a drain ended.
+
+    Attributes:
+        answer: the last one.
+        done: nothing is waited for any more.
+        waited_for: each delivery, as it was seen last.
+    """
 
     answer: Answer
     done: bool

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lmtp_proxy.config.file import Change
     from lmtp_proxy.config.values import Config
 
-RESERVED = ("reject", "hold")  # as in config_values, whose import takes longer than a drain
+RESERVED = ("reject", "hold")  # as in config.values, whose import takes longer than a drain
 _MAX_BODY = 4 * 2**20  # octets that the control socket takes
 _RELOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
 _PREFLIGHT = 600.0  # for one batch; the backend's own timeouts end it before
@@ -34,7 +34,12 @@ _SHOWN = 20  # refused users that are named
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to move. timeout: seconds for the drain. domain: of bare names, in the preflight."""
+    """What to move.
+
+    Attributes:
+        timeout: seconds for the drain.
+        domain: of bare names, in the preflight.
+    """
 
     users: Sequence[str]
     backend: str
@@ -107,7 +112,9 @@ class _Unlisted(Exception):
 class _CarefulEdit:
     """The change in the file, after a look at who is on no line of it: a mistyped name parks nobody.
 
-    warnings: what could not be found out. overrides: user without a line -> where mail goes until then, and by what.
+    Attributes:
+        warnings: what could not be found out.
+        overrides: user without a line -> where mail goes until then, and by what.
     """
 
     def __init__(self, client: ControlClient, order: Order, progress: Progress) -> None:

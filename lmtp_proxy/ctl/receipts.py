@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
-from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, Requeued, ask, command_for, deferred, requeue
+from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, RequeueOutcome, ask, command_for, deferred, requeue
 from lmtp_proxy.text import count, iso_time, span
 
 _GAPS = 5  # the last ones, that are shown
@@ -104,7 +104,7 @@ def _why(status: int | None, output: str) -> str:
     return output if status is None else f"exit status {status}{f': {output}' if output else ''}"
 
 
-def _lines(users: Sequence[str], done: Requeued) -> list[str]:
+def _lines(users: Sequence[str], done: RequeueOutcome) -> list[str]:
     lines = []
     for user in users:
         mails = [mail for mail in done.mails if mail.user == user]
@@ -122,6 +122,6 @@ def _mail(mail: Mail) -> list[str]:
     return show.wrapped(f"    {mail.queue_id}: {fate}{'' if mail.settled else f' ({mail.why})'}", " " * 8)
 
 
-def _error(done: Requeued) -> str:
+def _error(done: RequeueOutcome) -> str:
     left = [mail for mail in done.mails if not mail.settled]
     return "" if not left else f"{count(len(left), 'mail')} did not come through: run it again later"

@@ -39,8 +39,13 @@ _MISSED = 2  # looks: a mail that goes from one queue to another may be missed b
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One command. status: exit status, None where it could not be run or did not end. output: what it said, cut."""
+class PostqueueRun:
+    """One command.
+
+    Attributes:
+        status: exit status, None where it could not be run or did not end.
+        output: what it said, cut.
+    """
 
     command: tuple[str, ...]
     status: int | None
@@ -53,9 +58,12 @@ class Run:
 
 @dataclass(slots=True)
 class Mail:
-    """One mail that was deferred for one user. why: of the last time. last: then, in seconds since the epoch.
+    """One mail that was deferred for one user.
 
-    fate: ARRIVED, AGAIN, GONE, ON_HOLD, WAITING or FAILED.
+    Attributes:
+        why: of the last time.
+        last: then, in seconds since the epoch.
+        fate: ARRIVED, AGAIN, GONE, ON_HOLD, WAITING or FAILED.
     """
 
     user: str
@@ -71,11 +79,16 @@ class Mail:
 
 
 @dataclass(frozen=True, slots=True)
-class Requeued:
-    """What was done. mails: the oldest first within each user. runs: the last one for each queue id."""
+class RequeueOutcome:
+    """What was done.
+
+    Attributes:
+        mails: the oldest first within each user.
+        runs: the last one for each queue id.
+    """
 
     mails: Sequence[Mail]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, PostqueueRun]
     seconds: float
 
     def ids(self, user: str) -> list[str]:
@@ -88,7 +101,7 @@ class Requeued:
         return all(mail.settled for mail in self.mails)
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> list[PostqueueRun]:
         """The runs that did not go well."""
         return [run for run in self.runs.values() if not run.ok]
 
@@ -129,7 +142,7 @@ def requeue(
     *,
     wait: float = WAIT,
     waiting: Callable[[int], None] = lambda _: None,
-) -> Requeued:
+) -> RequeueOutcome:
     """Runs `command` with `-i ID` for each mail that is deferred for `users`, again until the proxy has seen it.
 
     Mail that is still coming in for the backend from which they were moved is waited for: it will be deferred, too.
@@ -152,14 +165,14 @@ def requeue(
         work.learn(mails)
         if work.open and time.monotonic() - began >= _LOOK_AFTER:
             work.look()
-    return Requeued(list(work.mails.values()), work.runs, time.monotonic() - began)
+    return RequeueOutcome(list(work.mails.values()), work.runs, time.monotonic() - began)
 
 
 @dataclass(slots=True)
 class _Work:
     command: tuple[str, ...]
     mails: dict[tuple[str, str], Mail] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, PostqueueRun] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -224,14 +237,14 @@ def _found(command: Sequence[str]) -> tuple[str, ...]:
     return (shutil.which(command[0], path=path) or command[0], *command[1:])
 
 
-def _run(command: tuple[str, ...]) -> Run:
+def _run(command: tuple[str, ...]) -> PostqueueRun:
     """One run, as an argument list, never by a shell."""
     try:
         done = subprocess.run(
             _found(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_RUN
         )
     except subprocess.TimeoutExpired:
-        return Run(command, None, f"it did not end within {_RUN:.0f} s")
+        return PostqueueRun(command, None, f"it did not end within {_RUN:.0f} s")
     except (OSError, ValueError) as error:
-        return Run(command, None, f"cannot be run: {getattr(error, 'strerror', None) or error}")
-    return Run(command, done.returncode, done.stdout[:_OUTPUT].decode("utf-8", "backslashreplace").strip())
+        return PostqueueRun(command, None, f"cannot be run: {getattr(error, 'strerror', None) or error}")
+    return PostqueueRun(command, done.returncode, done.stdout[:_OUTPUT].decode("utf-8", "backslashreplace").strip())

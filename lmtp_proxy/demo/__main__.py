@@ -73,7 +73,7 @@ def program(name: str) -> list[str]:
     return [sys.executable, str(script)] if script.is_file() else [shutil.which(name) or name]
 
 
-class Proxy:
+class DemoProxy:
     """The running process of bin/lmtp-proxy and all lines of its log so far."""
 
     def __init__(self, config: Path) -> None:
@@ -180,7 +180,7 @@ class Demo:
             done.returncode == 0 and line in self.config.read_text("utf-8").splitlines(),
         )
 
-    def run(self, proxy: Proxy) -> None:
+    def run(self, proxy: DemoProxy) -> None:
         title("1. The table (`users:` in the configuration); all others go to old, the fallback")
         for user, backend in self.table.items():
             print(f"     {user}@example.org: {backend}")
@@ -193,7 +193,7 @@ class Demo:
                                "dave": ("450", None)}),
             DemoMail("hello?", {"erin": ("250", "old")}),
         )  # fmt: skip
-        print("   dave is on `reject`: 450 is temporary, the MTA keeps his mail to try again.")
+        print("   dave is on `reject`: 450 is temporary, the MTA keeps the mail to try again.")
 
         title("3. What each store holds", end="")
         self.show_stores()
@@ -277,7 +277,7 @@ def main() -> int:
     ):
         demo = Demo(home, old, new)
         demo.write_config()
-        proxy = Proxy(demo.config)
+        proxy = DemoProxy(demo.config)
         print(f"lmtp-proxy {__version__}, a demo in {home}\n")
         print("   this program --LMTP---> bin/lmtp-proxy ---+--LMTP--> store old (unix socket)")
         print(f"                           process {proxy.process.pid:<9} `--LMTP--> store new (TCP)")

@@ -25,7 +25,8 @@ class Destination:
         generation: the number of the one that `route` is of.
         pool: of that generation, None where there is no backend.
         command: the RCPT line for a backend, with CRLF.
-        path, via: the recipient and the backend in the log, escaped.
+        path: the recipient in the log, escaped.
+        via: the backend in the log, escaped.
         to: both.
     """
 

@@ -85,7 +85,7 @@ class ConfigManager(Reloads):
         self._generation_changed()
 
     def compare(self, path: str) -> dict[str, Any] | ConfigError:
-        """What the file at `path` would change, see config_difference. No reload waits for it."""
+        """What the file at `path` would change, see config/difference. No reload waits for it."""
         with self._comparing:
             old = self._generation.config
             loaded = _load_in(self._aside, path, old.users)

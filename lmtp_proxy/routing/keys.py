@@ -23,11 +23,12 @@ class FoldingError(Exception):
 class KeyRules:
     """How addresses become keys.
 
-    case_sensitive: leave the letters of local parts as they are (Cyrus and Dovecot both fold by default, so False is
-    the rule). Those of a domain never matter (RFC 5321 section 2.4).
-    recipient_delimiter: each character of it starts a `+detail`; empty switches details off.
-    ignore_domain: the domain is no part of a key.
-    default_domain: that of a name without one; empty if such a name is a key of its own.
+    Attributes:
+        case_sensitive: leave the letters of local parts as they are (Cyrus and Dovecot both fold by default, so False
+            is the rule). Those of a domain never matter (RFC 5321 section 2.4).
+        recipient_delimiter: each character of it starts a `+detail`; empty switches details off.
+        ignore_domain: the domain is no part of a key.
+        default_domain: that of a name without one; empty if such a name is a key of its own.
     """
 
     case_sensitive: bool = False

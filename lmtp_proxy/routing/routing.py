@@ -63,8 +63,12 @@ class Route:
 class Routing:
     """The routes of one generation.
 
-    rules: how the keys of a recipient are made. fallback: a backend's name, `reject`, `hold` or None, for users whom
-    the table does not hold. constant: a route without trouble is the same whenever it is asked for.
+    Args:
+        rules: how the keys of a recipient are made.
+        fallback: a backend's name, `reject`, `hold` or None, for users whom the table does not hold.
+
+    Attributes:
+        constant: a route without trouble is the same whenever it is asked for.
     """
 
     def __init__(self, table: Table, rules: KeyRules, fallback: str | None) -> None:

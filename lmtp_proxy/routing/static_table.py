@@ -34,8 +34,11 @@ class SameKey(ValueError):
 class Shape(NamedTuple):
     """What must be known of a file to read it as a table.
 
-    keys: how many. body, firsts: octets of the first two parts. names: the backends, in no order. has_domains: see
-    Table.
+    Attributes:
+        keys: how many.
+        body, firsts: octets of the first two parts.
+        names: the backends, in no order.
+        has_domains: see Table.
     """
 
     keys: int
@@ -45,7 +48,7 @@ class Shape(NamedTuple):
     has_domains: bool
 
 
-class Change(NamedTuple):
+class KeyChange(NamedTuple):
     """A key whose backend differs; None where it has none. line: in the file of the newer table that has the key."""
 
     key: str
@@ -219,7 +222,7 @@ class StaticTable(Mapping[str, str]):
         return self._data[start + 1 : end].split(b"\n") if end > start else []
 
 
-def changes(old: StaticTable, new: StaticTable) -> Iterator[Change]:
+def changes(old: StaticTable, new: StaticTable) -> Iterator[KeyChange]:
     """All that differs, in no order. What is equal is compared as octets, piece by piece, and costs nearly nothing."""
     firsts = max(old, new, key=len)._firsts[:: _PIECE // _BLOCK]
     was, now = (0, 0), (0, 0)
@@ -245,12 +248,12 @@ def _apart(records: list[bytes], lines: Sequence[int], other: list[bytes]) -> di
     return found
 
 
-def _changes_in(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]) -> Iterator[Change]:
+def _changes_in(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]) -> Iterator[KeyChange]:
     for key, (name, line) in after.items():
-        yield Change(key, before[key][0] if key in before else None, name, line)
+        yield KeyChange(key, before[key][0] if key in before else None, name, line)
     for key, (name, line) in before.items():
         if key not in after:
-            yield Change(key, name, None, line)
+            yield KeyChange(key, name, None, line)
 
 
 def write_table(

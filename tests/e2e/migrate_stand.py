@@ -117,7 +117,7 @@ class MigrateStand:
         return found
 
     def check_folders(self, users: Sequence[str]) -> None:
-        """Whatever a moved user had in the old store he has in the new one, folder by folder."""
+        """Whatever a moved user had in the old store they have in the new one, folder by folder."""
         with ThreadPoolExecutor(4) as pool:
             found = pool.map(lambda user: (user, self.folders(self.old, user), self.folders(self.new, user)), users)
         for user, old, new in found:

@@ -407,7 +407,7 @@ def test_a_drain_does_not_starve_under_traffic(served: Served) -> None:
 
 @BOTH_MODES
 def test_an_edit_a_signal_and_a_drain_are_exact(served: Served) -> None:
-    """30 times: after the drain's answer the store that was left sees no dot of the user, until he is sent back."""
+    """30 times: after the drain's answer the store that was left sees no dot of the user, until they are sent back."""
     served.old.script = served.new.script = Script(final=(Pause(0.02), *say("250 2.0.0 stored")))
     served.old.keep_body = served.new.keep_body = False
     stop = threading.Event()

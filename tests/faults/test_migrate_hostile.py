@@ -285,7 +285,7 @@ def test_a_line_for_a_detail_does_not_stay_on_the_old_store(stand: Stand) -> Non
         ended = stand.run(*users)
         assert ended.status == 1 and f"{LISTS}: is a line of its own in users: for the mailbox of {ALICE}" in ended.err
     stand.set_users({ALICE: "old", LISTS: "new"})
-    assert stand.run(ALICE).status == 0, "that is where he goes"
+    assert stand.run(ALICE).status == 0, "that is where they go"
     stand.set_users({LISTS: "old"})
     assert stand.run(LISTS).status == 0, "nobody knows of another name"
     assert stand.site.hooks_of(ALICE)[0] == "sync" and stand.states() == {ALICE: "done", LISTS: "done"}

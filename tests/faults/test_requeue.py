@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmtp_proxy.ctl.client import ControlClient, ControlError
-from lmtp_proxy.ctl.requeue import Requeued, command_for, requeue
+from lmtp_proxy.ctl.requeue import RequeueOutcome, command_for, requeue
 from tests.support.ctl import FakeControl, Run, ctl, http
 from tests.support.patience import SOON
 
@@ -65,15 +65,15 @@ def postqueue(tmp_path: Path) -> Postqueue:
 
 
 @pytest.fixture
-def run(postqueue: Postqueue) -> Callable[..., Requeued]:
-    def call(*answers: bytes, wait: float = 20.0, users: tuple[str, ...] = ("alice",)) -> Requeued:
+def run(postqueue: Postqueue) -> Callable[..., RequeueOutcome]:
+    def call(*answers: bytes, wait: float = 20.0, users: tuple[str, ...] = ("alice",)) -> RequeueOutcome:
         with FakeControl({"POST /receipts": list(answers)}) as control:
             return requeue(ControlClient(control.path), users, (str(postqueue.path),), wait=wait)
 
     return call
 
 
-def fates(done: Requeued) -> list[tuple[str, str, str]]:
+def fates(done: RequeueOutcome) -> list[tuple[str, str, str]]:
     return [(mail.user, mail.queue_id, mail.fate) for mail in done.mails]
 
 
@@ -82,12 +82,14 @@ def test_the_command() -> None:
     assert command_for("4fX", ["ssh", "mx", "postqueue"]) == ("ssh", "mx", "postqueue", "-i", "4fX")
 
 
-def test_nothing_waits(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_nothing_waits(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     done = run(waits(alice={}))
     assert (fates(done), done.done, postqueue.calls) == ([], True, [])
 
 
-def test_each_mail_once_although_two_users_wait_for_it(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_each_mail_once_although_two_users_wait_for_it(
+    run: Callable[..., RequeueOutcome], postqueue: Postqueue
+) -> None:
     both = waits(alice={"A": 1, "B": 2}, bob={"B": 2})
     done = run(both, waits(alice={}, bob={}), users=("alice", "bob"))
     assert postqueue.calls == ["-i A", "-i B"]
@@ -95,41 +97,41 @@ def test_each_mail_once_although_two_users_wait_for_it(run: Callable[..., Requeu
     assert done.done and not done.failed and done.ids("alice") == ["A", "B"]
 
 
-def test_again_until_it_has_come(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_again_until_it_has_come(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     still = waits(alice={"A": 1.0})
     done = run(still, still, still, waits(alice={}))
     assert postqueue.calls == ["-i A"] * 3
     assert fates(done) == [("alice", "A", "arrived")]
 
 
-def test_deferred_again_is_not_tried_for_ever(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_deferred_again_is_not_tried_for_ever(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     done = run(waits(alice={"A": 1.0, "B": 1.0}), waits(alice={"A": 2.0}))
     assert postqueue.calls == ["-i A", "-i B"]
     assert fates(done) == [("alice", "A", "deferred again"), ("alice", "B", "arrived")]
     assert not done.done
 
 
-def test_what_is_deferred_meanwhile_is_tried_as_well(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_what_is_deferred_meanwhile_is_tried_as_well(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     done = run(waits(alice={"A": 1.0}), waits(alice={"A": 1.0, "B": 2.0}), waits(alice={}))
     assert postqueue.calls == ["-i A", "-i A", "-i B"]
     assert done.ids("alice") == ["A", "B"] and done.done
 
 
-def test_what_is_still_coming_in_is_waited_for(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_what_is_still_coming_in_is_waited_for(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     coming = waits(1, alice={})
     done = run(coming, coming, waits(alice={"L": 5.0}), waits(alice={}))
     assert fates(done) == [("alice", "L", "arrived")] and postqueue.calls == ["-i L"]
     assert run(coming, wait=0.2).mails == [], "but not for ever"
 
 
-def test_the_time_is_up(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_the_time_is_up(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     done = run(waits(alice={"A": 1.0}), wait=0.3)
     assert fates(done) == [("alice", "A", "not tried yet")] and not done.done
     assert 0.3 <= done.seconds < SOON
 
 
 def test_what_has_left_the_queue_or_is_on_hold_is_not_waited_for(
-    run: Callable[..., Requeued], postqueue: Postqueue
+    run: Callable[..., RequeueOutcome], postqueue: Postqueue
 ) -> None:
     postqueue.queue({"H": "hold", "X": "deferred"})
     done = run(waits(alice={"G": 1.0, "H": 1.0}), wait=30)
@@ -137,12 +139,12 @@ def test_what_has_left_the_queue_or_is_on_hold_is_not_waited_for(
     assert done.seconds < 25 and not done.done
 
 
-def test_an_old_postfix_cannot_list_its_queue(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_an_old_postfix_cannot_list_its_queue(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     done = run(waits(alice={"A": 1.0}), wait=1.5)
     assert fates(done) == [("alice", "A", "not tried yet")]
 
 
-def test_a_command_that_fails(run: Callable[..., Requeued], postqueue: Postqueue) -> None:
+def test_a_command_that_fails(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
     postqueue.code('[ "$2" = A ] || exit 0; echo "postqueue: fatal: no" >&2; exit 69')
     done = run(waits(alice={"A": 1.0, "B": 1.0}), waits(alice={"A": 1.0}))
     assert fates(done) == [("alice", "A", "postqueue failed"), ("alice", "B", "arrived")]

@@ -120,7 +120,7 @@ def started(site: Site) -> None:
 
 
 def delivers(site: Site) -> None:
-    """Mail arrives, a user moves, and mail arrives where she is now."""
+    """Mail arrives, a user moves, and mail arrives where they are now."""
     site.deliver("first")
     assert [site.copies("old", user) for user in USERS] == [["first"]] * 3
     user = f"{USERS[0]}@{DOMAIN}"

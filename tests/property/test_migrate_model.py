@@ -29,7 +29,7 @@ from lmtp_proxy.ctl.migrate.hooks import KILLED, OK, Ran
 from lmtp_proxy.ctl.migrate.journal import Journal
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan
-from lmtp_proxy.ctl.migrate.proxy import Delivered, Interrupted, Moved, ProxyError, Receipts, Requeued
+from lmtp_proxy.ctl.migrate.proxy import BackendReceipt, Interrupted, Moved, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.steps import Ended, Parts, Steps
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 
@@ -188,9 +188,9 @@ class World:
             self.failing[name] -= 1
             raise ProxyError(f"{name} failed")
 
-    def receipts(self, user: str) -> Receipts:
+    def receipts(self, user: str) -> UserReceipts:
         seen = [("old", self.old_last), ("new", self.new_last)]
-        return Receipts(tuple(Delivered(name, at, at, 1, 0) for name, at in seen if at is not None))
+        return UserReceipts(tuple(BackendReceipt(name, at, at, 1, 0) for name, at in seen if at is not None))
 
     def requeue(self, user: str, command: tuple[str, ...]) -> Requeued:
         self.moment("requeue")

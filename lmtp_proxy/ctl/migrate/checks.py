@@ -92,7 +92,7 @@ def on_backend(backend: str, facts: Facts) -> list[str]:
 def details(users: Iterable[str], plan: Plan, facts: Facts) -> list[str]:
     """Lines of the table that name the mailbox of one of `users` once more, by a detail: what is wrong with each.
 
-    Mail for them would go on to the old store; and who is migrated under both names is synced over his new mail.
+    Mail for them would go on to the old store; and who is migrated under both names is synced over their new mail.
     """
     table, rules = facts.config.users, facts.config.key_rules
     asked = {rules.table_key(user) for user in users}
@@ -154,14 +154,14 @@ def may_be_reset(row: UserRow | None) -> str | None:
 
 
 def parked_by(runs: Sequence[Run], row: UserRow, stuck: str | None) -> str | None:
-    """Where the run that gave the user up may have left his mail; None if nowhere."""
+    """Where the run that gave the user up may have left their mail; None if nowhere."""
     if row.state != NEEDS_ATTENTION or stuck not in MAY_BE_PARKED | ONLY_ON:
         return None
     return next((run.park for run in runs if run.id == row.run), None)
 
 
 def still_parked(proxy: Asked, user: str, park: str, stuck: str | None) -> str | None:
-    """Why nobody may forget him now, or None."""
+    """Why nobody may forget them now, or None."""
     try:
         if proxy.route(user) != park:
             return None

@@ -22,10 +22,12 @@ _WAIT = 1.0  # seconds for a line to be written
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended. The numbers are of this run's users; skipped: name -> why nothing was done.
+    """How a run ended. The numbers are of this run's users.
 
-    unstarted: users that were not begun, because of `stopped` (why no more were, None if all were). status: for the
-    shell.
+    Attributes:
+        unstarted: users that were not begun, because of `stopped` (why no more were, None if all were).
+        skipped: name -> why nothing was done.
+        status: for the shell.
     """
 
     run: int

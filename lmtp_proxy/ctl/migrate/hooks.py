@@ -43,9 +43,12 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """outcome: `ok`, `exit 1`, `timeout after 30 s`, `killed`, `ended by signal 9`, `cannot be run: ...`.
+    """How a command ended.
 
-    status: exit status if it has one. left: why something of it may still run, None if nothing can.
+    Attributes:
+        outcome: `ok`, `exit 1`, `timeout after 30 s`, `killed`, `ended by signal 9`, `cannot be run: ...`.
+        status: exit status if it has one.
+        left: why something of it may still run, None if nothing can.
     """
 
     outcome: str

@@ -44,8 +44,14 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, slots=True)
 class UserRow:
-    """Times are seconds since the epoch. since: when the state was entered. run: that entered it. error: why it failed,
-    or is being put back, or what a human has to do. guard_since: deliveries to the new store before that are known."""
+    """Where one user is. Times are seconds since the epoch.
+
+    Attributes:
+        since: when the state was entered.
+        run: that entered it.
+        error: why it failed, or is being put back, or what a human has to do.
+        guard_since: deliveries to the new store before that are known.
+    """
 
     user: str
     state: str
@@ -83,7 +89,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """plan: the text of its plan. old, new, park: names of the proxy. result: None while it is under way, or died."""
+    """One run, as the journal has it.
+
+    Attributes:
+        plan: the text of its plan.
+        old, new, park: names of the proxy.
+        result: None while it is under way, or died.
+    """
 
     id: int
     began: float

@@ -27,7 +27,12 @@ _PATIENCE = keeper.GRACE + keeper.KILL + 2.0  # seconds for a keeper to end all
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """A command of which nobody knows that all has ended. boot: see `boot`. mirror: it deletes in the new store."""
+    """A command of which nobody knows that all has ended.
+
+    Attributes:
+        boot: see `boot`.
+        mirror: it deletes in the new store.
+    """
 
     step: int
     user: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run on a terminal: a bar, a line for each user in hand with what is done for him, and what went wrong so far.
+"""A run on a terminal: a bar, a line for each user in hand with what is done for them, and what went wrong so far.
 
 Whoever calls a watcher only changes a few values here; a thread of its own draws them, so that a terminal that takes
 nothing (Ctrl-S, a dead connection) holds up nobody. User names and errors are data: no markup, no control characters.
@@ -49,7 +49,7 @@ class _InHand:
     since: float
     """When the step began."""
     offline: float | None = None
-    """Since when he has no IMAP."""
+    """Since when they have no IMAP."""
 
 
 class LiveWatcher:

@@ -56,8 +56,10 @@ class PlanError(Exception):
 class Hook:
     """One command of the site.
 
-    again: exit statuses that mean "run me once more", up to `attempts` runs in all. ok: those that mean success.
-    retries: how often it is run again when it has failed, in whatever other way.
+    Attributes:
+        again: exit statuses that mean "run me once more", up to `attempts` runs in all.
+        ok: those that mean success.
+        retries: how often it is run again when it has failed, in whatever other way.
     """
 
     arguments: tuple[str, ...]
@@ -92,7 +94,13 @@ def environment(values: Mapping_[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """text: the file. hooks: those that it has, `sync` and `final_sync` always. requeue: how postqueue is called."""
+    """What a run is to do.
+
+    Attributes:
+        text: the file.
+        hooks: those that it has, `sync` and `final_sync` always.
+        requeue: how postqueue is called.
+    """
 
     path: str
     text: str = field(repr=False)
@@ -158,7 +166,7 @@ def _plan(root: Mapping, text: str, path: str, problems: list[Problem]) -> Plan:
     if "final_sync" not in hooks and "final_sync" not in top and "sync" in hooks:
         hooks["final_sync"] = hooks["sync"]
     if "block" in top and "unblock" not in top:
-        top.fail("block", "needs an `unblock`, or nobody who is put back gets at his mail")
+        top.fail("block", "needs an `unblock`, or nobody who is put back gets at their mail")
     on_uncertain = top.value("on_uncertain", _one_of("fail", "go_on"), "fail")
     return Plan(
         path=path,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a run asks lmtp-proxy for: where a user is, whether a backend would take his mail, moves, receipts.
+"""What a run asks lmtp-proxy for: where a user is, whether a backend would take their mail, moves, receipts.
 
 A proxy that is away is waited for, for a while; an answer that says no is final. After a move that went wrong nothing
 is assumed: where the user is, in the running proxy and in the file, has to be asked. It knows no journal and no hooks.
@@ -43,8 +43,14 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """quiet: nothing can reach the backend of before any more. uncertain: deliveries nobody knows the outcome of, a
-    line each. text: what was waited for. previous: where the file had the user."""
+    """How a move ended.
+
+    Attributes:
+        quiet: nothing can reach the backend of before any more.
+        uncertain: deliveries nobody knows the outcome of, a line each.
+        text: what was waited for.
+        previous: where the file had the user.
+    """
 
     quiet: bool
     uncertain: tuple[str, ...]
@@ -53,7 +59,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class BackendReceipt:
     """Of one user and backend. Times are seconds since the epoch."""
 
     backend: str
@@ -64,19 +70,24 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipts:
+class UserReceipts:
     """What the proxy remembers of one mailbox. deferred: queue ids, the oldest first."""
 
-    delivered: tuple[Delivered, ...] = ()
+    delivered: tuple[BackendReceipt, ...] = ()
     deferred: tuple[str, ...] = ()
 
-    def on(self, backend: str) -> Delivered | None:
+    def on(self, backend: str) -> BackendReceipt | None:
         return next((each for each in self.delivered if each.backend == backend), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """ids: that were tried. text: how it went."""
+    """How trying deferred mail again ended, for one user.
+
+    Attributes:
+        ids: that were tried.
+        text: how it went.
+    """
 
     ids: tuple[str, ...]
     text: str
@@ -85,8 +96,13 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is so when a run begins. config: the file. receipts: whether the proxy keeps any. complete_since: mail that
-    was delivered before that may be missing in them, None if none is."""
+    """What is so when a run begins.
+
+    Attributes:
+        config: the file.
+        receipts: whether the proxy keeps any.
+        complete_since: mail that was delivered before that may be missing in them, None if none is.
+    """
 
     path: str
     config: "Config" = field(repr=False)
@@ -95,7 +111,12 @@ class Facts:
 
 
 class Proxy:
-    """Methods may be called from any thread. cancel: interrupts what may be interrupted. told: of waiting, a line."""
+    """Methods may be called from any thread.
+
+    Args:
+        cancel: interrupts what may be interrupted.
+        told: of waiting, a line.
+    """
 
     def __init__(
         self,
@@ -196,8 +217,8 @@ class Proxy:
             progress.check()
             time.sleep(_PAUSE)
 
-    def receipts(self, user: str) -> Receipts:
-        def ask() -> Receipts:
+    def receipts(self, user: str) -> UserReceipts:
+        def ask() -> UserReceipts:
             answer = self._client.post("/receipts", {"users": [user]}, timeout=_ANSWER)
             if "users" not in answer.document:  # a process that has written its last, and is about to end
                 raise Unreachable(f"{self._client.path}: lmtp-proxy is stopping", sent=True)
@@ -276,15 +297,15 @@ def _made(answer: Answer) -> float:
     return max((gap.number("until") for gap in gaps), default=0.0)
 
 
-def _receipts(answer: Answer) -> Receipts:
+def _receipts(answer: Answer) -> UserReceipts:
     delivered = tuple(
-        Delivered(
+        BackendReceipt(
             each.text("backend"), each.number("first"), each.number("last"), each.integer("count"),
             each.integer("uncertain"),
         )
         for each in answer.objects("delivered")
     )  # fmt: skip
-    return Receipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
+    return UserReceipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
 
 
 def _moved(status: int, document: Mapping[str, Any]) -> Moved:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What became of each user of a migration, and for how long he was offline: the journal as values.
+"""What became of each user of a migration, and for how long they were offline: the journal as values.
 
 A journal in, a `Report` out. It asks no proxy and decides nothing; how a report looks is for report_text and
 report_html.
@@ -22,7 +22,7 @@ OK, KILLED = "ok", "killed"
 
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """From when to when a user had no IMAP, and who took that time. `until` is None as long as he has none."""
+    """From when to when a user had no IMAP, and who took that time. `until` is None as long as they have none."""
 
     began: float
     until: float | None
@@ -43,7 +43,7 @@ class Offline:
 
 @dataclass(frozen=True, slots=True)
 class UserReport:
-    """One user: his receipt, and everything that was done for him."""
+    """One user: their receipt, and everything that was done for them."""
 
     user: str
     state: str
@@ -51,7 +51,7 @@ class UserReport:
     error: str | None
     steps: Sequence[Step]
     outages: Sequence[Offline]
-    """Each time he was offline, the last one at the end: an attempt that was rolled back is one, too."""
+    """Each time they were offline, the last one at the end: an attempt that was rolled back is one, too."""
     parked_from: float | None = None
     parked_until: float | None = None
     last_on_old: float | None = None
@@ -63,7 +63,7 @@ class UserReport:
 
     @property
     def offline(self) -> Offline | None:
-        """The last time he was offline: for a user who is done, the price of his move."""
+        """The last time they were offline: for a user who is done, the price of the move."""
         return self.outages[-1] if self.outages else None
 
     @property
@@ -72,7 +72,7 @@ class UserReport:
 
     @property
     def is_offline(self) -> bool:
-        """True as long as nothing has given him his IMAP back."""
+        """True as long as nothing has given them their IMAP back."""
         return self.offline is not None and self.offline.until is None
 
     @property
@@ -236,7 +236,7 @@ def _user(row: UserRow, steps: Sequence[Step], receipt: Mapping[str, Any]) -> Us
 def outages(steps: Sequence[Step]) -> list[Offline]:
     """From the begin of the first `block` to the end of the `unblock` that succeeded, as often as that happened.
 
-    A run that was killed while he was offline does not end an outage: only an `unblock` does, whichever run did it.
+    A run that was killed while a user was offline does not end an outage: only an `unblock` does, whichever run did it.
     """
     found: list[Offline] = []
     began: float | None = None

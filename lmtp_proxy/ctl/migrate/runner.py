@@ -49,10 +49,14 @@ class RunRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """jobs: users at once. stop_after: so many failures begin no more users; None: however many.
+    """What was asked for on the command line.
 
-    window: when users may be begun. cutover_window: when they may be parked and moved, copied at any time. sync_only:
-    mailboxes are copied, and no more.
+    Attributes:
+        jobs: users at once.
+        stop_after: after so many failures no more users are begun; None for however many.
+        window: when users may be begun.
+        cutover_window: when they may be parked and moved, copied at any time.
+        sync_only: mailboxes are copied, and no more.
     """
 
     jobs: int = 4
@@ -466,7 +470,7 @@ def beside(action: Callable[[], Requeued]) -> Callable[[], Requeued]:
     def work() -> None:
         try:
             results.append(action())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  (it is told where the result is waited for; the users go on)
             results.append(Requeued((), f"{type(error).__name__}: {error}", False))
 
     thread = threading.Thread(target=work, daemon=True)

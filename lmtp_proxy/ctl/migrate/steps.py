@@ -17,7 +17,7 @@ from lmtp_proxy.ctl.migrate.hooks import KILLED, OK, Ran
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, Step, UserRow
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, PlanError, parse_plan
-from lmtp_proxy.ctl.migrate.proxy import Interrupted, Moved, ProxyError, Receipts, Requeued
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, Moved, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.states import NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place, is_before
 
 _Value = TypeVar("_Value")
@@ -33,7 +33,7 @@ class AskedProxy(Protocol):
     def route_in_file(self, user: str) -> str | None: ...
     def preflight(self, backend: str, address: str) -> str: ...
     def move(self, user: str, backend: str, timeout: float, *, interruptible: bool) -> Moved: ...
-    def receipts(self, user: str) -> Receipts: ...
+    def receipts(self, user: str) -> UserReceipts: ...
     def requeue(self, user: str, command: tuple[str, ...]) -> Requeued: ...
 
 
@@ -41,9 +41,12 @@ class AskedProxy(Protocol):
 class Parts:
     """What a user's migration is done with.
 
-    execute: runs a hook with these values, whether it may be killed, and the number of its step. cancelled: whether all
-    is to be rolled back. beside: runs a function while others go on, and returns what waits for its result. clock: for
-    durations. wall: the clock that the proxy's receipts go by; None: that is the same.
+    Attributes:
+        execute: runs a hook with these values, whether it may be killed, and the number of its step.
+        cancelled: whether all is to be rolled back.
+        beside: runs a function while others go on, and returns what waits for its result.
+        clock: for durations.
+        wall: the clock that the proxy's receipts go by; None: that is the same.
     """
 
     plan: Plan
@@ -63,9 +66,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """state: as in the journal. skipped: nothing was done, and error says why.
+    """How the work for one user ended.
 
-    copied: the mailbox was copied, and no more; seconds that the last sync took.
+    Attributes:
+        state: as in the journal.
+        skipped: nothing was done, and error says why.
+        copied: the mailbox was copied, and no more.
+        seconds: that the last sync took.
     """
 
     state: str
@@ -90,7 +97,12 @@ class Ask(Exception):
 
 @dataclass(slots=True)
 class Steps:
-    """muted: nothing can be written any more, and what is done now cannot wait. going_back: it must be done anyway."""
+    """One user's steps, and where they have led.
+
+    Attributes:
+        muted: nothing can be written any more, and what is done now cannot wait.
+        going_back: it must be done anyway.
+    """
 
     user: str
     parts: Parts
@@ -173,7 +185,7 @@ class Steps:
         self.state = state
 
     def advance(self, state: str) -> None:
-        """Enter `state`, unless the user was that far already when this run took him up."""
+        """Enter `state`, unless the user was that far already when this run took them up."""
         if is_before(self.state, state):
             self.enter(state)
 
@@ -223,7 +235,7 @@ class Steps:
 
 
 def of_another_plan(theirs: Run, plan: Plan, *, blocked: bool) -> str | None:
-    """Why a user whom the run `theirs` has left half-way cannot be taken up by `plan`. blocked: whether he may be."""
+    """Why a user whom the run `theirs` has left half-way cannot be taken up by `plan`. blocked: whether they may be."""
     if (theirs.old, theirs.new, theirs.park) != (plan.old, plan.new, plan.park):
         return f"of the plan {theirs.plan_path} ({theirs.old} -> {theirs.park} -> {theirs.new})"
     if not blocked or "unblock" in plan.hooks:
@@ -235,9 +247,9 @@ def of_another_plan(theirs: Run, plan: Plan, *, blocked: bool) -> str | None:
 
 
 def half_way_by_another(journal: Journal, plan: Plan, row: UserRow, stuck: str | None) -> str | None:
-    """Why a user who needs attention cannot go on by `plan`: his final sync was to where another one says.
+    """Why a user who needs attention cannot go on by `plan`: their final sync was to where another one says.
 
-    stuck: in which state he was before.
+    stuck: in which state they were before.
     """
     if row.state != NEEDS_ATTENTION or stuck not in ONLY_ON:
         return None

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Takes one user from the old backend to the new one, from wherever he is on that way.
+"""Takes one user from the old backend to the new one, from wherever they are on that way.
 
 The one place where states and actions meet: a state is entered in the journal, and then its action begins. Before
-`moved` whatever fails puts the user back; from there on he only goes forward, or waits for a human.
+`moved` whatever fails puts the user back; from there on they only go forward, or wait for a human.
 """
 
 from lmtp_proxy.ctl.migrate.journal import UserRow
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
-from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Receipts, Requeued
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.states import (
     BLOCKED,
     DONE,
@@ -74,7 +74,7 @@ class UserRun:
             steps.muted = True
             text = str(error)
             if steps.state in ONLY_ON:
-                text += f"; the user stays as he is, perhaps blocked, until {steps.command('migrate PLAN')} goes on"
+                text += f"; the user stays as they are, perhaps blocked, until {steps.command('migrate PLAN')} goes on"
             else:
                 text = "; ".join([text, *put_back(steps, text)])
             raise JournalFailed(text) from error
@@ -260,7 +260,7 @@ class UserRun:
         try:
             seen = self.parts.proxy.receipts(self.user)
         except ProxyError:
-            seen = Receipts()
+            seen = UserReceipts()
         old, new = seen.on(plan.old), seen.on(plan.new)
         steps.remember(
             last_on_old=old.last if old else None,
@@ -309,7 +309,7 @@ class UserRun:
         self._check_place()
 
     def _check_place(self) -> None:
-        """The user is where this run has left him; else he is in somebody else's hands, another run's perhaps."""
+        """The user is where this run has left them; else they are in somebody else's hands, another run's perhaps."""
         steps = self._steps
         parked = steps.state in MAY_BE_PARKED
         place = steps.place(route := self.parts.proxy.route(self.user))

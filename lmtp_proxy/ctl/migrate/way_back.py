@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The way back before `moved`: unblocked, and on the old backend again; and what a human is told where that fails.
 
-It finds out where the user is before it touches anything, and never takes him away from where somebody else has put
-him. It does not decide whether to go back.
+It finds out where the user is before it touches anything, and never takes them away from where somebody else has put
+them. It does not decide whether to go back.
 """
 
 import shlex

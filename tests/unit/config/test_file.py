@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""config_file: the file is the old or the new one, whole, whoever writes beside us and whenever we are killed."""
+"""The configuration file is the old or the new one, whole, whoever writes beside us and whenever we are killed."""
 
 import errno
 import fcntl

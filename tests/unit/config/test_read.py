@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""config, config_keys, config_values: what each key takes, every error line word for word, the shipped example."""
+"""read, types, values: what each key takes, every error line word for word, the shipped example."""
 
 import dataclasses
 import hashlib

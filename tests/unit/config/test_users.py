@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import pytest
 
-from lmtp_proxy.config.users import Doubt, Entry, FlatUsers
+from lmtp_proxy.config.users import Doubt, FlatUsers, UserEntry
 from lmtp_proxy.config.yaml_text import parse
 
 TOP = "config:\n  socket: /s\n"
 
 
-def read(text: str | bytes) -> list[Entry]:
+def read(text: str | bytes) -> list[UserEntry]:
     data = text.encode() if isinstance(text, str) else text
     users = FlatUsers(data)
     users.check(parse(users.rest))

@@ -14,7 +14,7 @@ from lmtp_proxy.config.values import Config, UnixAddress
 from lmtp_proxy.delivery.in_flight import Flight, InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.manager import ConfigManager
-from lmtp_proxy.loop import late as one_thread
+from lmtp_proxy.loop import late
 from lmtp_proxy.loop.late import OneThread
 from lmtp_proxy.receipts.batch import ReceiptsError
 from lmtp_proxy.receipts.receipts import Receipts
@@ -40,7 +40,7 @@ def test_work_is_done_elsewhere_one_after_the_other() -> None:
 def test_receipts_without_a_descriptor_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     receipts = Receipts()
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(one_thread, "late_import", nothing_can_be_opened)
+        meanwhile.setattr(late, "late_import", nothing_can_be_opened)
         with pytest.raises(ReceiptsError, match=r"there can be no thread to write them: .*Not a directory"):
             receipts.read({})
     assert [record.message.partition(":")[0] for record in caplog.records] == ["receipts"]
@@ -61,7 +61,7 @@ def test_uncertain_deliveries_without_a_descriptor_left(
         uncertain.stop()
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(one_thread, "late_import", nothing_can_be_opened)
+        meanwhile.setattr(late, "late_import", nothing_can_be_opened)
         record(flights[0])
     assert not path.exists() and len(in_flight) == 0
     assert "Not a directory" in caplog.text and "alice@example.org" in caplog.text

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.routing.static_table import Change, SameKey, StaticTable, changes, write_table
+from lmtp_proxy.routing.static_table import KeyChange, SameKey, StaticTable, changes, write_table
 from lmtp_proxy.routing.table import Table, TableUnavailable
 
 
@@ -156,9 +156,9 @@ def test_changes(one: dict[str, str], other: dict[str, str], base: dict[str, str
     before, after = {**base, **one}, {**base2, **other}
     old, new = StaticTable(before), StaticTable(after)
     wanted = {
-        Change(key, before.get(key), name, new.line(key)) for key, name in after.items() if before.get(key) != name
+        KeyChange(key, before.get(key), name, new.line(key)) for key, name in after.items() if before.get(key) != name
     }
-    wanted |= {Change(key, name, None, old.line(key)) for key, name in before.items() if key not in after}
+    wanted |= {KeyChange(key, name, None, old.line(key)) for key, name in before.items() if key not in after}
     found = list(changes(old, new))
     assert len(found) == len(wanted)
     assert set(found) == wanted

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Many who ask at once cost hardly more than one, and nobody is told what was before he asked."""
+"""Many who ask at once cost hardly more than one, and nobody is told what was before they asked."""
 
 import time
 
 import gevent
 import pytest
 
-from lmtp_proxy.web import server as shared_answer
+from lmtp_proxy.web import server
 from lmtp_proxy.web.server import SharedAnswer
 
 
@@ -43,7 +43,7 @@ def test_nobody_gets_an_answer_that_was_begun_before_he_asked() -> None:
 
 
 def test_a_quarter_of_all_time_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_answer, "_REST_LEAST", 0.0)
+    monkeypatch.setattr(server, "_REST_LEAST", 0.0)
     counted = Counted(0.02)
     began = time.monotonic()
     assert [counted.shared.get() for _ in range(4)] == [1, 2, 3, 4]

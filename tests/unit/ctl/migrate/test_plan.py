@@ -82,7 +82,7 @@ def test_a_shell_gets_names_as_values_only() -> None:
         (LEAST.replace("to: new", "to: old"), ["p.yml:2: to: is the backend that users come from"]),
         (LEAST.replace("to: new", "to: hold"), ["p.yml:2: to: must be a backend; hold is for `park`"]),
         (LEAST.replace("reject", "rejekt"), ['p.yml:3: park: must be reject or hold, not "rejekt"']),
-        (LEAST + "block: [x]\n", ["p.yml:5: block: needs an `unblock`, or nobody who is put back gets at his mail"]),
+        (LEAST + "block: [x]\n", ["p.yml:5: block: needs an `unblock`, or nobody who is put back gets at their mail"]),
         (LEAST + "verify: '{user}'\n",
          ['p.yml:5: verify: must be an argument list, as [program, "{user}"], or a mapping with `command`']),
         (LEAST + "verify: {command: x}\n",
