@@ -77,8 +77,8 @@ def test_without_it_the_same_restart_defers(patient_stack: Stack, proxy: tuple[P
     away = Path(f"{stack.proxy_socket}.away")
     with flow.running():
         wait_until(lambda: flow.queue_ids, 30, "a first message")
+        stack.proxy_socket.rename(away)  # first, so that nobody is at it when the proxy goes
         assert process.stop(30) == 0
-        stack.proxy_socket.rename(away)
         wait_until(lambda: stack.postfix.lines("status=deferred"), 30, "Postfix defers")
         away.rename(stack.proxy_socket)
         process.start()
