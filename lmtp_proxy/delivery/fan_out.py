@@ -121,8 +121,9 @@ def _wait_for_first(
 ) -> tuple[list[Delivery], list[Delivery]]:
     """Wait a little for the first of those that were just asked; which of them have said something, and which have not.
 
-    Mostly it has the message's first recipient, before whom nobody can be answered. So no time is lost, and by then the
-    others have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the client.
+    Mostly it has the message's first recipient, before whom nobody can be answered. So no time is lost, and by then
+    the others have mostly spoken, too, although the loop may not have seen it: that saves a wait, and a write to the
+    client.
     """
     if before_wait is not None:
         before_wait()
