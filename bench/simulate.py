@@ -105,7 +105,7 @@ class Simulation:
         stream.select = Quiet()  # type: ignore[attr-defined, assignment]
         stream._switch = Hub.switch  # type: ignore[assignment]
         stream._deadlines.clear()
-        backend.BackendSession._connection = lambda _session: self._store()  # type: ignore[assignment, method-assign]
+        backend.BackendSession._connection = lambda _session, *_order: self._store()  # type: ignore[method-assign]
         self.number = 0
 
     def current(self) -> Generation:

@@ -29,6 +29,7 @@ from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
+    from lmtp_proxy.loop.resolve import SocketAddress
 
 _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
@@ -106,6 +107,8 @@ class BackendPool:
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
         self._timer: Any = None  # for the first kept session to expire
         self._retired = False
+        self._first: SocketAddress | None = None  # of the addresses of its name: it worked
+        self._last: SocketAddress | None = None  # it did not
         self._failure: BackendError | None = None  # while it is down
         self._retry_at = 0.0
         self._heard = -math.inf  # when a session was opened or a transaction ended well
@@ -192,13 +195,18 @@ class BackendPool:
         probing = self._probing = self._failure is not None
         began = time.monotonic()
         try:
-            session.start()
+            session.start(self._first, self._last)
         except BackendError as error:
+            if session.peer is not None:  # it took the connection, and nothing else: try the others before
+                self._first, self._last = None, session.peer
             self._failed(error, began)
             raise
         finally:
             if probing:
                 self._probing = False
+        self._first = session.peer
+        if self._last == session.peer:
+            self._last = None
         self.counts.connections += 1
         self._heard = time.monotonic()
         self.counts.connect.observe(self._heard - began)

@@ -11,12 +11,11 @@ import socket
 import time
 from _socket import socket as Socket
 from collections.abc import Sequence
-from ipaddress import ip_address
-
-import gevent
 
 from lmtp_proxy.backends.failure import BackendError, Failure, of_fault
-from lmtp_proxy.config.values import Backend, TcpAddress, UnixAddress
+from lmtp_proxy.config.values import Backend, UnixAddress
+from lmtp_proxy.loop.connect import connect, in_turn
+from lmtp_proxy.loop.resolve import SocketAddress, resolve
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
@@ -33,15 +32,12 @@ class _Utf8(str):
         return super().encode("utf-8", errors)
 
 
-def _connected(address: TcpAddress) -> socket.socket:
-    """A connection. No look-up for a number: gevent has few threads for that, and a dead DNS server takes them all."""
+def _connected(address: UnixAddress) -> Socket:
+    """Without waiting: a full backlog is EAGAIN, and a wait for room in it cannot be told from one for the dead."""
+    sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ip_address(address.host).version == 6 else socket.AF_INET
-    except ValueError:
-        return socket.create_connection((address.host, address.port))
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.connect((address.host, address.port))
+        sock.setblocking(False)
+        sock.connect(address.path)
     except BaseException:
         sock.close()
         raise
@@ -54,6 +50,7 @@ class BackendSession(smtplib.LMTP):
     Attributes:
         protocol: what is said on it, and how far that is.
         stream: None before `start` and after `close`.
+        peer: which address of its name it is connected to; None before, and on a unix socket.
         kept_until: while the pool keeps it (time.monotonic), else 0.
     """
 
@@ -63,6 +60,7 @@ class BackendSession(smtplib.LMTP):
         self.protocol = ClientProtocol()
         self.kept_until = 0.0
         self.stream: Stream | None = None
+        self.peer: SocketAddress | None = None
         self._deadline = 0.0  # of the step in hand, for the parts that smtplib drives
 
     def __repr__(self) -> str:
@@ -70,10 +68,15 @@ class BackendSession(smtplib.LMTP):
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Connect, read the greeting, LHLO, and AUTH where a user is configured. Raises BackendError."""
+    def start(self, first: SocketAddress | None = None, last: SocketAddress | None = None) -> None:
+        """Connect, read the greeting, LHLO, and AUTH where a user is configured. Raises BackendError.
+
+        Args:
+            first: of the addresses of its name, the one to try before the others.
+            last: the one to try after all others.
+        """
         try:
-            self.stream = Stream(self._connection())
+            self.stream = Stream(self._connection(first, last))
             self._deadline = time.monotonic() + self.backend.timeouts.greeting
             greeting = self.read_reply(self._deadline)
             if greeting.code != 220:
@@ -87,26 +90,16 @@ class BackendSession(smtplib.LMTP):
             self.close()
             raise
 
-    def _connection(self) -> Socket:
-        address, seconds = self.backend.address, self.backend.timeouts.connect
+    def _connection(self, first: SocketAddress | None, last: SocketAddress | None) -> Socket:
+        address = self.backend.address
         try:
             if isinstance(address, UnixAddress):
-                sock = Socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    # Without waiting: a full backlog is EAGAIN, and waiting for room in it cannot be told from waiting
-                    # for a dead backend.
-                    sock.setblocking(False)
-                    sock.connect(address.path)
-                except BaseException:
-                    sock.close()
-                    raise
-                return sock
-            address.host.encode("idna")  # as the resolver does in its thread, where gevent would print the error
-            # The timeout of create_connection is per address and leaves DNS out.
-            with gevent.Timeout(seconds, TimeoutError(f"no connection in {seconds:g} s")):
-                connected = _connected(address)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return Socket(connected.family, connected.type, connected.proto, connected.detach())
+                return _connected(address)
+            deadline = time.monotonic() + self.backend.timeouts.connect
+            addresses = in_turn(resolve(address.host, address.port, deadline), first, last)
+            sock, self.peer = connect(addresses, deadline)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
             raise BackendError(Failure.CONNECT, f"connect: {error}") from error
 

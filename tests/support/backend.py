@@ -26,6 +26,7 @@ class FakeBackend:
 
     "listening", "refused" (an address without a listener), "absent" (no socket file; refused on TCP) or
     "full" (its backlog is full). `script` may be exchanged at any time, or be a function of the connection's number.
+    `address`: of TCP; port 0 is any that is free.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class FakeBackend:
         peer: str = "listening",
         keep_body: bool = True,
         receive_buffer: int | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.script = script
         self.transport = transport
@@ -49,7 +51,8 @@ class FakeBackend:
         self.directory = tempfile.mkdtemp(prefix="lpb", dir="/tmp")
         os.chmod(self.directory, 0o755)
         self.path = os.path.join(self.directory, "s")
-        self._listener = socket.socket(socket.AF_UNIX if transport == "unix" else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._listener = socket.socket(socket.AF_UNIX if transport == "unix" else family)
         if receive_buffer is not None:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         if transport == "unix":
@@ -57,7 +60,10 @@ class FakeBackend:
                 self._listener.bind(self.path)
                 os.chmod(self.path, 0o777)
         else:
-            self._listener.bind(("127.0.0.1", 0))
+            if address[1]:  # it may have been somebody else's just before
+                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind(address)
+            self.host = address[0]
             self.port: int = self._listener.getsockname()[1]
         if peer == "full":
             self._listener.listen(0)
@@ -72,7 +78,7 @@ class FakeBackend:
     @property
     def config(self) -> dict[str, object]:
         """Keys of a `backends:` entry. No connection is kept: each transaction meets the script in force then."""
-        address = {"socket": self.path} if self.transport == "unix" else {"host": "127.0.0.1", "port": self.port}
+        address = {"socket": self.path} if self.transport == "unix" else {"host": self.host, "port": self.port}
         return {**address, "idle_timeout": 0}
 
     def transactions(self, sender: str | None = None) -> list[SeenTransaction]:

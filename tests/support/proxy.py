@@ -88,8 +88,9 @@ class ProxyProcess:
     """`bin/lmtp-proxy -c FILE` in the foreground, in a private directory.
 
     `config` is the whole file as nested mappings; `config.socket` and `config.pid` are added when missing. The log is
-    what it writes to stderr. Use as a context manager: it starts at entry, and leaving stops it and checks that the
-    log holds no traceback. `patience`: seconds in which a line of the log comes.
+    what it writes to stderr. `prefix`: a command that becomes the program, as env does. `patience`: seconds in which a
+    line of the log comes. Use as a context manager: it starts at entry, and leaving stops it and checks that the log
+    holds no traceback.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ProxyProcess:
         environment: Mapping[str, str] | None = None,
         directory: str | None = None,
         workers: int | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.directory = directory or tempfile.mkdtemp(prefix="lpp", dir="/tmp")
         os.chmod(self.directory, 0o755)
@@ -112,6 +114,7 @@ class ProxyProcess:
         self.workers = self._workers(workers)
         if self.workers > 1:
             self.config["config"].setdefault("workers", self.workers)
+        self._prefix = prefix
         self._environment = {**os.environ, **(environment or {})}
         self._log = Path(self.directory) / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -144,7 +147,12 @@ class ProxyProcess:
         """Starts the program without waiting for anything."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), *(arguments if arguments is not None else ("-c", self.config_path))],
+                [
+                    *self._prefix,
+                    sys.executable,
+                    str(PROGRAM),
+                    *(arguments if arguments is not None else ("-c", self.config_path)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
