@@ -28,9 +28,8 @@ class BackOff(enum.Enum):
     """Whether a backend to which no session could be opened is left alone for a while."""
 
     NEVER = enum.auto()
-    ALWAYS = enum.auto()
     IF_SLOW = enum.auto()
-    """Where the attempt took long, and the next one may again."""
+    """Where the attempt took long, and the next one may again. To ask one that refuses at once costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class Failure(enum.Enum):
     LOOKUP = Meaning("the table cannot be asked", say.LOOKUP_FAILED, "lookup")
     # There is no session.
     BUSY = Meaning("no place in time", say.BACKEND_BUSY)
-    CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.ALWAYS)
+    CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
     # Whenever it is talked to.
     SILENT = Meaning("no answer in time, or nothing taken in time", say.BACKEND_SILENT, back_off=BackOff.IF_SLOW)

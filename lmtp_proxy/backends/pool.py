@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmtp_proxy.loop.resolve import SocketAddress
 
 _log = logging.getLogger(__name__)
-# Seconds after an attempt to connect that failed, or that nobody answered, in which nobody else tries. Long enough that
+# Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
 
@@ -89,7 +89,7 @@ class BackendPool:
         backend: which; its `max_connections` are those of this process.
         hostname: what we call ourselves in LHLO.
         counts: may be those of an earlier pool.
-        down: the last attempt to open a session failed.
+        down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
         name, address: of the backend, for people.
     """
@@ -109,8 +109,10 @@ class BackendPool:
         self._retired = False
         self._first: SocketAddress | None = None  # of the addresses of its name: it worked
         self._last: SocketAddress | None = None  # it did not
-        self._failure: BackendError | None = None  # while it is down
+        self._failure: BackendError | None = None  # of an attempt that nobody answered
         self._retry_at = 0.0
+        times = backend.timeouts
+        self._slow = min(BACK_OFF, times.connect, times.greeting, times.command)  # an attempt that ends at a deadline
         self._heard = -math.inf  # when a session was opened or a transaction ended well
         self._probing = False
 
@@ -185,11 +187,11 @@ class BackendPool:
     def open(self, *, whatever: bool = False) -> BackendSession:
         """A new session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
 
-        While the backend is down, one attempt is made at a time, and none for some time after a failed one; `whatever`
+        After one that nobody answered, one attempt is made at a time, and none for some time after it; `whatever`
         happened before, for an operator who asks.
         """
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
-            why = f"{self._failure.reason} (it is down, and is tried again soon)"
+            why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
         session = _conversation()(self.backend, self.hostname)
         probing = self._probing = self._failure is not None
@@ -210,11 +212,9 @@ class BackendPool:
         self.counts.connections += 1
         self._heard = time.monotonic()
         self.counts.connect.observe(self._heard - began)
+        self._failure = None
         if self.down:
-            self.down = False
-            self.trouble = ""
-            self._failure = None
-            _log.warning("backend %s is up again", self)
+            self._is_up()
         if session.stream:
             session.stream.on_event = partial(self._stirred, session)
         return session
@@ -222,18 +222,23 @@ class BackendPool:
     def _failed(self, error: BackendError, began: float) -> None:
         self.counts.failures += 1
         self.trouble = error.reason
-        # A backend that answers others meanwhile is not dead, only full, perhaps. One that answers something else, or
-        # closes, keeps nobody waiting.
+        # A backend that answers others meanwhile is not dead, only full, perhaps. One that refuses, answers something
+        # else, or closes, keeps nobody waiting.
         now = time.monotonic()
         lasted = now - began
         answers = now - self._heard < max(BACK_OFF, lasted)
         back_off = error.failure.value.back_off
-        waits = back_off is BackOff.ALWAYS or (back_off is BackOff.IF_SLOW and lasted >= BACK_OFF)
+        waits = back_off is BackOff.IF_SLOW and lasted >= self._slow
         self._failure = error if waits and not answers else None
         self._retry_at = now + BACK_OFF
-        if not self.down:
+        if not self.down and not (answers and self._taken > 1):
             self.down = True
             _log.warning("backend %s is down: %s", self, error.reason)
+
+    def _is_up(self) -> None:
+        self.down = False
+        self.trouble = ""
+        _log.warning("backend %s is up again", self)
 
     def reopen(self, session: BackendSession) -> BackendSession:
         """A new session in the place of one that had died before it was used again. Raises BackendError."""
@@ -249,6 +254,8 @@ class BackendPool:
         counts against the limit it has itself.
         """
         now = self._heard = time.monotonic()
+        if self.down:
+            self._is_up()
         if session.unread():
             self.discard(session)
         elif self._retired or not self.backend.idle_timeout:

@@ -108,7 +108,9 @@ class FakeBackend:
             self.connections.clear()
 
     def stop(self) -> None:
-        """Closes everything and waits for the threads."""
+        """Closes everything and waits for the threads. May be called again."""
+        if self._stopping:
+            return
         self._stopping = True
         if self._acceptor is not None:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()

@@ -63,7 +63,7 @@ def test_only_a_backend_that_has_left_is_asked_again() -> None:
 def test_who_keeps_others_waiting_is_left_alone_for_a_while() -> None:
     alone = {failure: failure.value.back_off for failure in Failure if failure.value.back_off is not BackOff.NEVER}
     assert alone == {
-        Failure.CONNECT: BackOff.ALWAYS, Failure.SILENT: BackOff.IF_SLOW, Failure.GONE: BackOff.IF_SLOW,
+        Failure.CONNECT: BackOff.IF_SLOW, Failure.SILENT: BackOff.IF_SLOW, Failure.GONE: BackOff.IF_SLOW,
     }  # fmt: skip
 
 

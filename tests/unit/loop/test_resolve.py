@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Look-ups with a scripted resolver: shared, each in a thread of its own, waited for no longer than wanted."""
 
+import _thread
 import socket
 import threading
 import time
@@ -102,7 +103,7 @@ def test_without_a_thread_it_is_an_error_of_this_one(resolver: Resolver, monkeyp
     def none_left(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(module._thread, "start_new_thread", none_left)
+    monkeypatch.setattr(_thread, "start_new_thread", none_left)
     with pytest.raises(OSError, match="no thread"):
         resolve("store", 24, soon())
     assert not module._under_way
