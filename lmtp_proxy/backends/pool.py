@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
+# Seconds between two attempts at a backend that is being restarted.
+_RESTARTING = 0.2
 
 
 _RECIPIENTS = Family(
@@ -193,16 +195,10 @@ class BackendPool:
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
-        session = _conversation()(self.backend, self.hostname)
         probing = self._probing = self._failure is not None
         began = time.monotonic()
         try:
-            session.start(self._first, self._last)
-        except BackendError as error:
-            if session.peer is not None:  # it took the connection, and nothing else: try the others before
-                self._first, self._last = None, session.peer
-            self._failed(error, began)
-            raise
+            session = self._started()
         finally:
             if probing:
                 self._probing = False
@@ -218,6 +214,25 @@ class BackendPool:
         if session.stream:
             session.stream.on_event = partial(self._stirred, session)
         return session
+
+    def _started(self) -> BackendSession:
+        """A new session; a backend that is being restarted is asked for one until it is back. Raises BackendError."""
+        while True:
+            session = _conversation()(self.backend, self.hostname)
+            began = time.monotonic()
+            try:
+                session.start(self._first, self._last)
+            except BackendError as error:
+                if session.peer is not None:  # it took the connection, and nothing else: try the others before
+                    self._first, self._last = None, session.peer
+                now = time.monotonic()
+                refused = error.failure is Failure.CONNECT and now - began < self._slow
+                if not refused or now + _RESTARTING - self._heard >= self.backend.restart_grace:
+                    self._failed(error, began)
+                    raise
+                gevent.sleep(_RESTARTING)
+            else:
+                return session
 
     def _failed(self, error: BackendError, began: float) -> None:
         self.counts.failures += 1

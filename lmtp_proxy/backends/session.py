@@ -20,6 +20,7 @@ from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
 
+_UNKNOWN_COMMAND = (500, 502)  # RFC 5321 section 4.2.4
 _LEAVE_TAKING = 2.0  # seconds
 
 
@@ -106,7 +107,8 @@ class BackendSession(smtplib.LMTP):
     def _lhlo(self) -> None:
         code, text = self.ehlo()
         if code != 250:
-            raise BackendError(Failure.ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
+            what = f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}"
+            raise BackendError(Failure.ODD, what + "; is it an SMTP server?" * (code in _UNKNOWN_COMMAND))
         self.protocol.offers(self.esmtp_features)
 
     def _authenticate(self, user: str, password: str) -> None:

@@ -41,6 +41,7 @@ _SECONDS_MAX: dict[str, tuple[int, str]] = {
     "client_idle": (86400, "a day"),
     "shutdown": (3600, "an hour"),
     "idle_timeout": (86400, "a day"),
+    "restart_grace": (60, "a client waits meanwhile"),
     "hold_timeout": (290, "Postfix waits 300 s for the reply to RCPT"),
 }
 WORKERS_MAX = 64  # processes; more than one for each core are of no use

@@ -102,7 +102,9 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One store. user and password are both None or both text. idle_timeout: seconds, 0 to keep no connection."""
+    """One store. user and password are both None or both text. idle_timeout: seconds, 0 to keep no connection.
+    restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for never.
+    """
 
     name: str
     address: Address
@@ -111,6 +113,7 @@ class Backend:
     max_connections: int = 20
     idle_timeout: float = 30.0
     timeouts: Timeouts = Timeouts()
+    restart_grace: float = 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def test_a_store_that_refused_gets_the_next_mail(refuse: Refuse, before: int) ->
         backend = opened.enter_context(FakeBackend())
         home = backend.directory
         config = config_of({"a": backend}, timeouts=TIMEOUTS)
-        # GRACE
+        config["backends"]["a"]["restart_grace"] = 0  # type: ignore[index]
         proxy = opened.enter_context(ProxyProcess(config, workers=1))
         os.rename(backend.path, backend.path + ".kept")
         with ExitStack() as refusing:

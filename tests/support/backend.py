@@ -60,8 +60,7 @@ class FakeBackend:
                 self._listener.bind(self.path)
                 os.chmod(self.path, 0o777)
         else:
-            if address[1]:  # it may have been somebody else's just before
-                self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may have one at its port after it
             self._listener.bind(address)
             self.host = address[0]
             self.port: int = self._listener.getsockname()[1]

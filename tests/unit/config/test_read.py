@@ -173,7 +173,7 @@ config:
   receipts: /var/lib/receipts
   trusted: [192.0.2.0/24, "::1"]
 backends:
-  old: {socket: /run/old, idle_timeout: 12}
+  old: {socket: /run/old, idle_timeout: 12, restart_grace: 0}
   new:
     host: store.example.org
     port: 2003
@@ -219,7 +219,7 @@ users:
         receipts="/var/lib/receipts",
         trusted=(ip_network("192.0.2.0/24"), ip_network("::1/128")),
         backends={
-            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts),
+            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts, 0.0),
             "new": Backend(
                 *("new", TcpAddress("store.example.org", 2003), "admin", "pässword ", 3, 0.0),
                 dataclasses.replace(timeouts, command=5),
@@ -579,6 +579,11 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
         (
             ["socket: /a", "idle_timeout: 86401"],
             ["6: backends.b.idle_timeout: must be more than 0 and at most 86400 (a day)"],
+        ),
+        (["socket: /a", "restart_grace: -1"], [f'6: backends.b.restart_grace: {SECONDS}"-1"']),
+        (
+            ["socket: /a", "restart_grace: 61"],
+            ["6: backends.b.restart_grace: must be more than 0 and at most 60 (a client waits meanwhile)"],
         ),
         (["socket: /a", "pasword_file: x"], ["6: backends.b.pasword_file: unknown key, did you mean password_file?"]),
         (["socket: /a", "timeouts: {client_idle: 3}"], ["6: backends.b.timeouts.client_idle: unknown key"]),
