@@ -21,7 +21,7 @@ class Retry(enum.Enum):
 
     NEVER = enum.auto()
     IF_UNHEARD = enum.auto()
-    """On a connection that served an earlier transaction, and has said nothing in this one: its backend had left."""
+    """On a connection that served an earlier transaction, and has said nothing in this one: it was dead before."""
 
 
 class BackOff(enum.Enum):
@@ -66,7 +66,12 @@ class Failure(enum.Enum):
     CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
     # Whenever it is talked to.
-    SILENT = Meaning("no answer in time, or nothing taken in time", say.BACKEND_SILENT, back_off=BackOff.IF_SLOW)
+    SILENT = Meaning(
+        "no answer in time, or nothing taken in time",
+        say.BACKEND_SILENT,
+        retry=Retry.IF_UNHEARD,
+        back_off=BackOff.IF_SLOW,
+    )
     GONE = Meaning(
         "the connection is closed or broken",
         say.BACKEND_SILENT,

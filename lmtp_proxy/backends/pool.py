@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
+# Seconds after which a session without an answer is looked at: whether what was sent has arrived at all. By then TCP
+# has sent it four times.
+_FIRST_LOOK = 5.0
 # Seconds between two attempts at a backend that is being restarted.
 _RESTARTING = 0.2
 
@@ -94,6 +97,7 @@ class BackendPool:
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
         name, address: of the backend, for people.
+        first_look: seconds after which a session without an answer is looked at.
     """
 
     def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:
@@ -114,6 +118,7 @@ class BackendPool:
         self._failure: BackendError | None = None  # of an attempt that nobody answered
         self._retry_at = 0.0
         times = backend.timeouts
+        self.first_look = min(_FIRST_LOOK, times.command / 2)
         self._slow = min(BACK_OFF, times.connect, times.greeting, times.command)  # an attempt that ends at a deadline
         self._heard = -math.inf  # when a session was opened or a transaction ended well
         self._probing = False
@@ -255,6 +260,18 @@ class BackendPool:
         self.trouble = ""
         _log.warning("backend %s is up again", self)
 
+    def condemn(self, since: float) -> None:
+        """A kept session was dead, and nobody had said so: those that were kept before it are, too.
+
+        since: it was heard of before (time.monotonic).
+        """
+        self._condemn([session for session in self._kept if session.kept_until - self.backend.idle_timeout < since])
+
+    def _condemn(self, sessions: Sequence[BackendSession]) -> None:
+        _log.warning("backend %s: a kept connection has died without a word; so may %d others", self, len(sessions))
+        for session in sessions:
+            self._close(self._unkeep(session))
+
     def reopen(self, session: BackendSession) -> BackendSession:
         """A new session in the place of one that had died before it was used again. Raises BackendError."""
         session.close()
@@ -338,8 +355,9 @@ class BackendPool:
     def _stirred(self, session: BackendSession) -> None:
         """Runs in the hub: something came while nobody waited for it; a kept session has nothing to say."""
         if session.kept_until:
-            self._unkeep(session)
-            self._close(session)
+            if session.lost:
+                self._condemn(self._kept[: self._kept.index(session)])
+            self._close(self._unkeep(session))
 
     def _set_timer(self, seconds: float) -> None:
         self._timer = gevent.get_hub().loop.timer(seconds)

@@ -172,9 +172,9 @@ class Delivery:
         if octets:
             self.state = _ASKED
             now = time.monotonic()
-            patience = self.pool.backend.timeouts.command
-            self._latest = now + _ENVELOPE * patience
-            self.deadline = now + patience
+            pool = self.pool
+            self._latest = now + _ENVELOPE * pool.backend.timeouts.command
+            self.deadline = now + pool.first_look
             session.put(octets)
 
     def _may_take(self, destination: Destination) -> bool:
@@ -208,7 +208,7 @@ class Delivery:
         while protocol.expected:
             replies = session.replies()
             if not replies:
-                return self._in_time("no answer in time")
+                return self._unheard(session)
             if isinstance(replies, KnownReplies) and replies.accepted and len(replies) == len(self._asked) + 2:
                 # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
                 self.rcpt_replies = replies.accepted
@@ -234,6 +234,16 @@ class Delivery:
         if self._asked:
             self._answer_asked()
         return True
+
+    def _unheard(self, session: BackendSession) -> bool:
+        """As `_in_time`. At the first look a kept session may turn out to be dead, long before its time is up."""
+        due = self._latest - (_ENVELOPE - 1) * self.pool.backend.timeouts.command
+        if self.deadline < due < math.inf and time.monotonic() >= self.deadline:
+            if session.protocol.stale and session.lost:
+                raise BackendError(Failure.SILENT, "what it was sent does not arrive")
+            self.deadline = due
+            return False
+        return self._in_time("no answer in time")
 
     def _take(self, session: BackendSession, replies: Sequence[Reply]) -> None:
         said = self.rcpt_replies = [*self.rcpt_replies]
@@ -286,6 +296,8 @@ class Delivery:
         session = self.session
         if session is not None and error.failure.value.retry is Retry.IF_UNHEARD and session.protocol.stale:
             data_follows = session.protocol.asks_for_data
+            if error.failure is Failure.SILENT or session.lost:
+                self.pool.condemn(self._latest - _ENVELOPE * self.pool.backend.timeouts.command)
             try:
                 self._send_envelope(self._replaced(session), data_follows)
                 return self.state is not _ASKED and self.advance()

@@ -10,9 +10,11 @@ who waits looks at the clock.
 import math
 import select
 import time
-from _socket import MSG_PEEK
+from _socket import AF_UNIX, MSG_PEEK
 from _socket import socket as Socket
 from collections.abc import Callable, Sequence
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any, TypeAlias
 
 from gevent import get_hub
@@ -268,6 +270,12 @@ class Stream:
                 self._writes = self._loop.io(self._sock.fileno(), _WRITE)
             self._writes.start(self._writable)
         return sent
+
+    def undelivered(self) -> bool:
+        """Whether the peer's host has not acknowledged all that was sent; on a unix socket always False."""
+        if self._sock.family == AF_UNIX:
+            return False
+        return ioctl(self._sock.fileno(), TIOCOUTQ, b"\0\0\0\0") != b"\0\0\0\0"
 
     def keep(self, octets: bytes | memoryview) -> None:
         """Send what the last `send` left, or a part of it, as soon as there is room; `full` until it is out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -250,13 +250,36 @@ def test_one_that_has_said_something_is_not_replaced() -> None:
         assert len(backend.connections) == 1
 
 
-def test_silence_is_not_death() -> None:
+def test_silence_may_be_death_and_is_asked_once_more_on_a_fresh_connection() -> None:
+    """Something between the two still takes what is sent, and nobody is behind it any more."""
     with site(second_mail(Hang()), HEALTHY) as (proxy, backend):
         assert codes(deliver(proxy)) == [250]
         began = time.monotonic()
-        assert codes(deliver(proxy)) == [451]
+        assert codes(deliver(proxy)) == [250]
         assert 0.9 < time.monotonic() - began < SOON
-        assert len(backend.connections) == 1
+        assert len(backend.connections) == 2
+    with site(second_mail(Hang()), Script(mail=(Hang(),))) as (proxy, backend):
+        assert codes(deliver(proxy)) == [250]
+        assert codes(deliver(proxy)) == [451]
+        assert len(backend.connections) == 2
+
+
+def test_one_that_is_silent_condemns_those_kept_before_it() -> None:
+    with site(*[second_mail(Hang())] * 4, HEALTHY) as (proxy, backend):
+        with ExitStack() as clients:
+            for outcome, client in [
+                (client.envelope("s@x", ["u@a"]), client)
+                for client in (clients.enter_context(proxy.client()) for _ in range(4))
+            ]:
+                client.finals_after(outcome, b"x\r\n.\r\n")
+        assert len(backend.connections) == 4
+        assert codes(deliver(proxy)) == [250]
+        assert backend.wait_closed(4)
+        began = time.monotonic()
+        assert codes(deliver(proxy)) == [250]
+        assert time.monotonic() - began < 0.9
+        assert len(backend.connections) == 5
+        assert "a kept connection has died without a word; so may 3 others" in proxy.log()
 
 
 def test_one_that_died_and_has_no_successor_delays_no_other_backend() -> None:

@@ -80,6 +80,11 @@ class FakeBackend:
         address = {"socket": self.path} if self.transport == "unix" else {"host": self.host, "port": self.port}
         return {**address, "idle_timeout": 0}
 
+    def peers(self) -> list[int]:
+        """The ports of those who are connected over TCP."""
+        with self._changed:
+            return [sock.getpeername()[1] for sock in self._live]
+
     def transactions(self, sender: str | None = None) -> list[SeenTransaction]:
         """Transactions of all connections in the order they began; only those of `sender` when given."""
         with self._changed:

@@ -301,3 +301,16 @@ def test_a_thousand_waits_cost_one_timer() -> None:
     assert len(due) == 1 and not any(each._waiter for each in deadlines.streams)
     stream.close()
     peer.close()
+
+
+def test_what_the_peers_host_has_not_acknowledged_is_known(connected: Pair) -> None:
+    """Of TCP: a unix socket has no host between. What is not read, but was taken, is delivered."""
+    stream, peer = connected
+    assert not stream.undelivered()
+    stream.send(b"x")
+    time.sleep(0.05)
+    assert not stream.undelivered()
+    tcp = peer.family == socket.AF_INET
+    while not stream.full:
+        stream.send(b"x" * 65536)
+    assert stream.undelivered() is tcp
