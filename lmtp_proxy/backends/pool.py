@@ -97,6 +97,7 @@ class BackendPool:
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
         name, address: of the backend, for people.
+        patience: seconds for one reply.
         first_look: seconds after which a session without an answer is looked at.
     """
 
@@ -118,6 +119,7 @@ class BackendPool:
         self._failure: BackendError | None = None  # of an attempt that nobody answered
         self._retry_at = 0.0
         times = backend.timeouts
+        self.patience = times.command
         self.first_look = min(_FIRST_LOOK, times.command / 2)
         self._slow = min(BACK_OFF, times.connect, times.greeting, times.command)  # an attempt that ends at a deadline
         self._heard = -math.inf  # when a session was opened or a transaction ended well

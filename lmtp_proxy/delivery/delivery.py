@@ -173,7 +173,7 @@ class Delivery:
             self.state = _ASKED
             now = time.monotonic()
             pool = self.pool
-            self._latest = now + _ENVELOPE * pool.backend.timeouts.command
+            self._latest = now + _ENVELOPE * pool.patience
             self.deadline = now + pool.first_look
             session.put(octets)
 
@@ -237,7 +237,7 @@ class Delivery:
 
     def _unheard(self, session: BackendSession) -> bool:
         """As `_in_time`. At the first look a kept session may turn out to be dead, long before its time is up."""
-        due = self._latest - (_ENVELOPE - 1) * self.pool.backend.timeouts.command
+        due = self._latest - (_ENVELOPE - 1) * self.pool.patience
         if self.deadline < due < math.inf and time.monotonic() >= self.deadline:
             if session.protocol.stale and session.lost:
                 raise BackendError(Failure.SILENT, "what it was sent does not arrive")
@@ -297,7 +297,7 @@ class Delivery:
         if session is not None and error.failure.value.retry is Retry.IF_UNHEARD and session.protocol.stale:
             data_follows = session.protocol.asks_for_data
             if error.failure is Failure.SILENT or session.lost:
-                self.pool.condemn(self._latest - _ENVELOPE * self.pool.backend.timeouts.command)
+                self.pool.condemn(self._latest - _ENVELOPE * self.pool.patience)
             try:
                 self._send_envelope(self._replaced(session), data_follows)
                 return self.state is not _ASKED and self.advance()
