@@ -91,9 +91,8 @@ def is_plain(text: str) -> bool:
 
 
 def _domain(domain: str) -> str:
+    domain = domain.rstrip(".") or domain
     folded = domain.lower()
-    if folded[-1:] == "." and folded != ".":
-        domain, folded = domain[:-1], folded[:-1]
     if is_plain(folded):
         return folded
     labels = [_u_label(label) if label.startswith(_ACE) else label for label in _lower(domain).split(".")]

@@ -86,7 +86,7 @@ def test_the_control_socket_says_no(stage: Stage) -> None:
 def other(tmp_path: Path) -> Path:
     """A checkout with another version; of it there is what the bench needs, and no more."""
     for part in ("bin", "lmtp_proxy"):
-        shutil.copytree(ROOT.parent / part, tmp_path / "other" / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, tmp_path / "other" / part, ignore=shutil.ignore_patterns("__pycache__"))
     first = tmp_path / "other" / "lmtp_proxy" / "__init__.py"
     text, count = re.subn(r'__version__ = ".*"', '__version__ = "0.0.77"', first.read_text("utf-8"))
     assert count == 1
