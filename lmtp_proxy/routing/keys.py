@@ -91,7 +91,8 @@ def is_plain(text: str) -> bool:
 
 
 def _domain(domain: str) -> str:
-    domain = domain.rstrip(".") or domain
+    if domain.endswith(".") and domain[-2:-1] not in ("", "."):  # two are no domain, and stay what they are
+        domain = domain[:-1]
     folded = domain.lower()
     if is_plain(folded):
         return folded
