@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 import gevent
 
-from lmtp_proxy.backends.failure import BackendError, Failure, of_fault
+from lmtp_proxy.backends.failure import BackendError, Failure, of_fault, of_lhlo
 from lmtp_proxy.config.values import Backend, TcpAddress, UnixAddress
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
@@ -113,7 +113,7 @@ class BackendSession(smtplib.LMTP):
     def _lhlo(self) -> None:
         code, text = self.ehlo()
         if code != 250:
-            raise BackendError(Failure.ODD, f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}")
+            raise of_lhlo(code, text.decode("utf-8", "backslashreplace"))
         self.protocol.offers(self.esmtp_features)
 
     def _authenticate(self, user: str, password: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError, Failure, Retry, judge
+from lmtp_proxy.backends.failure import BAD_PARAMETER, BackendError, Failure, Retry, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.generations.destination import Destination
@@ -243,7 +243,11 @@ class Delivery:
             elif command is _TO_DATA:
                 self._take_data_reply(session, reply)
             else:
-                judge(command, reply)
+                judge(command, reply, parameters=reply.code == BAD_PARAMETER and self._mail_had_parameters(session))
+
+    def _mail_had_parameters(self, session: BackendSession) -> bool:
+        mail_command = self._envelope.mail_command
+        return mail_command(session.protocol.offered) != mail_command(())
 
     def _take_data_reply(self, session: BackendSession, reply: Reply) -> None:
         """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
@@ -252,9 +256,12 @@ class Delivery:
         """
         if self.accepted or any(said.positive for said in self.rcpt_replies):
             if reply.code != 354:
-                if reply.negative and self._asked:
-                    self._answer_asked()  # accepted, all the same
-                judge(_TO_DATA, reply)
+                try:
+                    judge(_TO_DATA, reply)
+                except BackendError as error:
+                    if error.failure is Failure.REFUSED and self._asked:
+                        self._answer_asked()  # accepted, all the same
+                    raise
             self.state = _DATA
             self._commit.data_begun()
         elif not reply.negative:
