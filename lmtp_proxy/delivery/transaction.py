@@ -99,6 +99,11 @@ class Transaction:
         recipients = len(self._accepted) + len(self.new)
         return TransactionSummary(self._step, self._envelope.path, recipients, self._message.size)
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Others wait for a place at a backend where this one has one."""
+        return any(not delivery.over and delivery.pool.waiting for delivery in self._deliveries.values())
+
     # --- envelope ----------------------------------------------------------------------------------------------------
 
     def add(self, recipients: Iterable[Recipient], plain: Sequence[bytes] = ()) -> Generation:

@@ -251,7 +251,7 @@ class ClientProtocol:
             self.state = _READY
         elif expected[-1] is _DATA and replies[-1].code == 354:
             self.state = _IN_DATA
-        elif last is Command.RSET and replies[-1].positive:
+        elif expected[-1] is Command.RSET and replies[-1].positive:
             self.state = _READY
         return replies
 

@@ -148,6 +148,7 @@ AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for i
 
 # --- the client's connection -----------------------------------------------------------------------------------------
 IDLE_TOO_LONG = _own(421, "4.4.2 Idle for too long, closing connection")
+TOO_SLOW = _own(421, "4.4.2 The message came for too long or too slowly, closing connection")
 INTERNAL_ERROR_CLOSING = _own(421, "4.3.0 Internal error, closing connection")
 SHUTTING_DOWN = _own(421, "4.3.2 lmtp-proxy is shutting down, try again")
 NOT_ALLOWED = _own(421, "4.7.1 Your address may not deliver here")  # 5xx: Exim, Sendmail and Haraka bounce at once

@@ -38,6 +38,7 @@ PROMISED = {
     "TOO_MANY_ERRORS": (421, None),
     "SIZE_TOO_BIG": (552, "5.3.4"),
     "AMBIGUOUS_DATA": (550, "5.6.0"),
+    "TOO_SLOW": (421, "4.4.2"),
     "IDLE_TOO_LONG": (421, None),
     "SHUTTING_DOWN": (421, None),
     "NOT_ALLOWED": (421, "4.7.1"),
