@@ -7,6 +7,7 @@ and decides nothing about mail. An error of ours costs the transaction, not the 
 
 import logging
 import random
+import select
 import time
 from _socket import MSG_MORE
 from _socket import socket as Socket
@@ -114,7 +115,7 @@ class Session:
         self._connected = time.monotonic()
         self._earliest_dot = 0.0
         self._clock: DotClock | None = None  # where more came than what the client was waited for
-        self._client = Client(self.name, self._protocol.reply, self._flush, peer)
+        self._client = Client(self.name, self._protocol.reply, self._flush, peer, self._is_gone)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
         self._committing = False
@@ -340,6 +341,20 @@ class Session:
         if transaction is not None:
             self._parts.tallies.aborted += 1
             transaction.abort(why)
+
+    def _is_gone(self) -> bool:
+        """Whether the client hears no reply any more, as far as can be known: over TCP it may only have said its last.
+
+        So one that has said QUIT still listens, unless its connection is closed in both directions.
+        """
+        stream = self._stream
+        if not (stream.ended or self._lost):
+            return False
+        if self._lost or stream.error is not None:
+            return True
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # POLLHUP and POLLERR
+        return bool(poll.poll(0)) or not self._protocol.quit_is_among(stream.received)
 
     # --- octets ------------------------------------------------------------------------------------------------------
 
