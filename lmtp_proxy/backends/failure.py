@@ -65,6 +65,7 @@ class Failure(enum.Enum):
     BUSY = Meaning("no place in time", say.BACKEND_BUSY)
     CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
+    MISUNDERSTOOD = Meaning("it does not take a command or parameter of ours", say.BACKEND_MISUNDERSTANDS, alarm=True)
     # Whenever it is talked to.
     SILENT = Meaning(
         "no answer in time, or nothing taken in time",
@@ -130,22 +131,38 @@ _OF_FAULT: Mapping[Fault, Failure] = {
 }
 
 
+# 5xx about our conversation, not about the mail: passed on, they would bounce all mail of that backend for a mistake of
+# ours or of an administrator (RFC 5321 section 4.2.4; RFC 4954 section 6: 530 may answer any command).
+_ABOUT_US: Mapping[int, Failure] = {
+    **dict.fromkeys((500, 502, 503, 504), Failure.MISUNDERSTOOD),
+    **dict.fromkeys((530, 534, 535, 538), Failure.AUTH),
+}
+
+
 def of_fault(error: RemoteProtocolError) -> BackendError:
     """What it means that the conversation cannot go on."""
     reply = error.reply
     if error.fault is Fault.EARLY and reply is not None and reply.negative:
         # The backend's early verdict on the message; anywhere else nobody knows what an unasked reply answers.
-        return BackendError(Failure.REFUSED, str(error), reply)
+        failure = _ABOUT_US.get(reply.code, Failure.REFUSED)
+        return BackendError(failure, str(error), reply if failure is Failure.REFUSED else None)
     return BackendError(_OF_FAULT[error.fault], str(error))
+
+
+def of_lhlo(code: int, text: str) -> BackendError:
+    """What a reply to LHLO that is no 250 means."""
+    hint = "; is it an SMTP server?" if code in _UNKNOWN_COMMAND else ""
+    return BackendError(_ABOUT_US.get(code, Failure.ODD), f"LHLO: {code} {text}{hint}")
+
+
+_UNKNOWN_COMMAND = (500, 502)  # RFC 5321 section 4.2.4
 
 
 # What a reply means, by command and code or class; None: the conversation goes on.
 _OF_CODE: Mapping[Command, Mapping[int, Failure | None]] = {
-    # "Authenticate first": a 5xx of these would bounce mail for a mistake in our configuration. Cyrus says 430; the
-    # others are RFC 4954 section 6.
-    Command.MAIL: dict.fromkeys((430, 530, 534, 535, 538), Failure.AUTH),
-    Command.RCPT: {},
-    Command.DATA: {354: None},
+    Command.MAIL: {430: Failure.AUTH, **_ABOUT_US},  # as Cyrus says it
+    Command.RCPT: _ABOUT_US,
+    Command.DATA: {354: None, **_ABOUT_US},
     Command.FINAL_DOT: {},
 }
 _OF_CLASS: Mapping[Command, Mapping[int, Failure | None]] = {
@@ -154,20 +171,33 @@ _OF_CLASS: Mapping[Command, Mapping[int, Failure | None]] = {
     Command.DATA: {2: Failure.ODD, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
     Command.FINAL_DOT: {2: None, 3: Failure.ODD, 4: None, 5: None},
 }
+BAD_PARAMETER = 555  # RFC 5321 section 4.1.1.11
 
 
-def judge(command: Command, reply: Reply) -> Reply:
-    """The reply, where the conversation goes on; else raises BackendError with what its recipients get."""
+def judge(command: Command, reply: Reply, *, parameters: bool = False) -> Reply:
+    """The reply, where the conversation goes on; else raises BackendError with what its recipients get.
+
+    parameters: the command had some, beside the path.
+    """
     code = reply.code
     failure = _OF_CODE[command].get(code, _OF_CLASS[command][code // 100])
-    if failure is None:
+    if code == BAD_PARAMETER and parameters:
+        failure = Failure.MISUNDERSTOOD
+    if failure is None or (code == 504 and command is Command.RCPT and _is_about_address(reply)):
         return reply
     if failure is Failure.REFUSED:
         raise BackendError(failure, f"in reply to {command.value}", reply)
     raise BackendError(failure, f"{_JUDGED[failure]} {command.value}: {reply}")
 
 
+def _is_about_address(reply: Reply) -> bool:
+    """As Postfix has it for a recipient without a domain: `504 5.5.2 <u>: need fully-qualified address`."""
+    enhanced = reply.enhanced or ""
+    return enhanced == "5.5.2" or enhanced.startswith("5.1.")
+
+
 _JUDGED: Mapping[Failure, str] = {
     Failure.AUTH: "it wants authentication, in reply to",
+    Failure.MISUNDERSTOOD: "it does not take what we say, in reply to",
     Failure.ODD: "impossible reply to",
 }

@@ -65,6 +65,9 @@ class Counts:
         Family("backend_uncertain_recipients", "Of the deferred recipients, those whose message may be stored."),
         in_status=True,
     )
+    unheard: int = counter(
+        Family("backend_unheard_recipients", "Delivered, but the client had gone before the reply: a copy may follow.")
+    )
     octets: int = counter(
         Family("backend_sent_message_bytes", "Octets of messages that were sent to the backend."), in_status=True
     )

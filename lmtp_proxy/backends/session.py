@@ -12,7 +12,7 @@ import time
 from _socket import socket as Socket
 from collections.abc import Sequence
 
-from lmtp_proxy.backends.failure import BackendError, Failure, of_fault
+from lmtp_proxy.backends.failure import BackendError, Failure, of_fault, of_lhlo
 from lmtp_proxy.config.values import Backend, UnixAddress
 from lmtp_proxy.loop.connect import connect, in_turn
 from lmtp_proxy.loop.resolve import SocketAddress, resolve
@@ -20,7 +20,6 @@ from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
 
-_UNKNOWN_COMMAND = (500, 502)  # RFC 5321 section 4.2.4
 _PROBES = 10.0  # seconds between two of TCP's own, while nothing is said
 _LEAVE_TAKING = 2.0  # seconds
 
@@ -123,8 +122,7 @@ class BackendSession(smtplib.LMTP):
     def _lhlo(self) -> None:
         code, text = self.ehlo()
         if code != 250:
-            what = f"LHLO: {code} {text.decode('utf-8', 'backslashreplace')}"
-            raise BackendError(Failure.ODD, what + "; is it an SMTP server?" * (code in _UNKNOWN_COMMAND))
+            raise of_lhlo(code, text.decode("utf-8", "backslashreplace"))
         self.protocol.offers(self.esmtp_features)
 
     def _authenticate(self, user: str, password: str) -> None:

@@ -7,6 +7,7 @@ and decides nothing about mail. An error of ours costs the transaction, not the 
 
 import logging
 import random
+import select
 import time
 from _socket import MSG_MORE
 from _socket import socket as Socket
@@ -18,6 +19,7 @@ from typing import Any
 import gevent
 from greenlet import getcurrent, greenlet
 
+from lmtp_proxy.clients.pace import OVER, Pace
 from lmtp_proxy.clients.refusals import RefusalLog
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
 from lmtp_proxy.config.values import Config
@@ -76,6 +78,10 @@ class _StopNow(BaseException):
     """Raised in a session that has to end. No Exception, for the reason that ClientGone is none."""
 
 
+class _TooSlow(Exception):
+    """The message is given up; why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """What all sessions of the process share."""
@@ -109,7 +115,7 @@ class Session:
         self._connected = time.monotonic()
         self._earliest_dot = 0.0
         self._clock: DotClock | None = None  # where more came than what the client was waited for
-        self._client = Client(self.name, self._protocol.reply, self._flush, peer)
+        self._client = Client(self.name, self._protocol.reply, self._flush, peer, self._is_gone)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
         self._committing = False
@@ -118,6 +124,9 @@ class Session:
         self._stop_timer: Any = None
         self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
         self._waits_until = 0.0  # for the client, as it began to wait last
+        self._longest = config.timeouts.message
+        self._slow_from = 0.0  # a message that still comes then is looked at more closely
+        self._pace: Pace | None = None  # of such a one
         self._internal_errors = 0
         self._refusals: RefusalLog | None = None  # until there is one
 
@@ -251,14 +260,16 @@ class Session:
 
     def _mail(self, event: MailCommand) -> None:
         self._may_begin_until = 0.0
-        self._idle = self._parts.current().config.timeouts.client_idle
+        timeouts = self._parts.current().config.timeouts
+        self._idle, self._longest = timeouts.client_idle, timeouts.message
         self._transaction = Transaction(self._client, event.envelope, self._parts, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
         envelope, paths = event
         self._may_begin_until = 0.0
         transaction = self._transaction = Transaction(self._client, envelope, self._parts, self._parking)
-        self._idle = transaction.add((), paths).config.timeouts.client_idle
+        timeouts = transaction.add((), paths).config.timeouts
+        self._idle, self._longest = timeouts.client_idle, timeouts.message
         self._answer_recipients(transaction, True)
         if self._protocol.take_data():
             self._start_data(transaction)
@@ -283,7 +294,9 @@ class Session:
         finally:
             self._watch.waiting = None
             self._protocol.start_data()
-            self._earliest_dot, self._clock = time.monotonic(), None
+            began = time.monotonic()
+            self._earliest_dot, self._clock = began, None
+            self._slow_from, self._pace = began + min(OVER, self._longest / 4), None
 
     def _octets(self, event: MessageOctets) -> None:
         if self._transaction is None:
@@ -329,13 +342,40 @@ class Session:
             self._parts.tallies.aborted += 1
             transaction.abort(why)
 
+    def _is_gone(self) -> bool:
+        """Whether the client hears no reply any more, as far as can be known: over TCP it may only have said its last.
+
+        So one that has said QUIT still listens, unless its connection is closed in both directions.
+        """
+        stream = self._stream
+        if not (stream.ended or self._lost):
+            return False
+        if self._lost or stream.error is not None:
+            return True
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # POLLHUP and POLLERR
+        return bool(poll.poll(0)) or not self._protocol.quit_is_among(stream.received)
+
     # --- octets ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
         stream, protocol = self._stream, self._protocol
         there = stream.received or stream.ended
-        self._waits_until = until = time.monotonic() + self._idle
-        octets = stream.receive(until)
+        now = time.monotonic()
+        self._waits_until = until = now + self._idle
+        if not protocol.in_data:
+            octets = stream.receive(until)
+        else:
+            octets = None
+            if now < self._slow_from:
+                octets = stream.receive(min(until, self._slow_from))
+            if octets is None:
+                try:
+                    octets = self._receive_slowly(until)
+                except _TooSlow as error:
+                    self._end_transaction(str(error))
+                    protocol.close(say.TOO_SLOW)
+                    return
         if self._transaction is None:
             self._may_begin_until = time.monotonic() + _NEWCOMER
         if not octets:
@@ -353,6 +393,27 @@ class Session:
             else:
                 self._earliest_dot, self._clock = time.monotonic(), None
         protocol.receive_data(octets)
+
+    def _receive_slowly(self, until: float) -> bytes | None:
+        """As Stream.receive, amid a message that has taken long already. Raises _TooSlow where it is to be given up.
+
+        A drip is no reason as long as nobody needs its places, so this is looked at again and again meanwhile.
+        """
+        longest, transaction = self._longest, self._transaction
+        over = min(OVER, longest / 4)
+        latest = self._slow_from - over + longest
+        pace = self._pace = self._pace or Pace(over)
+        while True:
+            began = time.monotonic()
+            octets = self._stream.receive(min(until, latest, began + min(1.0, over)))
+            now = time.monotonic()
+            pace.came(len(octets or b""), now - began)
+            if now >= latest:
+                raise _TooSlow(f"it took longer than timeouts.message ({longest:g} s)")
+            if pace.slow and transaction is not None and transaction.is_waited_for:
+                raise _TooSlow("it came too slowly, and others waited for its connection to a backend")
+            if octets is not None or now >= until:
+                return octets
 
     def _flush(self) -> None:
         """Send what is known. Once the message is complete, no client that is slow or gone may stop its delivery."""

@@ -14,7 +14,7 @@ from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.values import RESERVED, Address, Backend, TcpAddress, Timeouts, UnixAddress, is_own_listener
 
 TIMEOUTS = tuple(field.name for field in fields(Timeouts))
-_PROXY_TIMEOUTS = ("client_idle", "shutdown")  # not a matter of any one backend
+_PROXY_TIMEOUTS = ("client_idle", "message", "shutdown")  # not a matter of any one backend
 TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS)
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),

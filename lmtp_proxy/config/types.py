@@ -39,6 +39,7 @@ _SECONDS_MAX: dict[str, tuple[int, str]] = {
     "data_write": (300, "Postfix gives up a write after 180 s"),
     "final_reply": (539, "every recipient has to be answered in less than 540 s from the client's final dot"),
     "client_idle": (86400, "a day"),
+    "message": (86400, "a day"),
     "shutdown": (3600, "an hour"),
     "idle_timeout": (86400, "a day"),
     "restart_grace": (60, "a client waits meanwhile"),

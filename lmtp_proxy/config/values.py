@@ -89,7 +89,7 @@ Address: TypeAlias = UnixAddress | TcpAddress
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long each step may take, in seconds; `final_reply` counts from the client's final dot."""
+    """How long each step may take, in seconds; `final_reply` counts from the client's final dot; `message` up to it."""
 
     connect: float = 10.0
     greeting: float = 20.0
@@ -97,6 +97,7 @@ class Timeouts:
     data_write: float = 120.0
     final_reply: float = 500.0
     client_idle: float = 300.0
+    message: float = 3600.0
     shutdown: float = 30.0
 
 

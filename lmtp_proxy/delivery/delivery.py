@@ -13,11 +13,11 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BackendError, Failure, Retry, judge
+from lmtp_proxy.backends.failure import BAD_PARAMETER, BackendError, Failure, Retry, judge
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.generations.destination import Destination
@@ -42,6 +42,7 @@ class DeliveryState(enum.Enum):
     RESERVED = "a place, on which a session has to be opened"
     OPEN = "a session, on which nothing is outstanding"
     ASKED = "replies to MAIL, RCPT or DATA are to come"
+    DOUBTED = "MAIL or DATA seems to be refused; the reply to RSET tells whether that was its reply"
     DATA = "the backend takes the message"
     HEARING = "half a reply has come out of turn; the rest is waited for, and ends the delivery"
     HEARING_LAST = "the same, where the final dot is due"
@@ -52,8 +53,12 @@ class DeliveryState(enum.Enum):
 
 _NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.OPEN, DeliveryState.ASKED
 _DATA, _NO_ROOM, _DOT, _OVER = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT, DeliveryState.OVER
-_HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
+_HEARING, _HEARING_LAST, _DOUBTED = DeliveryState.HEARING, DeliveryState.HEARING_LAST, DeliveryState.DOUBTED
 _TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
+_TO_RSET = (Command.RSET,)
+_TOO_MUCH = "it said more than was asked for"
+_NO_RECIPIENTS = (503, 554)  # to DATA: RFC 2033 section 4.2, RFC 5321 section 3.3
+_SAYS_NO_MORE = (Failure.GONE, Failure.CLOSING, Failure.SILENT)
 _command, _code = attrgetter("command"), attrgetter("code")
 
 
@@ -72,7 +77,7 @@ class Delivery:
     """
 
     __slots__ = (
-        *("_asked", "_commit", "_envelope", "_failure", "_latest", "accepted", "deadline", "pool"),
+        *("_asked", "_commit", "_envelope", "_failure", "_latest", "_refusal", "accepted", "deadline", "pool"),
         *("rcpt_replies", "replies", "said", "session", "state", "trouble"),
     )
 
@@ -88,6 +93,7 @@ class Delivery:
         self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
         self._latest = math.inf  # for all replies to what was asked
         self._failure: BackendError | None = None
+        self._refusal: BackendError | None = None  # where one is doubted
         commit = self._commit = CommitPoint(pool, message, parts)
         self.accepted = commit.accepted
         self.replies = commit.replies
@@ -220,13 +226,15 @@ class Delivery:
                     return True
                 break
             self._take(session, replies)
+            if self.state is _DOUBTED:
+                return self._hear_out(session)
             if protocol.unsent and not protocol.expected:
                 # What came before these would answer them.
                 if session.stirred() and not self._quiet(session):
                     return False
                 session.put(protocol.more())
             self._set_deadline()
-        if session.unread() and not self._quiet(session):
+        if session.unread() and not self._quiet_behind_replies(session):
             if protocol.state is not ClientState.DATA:
                 return False
         elif self.state is _ASKED:
@@ -245,15 +253,71 @@ class Delivery:
             return False
         return self._in_time("no answer in time")
 
+    def _quiet_behind_replies(self, session: BackendSession) -> bool:
+        """As `_quiet`; before an octet of the message went out a reply is no verdict on it, but one too many."""
+        try:
+            return self._quiet(session)
+        except BackendError as error:
+            raise BackendError(Failure.ODD, error.reason) if error.failure is Failure.REFUSED else error from None
+
     def _take(self, session: BackendSession, replies: Sequence[Reply]) -> None:
         said = self.rcpt_replies = [*self.rcpt_replies]
-        for command, reply in zip(session.protocol.answered, replies, strict=True):
+        answered = zip(session.protocol.answered, replies, strict=True)
+        for command, reply in answered:
             if command is _TO_RCPT:
                 said.append(judge(command, reply))
-            elif command is _TO_DATA:
-                self._take_data_reply(session, reply)
-            else:
-                judge(command, reply)
+                continue
+            try:
+                if command is _TO_DATA:
+                    self._take_data_reply(session, reply)
+                else:
+                    parameters = reply.code == BAD_PARAMETER and self._mail_had_parameters(session)
+                    judge(command, reply, parameters=parameters)
+            except BackendError as error:
+                if error.failure is not Failure.REFUSED:
+                    raise
+                self._doubt(error, answered)
+
+    def _doubt(self, refusal: BackendError | None, answered: Iterable[tuple[Command, Reply]] = ()) -> None:
+        """One reply too many, and the refusal was another recipient's, or of nothing in this transaction.
+
+        So it has to be proved: where it is true, all that went out behind it is refused, too, and RSET is not. Raises
+        BackendError. refusal: None where that of all recipients is in doubt. answered: what came along, to the rest.
+        """
+        self.state = _DOUBTED
+        self._refusal = refusal
+        _check_in_step(answered)
+
+    def _hear_out(self, session: BackendSession) -> bool:
+        """Take in all that is to come, up to the reply to RSET. Raises BackendError: the refusal, where it stands."""
+        protocol, failed = session.protocol, self._refusal
+        try:
+            if protocol.expected[-1:] != _TO_RSET:
+                if not protocol.expected and session.stirred() and not self._quiet_behind_replies(session):
+                    raise BackendError(Failure.ODD, _TOO_MUCH)
+                self._set_deadline()
+                session.put(protocol.take_back())
+            while protocol.expected:
+                replies = session.replies()
+                if not replies:
+                    return self._in_time("no answer in time")
+                _check_in_step(zip(protocol.answered, replies, strict=True))
+            if session.stirred() and not self._quiet_behind_replies(session):
+                raise BackendError(Failure.ODD, _TOO_MUCH)
+        except BackendError as error:
+            if error.failure not in _SAYS_NO_MORE:
+                raise
+            failed = failed or error  # as some do after a refusal
+        if self._asked and (self._refusal is None or self.rcpt_replies):
+            self._answer_asked()  # some are accepted, all the same, where DATA is refused
+        if failed is not None:
+            raise failed
+        self.state = _OPEN
+        return True
+
+    def _mail_had_parameters(self, session: BackendSession) -> bool:
+        mail_command = self._envelope.mail_command
+        return mail_command(session.protocol.offered) != mail_command(())
 
     def _take_data_reply(self, session: BackendSession, reply: Reply) -> None:
         """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
@@ -262,15 +326,17 @@ class Delivery:
         """
         if self.accepted or any(said.positive for said in self.rcpt_replies):
             if reply.code != 354:
-                if reply.negative and self._asked:
-                    self._answer_asked()  # accepted, all the same
                 judge(_TO_DATA, reply)
             self.state = _DATA
             self._commit.data_begun()
-        elif not reply.negative:
+        elif reply.code == 354:
             self._answer_asked()
             session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
             raise BackendError(Failure.ODD, f"it takes a message without a recipient: {reply}")
+        elif not reply.negative:
+            judge(_TO_DATA, reply)
+        elif reply.code not in _NO_RECIPIENTS:
+            self._doubt(None)
 
     def _answer_asked(self) -> None:
         """All replies to the last `ask` are known; a failure undoes those that accepted."""
@@ -419,6 +485,8 @@ class Delivery:
                 return self._hear_final(session)
             if state is _DATA or state is _NO_ROOM:
                 return self._go_on(session)
+            if state is _DOUBTED:
+                return self._hear_out(session)
             self._quiet(session, state)  # it is not, and never will be
             # Amid the message the other backends do not wait for what this one has to say.
             return state is _HEARING and session.protocol.state is ClientState.DATA
@@ -427,7 +495,7 @@ class Delivery:
                 return self._envelope_failed(error)
             if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
                 self._fail_at_the_end(error)
-            elif state is _ASKED:
+            elif state is _ASKED or state is _DOUBTED:
                 self.fail(error)
             else:
                 self._fail_amid_data(error)
@@ -513,3 +581,10 @@ class Delivery:
             self.replies += [error.reply] * unsaid
             self.pool.counts.count([error.reply] * unsaid)
             self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason
+
+
+def _check_in_step(answered: Iterable[tuple[Command, Reply]]) -> None:
+    """Of what went out behind something that was refused, only RSET is not. Raises BackendError."""
+    for command, reply in answered:
+        if not (reply.positive if command is Command.RSET else reply.negative):
+            raise BackendError(Failure.ODD, f"replies are out of step: to {command.value} it said {reply}")

@@ -38,12 +38,21 @@ class Client:
         peer: where it comes from, for the log.
         answer: take the next replies that are owed, without I/O.
         flush: send what was taken; called before each wait, and never fails once the message is complete.
+        is_gone: whether it is known not to hear any more what is answered.
     """
 
-    __slots__ = ("answer", "flush", "name", "peer")
+    __slots__ = ("answer", "flush", "is_gone", "name", "peer")
 
-    def __init__(self, name: str, answer: Callable[..., None], flush: Callable[[], None], peer: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        answer: Callable[..., None],
+        flush: Callable[[], None],
+        peer: str = "",
+        is_gone: Callable[[], bool] = bool,
+    ) -> None:
         self.name = name
+        self.is_gone = is_gone
         self.peer = peer
         self.answer = answer
         self.flush = flush
@@ -98,6 +107,11 @@ class Transaction:
         """How far it is."""
         recipients = len(self._accepted) + len(self.new)
         return TransactionSummary(self._step, self._envelope.path, recipients, self._message.size)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Others wait for a place at a backend where this one has one."""
+        return any(not delivery.over and delivery.pool.waiting for delivery in self._deliveries.values())
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
@@ -344,6 +358,8 @@ class Transaction:
             why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
             troubles = in_order(self._accepted[:known], why)[answered:]
             self._note_refused(accepted, replies, troubles)
+        if self._client.is_gone():
+            troubles = _unheard(accepted, replies, troubles)
         log_recipients(self._message, accepted, replies, troubles, time.monotonic() - self._began)
 
     def _note_refused(
@@ -377,6 +393,14 @@ def _failure(destination: Destination) -> Failure:
     """Of one without a backend."""
     refusal = destination.route.refusal
     return Failure.INTERNAL if refusal is None else WITHOUT_ROUTE[refusal]
+
+
+def _unheard(destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]) -> Sequence[str]:
+    """Count those who got it although the client, which was not told, will send it again; what the log says of all."""
+    for destination, reply in zip(destinations, replies, strict=True):
+        if reply.positive and destination.pool is not None:
+            destination.pool.counts.unheard += 1
+    return [f"{why}; client gone" if why else "client gone" for why in troubles or repeat("", len(replies))]
 
 
 def _name(delivery: Delivery) -> str:

@@ -206,6 +206,11 @@ class ClientProtocol:
         """As many of `unsent` as may go in one write; one without PIPELINING."""
         return self._write(self.unsent, self._unsent_lines)
 
+    def take_back(self) -> bytes:
+        """RSET, in place of all that has not gone out: the envelope is not wanted any more."""
+        self.unsent = self._unsent_lines = ()
+        return self.command(Command.RSET, b"RSET")
+
     def _write(self, commands: Sequence[Command], lines: Sequence[bytes]) -> bytes:
         """Raises LocalProtocolError where a reply is to come to what went out before, or there is no transaction."""
         if self.expected or self.state is not _ENVELOPE:
@@ -246,6 +251,8 @@ class ClientProtocol:
             self.state = _READY
         elif expected[-1] is _DATA and replies[-1].code == 354:
             self.state = _IN_DATA
+        elif expected[-1] is Command.RSET and replies[-1].positive:
+            self.state = _READY
         return replies
 
     def receive_verbatim(self, octets: bytes) -> Reply | None:

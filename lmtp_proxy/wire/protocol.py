@@ -123,6 +123,10 @@ class Protocol:
         said = self._lines.rest[:6].upper()
         return True if said == b"QUIT\r\n" else None if b"QUIT\r\n".startswith(said) else False
 
+    def quit_is_among(self, octets: bytes) -> bool:
+        """Whether QUIT is one of the lines that were not read yet, and these."""
+        return b"\r\nQUIT\r\n" in b"\r\n" + (self._lines.rest + octets).upper()
+
     # --- in ----------------------------------------------------------------------------------------------------------
 
     def greet(self) -> None:

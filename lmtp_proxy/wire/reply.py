@@ -148,6 +148,7 @@ AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for i
 
 # --- the client's connection -----------------------------------------------------------------------------------------
 IDLE_TOO_LONG = _own(421, "4.4.2 Idle for too long, closing connection")
+TOO_SLOW = _own(421, "4.4.2 The message came for too long or too slowly, closing connection")
 INTERNAL_ERROR_CLOSING = _own(421, "4.3.0 Internal error, closing connection")
 SHUTTING_DOWN = _own(421, "4.3.2 lmtp-proxy is shutting down, try again")
 NOT_ALLOWED = _own(421, "4.7.1 Your address may not deliver here")  # 5xx: Exim, Sendmail and Haraka bounce at once
@@ -163,6 +164,7 @@ CONNECT_FAILED = _own(451, "4.4.1 Cannot connect to the backend, try again later
 BACKEND_SILENT = _own(451, "4.4.2 Backend did not answer in time or closed the connection")
 BACKEND_ODD = _own(451, "4.3.0 Backend answered out of turn, try again later")
 BACKEND_AUTH = _own(451, "4.7.0 Backend refused our authentication, try again later")
+BACKEND_MISUNDERSTANDS = _own(451, "4.3.0 Backend does not take our commands, try again later")
 BACKEND_CLOSING = _own(451, "4.3.2 Backend is not accepting mail now, try again later")
 BACKEND_BUSY = _own(451, "4.3.2 Too many deliveries to the backend, try again later")
 NO_SMTPUTF8 = _own(553, "5.6.7 The backend of this user takes no internationalized addresses")

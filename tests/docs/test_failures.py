@@ -24,6 +24,9 @@ README_ROWS: dict[Failure, list[str]] = {
     Failure.AUTH: [
         "store: wants authentication, or refuses ours (an alarm in the log: it concerns all of its users)",
     ],
+    Failure.MISUNDERSTOOD: [
+        "store: does not take a command or parameter of ours: 500, 502, 503, 504, 555 (an alarm in the log)",
+    ],
     Failure.SILENT: [
         "store: connects and says nothing, or hangs up",
         "store: no reply after the message (logged as `may be delivered`)",
@@ -46,6 +49,7 @@ OTHER_ROWS = {
 """What is said to a message or a client, whatever becomes of a recipient."""
 
 BEFORE = ("Greeting and LHLO", "Authentication", "MAIL", "RCPT", "DATA")
+TALK = ("Greeting and LHLO", "MAIL", "RCPT", "DATA")
 MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.UNKNOWN: [("Before a store is asked", "user not in the table")],
     Failure.PARKED: [("Before a store is asked", "user on reject")],
@@ -54,7 +58,9 @@ MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.NO_SMTPUTF8: [("Before a store is asked", "an internationalized address")],
     Failure.INTERNAL: [("Before a store is asked", "an error of the proxy itself")],
     Failure.CONNECT: [("Connecting", "refused, no socket")],
-    Failure.AUTH: [("Authentication", "refused, not offered"), ("MAIL", "it wants authentication")],
+    Failure.AUTH: [("Authentication", "refused, not offered")]
+    + [(title, "it wants authentication") for title in (*TALK, "The message")],
+    Failure.MISUNDERSTOOD: [(title, "it does not take our commands") for title in (*TALK, "The message")],
     Failure.SILENT: [
         (title, "silence") for title in BEFORE
     ] + [("The message", "nothing taken for"), ("After the final dot", "silence until")],
@@ -85,10 +91,10 @@ def readme_rows() -> dict[str, str]:
 
 
 def man_entries(title: str) -> list[tuple[str, str]]:
-    """What is told, and of what, without markup."""
+    """What is told, and of what, without markup; sentence by sentence, where one reply is told of several things."""
     text = re.sub(r"(?m)^\.(Cm|Dq|Xr|Li) (.*)$", lambda match: match[2], man_section(PROXY, title, "Ss"))
     entries = re.findall(r"(?ms)^\.It (.*?)$(.*?)(?=^\.It |^\.El)", text)
-    return [(told, " ".join(what.split())) for told, what in entries]
+    return [(told, " ".join(one.split())) for told, what in entries for one in re.split(r"\.\n", what)]
 
 
 def test_no_kind_is_left_out() -> None:

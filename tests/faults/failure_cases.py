@@ -57,7 +57,7 @@ class Case:
     host: str | None = None  # TCP only: replaces the address
     body: str = "small"  # "small", "paused" (in two parts with a wait) or "large" (more than any socket buffer)
     uncertain: bool = False  # the log must say that the mail may be delivered
-    alarm: bool = False  # a log line of its own names the backend
+    alarm: bool = False  # an error in the log names the backend
 
 
 def own(when: str, *replies: str) -> Told:
@@ -89,6 +89,13 @@ GOING_LATE = own("final", "451 4.3.2")
 CREDENTIALS: Mapping[str, object] = {"user": "proxy", "password": "secret-word"}
 AUTH_OFFER = (*FULL_OFFER, "AUTH PLAIN")
 
+# Replies about our conversation, not about the mail: verbatim they would bounce all mail of that store.
+ABOUT_US = [
+    *((code, "5.5.1 You must authenticate first", STRANGE) for code in (500, 502, 503)),
+    (504, "5.5.4 not implemented", STRANGE),
+    *((code, "Authentication required", DENIED) for code in (530, 534, 535, 538)),
+]
+
 CONNECT = [
     both("connect-refused", Script(), UNREACHABLE, "none", peer="refused"),
     both("connect-absent", Script(), UNREACHABLE, "none", peer="absent"),
@@ -113,6 +120,10 @@ GREETING = [
         ("354", say("354 go on"), STRANGE),
     )
 ]
+GREETING += [
+    both(f"lhlo-{code}", Script().at("lhlo", say(f"{code} {text}")), told, "close", alarm=True)
+    for code, text, told in ABOUT_US
+]
 
 _AUTH = [
     both("auth-535", Script(offer=AUTH_OFFER, auth=say("535 5.7.8 wrong")), DENIED, "close", alarm=True),
@@ -136,10 +147,13 @@ AUTH = [
 ]
 
 MAIL = [
+    both("mail-430", Script(mail=say("430 Authentication required")), DENIED, "close", alarm=True),
     *(
-        both(f"mail-{code}", Script(mail=say(f"{code} Authentication required")), DENIED, "close", alarm=True)
-        for code in (430, 530, 534, 535, 538)
+        both(f"mail-{code}", Script(mail=say(f"{code} {text}")), told, "close", alarm=True)
+        for code, text, told in ABOUT_US
     ),
+    both("mail-501", Script(mail=say("501 5.1.7 bad sender")), passed("rcpt", "501 5.1.7 bad sender"), "reset"),
+    both("mail-555", Script(mail=say("555 5.5.4 no")), passed("rcpt", "555 5.5.4 no"), "reset"),  # nothing to mean
     both("mail-452", Script(mail=say("452 4.3.1 no space")), passed("rcpt", "452 4.3.1 no space"), "reset"),
     both("mail-553", Script(mail=say("553 5.1.8 bad sender")), passed("rcpt", "553 5.1.8 bad sender"), "reset"),
     both("mail-bare-550", Script(mail=say("550 bad sender")), passed("rcpt", "550 5.0.0 bad sender"), "reset"),
@@ -155,12 +169,18 @@ MAIL = [
 ]
 
 
-def rcpt(name: str, steps: Steps, first: Told, second: Told, fate: str) -> Case:
+def rcpt(name: str, steps: Steps, first: Told, second: Told, fate: str, *, alarm: bool = False) -> Case:
     """The fault is in the answer to the first recipient."""
-    return Case(name, Script(rcpt_by={FIRST: steps}), first, second, fate)
+    return Case(name, Script(rcpt_by={FIRST: steps}), first, second, fate, alarm=alarm)
 
 
 RCPT = [
+    *(rcpt(f"rcpt-{code}", say(f"{code} {text}"), told, told, "close", alarm=True) for code, text, told in ABOUT_US),
+    *(
+        rcpt(f"rcpt-504-{text[:5]}", say(f"504 {text}"), passed("rcpt", f"504 {text}"), STORED, "keep")
+        for text in ("5.5.2 need fully-qualified address", "5.1.2 bad domain")
+    ),
+    rcpt("rcpt-555", say("555 5.5.4 no"), passed("rcpt", "555 5.5.4 no"), STORED, "keep"),
     rcpt("rcpt-550", say("550 5.1.1 no such user"), passed("rcpt", "550 5.1.1 no such user"), STORED, "keep"),
     rcpt("rcpt-452", say("452 4.2.2 over quota"), passed("rcpt", "452 4.2.2 over quota"), STORED, "keep"),
     rcpt("rcpt-501", say("501 5.5.4 missing domain"), passed("rcpt", "501 5.5.4 missing domain"), STORED, "keep"),
@@ -196,6 +216,16 @@ RCPT = [
 ]
 
 DATA = [
+    *(
+        both(
+            f"data-{code}",
+            Script(data=say(f"{code} {text}")),
+            own("final", told.replies[0]),
+            "close",
+            alarm=True,
+        )
+        for code, text, told in ABOUT_US
+    ),
     both("data-452", Script(data=say("452 4.3.1 no space")), passed("final", "452 4.3.1 no space"), "reset"),
     both("data-554", Script(data=say("554 5.6.1 not now")), passed("final", "554 5.6.1 not now"), "reset"),
     both("data-bare-554", Script(data=say("554 no")), passed("final", "554 5.0.0 no"), "reset"),
@@ -216,11 +246,13 @@ DATA = [
 ]
 
 
-def body(name: str, steps: Steps, told: Told, kind: str = "paused") -> Case:
-    return both(name, Script(body=BodyTrigger(1000, steps)), told, "close", body=kind)
+def body(name: str, steps: Steps, told: Told, kind: str = "paused", *, alarm: bool = False) -> Case:
+    return both(name, Script(body=BodyTrigger(1000, steps)), told, "close", body=kind, alarm=alarm)
 
 
 BODY = [
+    body("body-503", say("503 5.5.1 RCPT first"), STRANGE_LATE, alarm=True),
+    body("body-530", say("530 5.7.0 Authentication required"), own("final", "451 4.7.0"), alarm=True),
     body("body-452", say("452 4.3.1 disk full"), passed("final", "452 4.3.1 disk full")),
     body("body-552", say("552 5.2.2 quota"), passed("final", "552 5.2.2 quota")),
     body("body-bare-552", say("552 quota"), passed("final", "552 5.0.0 quota")),

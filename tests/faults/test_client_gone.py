@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
 from tests.faults.conftest import Pair
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.http import add_metrics, fetch, series
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import Await, BodyTrigger, Hang, Pause, Script, say
 
@@ -144,6 +146,62 @@ def test_after_the_dot_answers_are_still_read_and_logged(pair: Pair, way: str) -
     for address in ("u@a", "v@a"):
         pair.proxy.wait_log(rf"from=<after-{way}@x>, to=<{address}>.*status=sent \(250 2\.0\.0 stored", since=since)
     assert [recipient.delivered for recipient in pair.a.transactions()[0].recipients] == [True, True]
+
+
+def unheard(proxy: ProxyProcess) -> int:
+    host, port = cast(tuple[str, int], proxy.config["config"]["metrics"])
+    found = series(fetch((host, port), "/metrics").text)
+    name = "lmtp_proxy_backend_unheard_recipients_total"
+    return int(sum(number for (named, _), number in found.items() if named == name))
+
+
+@pytest.fixture(scope="module", params=["unix", "tcp"])
+def counted(request: pytest.FixtureRequest) -> Iterator[tuple[ProxyProcess, FakeBackend]]:
+    with FakeBackend() as a, FakeBackend() as b:
+        own = ProxyProcess(config_of({"a": a, "b": b}), tcp=request.param == "tcp")
+        add_metrics(own)
+        with own as proxy:
+            yield proxy, a
+
+
+@pytest.mark.parametrize("said", [b"", b"QUIT\r\n", b"RSET\r\n", b"MAIL FROM:<next@x>\r\n"])
+@pytest.mark.parametrize("way", ["close", "reset"])
+def test_a_delivery_that_nobody_hears_of_is_said_and_counted(
+    counted: tuple[ProxyProcess, FakeBackend], way: str, said: bytes
+) -> None:
+    """It will send the message again: every copy that a user sees has this cause."""
+    proxy, a = counted
+    if isinstance(proxy.address, tuple) and way == "close" and said[:4] == b"QUIT":
+        pytest.skip("nobody can tell it from a client that listens")
+    go = threading.Event()
+    a.script = Script(final=(Await(go), *say("250 2.0.0 stored")), final_by={"full@a": say("452 4.2.2 full")})
+    since, before, seen = proxy.mark(), unheard(proxy), len(a.transactions())
+    client = proxy.client()
+    client.envelope("gone@x", ["u@a", "v@a", "full@a", "w@b"])
+    client.send(b"x\r\n.\r\n" + said)
+    assert a.wait_for(lambda: len(a.transactions()) > seen and a.transactions()[-1].dotted)
+    WAYS[way](client)
+    time.sleep(0.3)
+    go.set()
+    for address in ("u@a", "v@a", "w@b"):
+        proxy.wait_log(rf"to=<{address}>.*status=sent \(250 2\.0\.0 stored; client gone\)", since=since)
+    proxy.wait_log(r"to=<full@a>.*status=deferred \(452 4\.2\.2 full; client gone\)", since=since)
+    assert unheard(proxy) - before == 3
+
+
+@pytest.mark.parametrize("said", [b"", b"QUIT\r\n"])
+def test_a_client_that_listens_is_not_gone(counted: tuple[ProxyProcess, FakeBackend], said: bytes) -> None:
+    proxy, a = counted
+    a.script = Script(final=(Pause(0.3), *say("250 2.0.0 stored")))
+    since, before = proxy.mark(), unheard(proxy)
+    with proxy.client() as client:
+        outcome = client.envelope("here@x", ["u@a"])
+        client.send(b"x\r\n.\r\n" + said)
+        if said:
+            client.half_close()
+        assert client.finals(outcome).verdict(0).positive
+        proxy.wait_log(r"to=<u@a>.*status=sent \(250 2\.0\.0 stored\)", since=since)
+    assert unheard(proxy) == before
 
 
 @pytest.mark.parametrize("half_close", [False, True], ids=["open", "half-closed"])

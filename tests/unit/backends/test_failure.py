@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lmtp_proxy
-from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Retry, judge, of_fault
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Retry, judge, of_fault, of_lhlo
 from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.routing.routing import NoRoute
@@ -50,8 +50,8 @@ def test_what_it_is_counted_as_is_a_counter(failure: Failure) -> None:
 
 def test_every_kind_has_words_of_its_own() -> None:
     """Two with the same row would be one: an Enum takes the second for an alias."""
-    kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "CONNECT", "AUTH", "SILENT", "GONE", "CLOSING", "ODD", "REFUSED"]
-    kinds += ["BROKEN_OFF", "NO_SMTPUTF8", "ROUTE", "INTERNAL"]
+    kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "CONNECT", "AUTH", "MISUNDERSTOOD", "SILENT", "GONE"]
+    kinds += ["CLOSING", "ODD", "REFUSED", "BROKEN_OFF", "NO_SMTPUTF8", "ROUTE", "INTERNAL"]
     assert [failure.name for failure in Failure] == kinds == list(Failure.__members__)
 
 
@@ -69,7 +69,9 @@ def test_who_keeps_others_waiting_is_left_alone_for_a_while() -> None:
 
 
 def test_what_only_an_administrator_can_mend_is_an_alarm() -> None:
-    assert {failure for failure in Failure if failure.value.alarm} == {Failure.AUTH}
+    assert {failure for failure in Failure if failure.value.alarm} == {
+        Failure.AUTH, Failure.MISUNDERSTOOD,
+    }  # fmt: skip
 
 
 def test_every_reason_for_no_backend_is_in_it() -> None:
@@ -129,14 +131,58 @@ def test_what_refuses_all_recipients_is_passed_on_verbatim(command: Command, cod
     assert command.value in failed.value.reason
 
 
-@pytest.mark.parametrize("code", [430, 530, 534, 535, 538])
-def test_mail_that_wants_authentication_is_our_mistake_and_no_bounce(code: int) -> None:
+@pytest.mark.parametrize("command", [Command.MAIL, Command.RCPT, Command.DATA])
+@pytest.mark.parametrize("code", [530, 534, 535, 538])
+def test_what_wants_authentication_is_our_mistake_and_no_bounce(command: Command, code: int) -> None:
+    assert meaning_of(command, reply(code)) == (Failure.AUTH, say.BACKEND_AUTH)
+    assert judge(Command.FINAL_DOT, reply(code)) == reply(code)  # that is about the message
+
+
+def test_430_to_mail_is_how_cyrus_asks_for_authentication() -> None:
+    assert meaning_of(Command.MAIL, reply(430)) == (Failure.AUTH, say.BACKEND_AUTH)
+    assert judge(Command.RCPT, reply(430)) == reply(430)
+
+
+@pytest.mark.parametrize("command", [Command.MAIL, Command.RCPT, Command.DATA])
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+def test_what_is_about_our_commands_is_no_bounce(command: Command, code: int) -> None:
+    assert meaning_of(command, reply(code)) == (Failure.MISUNDERSTOOD, say.BACKEND_MISUNDERSTANDS)
+    assert judge(Command.FINAL_DOT, reply(code)) == reply(code)
+
+
+@pytest.mark.parametrize("text", [b"5.5.2 need fully-qualified address", b"5.1.2 bad", b"5.1.10 none"])
+def test_504_may_be_about_the_address(text: bytes) -> None:
+    said = Reply(504, (text,))
+    assert judge(Command.RCPT, said) == said
+    assert meaning_of(Command.MAIL, said) == (Failure.MISUNDERSTOOD, say.BACKEND_MISUNDERSTANDS)
+
+
+@pytest.mark.parametrize("text", [b"5.5.1 no", b"5.5.4 no", b"5.10.1 no", b"no"])
+def test_another_504_to_rcpt_is_not(text: bytes) -> None:
+    assert meaning_of(Command.RCPT, Reply(504, (text,)))[0] is Failure.MISUNDERSTOOD
+
+
+def test_555_is_about_a_parameter_only_where_there_was_one() -> None:
+    for command in (Command.MAIL, Command.RCPT):
+        assert meaning_of(command, reply(555), parameters=True)[0] is Failure.MISUNDERSTOOD
+    assert judge(Command.RCPT, reply(555)) == reply(555)
+    assert meaning_of(Command.MAIL, reply(555)) == (Failure.REFUSED, reply(555))
+
+
+def meaning_of(command: Command, said: Reply, *, parameters: bool = False) -> tuple[Failure, Reply]:
     with pytest.raises(BackendError) as failed:
-        judge(Command.MAIL, reply(code))
-    assert failed.value.failure is Failure.AUTH
-    assert failed.value.reply == say.BACKEND_AUTH
-    if code != 430:  # elsewhere these are replies like all others
-        assert judge(Command.RCPT, reply(code)) == reply(code)
+        judge(command, said, parameters=parameters)
+    return failed.value.failure, failed.value.reply
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [(500, Failure.MISUNDERSTOOD), (503, Failure.MISUNDERSTOOD), (530, Failure.AUTH), (450, Failure.ODD)],
+)
+def test_what_a_refused_lhlo_means(code: int, failure: Failure) -> None:
+    error = of_lhlo(code, "text")
+    hint = "; is it an SMTP server?" if code == 500 else ""
+    assert (error.failure, error.reason) == (failure, f"LHLO: {code} text{hint}")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +236,12 @@ def test_what_a_fault_means(fault: Fault, failure: Failure, said: Reply | None) 
 def test_a_refusal_amid_the_message_is_the_verdict_on_it(code: int) -> None:
     error = of_fault(RemoteProtocolError(Fault.EARLY, "why", reply(code)))
     assert (error.failure, error.reply) == (Failure.REFUSED, reply(code))
+
+
+@pytest.mark.parametrize(("code", "failure"), [(503, Failure.MISUNDERSTOOD), (530, Failure.AUTH)])
+def test_what_is_about_our_commands_is_none_amid_the_message(code: int, failure: Failure) -> None:
+    error = of_fault(RemoteProtocolError(Fault.EARLY, "why", reply(code)))
+    assert (error.failure, error.reply) == (failure, failure.reply)
 
 
 @pytest.mark.parametrize("code", [250, 354])

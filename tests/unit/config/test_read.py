@@ -129,7 +129,7 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
         max_recipients=1000,
         max_message_size=0,
         smtputf8=True,
-        timeouts=Timeouts(10, 20, 60, 120, 500, 300, 30),
+        timeouts=Timeouts(10, 20, 60, 120, 500, 300, 3600, 30),
         hold_timeout=30.0,
         hold_limit=2,
         log=Log(None, "mail", "info"),

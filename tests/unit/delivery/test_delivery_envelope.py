@@ -4,7 +4,7 @@
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -86,11 +86,15 @@ def nothing_known() -> Iterator[None]:
     _once.update(before[1])
 
 
-def outcomes(octets: bytes, *recipients: Recipient) -> list[tuple[object, ...]]:
-    """Of replies that are new, come again, are known by then, and that come one octet after the other."""
+def outcomes(octets: bytes, *recipients: Recipient, behind: Sequence[bytes] = ()) -> list[tuple[object, ...]]:
+    """Of replies that are new, come again, are known by then, and that come one octet after the other.
+
+    behind: what comes only then.
+    """
     found = []
     for pieces in ((octets,), (octets,), (octets,), tuple(octets[at : at + 1] for at in range(len(octets)))):
         site = Site(*recipients)
+        pieces += (*behind,)
         assert site.hear(*pieces)
         found.append(site.outcome)
         site.close()
@@ -113,18 +117,31 @@ def test_yes_to_all(recipients: tuple[Recipient, ...]) -> None:
     [
         YES + YES + NO + DATA,
         YES + NO + YES + DATA,
-        YES + NO + NO + NO,
+        YES + NO + NO + b"503 5.5.1 nobody\r\n",
         YES + NO + NO + DATA,
-        YES + YES + YES + b"451 4.3.0 full\r\n",
         YES + YES + YES + b"250 2.0.0 no 354\r\n",
         YES + YES + b"354 too early\r\n" + DATA,
-        b"451 4.3.0 not now\r\n" + NO + NO + NO,
+        b"451 4.3.0 not now\r\n" + YES + YES + DATA,
         b"354 go ahead\r\n" + YES + YES + DATA,
     ],
 )
 def test_anything_else(octets: bytes) -> None:
     first, *others = outcomes(octets, ALICE, BOB)
     assert others == [first, first, first]
+
+
+@pytest.mark.parametrize("rset", [YES, NO, DATA])
+@pytest.mark.parametrize(
+    "octets",
+    [YES + NO + NO + NO, YES + YES + YES + b"451 4.3.0 full\r\n", b"451 4.3.0 not now\r\n" + NO + NO + NO],
+)
+def test_a_refusal_stands_if_the_reply_to_rset_is_one(octets: bytes, rset: bytes) -> None:
+    """Else one came too many: they are told nothing of what was said."""
+    first, *others = outcomes(octets, ALICE, BOB, behind=(rset,))
+    assert others == [first, first, first]
+    replies = first[0]
+    assert isinstance(replies, list)
+    assert (replies == [say.BACKEND_ODD] * 2) is (rset != YES)
 
 
 def test_half_a_reply_behind_the_354_takes_nobody_away() -> None:

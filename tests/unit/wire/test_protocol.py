@@ -989,3 +989,19 @@ def test_whether_quit_follows(octets: bytes, follows: bool | None) -> None:
     else:
         assert drain(protocol) == [Wait.NEED_DATA]
     assert protocol.quit_follows is follows
+
+
+@pytest.mark.parametrize(
+    ("unread", "more", "said"),
+    [
+        (b"QUIT\r\n", b"", True),
+        (b"", b"quit\r\n", True),
+        (b"RSET\r\nQU", b"IT\r\n", True),
+        *((b"", b"", False), (b"RSET\r\n", b"NOOP\r\n", False), (b"NOQUIT\r\n", b"", False), (b"QUIT", b"", False)),
+    ],
+)
+def test_whether_quit_was_said_and_not_read(unread: bytes, more: bytes, said: bool) -> None:
+    protocol = new_protocol()
+    protocol.receive_data(LHLO + unread)
+    protocol._lines.position = len(LHLO)
+    assert protocol.quit_is_among(more) is said
