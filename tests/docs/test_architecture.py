@@ -34,7 +34,7 @@ def names_in_use() -> set[str]:
         ROOT / "Makefile",
         *(ROOT / name for name in filter(is_path, NAMED)),
     }
-    words = (_WORD.findall(path.read_text("utf-8")) for path in files if path.is_file())
+    words = (_WORD.findall(path.read_text("utf-8")) for path in files - {Path(__file__)} if path.is_file())
     return set(_WORD.findall(OF_OTHERS)).union(*words)
 
 
@@ -84,8 +84,8 @@ def test_the_broad_excepts_are_those_of_the_table_and_each_says_why() -> None:
             found[path.relative_to(HERE).as_posix()] += 1
             assert re.fullmatch(r"  \(.{12,}\)", why), f"{path}: write why, behind BLE001 in parentheses"
     table = {name: int(number) for name, number in re.findall(r"(?m)^\| `(\S+\.py)` \| (\d+) \|$", PAGE)}
-    assert table == found
-    assert "there are fifteen places" in PAGE and sum(found.values()) == 15
+    assert table == found, "a new one has its line in the page: may one error there not end others?"
+    assert f"\n| all | {found.total()} |\n" in PAGE
 
 
 # --- links -----------------------------------------------------------------------------------------------------------
