@@ -124,7 +124,7 @@ def test_many_recipients_go_in_transactions_of_100(asked: Asked) -> None:
 REFUSALS: dict[str, tuple[Script, str]] = {
     "greeting": (Script(greeting=say("554 5.3.2 go away")), "greeting: 554 5.3.2 go away"),
     "greeting 421": (Script(greeting=say("421 4.3.2 later")), "it said 421 4.3.2 later"),
-    "lhlo": (Script(lhlo=say("500 5.5.1 what")), "LHLO: 500 5.5.1 what"),
+    "lhlo": (Script(lhlo=say("500 5.5.1 what")), "LHLO: 500 5.5.1 what; is it an SMTP server?"),
     "mail": (Script(mail=say("430 please authenticate")), "in reply to MAIL: 430 4.0.0 please authenticate"),
     "mail 5xx": (Script(mail=say("530 5.7.0 no")), "in reply to MAIL: 530 5.7.0 no"),
     "mail 3xx": (Script(mail=say("354 go")), "in reply to MAIL: 354 go"),
