@@ -80,7 +80,7 @@ class Control:
     def __init__(self, proxy: ProxyProcess) -> None:
         self.path = f"{proxy.directory}/ctl"
 
-    def ask(self, method: str, resource: str, document: object = None, *, timeout: float = 20.0) -> Answer:
+    def ask(self, method: str, resource: str, document: object = None, *, timeout: float = 100.0) -> Answer:
         """One request and its answer, whatever it is."""
         connection = ControlConnection(self.path, timeout)
         try:
@@ -94,7 +94,7 @@ class Control:
         assert answer.code == 200, answer
         return answer.document
 
-    def post(self, resource: str, document: object = None, *, timeout: float = 20.0) -> Any:
+    def post(self, resource: str, document: object = None, *, timeout: float = 100.0) -> Any:
         """The document of an answer that must be 200."""
         answer = self.ask("POST", resource, document, timeout=timeout)
         assert answer.code == 200, answer

@@ -89,7 +89,7 @@ class ProxyProcess:
 
     `config` is the whole file as nested mappings; `config.socket` and `config.pid` are added when missing. The log is
     what it writes to stderr. Use as a context manager: it starts at entry, and leaving stops it and checks that the
-    log holds no traceback.
+    log holds no traceback. `patience`: seconds in which a line of the log comes.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class ProxyProcess:
         self._environment = {**os.environ, **(environment or {})}
         self._log = Path(self.directory) / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.patience = SOON
         self.write_config()
 
     def _workers(self, wanted: int | None) -> int:
@@ -243,9 +244,12 @@ class ProxyProcess:
         """A position in the log, for `since`."""
         return len(self.log())
 
-    def wait_log(self, pattern: str, *, since: int = 0, timeout: float = SOON) -> str:
-        """The first line after `since` that matches; AssertionError with the log when none comes in time."""
-        deadline = time.monotonic() + timeout
+    def wait_log(self, pattern: str, *, since: int = 0, timeout: float | None = None) -> str:
+        """The first line after `since` that matches; AssertionError with the log when none comes in time.
+
+        timeout: `patience` if None.
+        """
+        deadline = time.monotonic() + (self.patience if timeout is None else timeout)
         while True:
             ended = self.process is not None and self.process.poll() is not None
             for line in self.log()[since:].splitlines():
