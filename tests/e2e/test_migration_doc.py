@@ -38,10 +38,10 @@ def stand(patient_stack: Stack, perdition: Perdition) -> Iterator[MigrationStand
 
 @pytest.fixture
 def slow_stand(patient_stack: Stack, perdition: Perdition) -> Iterator[MigrationStand]:
-    """The same with four seconds between the end of a message and when the old store gets it."""
+    """The same with ten seconds between the end of a message and when the old store gets it."""
     with ExitStack() as cleanup:
         slow = patient_stack.proxy_socket.with_name("slow")
-        cleanup.enter_context(SlowRelay(slow, patient_stack.old.lmtp_socket, commit_delay=4.0, rate=1e9))
+        cleanup.enter_context(SlowRelay(slow, patient_stack.old.lmtp_socket, commit_delay=10.0, rate=1e9))
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="lpm-", dir="/tmp")))
         stand = MigrationStand(patient_stack, directory, perdition, slow)
         cleanup.callback(stand.proxy.close)

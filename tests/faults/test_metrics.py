@@ -418,9 +418,9 @@ def test_without_prometheus_client_it_does_not_start(tmp_path: Any) -> None:
 def test_a_first_scrape_without_a_file_to_open_is_no_bug_and_not_the_last(watched: Watched) -> None:
     pid = watched.proxy.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    used, there = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")), watched.proxy.descriptors()
     with socket.create_connection(watched.address, timeout=20) as sock:
-        time.sleep(0.3)
+        eventually(lambda: watched.proxy.descriptors() > there)  # it is accepted
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 2, before[1]))
         sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         answer = b""
