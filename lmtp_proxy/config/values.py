@@ -103,8 +103,12 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One store. user and password are both None or both text. idle_timeout: seconds, 0 to keep no connection.
-    restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for never.
+    """One store; `user` and `password` are both None or both text.
+
+    Attributes:
+        idle_timeout: seconds, 0 to keep no connection.
+        restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for
+            never.
     """
 
     name: str
@@ -119,7 +123,11 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """syslog: path of the syslog socket, None for the standard way."""
+    """Where the log goes, and what of it.
+
+    Attributes:
+        syslog: path of the syslog socket, None for the standard way.
+    """
 
     syslog: str | None = None
     facility: str = "mail"
