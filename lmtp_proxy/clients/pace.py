@@ -18,12 +18,14 @@ class Pace:
     """Of one message that has taken long already. over: seconds.
 
     Attributes:
+        since: when this was begun (time.monotonic).
         slow: it came at less than RATE, over the last so many seconds at least.
     """
 
-    __slots__ = ("_marks", "_octets", "_over", "_waited", "slow")
+    __slots__ = ("_marks", "_octets", "_over", "_waited", "since", "slow")
 
-    def __init__(self, over: float) -> None:
+    def __init__(self, over: float, since: float = 0.0) -> None:
+        self.since = since
         self.slow = False
         self._over = over
         self._waited = 0.0

@@ -22,7 +22,7 @@ from greenlet import getcurrent, greenlet
 from lmtp_proxy.clients.pace import OVER, Pace
 from lmtp_proxy.clients.refusals import RefusalLog
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.config.values import Config, Timeouts
 from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
@@ -111,11 +111,11 @@ class Session:
         )
         self._output = self._protocol.output
         self._watch = ClientWatch(self._stream, self._protocol.completes)
-        self._idle = config.timeouts.client_idle
+        self._take(config.timeouts)
         self._connected = time.monotonic()
         self._earliest_dot = 0.0
         self._clock: DotClock | None = None  # where more came than what the client was waited for
-        self._client = Client(self.name, self._protocol.reply, self._flush, peer, self._is_gone)
+        self._client = Client(self.name, self._protocol.reply, self._flush, peer, self._stream, self._is_gone)
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
         self._committing = False
@@ -124,7 +124,6 @@ class Session:
         self._stop_timer: Any = None
         self._may_begin_until = self._connected + _NEWCOMER  # although the proxy stops
         self._waits_until = 0.0  # for the client, as it began to wait last
-        self._longest = config.timeouts.message
         self._slow_from = 0.0  # a message that still comes then is looked at more closely
         self._pace: Pace | None = None  # of such a one
         self._internal_errors = 0
@@ -256,12 +255,16 @@ class Session:
         finally:
             watch.waiting = None
 
+    def _take(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._idle = timeouts.client_idle
+        self._over = min(OVER, timeouts.message / 4, timeouts.client_idle)
+
     # --- events: the first two begin a transaction; after an error of ours the others may come without one -----------
 
     def _mail(self, event: MailCommand) -> None:
         self._may_begin_until = 0.0
-        timeouts = self._parts.current().config.timeouts
-        self._idle, self._longest = timeouts.client_idle, timeouts.message
+        self._take(self._parts.current().config.timeouts)
         self._transaction = Transaction(self._client, event.envelope, self._parts, self._parking)
 
     def _envelope(self, event: EnvelopeCommand) -> None:
@@ -269,7 +272,8 @@ class Session:
         self._may_begin_until = 0.0
         transaction = self._transaction = Transaction(self._client, envelope, self._parts, self._parking)
         timeouts = transaction.add((), paths).config.timeouts
-        self._idle, self._longest = timeouts.client_idle, timeouts.message
+        if timeouts is not self._timeouts:
+            self._take(timeouts)
         self._answer_recipients(transaction, True)
         if self._protocol.take_data():
             self._start_data(transaction)
@@ -296,7 +300,7 @@ class Session:
             self._protocol.start_data()
             began = time.monotonic()
             self._earliest_dot, self._clock = began, None
-            self._slow_from, self._pace = began + min(OVER, self._longest / 4), None
+            self._slow_from = began + self._over
 
     def _octets(self, event: MessageOctets) -> None:
         if self._transaction is None:
@@ -348,8 +352,6 @@ class Session:
         So one that has said QUIT still listens, unless its connection is closed in both directions.
         """
         stream = self._stream
-        if not (stream.ended or self._lost):
-            return False
         if self._lost or stream.error is not None:
             return True
         poll = select.poll()
@@ -365,17 +367,13 @@ class Session:
         self._waits_until = until = now + self._idle
         if not protocol.in_data:
             octets = stream.receive(until)
-        else:
-            octets = None
-            if now < self._slow_from:
-                octets = stream.receive(min(until, self._slow_from))
-            if octets is None:
-                try:
-                    octets = self._receive_slowly(until)
-                except _TooSlow as error:
-                    self._end_transaction(str(error))
-                    protocol.close(say.TOO_SLOW)
-                    return
+        elif now >= self._slow_from or (octets := stream.receive(self._slow_from)) is None:
+            try:
+                octets = self._receive_slowly(until)
+            except _TooSlow as error:
+                self._end_transaction(str(error))
+                protocol.close(say.TOO_SLOW)
+                return
         if self._transaction is None:
             self._may_begin_until = time.monotonic() + _NEWCOMER
         if not octets:
@@ -399,10 +397,11 @@ class Session:
 
         A drip is no reason as long as nobody needs its places, so this is looked at again and again meanwhile.
         """
-        longest, transaction = self._longest, self._transaction
-        over = min(OVER, longest / 4)
-        latest = self._slow_from - over + longest
-        pace = self._pace = self._pace or Pace(over)
+        longest, over, slow_from, transaction = self._timeouts.message, self._over, self._slow_from, self._transaction
+        latest = slow_from - over + longest
+        pace = self._pace
+        if pace is None or pace.since != slow_from:  # of an earlier message
+            pace = self._pace = Pace(over, slow_from)
         while True:
             began = time.monotonic()
             octets = self._stream.receive(min(until, latest, began + min(1.0, over)))

@@ -42,7 +42,7 @@ class DeliveryState(enum.Enum):
     RESERVED = "a place, on which a session has to be opened"
     OPEN = "a session, on which nothing is outstanding"
     ASKED = "replies to MAIL, RCPT or DATA are to come"
-    DOUBTED = "MAIL or DATA seems to be refused; the reply to RSET tells whether that was its reply"
+    DOUBTED = "MAIL or DATA seems to be refused; RSET and DATA tell whether that was its reply"
     DATA = "the backend takes the message"
     HEARING = "half a reply has come out of turn; the rest is waited for, and ends the delivery"
     HEARING_LAST = "the same, where the final dot is due"
@@ -55,7 +55,6 @@ _NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, Deli
 _DATA, _NO_ROOM, _DOT, _OVER = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT, DeliveryState.OVER
 _HEARING, _HEARING_LAST, _DOUBTED = DeliveryState.HEARING, DeliveryState.HEARING_LAST, DeliveryState.DOUBTED
 _TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
-_TO_RSET = (Command.RSET,)
 _TOO_MUCH = "it said more than was asked for"
 _NO_RECIPIENTS = (503, 554)  # to DATA: RFC 2033 section 4.2, RFC 5321 section 3.3
 _SAYS_NO_MORE = (Failure.GONE, Failure.CLOSING, Failure.SILENT)
@@ -77,8 +76,8 @@ class Delivery:
     """
 
     __slots__ = (
-        *("_asked", "_commit", "_envelope", "_failure", "_latest", "_refusal", "accepted", "deadline", "pool"),
-        *("rcpt_replies", "replies", "said", "session", "state", "trouble"),
+        *("_asked", "_commit", "_envelope", "_failure", "_latest", "_proving", "_refusal", "accepted", "deadline"),
+        *("pool", "rcpt_replies", "replies", "said", "session", "state", "trouble"),
     )
 
     def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
@@ -93,7 +92,9 @@ class Delivery:
         self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
         self._latest = math.inf  # for all replies to what was asked
         self._failure: BackendError | None = None
-        self._refusal: BackendError | None = None  # where one is doubted
+        # Where one is doubted, and whether RSET is on its way.
+        self._refusal: BackendError | None
+        self._proving: bool
         commit = self._commit = CommitPoint(pool, message, parts)
         self.accepted = commit.accepted
         self.replies = commit.replies
@@ -281,18 +282,24 @@ class Delivery:
     def _doubt(self, refusal: BackendError | None, answered: Iterable[tuple[Command, Reply]] = ()) -> None:
         """One reply too many, and the refusal was another recipient's, or of nothing in this transaction.
 
-        So it has to be proved: where it is true, all that went out behind it is refused, too, and RSET is not. Raises
-        BackendError. refusal: None where that of all recipients is in doubt. answered: what came along, to the rest.
+        So it has to be proved: where it is true, all that went out behind it is refused, too; RSET is not, and a DATA
+        behind that is. Raises BackendError. refusal: None where that of all recipients is in doubt. answered: what came
+        along, to the rest.
         """
         self.state = _DOUBTED
         self._refusal = refusal
+        self._proving = False
         _check_in_step(answered)
 
     def _hear_out(self, session: BackendSession) -> bool:
-        """Take in all that is to come, up to the reply to RSET. Raises BackendError: the refusal, where it stands."""
+        """Take in all that is to come, up to the replies to RSET and DATA.
+
+        Raises BackendError: the refusal, where it stands.
+        """
         protocol, failed = session.protocol, self._refusal
         try:
-            if protocol.expected[-1:] != _TO_RSET:
+            if not self._proving:
+                self._proving = True
                 if not protocol.expected and session.stirred() and not self._quiet_behind_replies(session):
                     raise BackendError(Failure.ODD, _TOO_MUCH)
                 self._set_deadline()
@@ -312,6 +319,7 @@ class Delivery:
             self._answer_asked()  # some are accepted, all the same, where DATA is refused
         if failed is not None:
             raise failed
+        protocol.taken_back()
         self.state = _OPEN
         return True
 

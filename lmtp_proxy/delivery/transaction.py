@@ -22,6 +22,7 @@ from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
+from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire.envelope import Envelope, Recipient
@@ -38,10 +39,11 @@ class Client:
         peer: where it comes from, for the log.
         answer: take the next replies that are owed, without I/O.
         flush: send what was taken; called before each wait, and never fails once the message is complete.
-        is_gone: whether it is known not to hear any more what is answered.
+        stream: only looked at for its end.
+        is_gone: asked then, whether it is known not to hear any more what is answered.
     """
 
-    __slots__ = ("answer", "flush", "is_gone", "name", "peer")
+    __slots__ = ("answer", "flush", "is_gone", "name", "peer", "stream")
 
     def __init__(
         self,
@@ -49,9 +51,11 @@ class Client:
         answer: Callable[..., None],
         flush: Callable[[], None],
         peer: str = "",
+        stream: Stream | None = None,
         is_gone: Callable[[], bool] = bool,
     ) -> None:
         self.name = name
+        self.stream = stream
         self.is_gone = is_gone
         self.peer = peer
         self.answer = answer
@@ -358,7 +362,8 @@ class Transaction:
             why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
             troubles = in_order(self._accepted[:known], why)[answered:]
             self._note_refused(accepted, replies, troubles)
-        if self._client.is_gone():
+        stream = self._client.stream
+        if stream is not None and stream.ended and self._client.is_gone():
             troubles = _unheard(accepted, replies, troubles)
         log_recipients(self._message, accepted, replies, troubles, time.monotonic() - self._began)
 

@@ -207,9 +207,16 @@ class ClientProtocol:
         return self._write(self.unsent, self._unsent_lines)
 
     def take_back(self) -> bytes:
-        """RSET, in place of all that has not gone out: the envelope is not wanted any more."""
+        """RSET, in place of all that has not gone out: the envelope is not wanted any more.
+
+        And DATA, which is refused then, so that the replies to the two are not alike. See `taken_back`.
+        """
         self.unsent = self._unsent_lines = ()
-        return self.command(Command.RSET, b"RSET")
+        return self.command(Command.RSET, b"RSET") + self.command(Command.DATA, b"DATA")
+
+    def taken_back(self) -> None:
+        """RSET was accepted, and DATA was not."""
+        self.state = _READY
 
     def _write(self, commands: Sequence[Command], lines: Sequence[bytes]) -> bytes:
         """Raises LocalProtocolError where a reply is to come to what went out before, or there is no transaction."""
@@ -251,8 +258,6 @@ class ClientProtocol:
             self.state = _READY
         elif expected[-1] is _DATA and replies[-1].code == 354:
             self.state = _IN_DATA
-        elif expected[-1] is Command.RSET and replies[-1].positive:
-            self.state = _READY
         return replies
 
     def receive_verbatim(self, octets: bytes) -> Reply | None:

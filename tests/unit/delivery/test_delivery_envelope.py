@@ -130,18 +130,18 @@ def test_anything_else(octets: bytes) -> None:
     assert others == [first, first, first]
 
 
-@pytest.mark.parametrize("rset", [YES, NO, DATA])
+@pytest.mark.parametrize("rset", [YES + NO, NO, DATA, YES + YES, YES + DATA])
 @pytest.mark.parametrize(
     "octets",
     [YES + NO + NO + NO, YES + YES + YES + b"451 4.3.0 full\r\n", b"451 4.3.0 not now\r\n" + NO + NO + NO],
 )
-def test_a_refusal_stands_if_the_reply_to_rset_is_one(octets: bytes, rset: bytes) -> None:
+def test_a_refusal_stands_if_rset_is_accepted_and_data_is_not(octets: bytes, rset: bytes) -> None:
     """Else one came too many: they are told nothing of what was said."""
     first, *others = outcomes(octets, ALICE, BOB, behind=(rset,))
     assert others == [first, first, first]
     replies = first[0]
     assert isinstance(replies, list)
-    assert (replies == [say.BACKEND_ODD] * 2) is (rset != YES)
+    assert (replies == [say.BACKEND_ODD] * 2) is (rset != YES + NO)
 
 
 def test_half_a_reply_behind_the_354_takes_nobody_away() -> None:
