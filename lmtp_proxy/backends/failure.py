@@ -22,6 +22,8 @@ class Retry(enum.Enum):
     NEVER = enum.auto()
     IF_UNHEARD = enum.auto()
     """On a connection that served an earlier transaction, and has said nothing in this one: it was dead before."""
+    IF_USED = enum.auto()
+    """On a connection that served an earlier transaction, if it is a 4xx: its backend may only want a new one."""
 
 
 class BackOff(enum.Enum):
@@ -63,6 +65,9 @@ class Failure(enum.Enum):
     LOOKUP = Meaning("the table cannot be asked", say.LOOKUP_FAILED, "lookup")
     # There is no session.
     BUSY = Meaning("no place in time", say.BACKEND_BUSY)
+    TOO_MANY = Meaning(
+        "more recipients than it takes in a transaction, and no place for another", say.TOO_MANY_RECIPIENTS
+    )
     CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
     MISUNDERSTOOD = Meaning("it does not take a command or parameter of ours", say.BACKEND_MISUNDERSTANDS, alarm=True)
@@ -79,9 +84,9 @@ class Failure(enum.Enum):
         retry=Retry.IF_UNHEARD,
         back_off=BackOff.IF_SLOW,
     )
-    CLOSING = Meaning("it said 421", say.BACKEND_CLOSING, retry=Retry.IF_UNHEARD)
+    CLOSING = Meaning("it said 421", say.BACKEND_CLOSING, retry=Retry.IF_USED)
     ODD = Meaning("what it said is no reply, or no possible one, or one too many", say.BACKEND_ODD)
-    REFUSED = Meaning("4xx or 5xx to MAIL or DATA, or amid the message", None, "")
+    REFUSED = Meaning("4xx or 5xx to MAIL or DATA, 4xx to all RCPT, or amid the message", None, "", retry=Retry.IF_USED)
     BROKEN_OFF = Meaning("any other reply amid the message", say.BACKEND_SILENT)
     NO_SMTPUTF8 = Meaning("an internationalized address that it cannot take", say.NO_SMTPUTF8, "bounced")
     # Of ours, at the commit point or at any time.

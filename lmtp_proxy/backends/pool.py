@@ -2,8 +2,9 @@
 """The connections to one backend: how many at once, which are kept for the next transaction, whether it can be reached.
 
 `reserve` a place, which may bring a kept session with it, else `open` one; give both back with `release` (it ended
-well), `reset` (a transaction is open, but its message was never begun) or `discard` (any doubt). It speaks no LMTP but
-RSET and QUIT, and knows no recipients.
+well), `reset` (a transaction is open, but its message was never begun) or `discard` (any doubt). Who waits for a
+greeting gets what is released meanwhile: a store with fewer processes than we have places greets nobody while we keep
+them busy. It speaks no LMTP but RSET and QUIT, and knows no recipients.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 from gevent.event import AsyncResult
@@ -35,6 +36,11 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
+# Seconds in which no more connections are opened than a store was found to greet. Long against `greeting`, which it
+# costs to find out; short against the life of a store's configuration.
+_REMEMBERED_LIMIT = 60.0
+# Seconds without a greeting after which a kept connection is given up for it: far more than a store with room takes.
+_MAKE_ROOM = 1.0
 # Seconds after which a session without an answer is looked at: whether what was sent has arrived at all. By then TCP
 # has sent it four times.
 _FIRST_LOOK = 5.0
@@ -99,6 +105,8 @@ class BackendPool:
         counts: may be those of an earlier pool.
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
+        most_recipients: in one transaction, as the last session had it.
+        splits: whether that is a limit.
         name, address: of the backend, for people.
         patience: seconds for one reply.
         first_look: seconds after which a session without an answer is looked at.
@@ -112,9 +120,17 @@ class BackendPool:
         self.trouble = ""
         self.name = f"{backend.name}[{backend.address}]"
         self.address = str(backend.address)
+        self.most_recipients = math.inf
+        self.splits = False
+        self._keeps = backend.idle_timeout > 0
         self._taken = 0  # places, those of kept sessions included
         self._kept: list[BackendSession] = []  # the last one that was released at the end
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
+        self._opening: deque[AsyncResult[BackendSession]] = deque()  # who would take another session as well
+        self._sessions: list[BackendSession] = []  # all that were opened and, at the last opening, not closed
+        self._limit = backend.max_connections  # of places, until `_limit_ends`
+        self._limit_ends = math.inf
+        self._limit_told = 0
         self._timer: Any = None  # for the first kept session to expire
         self._retired = False
         self._first: SocketAddress | None = None  # of the addresses of its name: it worked
@@ -152,19 +168,22 @@ class BackendPool:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
+    def reserve(self, before_wait: Callable[[], None] | None) -> BackendSession | None:
         """Take a place; with a session that was used before, if one is kept, else it has to be opened.
 
-        If there is no place, wait for one, first come first served, as long as a connect may take. Raises BackendError.
+        If there is no place, wait for one, first come first served, as long as a connect may take; before_wait is
+        called before that, and without one nobody waits. Raises BackendError.
         """
         if not self._queue:
             if self._kept:
                 session = self._kept.pop()
                 session.kept_until = 0.0
                 return session
-            if self._taken < self.backend.max_connections:
+            if self._taken < self._limit or (time.monotonic() >= self._limit_ends and self._forget_limit()):
                 self._taken += 1
                 return None
+        if before_wait is None:
+            raise self._busy()
         self.counts.waits += 1
         before_wait()
         turn: AsyncResult[BackendSession | None] = AsyncResult()
@@ -178,8 +197,11 @@ class BackendPool:
                 self._queue.remove(turn)
             if not isinstance(error, gevent.Timeout):
                 raise
-        limit = self.backend.max_connections
-        raise BackendError(Failure.BUSY, f"all {limit} connections (max_connections) are in use")
+        raise self._busy()
+
+    def _busy(self) -> BackendError:
+        known = "max_connections" if self._limit == self.backend.max_connections else "it greets no more"
+        return BackendError(Failure.BUSY, f"all {self._limit} connections ({known}) are in use")
 
     def cancel(self) -> None:
         """Give back a place on which no session was opened."""
@@ -187,7 +209,9 @@ class BackendPool:
 
     def _give_place(self, session: BackendSession | None) -> None:
         """Whoever waits longest gets the place, with its session; else the session is kept, or the place is free."""
-        if self._queue:
+        if session is not None and self._opening:
+            self._opening.popleft().set(session)
+        elif self._queue and (session is not None or self._taken <= self._limit):
             self._queue.popleft().set(session)
         elif session is not None:
             self._keep(session, time.monotonic())
@@ -196,8 +220,10 @@ class BackendPool:
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    def open(self, *, whatever: bool = False) -> BackendSession:
-        """A new session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
+    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
+        """A session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
+
+        It is new, or one that became free before the new one was there; in case of `fresh` always new.
 
         After one that nobody answered, one attempt is made at a time, and none for some time after it; `whatever`
         happened before, for an operator who asks.
@@ -205,6 +231,69 @@ class BackendPool:
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
+        turn: AsyncResult[BackendSession] = AsyncResult()
+        opener = gevent.spawn(self._open, turn)
+        if not fresh:
+            self._opening.append(turn)
+        try:
+            while fresh and not turn.ready():
+                turn.wait(_MAKE_ROOM)
+                if self._kept and not turn.ready():
+                    self.leave(self._unkeep(self._kept[0]))
+            return cast("BackendSession", turn.get())
+        except BackendError as error:
+            if fresh or error.failure is not Failure.CLOSING or self._limit == self.backend.max_connections:
+                raise
+            return self._released_instead(error)
+        except BaseException:
+            # Whoever waited is gone, but its place stays reserved.
+            if not turn.ready():
+                opener.kill(block=False)
+            elif turn.value is not None:
+                turn.value.close()
+            raise
+        finally:
+            self._opens_no_more(turn)
+
+    def _released_instead(self, error: BackendError) -> BackendSession:
+        """The store has no room but for those that it serves: the next of these. The place goes back with success."""
+        turn: AsyncResult[BackendSession] = AsyncResult()
+        self._opening.appendleft(turn)  # it has waited since before its attempt
+        try:
+            session = cast("BackendSession", turn.get(timeout=self.backend.timeouts.connect))
+        except gevent.Timeout:
+            raise error from None
+        except BaseException:
+            if turn.value is not None:
+                self._close(turn.value)
+            raise
+        finally:
+            self._opens_no_more(turn)
+        self._give_place(None)
+        return session
+
+    def _open(self, turn: AsyncResult[BackendSession]) -> None:
+        """Open a session for whoever waits for `turn`; if that one has got another by now, for the next."""
+        try:
+            session = self._opened()
+        except Exception as error:  # noqa: BLE001  (raised where it is waited for)
+            if turn.ready():
+                self._give_place(None)
+            else:
+                self._opens_no_more(turn)
+                turn.set_exception(error)
+        else:
+            if turn.ready():
+                self.release(session)
+            else:
+                self._opens_no_more(turn)
+                turn.set(session)
+
+    def _opens_no_more(self, turn: AsyncResult[BackendSession]) -> None:
+        if turn in self._opening:
+            self._opening.remove(turn)
+
+    def _opened(self) -> BackendSession:
         probing = self._probing = self._failure is not None
         began = time.monotonic()
         try:
@@ -212,6 +301,7 @@ class BackendPool:
         finally:
             if probing:
                 self._probing = False
+        self._sessions = [*(each for each in self._sessions if each.stream is not None), session]
         self._first = session.peer
         if self._last == session.peer:
             self._last = None
@@ -219,6 +309,8 @@ class BackendPool:
         self._heard = time.monotonic()
         self.counts.connect.observe(self._heard - began)
         self._failure = None
+        self.most_recipients = session.protocol.rcpt_max
+        self.splits = self.most_recipients < math.inf
         if self.down:
             self._is_up()
         if session.stream:
@@ -246,12 +338,16 @@ class BackendPool:
 
     def _failed(self, error: BackendError, began: float) -> None:
         self.counts.failures += 1
-        self.trouble = error.reason
         # A backend that answers others meanwhile is not dead, only full, perhaps. One that refuses, answers something
         # else, or closes, keeps nobody waiting.
         now = time.monotonic()
         lasted = now - began
         answers = now - self._heard < max(BACK_OFF, lasted)
+        serving = sum(session.stream is not None for session in self._sessions)
+        if serving and (error.failure is Failure.CLOSING or (error.failure is Failure.SILENT and answers)):
+            self._learn_limit(serving, now)
+            return
+        self.trouble = error.reason
         back_off = error.failure.value.back_off
         waits = back_off is BackOff.IF_SLOW and lasted >= self._slow
         self._failure = error if waits and not answers else None
@@ -259,6 +355,25 @@ class BackendPool:
         if not self.down and not (answers and self._taken > 1):
             self.down = True
             _log.warning("backend %s is down: %s", self, error.reason)
+
+    def _learn_limit(self, serving: int, now: float) -> None:
+        """A store that serves so many connections did not greet one more."""
+        self._limit = min(serving, self.backend.max_connections)
+        self._limit_ends = now + _REMEMBERED_LIMIT
+        if self._limit_told != self._limit:
+            self._limit_told = self._limit
+            _log.warning(
+                "backend %s greets no more than %d connections at a time, of max_connections=%d: the others wait for "
+                "these; give it as many processes, or set max_connections to what it has",
+                self,
+                self._limit,
+                self.backend.max_connections,
+            )
+
+    def _forget_limit(self) -> bool:
+        """It may have changed: whether there is room now."""
+        self._limit, self._limit_ends = self.backend.max_connections, math.inf
+        return self._taken < self._limit
 
     def _is_up(self) -> None:
         self.down = False
@@ -278,9 +393,9 @@ class BackendPool:
             self._close(self._unkeep(session))
 
     def reopen(self, session: BackendSession) -> BackendSession:
-        """A new session in the place of one that had died before it was used again. Raises BackendError."""
+        """A new session in the place of one that is dead, or not fit for use. Raises BackendError."""
         session.close()
-        return self.open()
+        return self.open(fresh=True)
 
     # --- giving back -------------------------------------------------------------------------------------------------
 
@@ -295,9 +410,9 @@ class BackendPool:
             self._is_up()
         if session.unread():
             self.discard(session)
-        elif self._retired or not self.backend.idle_timeout:
+        elif self._retired or not self._keeps or session.protocol.transactions >= session.most_messages:
             self.leave(session)
-        elif self._queue:
+        elif self._queue or self._opening:
             self._give_place(session)
         else:  # as `_keep` does it
             self._kept.append(session)

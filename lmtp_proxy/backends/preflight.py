@@ -57,7 +57,7 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
     try:
         if kept is not None:
             kept.close()
-        session = pool.open(whatever=True)
+        session = pool.open(fresh=True, whatever=True)
         for number, group in enumerate(_groups(recipients)):
             if number:
                 _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))

@@ -6,6 +6,7 @@ comes and goes passes through a ClientProtocol. Every failure is a BackendError,
 retried, and nothing is known of pools, recipients or routes.
 """
 
+import math
 import smtplib
 import socket
 import time
@@ -66,6 +67,7 @@ class BackendSession(smtplib.LMTP):
     Attributes:
         protocol: what is said on it, and how far that is.
         stream: None before `start` and after `close`.
+        most_messages: how many it may serve.
         peer: which address of its name it is connected to; None before, and on a unix socket.
         kept_until: while the pool keeps it (time.monotonic), else 0.
     """
@@ -74,6 +76,7 @@ class BackendSession(smtplib.LMTP):
         super().__init__(local_hostname=hostname)
         self.backend = backend
         self.protocol = ClientProtocol()
+        self.most_messages = math.inf
         self.kept_until = 0.0
         self.stream: Stream | None = None
         self.peer: SocketAddress | None = None
@@ -123,7 +126,8 @@ class BackendSession(smtplib.LMTP):
         code, text = self.ehlo()
         if code != 250:
             raise of_lhlo(code, text.decode("utf-8", "backslashreplace"))
-        self.protocol.offers(self.esmtp_features)
+        self.protocol.offers(self.esmtp_features, self.esmtp_features.get("limits", ""))
+        self.most_messages = min(self.backend.max_messages or math.inf, self.protocol.mail_max)
 
     def _authenticate(self, user: str, password: str) -> None:
         try:

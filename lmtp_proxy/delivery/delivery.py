@@ -9,377 +9,31 @@ does not know the other backends; what is said to its own, and in which order, t
 
 from __future__ import annotations
 
-import enum
-import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.backends.failure import BAD_PARAMETER, BackendError, Failure, Retry, judge
-from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
-from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.backends.failure import BackendError, Failure, judge
+from lmtp_proxy.delivery.asking import Asking
+from lmtp_proxy.delivery.in_flight import Phase
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.wire.client import ClientState, Command, KnownReplies
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
-from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
 
-_log = logging.getLogger(__name__)
-
-# Times `command` for all replies to MAIL and one group of RCPT: with 60 s this ends before Postfix's 300 s.
-_ENVELOPE = 4
-_EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive before its time
-
-
-class DeliveryState(enum.Enum):
-    """What a delivery waits for, or has to do next. How far its message is, a drain asks its commit point."""
-
-    NEW = "no place in the pool"
-    RESERVED = "a place, on which a session has to be opened"
-    OPEN = "a session, on which nothing is outstanding"
-    ASKED = "replies to MAIL, RCPT or DATA are to come"
-    DOUBTED = "MAIL or DATA seems to be refused; RSET and DATA tell whether that was its reply"
-    DATA = "the backend takes the message"
-    HEARING = "half a reply has come out of turn; the rest is waited for, and ends the delivery"
-    HEARING_LAST = "the same, where the final dot is due"
-    NO_ROOM = "the final dot is due, and there was no room for any of it"
-    DOT = "the final dot, or some of it, went out; final replies are to come"
-    OVER = "the place was given back"
+_OPEN, _ASKED, _DOUBTED = DeliveryState.OPEN, DeliveryState.ASKED, DeliveryState.DOUBTED
+_DATA, _NO_ROOM, _DOT = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT
+_HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
+_TO_DOT = Command.FINAL_DOT
+_code = attrgetter("code")
 
 
-_NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.OPEN, DeliveryState.ASKED
-_DATA, _NO_ROOM, _DOT, _OVER = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT, DeliveryState.OVER
-_HEARING, _HEARING_LAST, _DOUBTED = DeliveryState.HEARING, DeliveryState.HEARING_LAST, DeliveryState.DOUBTED
-_TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
-_TOO_MUCH = "it said more than was asked for"
-_NO_RECIPIENTS = (503, 554)  # to DATA: RFC 2033 section 4.2, RFC 5321 section 3.3
-_SAYS_NO_MORE = (Failure.GONE, Failure.CLOSING, Failure.SILENT)
-_command, _code = attrgetter("command"), attrgetter("code")
+class Delivery(Asking):
+    """The whole conversation with one backend in one transaction."""
 
-
-class Delivery:
-    """The conversation with one backend in one transaction.
-
-    Attributes:
-        state: what it waits for.
-        session: None without a session.
-        deadline: until when `advance` has to be done (time.monotonic).
-        rcpt_replies: to all that were asked for last.
-        accepted: the recipients that wait for final replies.
-        replies: the final ones, to as many of the first of `accepted` as have one.
-        said: how many of these are the backend's, where some are not.
-        trouble: why the last replies to be known, if they are ours, are what they are; for the log, escaped.
-    """
-
-    __slots__ = (
-        *("_asked", "_commit", "_envelope", "_failure", "_latest", "_proving", "_refusal", "accepted", "deadline"),
-        *("pool", "rcpt_replies", "replies", "said", "session", "state", "trouble"),
-    )
-
-    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
-        self.pool = pool
-        self.state = _NEW
-        self.session: BackendSession | None = None
-        self.deadline = 0.0
-        self.rcpt_replies: Sequence[Reply] = ()
-        self.said = 0
-        self.trouble = ""
-        self._envelope = message.envelope
-        self._asked: Sequence[Destination] = ()  # RCPT is to be sent or was sent, and not all replies are known
-        self._latest = math.inf  # for all replies to what was asked
-        self._failure: BackendError | None = None
-        # Where one is doubted, and whether RSET is on its way.
-        self._refusal: BackendError | None
-        self._proving: bool
-        commit = self._commit = CommitPoint(pool, message, parts)
-        self.accepted = commit.accepted
-        self.replies = commit.replies
-
-    def __repr__(self) -> str:
-        what = f"failed: {self._failure.reason}" if self._failure else self.state.name.lower()
-        session = "" if self.session is None else f" {self.session.protocol!r}"
-        return f"<Delivery to {self.pool} accepted={len(self.accepted)} {what}{session}>"
-
-    @property
-    def over(self) -> bool:
-        """It was left or abandoned."""
-        return self.state is _OVER
-
-    @property
-    def wanted(self) -> bool:
-        """Some recipient waits for this delivery's final replies, and it has not failed."""
-        return bool(self.accepted) and self._failure is None
-
-    # --- a session ---------------------------------------------------------------------------------------------------
-
-    def reserve(self, asked: Sequence[Destination], before_wait: Callable[[], None]) -> bool:
-        """Take a place in the pool, unless that was done, to `ask` for these; whether a session has to be opened.
-
-        before_wait: called before a wait for the place.
-        """
-        self._asked = self._commit.asked = asked
-        if self.state is not _NEW:
-            self.rcpt_replies = ()
-        else:
-            try:
-                session = self.session = self.pool.reserve(before_wait)
-            except BackendError as error:
-                self.fail(error)
-            else:
-                self.state = _RESERVED if session is None else _OPEN
-        return self.state is _RESERVED
-
-    def open(self) -> None:
-        """Open a session on the place that is reserved."""
-        try:
-            self.session = self.pool.open()
-        except BackendError as error:
-            self.fail(error)
-        else:
-            self.state = _OPEN
-
-    def _replaced(self, session: BackendSession) -> BackendSession:
-        """A new one for one that served an earlier transaction, and is dead or not fit for use. Raises BackendError."""
-        self.state, self.session = _RESERVED, None
-        session = self.session = self.pool.reopen(session)
-        self.state = _OPEN
-        return session
-
-    # --- the envelope ------------------------------------------------------------------------------------------------
-
-    def ask(self, data_follows: bool) -> None:
-        """Send MAIL (once), RCPT of those for whom the place was taken, and DATA if the client has said that already.
-
-        When `advance` is done, all rcpt_replies are known.
-        """
-        session = self.session
-        if session is None:
-            self._answer_asked()
-            return
-        try:
-            if session.stirred():
-                if session.protocol.stale:
-                    session = self._replaced(session)
-                elif not self._quiet(session):
-                    return
-            self._send_envelope(session, data_follows)
-        except BackendError as error:
-            self._envelope_failed(error)
-
-    def _send_envelope(self, session: BackendSession, data_follows: bool) -> None:
-        """As much of it as may go out in one write. Raises BackendError."""
-        asked, protocol = self._asked, session.protocol
-        if self._envelope.smtputf8:
-            asked = [destination for destination in asked if self._may_take(destination)]
-        octets = protocol.envelope(self._envelope, [*map(_command, asked)], data_follows)
-        if octets:
-            self.state = _ASKED
-            now = time.monotonic()
-            pool = self.pool
-            self._latest = now + _ENVELOPE * pool.patience
-            self.deadline = now + pool.first_look
-            session.put(octets)
-
-    def _may_take(self, destination: Destination) -> bool:
-        """A backend without SMTPUTF8 takes nothing that needs it (RFC 6531 section 3.5)."""
-        session, envelope = self.session, self._envelope
-        if not envelope.smtputf8 or session is None or "smtputf8" in session.protocol.offered:
-            return True
-        return envelope.path.isascii() and destination.recipient.path.isascii()
-
-    def start_data(self) -> None:
-        """Send DATA, which did not go with the recipients.
-
-        A refusal is kept for the final replies, because the client has its own 354 coming.
-        """
-        session = self.session
-        if session is None:
-            return
-        try:
-            if session.stirred() and not self._quiet(session):
-                return
-            self.state = _ASKED
-            self._latest = math.inf
-            self._set_deadline()
-            session.put(session.protocol.data())
-        except BackendError as error:
-            self.fail(error)
-
-    def _hear(self, session: BackendSession) -> bool:
-        """Take in replies to what was asked; True when none is outstanding. Raises BackendError."""
-        protocol = session.protocol
-        while protocol.expected:
-            replies = session.replies()
-            if not replies:
-                return self._unheard(session)
-            if isinstance(replies, KnownReplies) and replies.accepted and len(replies) == len(self._asked) + 2:
-                # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
-                self.rcpt_replies = replies.accepted
-                self.state = _DATA
-                self._commit.data_begun()
-                if not session.unread():
-                    self.accepted += self._asked
-                    self._asked = self._commit.asked = ()
-                    return True
-                break
-            self._take(session, replies)
-            if self.state is _DOUBTED:
-                return self._hear_out(session)
-            if protocol.unsent and not protocol.expected:
-                # What came before these would answer them.
-                if session.stirred() and not self._quiet(session):
-                    return False
-                session.put(protocol.more())
-            self._set_deadline()
-        if session.unread() and not self._quiet_behind_replies(session):
-            if protocol.state is not ClientState.DATA:
-                return False
-        elif self.state is _ASKED:
-            self.state = _OPEN
-        if self._asked:
-            self._answer_asked()
-        return True
-
-    def _unheard(self, session: BackendSession) -> bool:
-        """As `_in_time`. At the first look a kept session may turn out to be dead, long before its time is up."""
-        due = self._latest - (_ENVELOPE - 1) * self.pool.patience
-        if self.deadline < due < math.inf and time.monotonic() >= self.deadline:
-            if session.protocol.stale and session.lost:
-                raise BackendError(Failure.SILENT, "what it was sent does not arrive")
-            self.deadline = due
-            return False
-        return self._in_time("no answer in time")
-
-    def _quiet_behind_replies(self, session: BackendSession) -> bool:
-        """As `_quiet`; before an octet of the message went out a reply is no verdict on it, but one too many."""
-        try:
-            return self._quiet(session)
-        except BackendError as error:
-            raise BackendError(Failure.ODD, error.reason) if error.failure is Failure.REFUSED else error from None
-
-    def _take(self, session: BackendSession, replies: Sequence[Reply]) -> None:
-        said = self.rcpt_replies = [*self.rcpt_replies]
-        answered = zip(session.protocol.answered, replies, strict=True)
-        for command, reply in answered:
-            if command is _TO_RCPT:
-                said.append(judge(command, reply))
-                continue
-            try:
-                if command is _TO_DATA:
-                    self._take_data_reply(session, reply)
-                else:
-                    parameters = reply.code == BAD_PARAMETER and self._mail_had_parameters(session)
-                    judge(command, reply, parameters=parameters)
-            except BackendError as error:
-                if error.failure is not Failure.REFUSED:
-                    raise
-                self._doubt(error, answered)
-
-    def _doubt(self, refusal: BackendError | None, answered: Iterable[tuple[Command, Reply]] = ()) -> None:
-        """One reply too many, and the refusal was another recipient's, or of nothing in this transaction.
-
-        So it has to be proved: where it is true, all that went out behind it is refused, too; RSET is not, and a DATA
-        behind that is. Raises BackendError. refusal: None where that of all recipients is in doubt. answered: what came
-        along, to the rest.
-        """
-        self.state = _DOUBTED
-        self._refusal = refusal
-        self._proving = False
-        _check_in_step(answered)
-
-    def _hear_out(self, session: BackendSession) -> bool:
-        """Take in all that is to come, up to the replies to RSET and DATA.
-
-        Raises BackendError: the refusal, where it stands.
-        """
-        protocol, failed = session.protocol, self._refusal
-        try:
-            if not self._proving:
-                self._proving = True
-                if not protocol.expected and session.stirred() and not self._quiet_behind_replies(session):
-                    raise BackendError(Failure.ODD, _TOO_MUCH)
-                self._set_deadline()
-                session.put(protocol.take_back())
-            while protocol.expected:
-                replies = session.replies()
-                if not replies:
-                    return self._in_time("no answer in time")
-                _check_in_step(zip(protocol.answered, replies, strict=True))
-            if session.stirred() and not self._quiet_behind_replies(session):
-                raise BackendError(Failure.ODD, _TOO_MUCH)
-        except BackendError as error:
-            if error.failure not in _SAYS_NO_MORE:
-                raise
-            failed = failed or error  # as some do after a refusal
-        if self._asked and (self._refusal is None or self.rcpt_replies):
-            self._answer_asked()  # some are accepted, all the same, where DATA is refused
-        if failed is not None:
-            raise failed
-        protocol.taken_back()
-        self.state = _OPEN
-        return True
-
-    def _mail_had_parameters(self, session: BackendSession) -> bool:
-        mail_command = self._envelope.mail_command
-        return mail_command(session.protocol.offered) != mail_command(())
-
-    def _take_data_reply(self, session: BackendSession, reply: Reply) -> None:
-        """DATA may have been sent along with recipients, which may all have been refused (RFC 2033 section 4.2).
-
-        Recipients wait for this reply, too: as no other is a 354, it proves that theirs were theirs.
-        """
-        if self.accepted or any(said.positive for said in self.rcpt_replies):
-            if reply.code != 354:
-                judge(_TO_DATA, reply)
-            self.state = _DATA
-            self._commit.data_begun()
-        elif reply.code == 354:
-            self._answer_asked()
-            session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
-            raise BackendError(Failure.ODD, f"it takes a message without a recipient: {reply}")
-        elif not reply.negative:
-            judge(_TO_DATA, reply)
-        elif reply.code not in _NO_RECIPIENTS:
-            self._doubt(None)
-
-    def _answer_asked(self) -> None:
-        """All replies to the last `ask` are known; a failure undoes those that accepted."""
-        asked = self._asked
-        self._asked = self._commit.asked = ()
-        if self._failure is not None:
-            self.rcpt_replies = [self._failure.reply] * len(asked)
-            self.trouble = self._failure.reason
-        elif self._envelope.smtputf8:
-            said = iter(self.rcpt_replies)
-            self.rcpt_replies = [
-                next(said) if self._may_take(destination) else Failure.NO_SMTPUTF8.reply for destination in asked
-            ]
-        replies = self.rcpt_replies
-        if max(map(_code, replies), default=0) < 300:
-            self.accepted += asked
-            return
-        self.accepted += [destination for destination, reply in zip(asked, replies, strict=True) if reply.positive]
-        self.pool.counts.count([reply for reply in replies if not reply.positive])
-
-    def _envelope_failed(self, error: BackendError) -> bool:
-        """Whether the step is done: on a session that takes the place of a dead one it begins anew."""
-        session = self.session
-        if session is not None and error.failure.value.retry is Retry.IF_UNHEARD and session.protocol.stale:
-            data_follows = session.protocol.asks_for_data
-            if error.failure is Failure.SILENT or session.lost:
-                self.pool.condemn(self._latest - _ENVELOPE * self.pool.patience)
-            try:
-                self._send_envelope(self._replaced(session), data_follows)
-                return self.state is not _ASKED and self.advance()
-            except BackendError as again:
-                error = again
-        self.fail(error)
-        self._answer_asked()
-        return True
+    __slots__ = ()
 
     # --- the message -------------------------------------------------------------------------------------------------
 
@@ -408,6 +62,11 @@ class Delivery:
         """
         if not self.accepted:
             return
+        if self._late and not self._commit.accepted:
+            self._merge_late()
+            if not self.over:
+                self.leave()
+            return
         if self.state is _HEARING:
             self.state = _HEARING_LAST
             return
@@ -432,7 +91,7 @@ class Delivery:
         sent = session.send_now(octets)
         if sent > len(last):
             self.state = _DOT
-            session.protocol.dot_begun(len(self.accepted))
+            session.protocol.dot_begun(len(commit.accepted))
             commit.sent(len(last))
             if sent < len(octets):
                 session.keep(octets[sent:])
@@ -462,10 +121,12 @@ class Delivery:
 
     def _hear_final(self, session: BackendSession) -> bool:
         """Take in final replies; True when all are there. Raises BackendError."""
-        accepted, final = self.accepted, self.replies
+        accepted, final = self._commit.accepted, self._commit.replies
         while len(final) < len(accepted):
             replies = session.replies()
             if not replies:
+                if self._late:
+                    self._merge_late()
                 return self._in_time("no answer in time")
             if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
                 final += replies
@@ -476,6 +137,8 @@ class Delivery:
                 self.pool.counts.count((reply,))
         if session.stream is not None and session.stream.full:
             return self._in_time("write: timed out")
+        if self._late:
+            self._merge_late()
         self.leave()
         return True
 
@@ -499,76 +162,13 @@ class Delivery:
             # Amid the message the other backends do not wait for what this one has to say.
             return state is _HEARING and session.protocol.state is ClientState.DATA
         except BackendError as error:
-            if self._asked:
+            if self._asked or self._commit.phase is Phase.ENVELOPE:
                 return self._envelope_failed(error)
             if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
                 self._fail_at_the_end(error)
-            elif state is _ASKED or state is _DOUBTED:
-                self.fail(error)
             else:
                 self._fail_amid_data(error)
         return True
-
-    def _quiet(self, session: BackendSession, hearing: DeliveryState = _HEARING) -> bool:
-        """Whether nothing has come out of turn, up to now; else nothing more may be said on this session.
-
-        Raises BackendError if something has. Where that is no whole reply yet, the answer is False, and the state is
-        `hearing`: this is to be asked again until the deadline, which stands.
-        """
-        if session.check_quiet():
-            return True
-        now = time.monotonic()
-        if self.state is not _HEARING and self.state is not _HEARING_LAST:
-            self.deadline = now + _EARLY_REPLY
-        elif now >= self.deadline:
-            raise BackendError(Failure.SILENT, "no answer in time")
-        self.state = hearing
-        return False
-
-    def _in_time(self, what: str) -> bool:
-        """False: wait on. Raises BackendError when the deadline has passed."""
-        if time.monotonic() >= self.deadline:
-            raise BackendError(Failure.SILENT, what)
-        return False
-
-    def _set_deadline(self) -> None:
-        """The next reply is waited for from now on."""
-        self.deadline = min(time.monotonic() + self.pool.backend.timeouts.command, self._latest)
-
-    # --- the end -----------------------------------------------------------------------------------------------------
-
-    def leave(self) -> None:
-        """The one exit for a conversation that ended well: nothing that matters is outstanding."""
-        self._commit.passed_well()
-        session = self.session
-        if session is not None:
-            self.session = None
-            if self.state is _DOT:
-                self.pool.release(session)
-            else:  # none of its recipients was accepted
-                self.pool.reset(session)
-        self.state = _OVER
-
-    def abandon(self, reason: str = "given up") -> None:
-        """The one exit for all others, at any time: amid the message the backend sees no final dot."""
-        self._commit.given_up(reason)
-        state, self.state = self.state, _OVER
-        session, self.session = self.session, None
-        if state is _RESERVED:
-            self.pool.cancel()
-        elif session is not None:
-            if state is _OPEN and self._failure is None:
-                self.pool.reset(session)
-            else:
-                self.pool.discard(session)
-
-    def fail(self, error: BackendError) -> None:
-        """The conversation is over; the first failure is the one that counts."""
-        if self._failure is None:
-            self._failure = error
-            if error.failure.value.alarm:
-                _log.error("backend %s: %s", self.pool, error.reason)
-        self.abandon(error.reason)
 
     def _fail_amid_data(self, error: BackendError) -> None:
         """A backend that gives up amid the message may have said why before it closed the connection."""
@@ -584,15 +184,11 @@ class Delivery:
         if not maybe_delivered and not self.over:
             self._commit.step_back()
         self.fail(error)
-        self.said = len(self.replies)
-        if unsaid := len(self.accepted) - self.said:
-            self.replies += [error.reply] * unsaid
-            self.pool.counts.count([error.reply] * unsaid)
+        if self._late:
+            self._merge_late()
+        self.said = said = len(self.replies)
+        if len(self.accepted) > said:
+            late = self._late
+            self.replies += [late.get(position, error.reply) for position in range(said, len(self.accepted))]
+            self.pool.counts.count([error.reply] * (len(self._commit.accepted) - len(self._commit.replies)))
             self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason
-
-
-def _check_in_step(answered: Iterable[tuple[Command, Reply]]) -> None:
-    """Of what went out behind something that was refused, only RSET is not. Raises BackendError."""
-    for command, reply in answered:
-        if not (reply.positive if command is Command.RSET else reply.negative):
-            raise BackendError(Failure.ODD, f"replies are out of step: to {command.value} it said {reply}")

@@ -7,13 +7,15 @@ Nothing is known here of what is said to the client or to a backend.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import gevent
 
+from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.loop.stream import Stream, wait_for_any
 
@@ -22,6 +24,10 @@ from lmtp_proxy.loop.stream import Stream, wait_for_any
 _A_LITTLE = 0.02
 _AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
 _Each = TypeVar("_Each")
+
+Share: TypeAlias = BackendPool | Delivery | Failure | None
+"""What a recipient of a transaction belongs to: the delivery to a backend, a further one where that takes only so many
+recipients in a transaction, what turned them away before the backend was asked, or None without a backend."""
 
 
 def by_pool(
@@ -38,11 +44,11 @@ def by_pool(
     return groups, nowhere
 
 
-def in_order(destinations: Sequence[Destination], of_each: Mapping[BackendPool | None, Iterator[_Each]]) -> list[_Each]:
-    """The next value of its pool for each of these, up to the first whose pool has no more."""
+def in_order(shares: Iterable[Share], of_each: Mapping[Share, Iterator[_Each]]) -> list[_Each]:
+    """The next value of each of these, up to the first that has no more."""
     found: list[_Each] = []
-    for destination in destinations:
-        value = next(of_each[destination.pool], None)
+    for share in shares:
+        value = next(of_each[share], None)
         if value is None:
             break
         found.append(value)

@@ -5,20 +5,22 @@ Every accepted recipient gets exactly one final reply, by position, as soon as i
 backend's failure means is settled in its Delivery; what the client's failure means, in `abort`. It touches no socket.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import Message, ProcessParts
-from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
-from lmtp_proxy.delivery.fan_out import by_pool, in_order, open_all, wait_for_all, wait_for_one
+from lmtp_proxy.delivery.delivery import Delivery
+from lmtp_proxy.delivery.fan_out import Share, by_pool, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
@@ -101,7 +103,9 @@ class Transaction:
         self._refused = _NOBODY  # those without a backend: counted and noted
         self._accepted: list[Destination] = []
         self._answered = 0  # of the accepted ones, after the final dot
-        self._deliveries: dict[BackendPool, Delivery] = {}
+        self._deliveries: dict[Share, Delivery] = {}
+        self._shares: list[Share] = []  # of the accepted ones; empty while each belongs to that of its pool
+        self._new_shares: Sequence[Share] = ()  # of the new ones, likewise
 
     def __repr__(self) -> str:
         return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
@@ -152,10 +156,12 @@ class Transaction:
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
         self._asking = False
         self._client.answer(*replies)
-        if max(map(_code, replies)) < 300:
-            self._accepted += new
+        if max(map(_code, replies)) >= 300:
+            self._settle(new, replies, without)
+        elif self._shares or self._new_shares:
+            self._accept(new, self._new_shares)
         else:
-            self._settle(new, replies, groups, without)
+            self._accepted += new
 
     def _park_held(self, groups: Groups, without: Sequence[Destination]) -> tuple[Groups, Sequence[Destination]]:
         """As `by_pool` has the new ones, once the routes of those on hold have changed or their time is up."""
@@ -176,23 +182,39 @@ class Transaction:
             if delivery.reserve(asked, flush):
                 flush()
                 delivery.open()
-            delivery.ask(data_follows)
-            wait_for_one(delivery, None if data_follows else flush, None)
-            return delivery.rcpt_replies
-        said: dict[BackendPool | None, Iterator[Reply]] = {
+            if not pool.splits or len(asked) + len(delivery.accepted) <= pool.most_recipients:
+                delivery.ask(data_follows)
+                wait_for_one(delivery, None if data_follows else flush, None)
+                return delivery.rcpt_replies
+        said: dict[Share, Iterator[Reply]] = {
             delivery.pool: iter(delivery.rcpt_replies) for delivery in self._ask_all(groups, data_follows=data_follows)
         }
+        if self._new_shares:
+            said = {share: iter(delivery.rcpt_replies) for share, delivery in self._deliveries.items()}
+            said[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.reply)
         said[None] = iter([_failure(destination).reply for destination in without])
-        return in_order(self.new, said)
+        return in_order(self._new_shares or map(_pool, self.new), said)
 
-    def _settle(
-        self, new: Sequence[Destination], replies: Sequence[Reply], groups: Groups, without: Sequence[Destination]
-    ) -> None:
+    def _accept(self, new: Sequence[Destination], shares: Sequence[Share]) -> None:
+        if shares and not self._shares:
+            self._shares = [*map(_pool, self._accepted)]
+        if shares or self._shares:
+            self._shares += shares or map(_pool, new)
+        self._accepted += new
+        self._new_shares = ()
+
+    def _settle(self, new: Sequence[Destination], replies: Sequence[Reply], without: Sequence[Destination]) -> None:
         """Keep those that were accepted; note and log the others."""
-        why: dict[BackendPool | None, Iterator[str]] = {pool: repeat(self._deliveries[pool].trouble) for pool in groups}
+        shares = self._new_shares or [*map(_pool, new)]
+        why: dict[Share, Iterator[str]] = {share: repeat(each.trouble) for share, each in self._deliveries.items()}
+        why[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.value.what)
         why[None] = iter([shown(destination.route.reason, MAX_TEXT) for destination in without])
-        answered = list(zip(new, replies, in_order(new, why), strict=True))
-        self._accepted += [destination for destination, reply, _ in answered if reply.code < 300]
+        answered = list(zip(new, replies, in_order(shares, why), strict=True))
+        accepted = [reply.code < 300 for reply in replies]
+        self._accept([*compress(new, accepted)], [*compress(self._new_shares, accepted)])
+        for destination, share in zip(new, shares, strict=True):
+            if isinstance(share, Failure) and destination.pool is not None:
+                destination.pool.counts.deferred += 1
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
         self._note_refused(destinations, replies, troubles)
         log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
@@ -203,7 +225,7 @@ class Transaction:
             delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
 
-    def _ask_all(self, groups: Mapping[BackendPool, Sequence[Destination]], *, data_follows: bool) -> list[Delivery]:
+    def _ask_all(self, groups: Groups, *, data_follows: bool) -> list[Delivery]:
         """All backends at once, each for its group."""
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
@@ -217,10 +239,50 @@ class Transaction:
             flush()
             open_all([delivery for delivery in deliveries if delivery.state is _RESERVED])
         for delivery in deliveries:
+            pool = delivery.pool
+            if pool.splits and len(groups[pool]) + len(delivery.accepted) > pool.most_recipients:
+                deliveries = self._spread(groups)
+                break
+        for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
         return deliveries
+
+    def _spread(self, groups: Groups) -> list[Delivery]:
+        """Several deliveries for those of whom a backend does not take as many in one. All those to `ask`.
+
+        They run at once. No further place is waited for: two messages that wait for each other's would both fail.
+        """
+        shares_of: dict[BackendPool | None, Iterator[Share]] = {pool: self._room(pool) for pool in groups}
+        shares_of[None] = repeat(None)
+        shares = self._new_shares = [next(shares_of[destination.pool]) for destination in self.new]
+        asked: list[Delivery] = []
+        for share, delivery in self._deliveries.items():
+            group = [each for each, its in zip(self.new, shares, strict=True) if its is share]
+            if group:
+                delivery.reserve(group, None)
+                asked.append(delivery)
+        open_all([delivery for delivery in asked if delivery.state is _RESERVED])
+        return asked
+
+    def _room(self, pool: BackendPool) -> Iterator[Share]:
+        """A share for each further recipient of this backend."""
+        for share, delivery in [*self._deliveries.items()]:
+            if delivery.pool is pool:
+                over = delivery.over and share is pool  # then all get what that one says
+                room = math.inf if over else 0 if delivery.over else pool.most_recipients - len(delivery.accepted)
+                while room > 0:
+                    yield share
+                    room -= 1
+        while True:
+            delivery = Delivery(pool, self._message, self._parts)
+            delivery.reserve((), None)
+            if delivery.over:
+                yield from repeat(Failure.TOO_MANY)
+            self._deliveries[delivery] = delivery
+            for _ in range(int(pool.most_recipients)):
+                yield delivery
 
     def _refuse(self, destinations: Sequence[Destination]) -> None:
         """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
@@ -313,8 +375,8 @@ class Transaction:
             if self._answered < len(self._accepted):
                 # The message is refused, or an error of ours ended one delivery: what other backends have said stands.
                 self._close()
-                for pool, number in Counter(map(_pool, self._accepted)).items():
-                    delivery = self._deliveries[pool]
+                for share, number in Counter(self._shares or map(_pool, self._accepted)).items():
+                    delivery = self._deliveries[share]
                     delivery.said = number
                     delivery.replies += [refusal or Failure.INTERNAL.reply] * (number - len(delivery.replies))
                 self._answer_known()
@@ -336,7 +398,7 @@ class Transaction:
             if number < asked and destination.pool is not None:
                 destination.pool.counts.aborted += 1
         log_aborted(self._message, given_up, asked, why, time.monotonic() - self._began)
-        self._accepted, self.new, self._answered = [], [], 0
+        self._accepted, self.new, self._shares, self._answered = [], [], [], 0
 
     def _answer_known(self) -> None:
         """Answer those whose reply is known, in RCPT order, up to the first whose reply is not."""
@@ -345,10 +407,11 @@ class Transaction:
         if len(deliveries) == 1:
             (delivery,) = deliveries
             replies = delivery.replies
-        elif not answered and accepted and not self._deliveries[_pool(accepted[0])].replies:
+        elif not answered and accepted and not self._deliveries[(self._shares or [accepted[0].pool])[0]].replies:
             return
         else:
-            replies = in_order(accepted, {each.pool: iter(each.replies) for each in deliveries})
+            shares: Iterable[Share] = self._shares or map(_pool, accepted)
+            replies = in_order(shares, {share: iter(each.replies) for share, each in self._deliveries.items()})
         known = len(replies)
         if known == answered:
             return
@@ -358,9 +421,10 @@ class Transaction:
         self._client.answer(*replies)
         troubles: Sequence[str] = ()
         if max(map(_code, replies)) >= 300:
-            why: dict[BackendPool | None, Iterator[str]]
-            why = {each.pool: chain(repeat("", each.said), repeat(each.trouble)) for each in deliveries}
-            troubles = in_order(self._accepted[:known], why)[answered:]
+            why: dict[Share, Iterator[str]] = {
+                share: chain(repeat("", each.said), repeat(each.trouble)) for share, each in self._deliveries.items()
+            }
+            troubles = in_order((self._shares or [*map(_pool, self._accepted)])[:known], why)[answered:]
             self._note_refused(accepted, replies, troubles)
         stream = self._client.stream
         if stream is not None and stream.ended and self._client.is_gone():

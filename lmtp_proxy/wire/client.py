@@ -9,6 +9,7 @@ anybody's mail is decided elsewhere, and so is when a reply is due. Nothing here
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -30,6 +31,8 @@ _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])([^\r\n\0]*))?\r?\n")
 _PLAIN_REPLY = re.compile(
     rb"(?!421)([2-5][0-9][0-9]) ((?:(?<=354 )|[245]\.[0-9]{1,3}\.[0-9]{1,3}(?=[ \r]))[^\r\n\0]{0,2000})\r\n"
 )
+# RFC 9422 section 4: "LIMITS MAILMAX=10 RCPTMAX=100".
+_LIMIT = re.compile(r"(?:^|\s)(MAILMAX|RCPTMAX)=([1-9][0-9]{0,5})(?!\S)", re.IGNORECASE)
 _MOST_KNOWN = 256
 _LONGEST_KNOWN = 512  # octets
 
@@ -115,6 +118,8 @@ class ClientProtocol:
         transactions: begun on this connection.
         offered: the extensions of the last LHLO reply, in lower case.
         pipelining: it is among them.
+        mail_max: how many transactions it takes on this connection (RFC 9422); math.inf where it does not say.
+        rcpt_max: how many recipients in each of them.
         expected: what the next replies answer, in order.
         answered: what those answer that were given out last.
         unsent: what has to wait until those are there; see `more`.
@@ -123,7 +128,8 @@ class ClientProtocol:
 
     __slots__ = (
         *("_at", "_code", "_end", "_error", "_lines", "_octets", "_received", "_unsent_lines"),
-        *("answered", "expected", "offered", "partial", "pipelining", "state", "transactions", "unsent"),
+        *("answered", "expected", "mail_max", "offered", "partial", "pipelining", "rcpt_max", "state"),
+        *("transactions", "unsent"),
     )
 
     def __init__(self) -> None:
@@ -131,6 +137,7 @@ class ClientProtocol:
         self.transactions = 0
         self.offered: frozenset[str] = frozenset()
         self.pipelining = False
+        self.mail_max = self.rcpt_max = math.inf
         self.expected: Sequence[Command] = (Command.GREETING,)
         self.answered: Sequence[Command] = ()
         self.unsent: Sequence[Command] = ()
@@ -165,8 +172,10 @@ class ClientProtocol:
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
-    def offers(self, extensions: Iterable[str]) -> None:
-        """What the reply to LHLO offered: names in any case, without their parameters."""
+    def offers(self, extensions: Iterable[str], limits: str = "") -> None:
+        """What the reply to LHLO offered: names in any case, without their parameters. limits: those of LIMITS."""
+        found = {name.upper(): int(number) for name, number in _LIMIT.findall(limits)}
+        self.mail_max, self.rcpt_max = found.get("MAILMAX", math.inf), found.get("RCPTMAX", math.inf)
         self.offered = frozenset(name.lower() for name in extensions)
         self.pipelining = "pipelining" in self.offered
 

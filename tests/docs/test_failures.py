@@ -20,6 +20,7 @@ README_ROWS: dict[Failure, list[str]] = {
     Failure.PARKED: ["user on `reject`, or on `hold` for too long or with too many waiting"],
     Failure.LOOKUP: ["the table cannot be asked"],
     Failure.BUSY: ["`max_connections` of this store in use for longer than `connect`"],
+    Failure.TOO_MANY: ["more recipients than the store takes in one message, and no place for a second transaction"],
     Failure.CONNECT: ["store: connection refused, no socket, no route, timeout"],
     Failure.AUTH: [
         "store: wants authentication, or refuses ours (an alarm in the log: it concerns all of its users)",
@@ -55,6 +56,7 @@ MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.PARKED: [("Before a store is asked", "user on reject")],
     Failure.LOOKUP: [("Before a store is asked", "the table cannot be asked")],
     Failure.BUSY: [("Before a store is asked", "max_connections of the store in use")],
+    Failure.TOO_MANY: [("Before a store is asked", "more recipients than the store takes")],
     Failure.NO_SMTPUTF8: [("Before a store is asked", "an internationalized address")],
     Failure.INTERNAL: [("Before a store is asked", "an error of the proxy itself")],
     Failure.CONNECT: [("Connecting", "refused, no socket")],

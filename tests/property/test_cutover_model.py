@@ -25,8 +25,9 @@ from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery.commit import Message, ProcessParts
-from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
+from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
@@ -131,7 +132,7 @@ class ModelPool(BackendPool):
         super().__init__(backend, "proxy")
         self.world = world
 
-    def open(self, *, whatever: bool = False) -> BackendSession:
+    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
         return ModelSession(self.world, self.backend)
 
     def release(self, session: BackendSession) -> None:

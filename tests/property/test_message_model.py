@@ -134,7 +134,7 @@ class ModelPool(BackendPool):
         super().__init__(backend, "proxy")
         self._world = world
 
-    def reserve(self, before_wait: Callable[[], None]) -> BackendSession | None:
+    def reserve(self, before_wait: Callable[[], None] | None) -> BackendSession | None:
         return ModelSession(self._world, self.backend)
 
     def release(self, session: BackendSession) -> None:

@@ -26,6 +26,7 @@ class FakeBackend:
 
     "listening", "refused" (an address without a listener), "absent" (no socket file; refused on TCP) or
     "full" (its backlog is full). `script` may be exchanged at any time, or be a function of the connection's number.
+    `processes`: serves so many connections at a time; the next ones are accepted and hear nothing until one ends.
     `address`: of TCP; port 0 is any that is free.
     """
 
@@ -37,8 +38,10 @@ class FakeBackend:
         peer: str = "listening",
         keep_body: bool = True,
         receive_buffer: int | None = None,
+        processes: int = 10_000,
         address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
+        self._processes = threading.Semaphore(processes)
         self.script = script
         self.transport = transport
         self.keep_body = keep_body
@@ -129,6 +132,8 @@ class FakeBackend:
                 connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+        for _ in live:
+            self._processes.release()
         for _, thread in live:
             thread.join(5)
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -177,7 +182,9 @@ class FakeBackend:
     def _serve(self, sock: socket.socket, seen: SeenConnection, script: Script) -> None:
         talk = Conversation(sock, seen, script, self.keep_body, self._changed)
         try:
-            talk.run()
+            with self._processes:
+                if not self._stopping:
+                    talk.run()
         except (Ended, ConnectionError):
             pass
         finally:

@@ -138,7 +138,9 @@ class Conversation:
         recipient = SeenRecipient(line, _path(line))
         with self._changed:
             self._current.recipients.append(recipient)
-        recipient.answer = self._perform(self._script.rcpt_by.get(recipient.path, self._script.rcpt))
+        again = self._script.rcpt_again if len(self._seen.transactions) > 1 else None
+        usual = self._script.rcpt if again is None else again
+        recipient.answer = self._perform(self._script.rcpt_by.get(recipient.path, usual))
 
     def _data(self) -> None:
         script, transaction = self._script, self._current
@@ -150,7 +152,8 @@ class Conversation:
             return
         body = BodyReader(self._keep_body)
         transaction.body = body  # before the answer: the peer may be quicker than this thread
-        transaction.data_answer = self._perform(script.data)
+        again = script.data_again if len(self._seen.transactions) > 1 else None
+        transaction.data_answer = self._perform(script.data if again is None else again)
         if not transaction.data_answer.startswith(b"354"):
             transaction.body = None
             return

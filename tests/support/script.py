@@ -109,7 +109,8 @@ _OTHER = say("500 5.5.2 what")
 class Script:
     """One backend's behaviour. Recipients are named by the text between < and > of their RCPT.
 
-    `mail_again` answers each MAIL of the connection but the first, if it is set. `data_always`: DATA without an
+    `mail_again` answers each MAIL of the connection but the first, if it is set; so do `rcpt_again` and `data_again`
+    in each transaction but the first. `data_always`: DATA without an
     accepted recipient is answered by `data`, too, and what follows it as commands.
     `final` answers an accepted recipient after the dot; `final_at` overrides it by position among the accepted ones,
     `final_by` by address. `auth` replaces the built-in check of `credentials` (user, password).
@@ -124,8 +125,10 @@ class Script:
     mail: Steps = _MAIL
     mail_again: Steps | None = None
     rcpt: Steps = _RCPT
+    rcpt_again: Steps | None = None
     rcpt_by: Mapping[str, Steps] = field(default_factory=dict)
     data: Steps = _DATA
+    data_again: Steps | None = None
     data_always: bool = False
     body: BodyTrigger | None = None
     final: Steps = _FINAL

@@ -50,15 +50,20 @@ def test_what_it_is_counted_as_is_a_counter(failure: Failure) -> None:
 
 def test_every_kind_has_words_of_its_own() -> None:
     """Two with the same row would be one: an Enum takes the second for an alias."""
-    kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "CONNECT", "AUTH", "MISUNDERSTOOD", "SILENT", "GONE"]
-    kinds += ["CLOSING", "ODD", "REFUSED", "BROKEN_OFF", "NO_SMTPUTF8", "ROUTE", "INTERNAL"]
+    kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "TOO_MANY", "CONNECT", "AUTH", "MISUNDERSTOOD", "SILENT"]
+    kinds += ["GONE", "CLOSING", "ODD", "REFUSED", "BROKEN_OFF", "NO_SMTPUTF8", "ROUTE", "INTERNAL"]
     assert [failure.name for failure in Failure] == kinds == list(Failure.__members__)
 
 
-def test_only_a_backend_that_has_left_is_asked_again() -> None:
+def test_only_a_backend_that_has_left_or_had_enough_is_asked_again() -> None:
     """Silence may be that, too: of a host, or whatever stands between, that has forgotten the connection."""
-    again = {failure for failure in Failure if failure.value.retry is not Retry.NEVER}
-    assert again == {Failure.GONE, Failure.CLOSING, Failure.SILENT}
+    retried = {failure: failure.value.retry for failure in Failure if failure.value.retry is not Retry.NEVER}
+    assert retried == {
+        Failure.GONE: Retry.IF_UNHEARD,
+        Failure.SILENT: Retry.IF_UNHEARD,
+        Failure.CLOSING: Retry.IF_USED,
+        Failure.REFUSED: Retry.IF_USED,
+    }
 
 
 def test_who_keeps_others_waiting_is_left_alone_for_a_while() -> None:

@@ -12,8 +12,9 @@ from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, Timeouts, UnixAddress
 from lmtp_proxy.delivery.commit import Message, ProcessParts
-from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
+from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
 from lmtp_proxy.loop.stream import Stream

@@ -11,8 +11,9 @@ import pytest
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery.commit import Message, ProcessParts
-from lmtp_proxy.delivery.delivery import Delivery, DeliveryState
+from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.loop.stream import Stream
@@ -133,7 +134,7 @@ def test_anything_else(octets: bytes) -> None:
 @pytest.mark.parametrize("rset", [YES + NO, NO, DATA, YES + YES, YES + DATA])
 @pytest.mark.parametrize(
     "octets",
-    [YES + NO + NO + NO, YES + YES + YES + b"451 4.3.0 full\r\n", b"451 4.3.0 not now\r\n" + NO + NO + NO],
+    [YES + NO + NO + NO, YES + YES + YES + b"552 5.3.4 full\r\n", b"550 5.7.1 not you\r\n" + NO + NO + NO],
 )
 def test_a_refusal_stands_if_rset_is_accepted_and_data_is_not(octets: bytes, rset: bytes) -> None:
     """Else one came too many: they are told nothing of what was said."""

@@ -2,6 +2,7 @@
 """Several backends at once: values in the order of the recipients, and who goes on when."""
 
 import time
+from collections.abc import Iterator
 from itertools import chain, repeat
 
 import gevent
@@ -9,8 +10,8 @@ import pytest
 
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.config.values import Backend, UnixAddress
-from lmtp_proxy.delivery.delivery import DeliveryState
-from lmtp_proxy.delivery.fan_out import by_pool, in_order, wait_for_all
+from lmtp_proxy.delivery.fan_out import Share, by_pool, in_order, wait_for_all
+from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.routing.routing import Route
 from lmtp_proxy.wire.envelope import Recipient
@@ -34,18 +35,18 @@ def test_recipients_of_each_backend_in_their_order() -> None:
 
 
 def test_each_gets_the_next_of_its_own() -> None:
-    values = {A: iter([1, 2, 3]), B: iter([10, 20]), None: iter([0])}
-    assert in_order([TO_A, TO_B, TO_B, NOWHERE, TO_A, TO_A], values) == [1, 10, 20, 0, 2, 3]
+    values: dict[Share, Iterator[int]] = {A: iter([1, 2, 3]), B: iter([10, 20]), None: iter([0])}
+    assert in_order([A, B, B, None, A, A], values) == [1, 10, 20, 0, 2, 3]
 
 
 def test_the_first_that_has_none_is_the_end() -> None:
-    assert in_order([TO_A, TO_B, TO_A], {A: iter([1, 2]), B: iter([])}) == [1]
-    assert in_order([TO_B, TO_A], {A: iter([1, 2]), B: iter([])}) == []
+    assert in_order([A, B, A], {A: iter([1, 2]), B: iter([])}) == [1]
+    assert in_order([B, A], {A: iter([1, 2]), B: iter([])}) == []
     assert in_order([], {}) == []
 
 
 def test_values_that_never_end_are_taken_as_needed() -> None:
-    assert in_order([TO_A, TO_B, TO_A], {A: chain([""], repeat("why")), B: repeat("")}) == ["", "", "why"]
+    assert in_order([A, B, A], {A: chain([""], repeat("why")), B: repeat("")}) == ["", "", "why"]
 
 
 def test_the_first_is_waited_for_only_a_little_before_another_goes_on() -> None:

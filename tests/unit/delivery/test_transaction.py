@@ -55,7 +55,7 @@ class Session(BackendSession):
 
 
 class Pool(BackendPool):
-    def open(self, *, whatever: bool = False) -> BackendSession:
+    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
         return Session(self.backend)
 
     def release(self, session: BackendSession) -> None:
