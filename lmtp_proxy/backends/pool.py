@@ -41,6 +41,7 @@ BACK_OFF = 1.0
 _REMEMBERED_LIMIT = 60.0
 # Seconds without a greeting after which a kept connection is given up for it: far more than a store with room takes.
 _MAKE_ROOM = 1.0
+_HAS_NO_ROOM = (Failure.SILENT, Failure.CLOSING)  # as a store says it that serves others
 # Seconds after which a session without an answer is looked at: whether what was sent has arrived at all. By then TCP
 # has sent it four times.
 _FIRST_LOOK = 5.0
@@ -344,7 +345,7 @@ class BackendPool:
         lasted = now - began
         answers = now - self._heard < max(BACK_OFF, lasted)
         serving = sum(session.stream is not None for session in self._sessions)
-        if serving and (error.failure is Failure.CLOSING or (error.failure is Failure.SILENT and answers)):
+        if answers and serving and error.failure in _HAS_NO_ROOM:
             self._learn_limit(serving, now)
             return
         self.trouble = error.reason
