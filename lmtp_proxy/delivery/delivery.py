@@ -454,18 +454,18 @@ class Delivery:
 
     def _hear_final(self, session: BackendSession) -> bool:
         """Take in final replies; True when all are there. Raises BackendError."""
-        accepted, final = self.accepted, self.replies
-        while len(final) < len(accepted):
+        final, protocol = self.replies, session.protocol
+        while protocol.expected:
             replies = session.replies()
             if not replies:
                 return self._in_time("no answer in time")
             if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
                 final += replies
                 self.pool.counts.sent += len(replies)
-                continue
-            for reply in replies:
-                final.append(judge(_TO_DOT, reply))
-                self.pool.counts.count((reply,))
+            else:
+                for reply in replies:
+                    final.append(judge(_TO_DOT, reply))
+                    self.pool.counts.count((reply,))
         if session.stream is not None and session.stream.full:
             return self._in_time("write: timed out")
         self.leave()
