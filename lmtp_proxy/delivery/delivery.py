@@ -131,10 +131,10 @@ class Delivery(Asking):
             if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
                 final += replies
                 self.pool.counts.sent += len(replies)
-                continue
-            for reply in replies:
-                final.append(judge(_TO_DOT, reply))
-                self.pool.counts.count((reply,))
+            else:
+                for reply in replies:
+                    final.append(judge(_TO_DOT, reply))
+                    self.pool.counts.count((reply,))
         if session.stream is not None and session.stream.full:
             return self._in_time("write: timed out")
         if self._late:

@@ -80,8 +80,12 @@ def wait_for_all(
     """
     failed: Exception | None = None
     pending: list[Delivery] = []
-    if deliveries and all(delivery.state in _AWAITS_REPLY for delivery in deliveries):  # no answer can have come yet
-        deliveries, pending = _wait_for_first(deliveries, before_wait)
+    for delivery in deliveries:
+        if delivery.state not in _AWAITS_REPLY:
+            break
+    else:  # no answer can have come yet
+        if deliveries:
+            deliveries, pending = _wait_for_first(deliveries, before_wait)
     while deliveries or pending:
         for delivery in deliveries:
             try:
