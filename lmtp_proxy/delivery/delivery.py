@@ -189,6 +189,7 @@ class Delivery(Asking):
         self.said = said = len(self.replies)
         if len(self.accepted) > said:
             late = self._late
+            unsaid = len(self._commit.accepted) - len(self._commit.replies)  # before these are among them
             self.replies += [late.get(position, error.reply) for position in range(said, len(self.accepted))]
-            self.pool.counts.count([error.reply] * (len(self._commit.accepted) - len(self._commit.replies)))
+            self.pool.counts.count([error.reply] * unsaid)
             self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason

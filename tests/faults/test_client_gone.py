@@ -171,8 +171,9 @@ def test_a_delivery_that_nobody_hears_of_is_said_and_counted(
 ) -> None:
     """It will send the message again: every copy that a user sees has this cause."""
     proxy, a = counted
-    if isinstance(proxy.address, tuple) and way == "close" and said[:4] == b"QUIT":
-        pytest.skip("nobody can tell it from a client that listens")
+    # Over TCP, who said QUIT and closed cannot be told from who said QUIT and listens, before something is sent.
+    told = not (isinstance(proxy.address, tuple) and way == "close" and said[:4] == b"QUIT")
+    gone = "; client gone" if told else "(?:; client gone)?"
     go = threading.Event()
     a.script = Script(final=(Await(go), *say("250 2.0.0 stored")), final_by={"full@a": say("452 4.2.2 full")})
     since, before, seen = proxy.mark(), unheard(proxy), len(a.transactions())
@@ -184,9 +185,9 @@ def test_a_delivery_that_nobody_hears_of_is_said_and_counted(
     time.sleep(0.3)
     go.set()
     for address in ("u@a", "v@a", "w@b"):
-        proxy.wait_log(rf"to=<{address}>.*status=sent \(250 2\.0\.0 stored; client gone\)", since=since)
-    proxy.wait_log(r"to=<full@a>.*status=deferred \(452 4\.2\.2 full; client gone\)", since=since)
-    assert unheard(proxy) - before == 3
+        proxy.wait_log(rf"to=<{address}>.*status=sent \(250 2\.0\.0 stored{gone}\)", since=since)
+    proxy.wait_log(rf"to=<full@a>.*status=deferred \(452 4\.2\.2 full{gone}\)", since=since)
+    assert unheard(proxy) - before == 3 or not told
 
 
 @pytest.mark.parametrize("said", [b"", b"QUIT\r\n"])
