@@ -417,6 +417,10 @@ def test_without_prometheus_client_it_does_not_start(tmp_path: Any) -> None:
 @BOTH_MODES
 def test_a_first_scrape_without_a_file_to_open_is_no_bug_and_not_the_last(watched: Watched) -> None:
     pid = watched.proxy.pid
+    with socket.create_connection(watched.address, timeout=20) as sock:  # the server is there with its first client
+        sock.sendall(b"GET /status HTTP/1.0\r\n\r\n")
+        while sock.recv(65536):
+            pass
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used, there = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")), watched.proxy.descriptors()
     with socket.create_connection(watched.address, timeout=20) as sock:
