@@ -127,7 +127,9 @@ class BackendPool:
         self._taken = 0  # places, those of kept sessions included
         self._kept: list[BackendSession] = []  # the last one that was released at the end
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
-        self._opening: deque[AsyncResult[BackendSession]] = deque()  # who would take another session as well
+        self._opening: deque[AsyncResult[BackendSession | Exception]] = (
+            deque()
+        )  # who would take another session as well
         self._sessions: list[BackendSession] = []  # all that were opened and, at the last opening, not closed
         self._limit = backend.max_connections  # of places, until `_limit_ends`
         self._limit_ends = math.inf
@@ -232,7 +234,7 @@ class BackendPool:
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
-        turn: AsyncResult[BackendSession] = AsyncResult()
+        turn: AsyncResult[BackendSession | Exception] = AsyncResult()
         opener = gevent.spawn(self._open, turn)
         if not fresh:
             self._opening.append(turn)
@@ -241,7 +243,10 @@ class BackendPool:
                 turn.wait(_MAKE_ROOM)
                 if self._kept and not turn.ready():
                     self.leave(self._unkeep(self._kept[0]))
-            return cast("BackendSession", turn.get())
+            outcome = turn.get()
+            if isinstance(outcome, Exception):
+                raise outcome
+            return cast("BackendSession", outcome)
         except BackendError as error:
             if fresh or error.failure is not Failure.CLOSING or self._limit == self.backend.max_connections:
                 raise
@@ -250,7 +255,7 @@ class BackendPool:
             # Whoever waited is gone, but its place stays reserved.
             if not turn.ready():
                 opener.kill(block=False)
-            elif turn.value is not None:
+            elif turn.value is not None and not isinstance(turn.value, Exception):
                 turn.value.close()
             raise
         finally:
@@ -258,14 +263,14 @@ class BackendPool:
 
     def _released_instead(self, error: BackendError) -> BackendSession:
         """The store has no room but for those that it serves: the next of these. The place goes back with success."""
-        turn: AsyncResult[BackendSession] = AsyncResult()
+        turn: AsyncResult[BackendSession | Exception] = AsyncResult()
         self._opening.appendleft(turn)  # it has waited since before its attempt
         try:
             session = cast("BackendSession", turn.get(timeout=self.backend.timeouts.connect))
         except gevent.Timeout:
             raise error from None
         except BaseException:
-            if turn.value is not None:
+            if turn.value is not None and not isinstance(turn.value, Exception):
                 self._close(turn.value)
             raise
         finally:
@@ -273,7 +278,7 @@ class BackendPool:
         self._give_place(None)
         return session
 
-    def _open(self, turn: AsyncResult[BackendSession]) -> None:
+    def _open(self, turn: AsyncResult[BackendSession | Exception]) -> None:
         """Open a session for whoever waits for `turn`; if that one has got another by now, for the next."""
         try:
             session = self._opened()
@@ -282,7 +287,7 @@ class BackendPool:
                 self._give_place(None)
             else:
                 self._opens_no_more(turn)
-                turn.set_exception(error)
+                turn.set(error)  # not set_exception: gevent 22.10 imports what it keeps a traceback with
         else:
             if turn.ready():
                 self.release(session)
@@ -290,7 +295,7 @@ class BackendPool:
                 self._opens_no_more(turn)
                 turn.set(session)
 
-    def _opens_no_more(self, turn: AsyncResult[BackendSession]) -> None:
+    def _opens_no_more(self, turn: AsyncResult[BackendSession | Exception]) -> None:
         if turn in self._opening:
             self._opening.remove(turn)
 

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -1158,6 +1159,7 @@ def test_any_tree_as_a_file(tmp_path: Path, tree: dict[str, Any]) -> None:
 NAMES = (
     st.text(min_size=1)
     .filter(lambda name: name != "@" and not re.search('^[*"]|[\x00-\x1f\x7f-\x9f]', name))
+    .filter(lambda name: unicodedata.is_normalized("NFC", name))
     .filter(lambda name: "@" not in name or (domain := name.rpartition("@")[2]) == domain.lower())  # always folded
 )
 
