@@ -177,4 +177,4 @@ def check_all(workers: list[Worker], proxy: ProxyProcess, least: int) -> None:
     total = sum(ends.values())
     assert ends["250 2.0.0"] > total * 0.3, ends
     for expected in ("450 4.1.1", "450 4.2.1", "451 4.3.0", "451 4.3.2", "451 4.4.2", "550 5.1.1", "554 5.0.0"):
-        assert ends[expected] > least, (expected, ends)
+        assert ends[expected] > least // 2, (expected, ends)
