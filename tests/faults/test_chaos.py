@@ -35,7 +35,9 @@ def fault(generator: random.Random) -> Steps:
     kind = generator.randrange(100)
     if kind < 25:
         return say(
-            generator.choice(("450 4.2.1 busy", "452 4.3.1 full", "451 later", "450-4.2.0 two\r\n450 4.2.0 lines"))
+            generator.choice(
+                ("450 4.2.1 busy",) * 2 + ("452 4.3.1 full", "451 later", "450-4.2.0 two\r\n450 4.2.0 lines")
+            )
         )
     if kind < 45:
         return say(generator.choice(("550 5.1.1 no", "552 5.2.2 quota", "554 never")))
@@ -133,9 +135,10 @@ def test_chaos(idle_timeout: int) -> None:
                 assert backend.wait_closed()
             fds, threads = proxy.descriptors(), proxy.status("Threads")
             rss = proxy.status("VmRSS")
-            # With LMTP_PROXY_CHAOS_FULL=1 as many in both modes.
+            # With LMTP_PROXY_CHAOS_FULL=1 as many in both modes. What a used session defers is asked again, so a third
+            # of them shows too few 4xx.
             full = proxy.workers == 1 or bool(os.environ.get("LMTP_PROXY_CHAOS_FULL"))
-            wanted = TRANSACTIONS if full else TRANSACTIONS // 3
+            wanted = TRANSACTIONS if full else TRANSACTIONS // 2
             workers = [Worker(number, proxy, backends, wanted // CLIENTS + 1) for number in range(CLIENTS)]
             for worker in workers:
                 worker.start()
@@ -177,4 +180,4 @@ def check_all(workers: list[Worker], proxy: ProxyProcess, least: int) -> None:
     total = sum(ends.values())
     assert ends["250 2.0.0"] > total * 0.3, ends
     for expected in ("450 4.1.1", "450 4.2.1", "451 4.3.0", "451 4.3.2", "451 4.4.2", "550 5.1.1", "554 5.0.0"):
-        assert ends[expected] > least // 2, (expected, ends)
+        assert ends[expected] > least, (expected, ends)
