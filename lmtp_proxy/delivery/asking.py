@@ -37,7 +37,7 @@ _EARLY_REPLY = 1.0  # seconds for the rest of a reply that has begun to arrive b
 
 _NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.OPEN, DeliveryState.ASKED
 _DATA, _DOT, _OVER, _DOUBTED = DeliveryState.DATA, DeliveryState.DOT, DeliveryState.OVER, DeliveryState.DOUBTED
-_HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
+_HEARING, _HEARING_LAST, _PROVING = DeliveryState.HEARING, DeliveryState.HEARING_LAST, DeliveryState.PROVING
 _TO_RCPT, _TO_DATA = Command.RCPT, Command.DATA
 _NOBODY: Mapping[int, Reply] = {}
 _TOO_MUCH = "it said more than was asked for"
@@ -61,8 +61,8 @@ class Asking(ABC):
     """
 
     __slots__ = (
-        *("_again", "_asked", "_commit", "_data_follows", "_deferred_all", "_envelope", "_failure", "_judging"),
-        *("_late", "_latest", "_proving", "_refusal", "accepted", "deadline", "pool"),
+        *("_asked", "_commit", "_data_follows", "_deferred_all", "_envelope", "_failure", "_judging"),
+        *("_late", "_latest", "_refusal", "accepted", "deadline", "pool"),
         *("rcpt_replies", "replies", "said", "session", "state", "trouble"),
     )
 
@@ -79,13 +79,10 @@ class Asking(ABC):
         self._latest = math.inf  # for all replies to what was asked
         self._failure: BackendError | None = None
         self._data_follows: bool  # the client has said DATA; for those whom `ask` was for last
-        # All was asked on a second session; and those who were told yes by the first one have no reply yet.
-        self._again = self._judging = False
+        self._judging = False  # all is asked on a second session, and who was told yes by the first has no reply yet
         self._deferred_all: bool | None = None  # None: nobody was refused
         self._late: Mapping[int, Reply] = _NOBODY  # what those of them get who are refused now, by place in `accepted`
-        # Where one is doubted, and whether RSET is on its way.
-        self._refusal: BackendError | None
-        self._proving: bool
+        self._refusal: BackendError | None  # where one is doubted
         commit = self._commit = CommitPoint(pool, message, parts)
         self.accepted = commit.accepted
         self.replies = commit.replies
@@ -216,7 +213,7 @@ class Asking(ABC):
                 isinstance(replies, KnownReplies)
                 and replies.accepted
                 and len(replies) == len(self._asked) + 2
-                and not self._again
+                and not self._judging
             ):
                 # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
                 self.rcpt_replies = replies.accepted
@@ -307,7 +304,6 @@ class Asking(ABC):
         """
         self.state = _DOUBTED
         self._refusal = refusal
-        self._proving = False
         _check_in_step(answered)
 
     def _hear_out(self, session: BackendSession) -> bool:
@@ -317,8 +313,8 @@ class Asking(ABC):
         """
         protocol, failed = session.protocol, self._refusal
         try:
-            if not self._proving:
-                self._proving = True
+            if self.state is _DOUBTED:
+                self.state = _PROVING
                 if not protocol.expected and session.stirred() and not self._quiet_behind_replies(session):
                     raise BackendError(Failure.ODD, _TOO_MUCH)
                 self._set_deadline()
@@ -398,7 +394,6 @@ class Asking(ABC):
         session = self.session
         asks = self._asked or self.accepted
         if session is not None and asks and self._may_ask_again(session, error):
-            self._again = True
             self._judging = bool(self.accepted)
             self.rcpt_replies = ()
             if error.failure.value.retry is Retry.IF_UNHEARD and (error.failure is Failure.SILENT or session.lost):

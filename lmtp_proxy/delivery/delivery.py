@@ -23,7 +23,8 @@ from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
 
-_OPEN, _ASKED, _DOUBTED = DeliveryState.OPEN, DeliveryState.ASKED, DeliveryState.DOUBTED
+_OPEN, _ASKED, _PROVING = DeliveryState.OPEN, DeliveryState.ASKED, DeliveryState.PROVING
+_DOUBTED = DeliveryState.DOUBTED
 _DATA, _NO_ROOM, _DOT = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT
 _HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
 _TO_DOT = Command.FINAL_DOT
@@ -156,7 +157,7 @@ class Delivery(Asking):
                 return self._hear_final(session)
             if state is _DATA or state is _NO_ROOM:
                 return self._go_on(session)
-            if state is _DOUBTED:
+            if state is _DOUBTED or state is _PROVING:
                 return self._hear_out(session)
             self._quiet(session, state)  # it is not, and never will be
             # Amid the message the other backends do not wait for what this one has to say.
