@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gevent
 from gevent.event import AsyncResult
@@ -48,6 +48,10 @@ _FIRST_LOOK = 5.0
 # Seconds between two attempts at a backend that is being restarted.
 _RESTARTING = 0.2
 
+
+# A session, or why there is none. As a value: for an exception that is handed over gevent 22.10 imports what it keeps a
+# traceback with, which fails where no file can be opened.
+_Opening: TypeAlias = "AsyncResult[BackendSession | Exception]"
 
 _RECIPIENTS = Family(
     "recipients",
@@ -127,9 +131,7 @@ class BackendPool:
         self._taken = 0  # places, those of kept sessions included
         self._kept: list[BackendSession] = []  # the last one that was released at the end
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
-        self._opening: deque[AsyncResult[BackendSession | Exception]] = (
-            deque()
-        )  # who would take another session as well
+        self._opening: deque[_Opening] = deque()  # who would take another session as well
         self._sessions: list[BackendSession] = []  # all that were opened and, at the last opening, not closed
         self._limit = backend.max_connections  # of places, until `_limit_ends`
         self._limit_ends = math.inf
@@ -234,7 +236,7 @@ class BackendPool:
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
-        turn: AsyncResult[BackendSession | Exception] = AsyncResult()
+        turn: _Opening = AsyncResult()
         opener = gevent.spawn(self._open, turn)
         if not fresh:
             self._opening.append(turn)
@@ -243,10 +245,7 @@ class BackendPool:
                 turn.wait(_MAKE_ROOM)
                 if self._kept and not turn.ready():
                     self.leave(self._unkeep(self._kept[0]))
-            outcome = turn.get()
-            if isinstance(outcome, Exception):
-                raise outcome
-            return cast("BackendSession", outcome)
+            return _outcome(turn, None)
         except BackendError as error:
             if fresh or error.failure is not Failure.CLOSING or self._limit == self.backend.max_connections:
                 raise
@@ -255,30 +254,30 @@ class BackendPool:
             # Whoever waited is gone, but its place stays reserved.
             if not turn.ready():
                 opener.kill(block=False)
-            elif turn.value is not None and not isinstance(turn.value, Exception):
-                turn.value.close()
+            elif (session := _unclaimed(turn)) is not None:
+                session.close()
             raise
         finally:
             self._opens_no_more(turn)
 
     def _released_instead(self, error: BackendError) -> BackendSession:
         """The store has no room but for those that it serves: the next of these. The place goes back with success."""
-        turn: AsyncResult[BackendSession | Exception] = AsyncResult()
+        turn: _Opening = AsyncResult()
         self._opening.appendleft(turn)  # it has waited since before its attempt
         try:
-            session = cast("BackendSession", turn.get(timeout=self.backend.timeouts.connect))
+            session = _outcome(turn, self.backend.timeouts.connect)
         except gevent.Timeout:
             raise error from None
         except BaseException:
-            if turn.value is not None and not isinstance(turn.value, Exception):
-                self._close(turn.value)
+            if (unclaimed := _unclaimed(turn)) is not None:
+                self._close(unclaimed)
             raise
         finally:
             self._opens_no_more(turn)
         self._give_place(None)
         return session
 
-    def _open(self, turn: AsyncResult[BackendSession | Exception]) -> None:
+    def _open(self, turn: _Opening) -> None:
         """Open a session for whoever waits for `turn`; if that one has got another by now, for the next."""
         try:
             session = self._opened()
@@ -287,7 +286,7 @@ class BackendPool:
                 self._give_place(None)
             else:
                 self._opens_no_more(turn)
-                turn.set(error)  # not set_exception: gevent 22.10 imports what it keeps a traceback with
+                turn.set(error)
         else:
             if turn.ready():
                 self.release(session)
@@ -295,7 +294,7 @@ class BackendPool:
                 self._opens_no_more(turn)
                 turn.set(session)
 
-    def _opens_no_more(self, turn: AsyncResult[BackendSession | Exception]) -> None:
+    def _opens_no_more(self, turn: _Opening) -> None:
         if turn in self._opening:
             self._opening.remove(turn)
 
@@ -428,7 +427,7 @@ class BackendPool:
 
     def reset(self, session: BackendSession) -> None:
         """A transaction is open on the backend, whose message was never begun: RSET, and then as `release`."""
-        if self._retired or not self.backend.idle_timeout:
+        if self._retired or not self._keeps:
             self.leave(session)
         else:
             gevent.spawn(self._reset, session)
@@ -506,6 +505,20 @@ class BackendPool:
         """
         self._retired = True
         return [self.leave(self._unkeep(session)) for session in tuple(self._kept)]
+
+
+def _outcome(turn: _Opening, timeout: float | None) -> BackendSession:
+    """What comes for whoever waits. Raises what came in its place, and gevent.Timeout."""
+    outcome = turn.get(timeout=timeout)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _unclaimed(turn: _Opening) -> BackendSession | None:
+    """What came for somebody who does not wait any more."""
+    return None if isinstance(turn.value, Exception) else turn.value
 
 
 def _conversation() -> type[BackendSession]:

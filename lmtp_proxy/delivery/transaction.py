@@ -186,12 +186,11 @@ class Transaction:
                 delivery.ask(data_follows)
                 wait_for_one(delivery, None if data_follows else flush, None)
                 return delivery.rcpt_replies
+        self._ask_all(groups, data_follows=data_follows)
         said: dict[Share, Iterator[Reply]] = {
-            delivery.pool: iter(delivery.rcpt_replies) for delivery in self._ask_all(groups, data_follows=data_follows)
+            share: iter(delivery.rcpt_replies) for share, delivery in self._deliveries.items()
         }
-        if self._new_shares:
-            said = {share: iter(delivery.rcpt_replies) for share, delivery in self._deliveries.items()}
-            said[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.reply)
+        said[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.reply)
         said[None] = iter([_failure(destination).reply for destination in without])
         return in_order(self._new_shares or map(_pool, self.new), said)
 
@@ -225,7 +224,7 @@ class Transaction:
             delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
 
-    def _ask_all(self, groups: Groups, *, data_follows: bool) -> list[Delivery]:
+    def _ask_all(self, groups: Groups, *, data_follows: bool) -> None:
         """All backends at once, each for its group."""
         # One after the other in an order that all transactions share: two that wait for each other's place would both
         # fail.
@@ -247,7 +246,6 @@ class Transaction:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
-        return deliveries
 
     def _spread(self, groups: Groups) -> list[Delivery]:
         """Several deliveries for those of whom a backend does not take as many in one. All those to `ask`.
