@@ -88,7 +88,8 @@ def settle(
         return None
     began = time.monotonic()
     asked: set[int] = set()
-    while found := _certain(left, journal):
+    sessions: set[int] = set()
+    while found := _certain(left, journal, sessions):
         late = time.monotonic() - began
         for each in found:
             if each.pid not in asked:
@@ -141,8 +142,11 @@ def _came_to_its_end(journal: str, step: int) -> bool:
         return False
 
 
-def _certain(left: Unsettled, journal: str) -> list[Process]:
-    """Who is of the command, for sure."""
+def _certain(left: Unsettled, journal: str, sessions: set[int]) -> list[Process]:
+    """Who is of the command, for sure.
+
+    sessions: those that were found to be its own. Who was forked while they were ended outlives the first of them.
+    """
     begun = left.begun
     everybody = [each for each in keeper.processes() if each.alive and each.pid != os.getpid()]
     identity = _identity(lock_path(journal, left.step))
@@ -155,7 +159,7 @@ def _certain(left: Unsettled, journal: str) -> list[Process]:
         or marks <= _environment(each.pid)
     }
     # A session bears the number of the process that began it: as long as that one is there, nobody else's does.
-    sessions = {each.session for each in everybody if each.pid in first}
+    sessions.update(each.session for each in everybody if each.pid in first)
     if (leader := keeper.process(begun.pid)) is not None and leader.start == begun.start:  # a zombie, perhaps
         sessions.add(begun.pid)
     sessions -= {os.getsid(0)}

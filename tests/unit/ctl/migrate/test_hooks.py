@@ -216,5 +216,6 @@ def test_signals_are_for_the_command_as_they_would_be_without_a_keeper(number: s
 @pytest.mark.usefixtures("nothing_ignored")
 def test_no_signal_is_ignored_or_blocked_in_a_command() -> None:
     held = sh("grep -E 'Sig(Blk|Ign)' /proc/self/status").output.split()
-    masks = [int(mask, 16) & 0x7FFFFFFF for mask in held[1::2]]  # 32 and above are the C library's own
+    # glibc's posix_spawn, by which make starts the tests, ignores its own 32 and 33 in the child; nobody can undo it.
+    masks = [int(mask, 16) & ~(0b11 << 31) for mask in held[1::2]]
     assert (held[::2], masks) == (["SigBlk:", "SigIgn:"], [0, 0])
