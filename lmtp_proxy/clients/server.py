@@ -31,8 +31,9 @@ _AT_ONCE = 100
 class Server:
     """Accepts clients on `listener`, a gevent socket, and serves them.
 
-    sessions_changed: called with the number of sessions each time it changes; must not wait. alone: no other process
-    accepts on `listener`.
+    Args:
+        sessions_changed: called with the number of sessions each time it changes; must not wait.
+        alone: no other process accepts on `listener`.
     """
 
     def __init__(

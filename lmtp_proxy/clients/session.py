@@ -93,7 +93,10 @@ class Shared:
 class Session:
     """One client's connection; `run` it, once, in a greenlet of its own.
 
-    peer: its name in the log. config: that of now. trusted: see Protocol.
+    Args:
+        peer: its name in the log.
+        config: that of now.
+        trusted: see Protocol.
     """
 
     def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:

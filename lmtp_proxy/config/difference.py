@@ -19,9 +19,15 @@ _IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as
 
 
 class UserChanges(TypedDict):
-    """users: how many the newer one has. The others: groups of users by where they were and are to be.
+    """Who is elsewhere in the newer of two tables.
 
     Each group has `from`, `to` or both, its `count`, and some of its users, `users`, in the order of the file.
+
+    Attributes:
+        users: how many the newer one has.
+        added: groups of users by where they are to be.
+        removed: by where they were.
+        moved: by both.
     """
 
     users: int

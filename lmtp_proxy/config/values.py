@@ -30,8 +30,12 @@ def how_many(lines: Sequence[str]) -> int:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file; of very
-    many, the first ones and how many more (`how_many`)."""
+    """The configuration cannot be used.
+
+    Attributes:
+        errors: `FILE:LINE: key: what is wrong` each, in the order of the file; of very many, the first ones and how
+            many more (`how_many`).
+    """
 
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__(errors)

@@ -27,7 +27,11 @@ _Value = TypeVar("_Value", str, int, float, bool, list[Any], dict[str, Any])
 
 
 class ControlError(Exception):
-    """One line for the operator: what, where, and what to do about it. status: for the shell."""
+    """One line for the operator: what, where, and what to do about it.
+
+    Attributes:
+        status: for the shell.
+    """
 
     status = 1
 

@@ -17,7 +17,8 @@ from gevent.event import Event
 class SharedPlaces:
     """Places that several processes share: locks on octets of one file, which the kernel gives back when one dies.
 
-    handle: of that file. The process must hold no other one on it: to close that would give back all places.
+    Args:
+        handle: of that file. The process must hold no other one on it: to close that would give back all places.
     """
 
     def __init__(self, handle: int) -> None:

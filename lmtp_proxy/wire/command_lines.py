@@ -13,7 +13,13 @@ TOO_LONG = b"\n"
 
 
 class CommandLines:
-    """What has come and was not used. position: in `octets`; what stands before it was. Nothing is left: no octets."""
+    """What has come and was not used.
+
+    Attributes:
+        octets: empty if nothing is left.
+        position: in `octets`; what stands before it was used.
+        skipping: amid a line that is too long.
+    """
 
     __slots__ = ("octets", "position", "skipping")
 

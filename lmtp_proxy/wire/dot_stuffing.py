@@ -58,9 +58,10 @@ def whole_message(octets: bytes) -> tuple[int, int] | None:
 class MessageData:
     """The data of one message, fed as it comes.
 
-    size: octets so far as RFC 1870 section 3 counts them, without stuffing dots and the final dot.
-    ambiguous: a lone dot stood between line ends other than CRLF and CRLF, or a dot at the end of a very long line.
-    ended: the final dot came.
+    Attributes:
+        size: octets so far as RFC 1870 section 3 counts them, without stuffing dots and the final dot.
+        ambiguous: a lone dot stood between line ends other than CRLF and CRLF, or a dot at the end of a very long line.
+        ended: the final dot came.
     """
 
     size: int = 0

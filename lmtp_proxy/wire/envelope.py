@@ -49,10 +49,14 @@ RCPT = b"RCPT TO:"
 
 
 class Envelope(NamedTuple):
-    """What MAIL said: `path` with its angle brackets (`<>` is the null sender) and the parameters we know.
+    """What MAIL said, as far as we know its parameters.
 
-    size: octets that the client announces, None if it does not. body: b"7BIT" or b"8BITMIME", None if not given.
-    queue_id: the message's id in the client's queue, which XFORWARD said before MAIL; "" if it did not.
+    Attributes:
+        path: with its angle brackets; `<>` is the null sender.
+        size: octets that the client announces, None if it does not.
+        body: b"7BIT" or b"8BITMIME", None if not given.
+        smtputf8: it was given.
+        queue_id: the message's id in the client's queue, which XFORWARD said before MAIL; "" if it did not.
     """
 
     path: bytes
@@ -76,9 +80,13 @@ class Envelope(NamedTuple):
 
 
 class Recipient(NamedTuple):
-    """What RCPT said: `path` with its angle brackets, verbatim; local part without quotes and domain, for look-ups.
+    """What RCPT said.
 
-    `domain` is empty for `RCPT TO:<user>`. orcpt: the value of ORCPT (RFC 3461), as it came; None if not given.
+    Attributes:
+        path: with its angle brackets, verbatim.
+        local_part: without quotes, for look-ups.
+        domain: likewise; empty for `RCPT TO:<user>`.
+        orcpt: the value of ORCPT (RFC 3461), as it came; None if not given.
     """
 
     path: bytes

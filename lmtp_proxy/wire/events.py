@@ -57,8 +57,10 @@ class MessageOctets(NamedTuple):
 class EndOfMessage(NamedTuple):
     """The final dot came: one reply is owed per accepted recipient.
 
-    size: octets of the message (RFC 1870). refusal: the reply to all where the message may not be delivered. octets:
-    the last piece of the message, as in MessageOctets.
+    Attributes:
+        size: octets of the message (RFC 1870).
+        refusal: the reply to all where the message may not be delivered.
+        octets: the last piece of the message, as in MessageOctets.
     """
 
     size: int

@@ -64,9 +64,16 @@ class LocalProtocolError(Exception):
 class Protocol:
     """One client's session.
 
-    hostname: the name we greet with. max_message_size: octets, 0 for no limit. max_recipients: accepted per message.
-    trusted: the client may say XFORWARD. output: what may go out now; who sends it clears it. in_data: between 354 and
-    the final dot.
+    Args:
+        hostname: the name we greet with.
+        max_message_size: octets, 0 for no limit.
+        max_recipients: accepted per message.
+        smtputf8: it is offered (RFC 6531).
+        trusted: the client may say XFORWARD.
+
+    Attributes:
+        output: what may go out now; who sends it clears it.
+        in_data: between 354 and the final dot.
     """
 
     def __init__(

@@ -16,8 +16,9 @@ _wire, _code = attrgetter("wire"), attrgetter("code")
 class ReplyQueue:
     """What goes out to one client.
 
-    ready: what may go out now; who sends it clears it. owed: replies that are not known yet; only while there are none
-    may others add to `ready`.
+    Attributes:
+        ready: what may go out now; who sends it clears it.
+        owed: replies that are not known yet; only while there are none may others add to `ready`.
     """
 
     __slots__ = ("_waiting", "owed", "ready")

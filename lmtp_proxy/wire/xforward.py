@@ -25,8 +25,12 @@ _QUEUE_ID = re.compile(rb"[A-Za-z0-9]{1,64}")
 class Forwarded:
     """What one client has said of its next message, or of the one in hand.
 
-    trusted: it may say so. offered: the attributes that LHLO tells it of. queue_id: "" if it said none; whoever ends
-    the transaction forgets it.
+    Args:
+        trusted: it may say so.
+
+    Attributes:
+        offered: the attributes that LHLO tells it of.
+        queue_id: "" if it said none; whoever ends the transaction forgets it.
     """
 
     __slots__ = ("offered", "queue_id")

@@ -32,7 +32,11 @@ _LATE = keeper.GRACE + keeper.KILL + 5.0  # seconds for a keeper to say that all
 class Begun:
     """What is about to run: its process, which leads a session and a group of that number, and its keeper's.
 
-    start: in ticks since the machine was started.
+    Attributes:
+        pid: of the process.
+        start: when it began, in ticks since the machine was started.
+        keeper: the pid of who waits for it.
+        keeper_start: likewise.
     """
 
     pid: int

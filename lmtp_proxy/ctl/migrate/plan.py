@@ -42,7 +42,11 @@ _MAX_ARGUMENT = 100_000  # octets; the kernel takes no more than 131,072
 
 
 class PlanError(Exception):
-    """The plan cannot be used. errors: `FILE:LINE: key: what is wrong` each, in the order of the file."""
+    """The plan cannot be used.
+
+    Attributes:
+        errors: `FILE:LINE: key: what is wrong` each, in the order of the file.
+    """
 
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__(errors)
