@@ -123,6 +123,26 @@ def test_an_unearned_2xx_is_found() -> None:
                 check_earned(Outcome("s", ["a", "b"], good, [good, good], good, list(finals)), [backend, backend])
 
 
+@pytest.mark.parametrize("answer", ["550 5.1.1 no", "250 2.1.5 ok"])
+def test_who_heard_no_is_not_asked_on_a_second_session(answer: str) -> None:
+    good, bad = Reply(250, (b"2.0.0 ok",)), Reply(550, (b"5.1.1 no",))
+    with FakeBackend(Script(rcpt_by={"a": say(answer)})) as backend, connect(backend) as first:
+        for line, code in (("MAIL FROM:<s>", 250), ("RCPT TO:<a>", int(answer[:3]))):
+            first.send(f"{line}\r\n".encode())
+            assert first.reply().code == code
+        with connect(backend) as second:
+            second.deliver("s", ["b"])
+        refused = Outcome("s", ["a", "b"], good, [bad, good], good, [None, good])
+        if answer.startswith("250"):  # then the first session had no reason not to be asked again
+            with pytest.raises(AssertionError):
+                check_earned(refused, [backend, backend])
+        else:
+            check_earned(refused, [backend, backend])
+        for rcpts in ([good, good], [good, bad]):
+            with pytest.raises(AssertionError):
+                check_earned(Outcome("s", ["a", "b"], good, rcpts, good, [good, good]), [backend, backend])
+
+
 def test_yaml_of_nested_values() -> None:
     text = yaml_of({"config": {"socket": ["::1", 24], "n": 0.5}, "users": {}, "b": {"no": {"x": True, "p": 'ä"'}}})
     assert text == 'config:\n  socket: ["::1", 24]\n  n: 0.5\nusers: {}\nb:\n  no:\n    x: true\n    p: "ä\\""\n'
