@@ -173,11 +173,17 @@ class BackendPool:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def reserve(self, before_wait: Callable[[], None] | None) -> BackendSession | None:
+    def reserve(
+        self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
+    ) -> BackendSession | None:
         """Take a place; with a session that was used before, if one is kept, else it has to be opened.
 
-        If there is no place, wait for one, first come first served, as long as a connect may take; before_wait is
-        called before that, and without one nobody waits. Raises BackendError.
+        If there is no place, wait for one, first come first served. Raises BackendError.
+
+        Args:
+            before_wait: called before a wait, and without one nobody waits.
+            seconds: for how long, as long as a connect may take if None.
+            again: the transaction has given one back, in the midst, so that nobody waited for it in vain: it is next.
         """
         if not self._queue:
             if self._kept:
@@ -189,12 +195,15 @@ class BackendPool:
                 return None
         if before_wait is None:
             raise self._busy()
-        self.counts.waits += 1
         before_wait()
         turn: AsyncResult[BackendSession | None] = AsyncResult()
-        self._queue.append(turn)
+        if again:
+            self._queue.appendleft(turn)
+        else:
+            self.counts.waits += 1
+            self._queue.append(turn)
         try:
-            return turn.get(timeout=self.backend.timeouts.connect)
+            return turn.get(timeout=self.backend.timeouts.connect if seconds is None else seconds)
         except BaseException as error:
             if turn.ready():  # the place came at the same moment
                 self._give_place(turn.value)

@@ -102,24 +102,53 @@ class Asking(ABC):
         """Some recipient waits for this delivery's final replies, and it has not failed."""
         return bool(self._commit.accepted) and self._failure is None
 
+    @property
+    def lacks_session(self) -> bool:
+        """It has none, and somebody is asked for, or waits for its final replies."""
+        return self.state is _RESERVED or (self.state is _NEW and bool(self._asked or self._commit.accepted))
+
+    @property
+    def has_to_ask(self) -> bool:
+        """Nobody was asked for yet of those that the place was taken for, or all are to be asked for again."""
+        return bool(self._asked) or self._judging
+
     # --- a session ---------------------------------------------------------------------------------------------------
 
     def reserve(self, asked: Sequence[Destination], before_wait: Callable[[], None] | None) -> bool:
-        """Take a place in the pool, unless that was done, to `ask` for these; whether a session has to be opened.
+        """Take a place in the pool, unless that was done, to `ask` for these; whether there is no session yet.
 
-        before_wait: called before a wait for the place; None not to wait.
+        before_wait: called before a wait for the place; None not to wait: it is NEW still where there is none.
         """
         self._asked = self._commit.asked = asked
-        if self.state is not _NEW:
-            self.rcpt_replies = ()
+        if self.state is _NEW:
+            self.take_place(before_wait)
         else:
-            try:
-                session = self.session = self.pool.reserve(before_wait)
-            except BackendError as error:
+            self.rcpt_replies = ()
+        return self.state is _RESERVED or self.state is _NEW
+
+    def take_place(self, before_wait: Callable[[], None] | None, seconds: float | None = None) -> None:
+        """As `reserve`, for those of before. seconds: as BackendPool has it."""
+        try:
+            session = self.session = self.pool.reserve(before_wait, seconds, again=self._judging)
+        except BackendError as error:
+            if before_wait is not None:
                 self.fail(error)
-            else:
-                self.state = _RESERVED if session is None else _OPEN
-        return self.state is _RESERVED
+        else:
+            self.state = _RESERVED if session is None else _OPEN
+
+    def give_back(self) -> None:
+        """Another store is waited for: the place goes to whoever needs it, unless DATA was sent.
+
+        It is NEW then, and those whom its backend has accepted are asked for again with the next `ask`.
+        """
+        if self.state is _RESERVED:
+            self.state = _NEW
+            self.pool.cancel()
+        elif self.state is _OPEN and (session := self.session) is not None:
+            self.state, self.session = _NEW, None
+            self._judging = bool(self.accepted)
+            self.rcpt_replies = ()
+            self._reset(session)
 
     def open(self) -> None:
         """Open a session on the place that is reserved."""
@@ -155,7 +184,7 @@ class Asking(ABC):
                     session = self._replaced(session)
                 elif not self._quiet(session):
                     return
-            self._send_envelope(session, self._asked)
+            self._send_envelope(session, [*self._commit.accepted, *self._asked] if self._judging else self._asked)
         except BackendError as error:
             self._envelope_failed(error)
 
@@ -245,14 +274,14 @@ class Asking(ABC):
         self._check_deferral(session)
         asked = self._asked
         self._answer_asked()
-        if asked or self.state is not _OPEN or not self.wanted:
+        if asked or not self._data_follows or self.state is not _OPEN or not self.wanted:
             return True
         self._say_data(session)  # the first session had been asked for it; it could not go along with the recipients
         return False
 
     def _check_deferral(self, session: BackendSession) -> None:
         """Raises BackendError where all recipients are deferred, and another session may do better."""
-        if not self.accepted and (deferred := none_was_taken(self.rcpt_replies)):
+        if (self._judging or not self.accepted) and (deferred := none_was_taken(self.rcpt_replies)):
             error = BackendError(Failure.REFUSED, "in reply to all RCPT", deferred)
             if self._may_ask_again(session, error):
                 raise error
@@ -330,7 +359,7 @@ class Asking(ABC):
             if error.failure not in _SAYS_NO_MORE:
                 raise
             failed = failed or error  # as some do after a refusal
-        if self._asked and (self._refusal is None or self.rcpt_replies):
+        if (self._asked or self._judging) and (self._refusal is None or self.rcpt_replies):
             self._answer_asked()  # some are accepted, all the same, where DATA is refused
         if failed is not None:
             raise failed
@@ -399,7 +428,7 @@ class Asking(ABC):
             if error.failure.value.retry is Retry.IF_UNHEARD and (error.failure is Failure.SILENT or session.lost):
                 self.pool.condemn(self._latest - _ENVELOPE * self.pool.patience)
             try:
-                self._send_envelope(self._replaced(session), [*self.accepted, *self._asked])
+                self._send_envelope(self._replaced(session), [*self._commit.accepted, *self._asked])
                 return self.state is not _ASKED and self.advance()
             except BackendError as again:
                 error = again
@@ -409,20 +438,22 @@ class Asking(ABC):
         return True
 
     def _judge_again(self) -> None:
-        """Who was told yes by the first session and is refused by the second one gets that as the final reply."""
+        """Who was told yes by the first session and is refused by the next one gets that as the final reply."""
         self._judging = False
         commit = self._commit
-        number = sum(map(self._may_take, self.accepted))
+        again, late = commit.accepted, self._late
+        number = sum(map(self._may_take, again))
         said, self.rcpt_replies = iter(self.rcpt_replies[:number]), self.rcpt_replies[number:]
+        positions = [position for position in range(len(self.accepted)) if position not in late]
         refused = {}
-        for position, destination in enumerate(self.accepted):
+        for position, destination in zip(positions, again, strict=True):
             reply = next(said) if self._may_take(destination) else Failure.NO_SMTPUTF8.reply
             if not reply.positive:
                 refused[position] = reply
         if refused:
             # What these get is known; the commit point is about the others.
-            self._late, self.replies = refused, []
-            commit.accepted = [each for position, each in enumerate(self.accepted) if position not in refused]
+            self._late, self.replies = {**late, **refused}, []
+            commit.accepted = [each for position, each in zip(positions, again, strict=True) if position not in refused]
             self.pool.counts.count([*refused.values()])
 
     def _merge_late(self) -> None:

@@ -22,6 +22,9 @@ from lmtp_proxy.loop.stream import Stream, wait_for_any
 # Seconds for the first of several, before whoever can go on does. Short against all that people notice, and so long
 # that the timer, which looks at all connections there are, takes no time that can be measured.
 _A_LITTLE = 0.02
+# Seconds for all to have a session, before those that have one give it back for the time being. Far more than a
+# connection on a network takes, or a place of a store that is busy and well; short against what people notice.
+_BEFORE_GIVING_BACK = 0.2
 _AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
 _Each = TypeVar("_Each")
 
@@ -68,6 +71,66 @@ def open_all(deliveries: Sequence[Delivery]) -> None:
         raise
     for greenlet in greenlets:
         greenlet.get()
+
+
+def gather(deliveries: Sequence[Delivery], before_wait: Callable[[], None], meanwhile: Callable[[], None]) -> None:
+    """All that somebody is asked for have a session at the same time, or have failed.
+
+    While one is waited for longer than a little, the others give theirs back: whoever keeps one and waits for another
+    keeps others waiting, who may do the same. A little becomes longer each time, so that there is an end where all are
+    slow. Each waits for its own place as long as a connect may take.
+
+    deliveries: in an order that all transactions share. Of two that have given back what the other one wants, that one
+    is the first to do it again which keeps what stands behind what it wants.
+
+    Args:
+        before_wait: called before each wait.
+        meanwhile: called before they give it back, for what may be asked and said without the one that is waited for.
+    """
+    a_little = patience = _BEFORE_GIVING_BACK
+    waited: dict[Delivery, float] = defaultdict(float)
+    while missing := [delivery for delivery in deliveries if delivery.lacks_session]:
+        before_wait()
+        getting = {delivery: gevent.spawn(_get_session, delivery, waited) for delivery in missing}
+        try:
+            gevent.joinall([*getting.values()], timeout=patience)
+            if _unfinished(getting):
+                meanwhile()
+            while unfinished := _unfinished(getting):
+                for delivery in deliveries:
+                    if delivery not in unfinished:
+                        delivery.give_back()
+                before_wait()
+                gevent.joinall([*unfinished.values()], count=1)
+                meanwhile()
+        except BaseException:
+            gevent.killall([*getting.values()])
+            raise
+        for greenlet in getting.values():
+            greenlet.get()
+        a_little *= 2
+        patience = a_little if deliveries[-1].lacks_session else a_little / 4
+
+
+_Getting: TypeAlias = dict[Delivery, "gevent.Greenlet[..., None]"]
+
+
+def _unfinished(getting: _Getting) -> _Getting:
+    return {delivery: greenlet for delivery, greenlet in getting.items() if not greenlet.ready()}
+
+
+def _get_session(delivery: Delivery, waited: dict[Delivery, float]) -> None:
+    """waited: seconds for a place, before and after."""
+    if delivery.state is DeliveryState.NEW:
+        began = time.monotonic()
+        delivery.take_place(_flushed, max(0.0, delivery.pool.backend.timeouts.connect - waited[delivery]))
+        waited[delivery] += time.monotonic() - began
+    if delivery.state is DeliveryState.RESERVED:
+        delivery.open()
+
+
+def _flushed() -> None:
+    """Before the wait for all of them."""
 
 
 def wait_for_all(

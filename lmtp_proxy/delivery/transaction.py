@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
@@ -17,7 +18,7 @@ from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
-from lmtp_proxy.delivery.fan_out import Share, by_pool, in_order, open_all, wait_for_all, wait_for_one
+from lmtp_proxy.delivery.fan_out import Share, by_pool, gather, in_order, open_all, wait_for_all, wait_for_one
 from lmtp_proxy.delivery.log import log_aborted, log_recipients
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.state import DeliveryState
@@ -156,8 +157,8 @@ class Transaction:
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
         self._asking = False
         self._client.answer(*replies)
-        if max(map(_code, replies)) >= 300:
-            self._settle(new, replies, without)
+        if max(map(_code, replies), default=0) >= 300:
+            self._settle(new, replies)
         elif self._shares or self._new_shares:
             self._accept(new, self._new_shares)
         else:
@@ -179,20 +180,44 @@ class Transaction:
             [(pool, asked)] = groups.items()
             flush = self._client.flush
             delivery = self._delivery(pool)
-            if delivery.reserve(asked, flush):
-                flush()
-                delivery.open()
-            if not pool.splits or len(asked) + len(delivery.accepted) <= pool.most_recipients:
-                delivery.ask(data_follows)
-                wait_for_one(delivery, None if data_follows else flush, None)
-                return delivery.rcpt_replies
-        self._ask_all(groups, data_follows=data_follows)
+            if len(self._deliveries) == 1:
+                if delivery.reserve(asked, flush):
+                    flush()
+                    delivery.open()
+                if not pool.splits or len(asked) + len(delivery.accepted) <= pool.most_recipients:
+                    delivery.ask(data_follows)
+                    wait_for_one(delivery, None if data_follows else flush, None)
+                    return delivery.rcpt_replies
         said: dict[Share, Iterator[Reply]] = {
-            share: iter(delivery.rcpt_replies) for share, delivery in self._deliveries.items()
+            None: iter([_failure(destination).reply for destination in without]),
+            Failure.TOO_MANY: repeat(Failure.TOO_MANY.reply),
         }
-        said[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.reply)
-        said[None] = iter([_failure(destination).reply for destination in without])
+        self._ask_all(groups, said, data_follows=data_follows)
+        for share, delivery in self._deliveries.items():
+            if said.get(share, _UNKNOWN) is _UNKNOWN:
+                said[share] = iter(delivery.rcpt_replies)
         return in_order(self._new_shares or map(_pool, self.new), said)
+
+    def _answer_first(self, groups: Groups, said: dict[Share, Iterator[Reply]]) -> None:
+        """A store is waited for: whoever stands before its first recipient is asked for without it, and answered.
+
+        said: to whom was asked for already, from the first who has not been answered.
+        """
+        asked: list[Delivery] = []
+        for pool in map(_pool, self.new):
+            if pool is not None and said[pool] is _UNKNOWN and self._deliveries[pool] not in asked:
+                delivery = self._deliveries[pool]
+                if delivery.lacks_session or _is_too_much(delivery, groups):
+                    break
+                delivery.ask(data_follows=False)
+                asked.append(delivery)
+        if asked:
+            self._await(asked)
+            said.update({delivery.pool: iter(delivery.rcpt_replies) for delivery in asked})
+        if replies := in_order(map(_pool, self.new), said):
+            new, self.new = self.new[: len(replies)], self.new[len(replies) :]
+            self._client.answer(*replies)
+            self._settle(new, replies)
 
     def _accept(self, new: Sequence[Destination], shares: Sequence[Share]) -> None:
         if shares and not self._shares:
@@ -202,18 +227,20 @@ class Transaction:
         self._accepted += new
         self._new_shares = ()
 
-    def _settle(self, new: Sequence[Destination], replies: Sequence[Reply], without: Sequence[Destination]) -> None:
+    def _settle(self, new: Sequence[Destination], replies: Sequence[Reply]) -> None:
         """Keep those that were accepted; note and log the others."""
         shares = self._new_shares or [*map(_pool, new)]
         why: dict[Share, Iterator[str]] = {share: repeat(each.trouble) for share, each in self._deliveries.items()}
         why[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.value.what)
-        why[None] = iter([shown(destination.route.reason, MAX_TEXT) for destination in without])
+        why[None] = iter([shown(each.route.reason, MAX_TEXT) for each in new if each.pool is None])
         answered = list(zip(new, replies, in_order(shares, why), strict=True))
         accepted = [reply.code < 300 for reply in replies]
         self._accept([*compress(new, accepted)], [*compress(self._new_shares, accepted)])
         for destination, share in zip(new, shares, strict=True):
             if isinstance(share, Failure) and destination.pool is not None:
                 destination.pool.counts.deferred += 1
+        if all(accepted):
+            return
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
         self._note_refused(destinations, replies, troubles)
         log_recipients(self._message, destinations, replies, troubles, time.monotonic() - self._began)
@@ -224,43 +251,47 @@ class Transaction:
             delivery = self._deliveries[pool] = Delivery(pool, self._message, self._parts)
         return delivery
 
-    def _ask_all(self, groups: Groups, *, data_follows: bool) -> None:
-        """All backends at once, each for its group."""
-        # One after the other in an order that all transactions share: two that wait for each other's place would both
-        # fail.
-        deliveries = sorted(map(self._delivery, groups), key=_name)
-        flush = self._client.flush
-        unopened = False
+    def _ask_all(self, groups: Groups, said: dict[Share, Iterator[Reply]], *, data_follows: bool) -> None:
+        """All backends at once, each for its group. said: see `_answer_first`."""
+        deliveries = [*map(self._delivery, groups)]
+        lacking = len(self._deliveries) > len(deliveries)  # others may have given theirs back
         for delivery in deliveries:
-            if delivery.reserve(groups[delivery.pool], flush):
-                unopened = True
-        if unopened:
-            flush()
-            open_all([delivery for delivery in deliveries if delivery.state is _RESERVED])
+            if delivery.reserve(groups[delivery.pool], None):
+                lacking = True
+        if lacking:
+            deliveries = self._gather(groups, said)
         for delivery in deliveries:
-            pool = delivery.pool
-            if pool.splits and len(groups[pool]) + len(delivery.accepted) > pool.most_recipients:
-                deliveries = self._spread(groups)
+            if delivery.pool.splits and _is_too_much(delivery, groups):
+                deliveries = self._spread(groups, said)
                 break
         for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
 
-    def _spread(self, groups: Groups) -> list[Delivery]:
+    def _gather(self, groups: Groups, said: dict[Share, Iterator[Reply]]) -> list[Delivery]:
+        """A session for each that needs one. All those to `ask`."""
+        said.update(dict.fromkeys(groups, _UNKNOWN))
+        # One after the other in an order that all transactions share, as far as nobody has to give anything back.
+        everybody = sorted(self._deliveries.values(), key=_name)
+        gather(everybody, self._client.flush, partial(self._answer_first, groups, said))
+        return [delivery for delivery in everybody if delivery.has_to_ask]
+
+    def _spread(self, groups: Groups, said: Mapping[Share, Iterator[Reply]]) -> list[Delivery]:
         """Several deliveries for those of whom a backend does not take as many in one. All those to `ask`.
 
         They run at once. No further place is waited for: two messages that wait for each other's would both fail.
         """
-        shares_of: dict[BackendPool | None, Iterator[Share]] = {pool: self._room(pool) for pool in groups}
+        asked_first = {pool for pool in groups if said.get(pool, _UNKNOWN) is not _UNKNOWN}
+        shares_of: dict[BackendPool | None, Iterator[Share]] = {
+            pool: repeat(pool) if pool in asked_first else self._room(pool) for pool in groups
+        }
         shares_of[None] = repeat(None)
         shares = self._new_shares = [next(shares_of[destination.pool]) for destination in self.new]
-        asked: list[Delivery] = []
         for share, delivery in self._deliveries.items():
-            group = [each for each, its in zip(self.new, shares, strict=True) if its is share]
-            if group:
-                delivery.reserve(group, None)
-                asked.append(delivery)
+            if delivery.pool in groups and delivery.pool not in asked_first and delivery.state is not _NEW:
+                delivery.reserve([each for each, its in zip(self.new, shares, strict=True) if its is share], None)
+        asked = [delivery for delivery in self._deliveries.values() if delivery.has_to_ask]
         open_all([delivery for delivery in asked if delivery.state is _RESERVED])
         return asked
 
@@ -269,14 +300,21 @@ class Transaction:
         for share, delivery in [*self._deliveries.items()]:
             if delivery.pool is pool:
                 over = delivery.over and share is pool  # then all get what that one says
-                room = math.inf if over else 0 if delivery.over else pool.most_recipients - len(delivery.accepted)
+                room = (
+                    math.inf
+                    if over
+                    else 0
+                    if delivery.over or delivery.state is _NEW
+                    else pool.most_recipients - len(delivery.accepted)
+                )
                 while room > 0:
                     yield share
                     room -= 1
         while True:
             delivery = Delivery(pool, self._message, self._parts)
             delivery.reserve((), None)
-            if delivery.over:
+            if delivery.state is _NEW:
+                delivery.leave()
                 yield from repeat(Failure.TOO_MANY)
             self._deliveries[delivery] = delivery
             for _ in range(int(pool.most_recipients)):
@@ -300,7 +338,10 @@ class Transaction:
         config = self._parts.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
-            self._step = "held" if granted else "envelope"
+            if granted:
+                self._step = "held"
+                for delivery in self._deliveries.values():
+                    delivery.give_back()
             while granted and any(destination.route.held for destination in self.new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
@@ -321,7 +362,7 @@ class Transaction:
         self._step = "data"
         asked: list[Delivery] = []
         for delivery in self._deliveries.values():
-            if delivery.state is not _OPEN:
+            if delivery.state is not _OPEN and delivery.state is not _NEW:
                 continue
             if delivery.wanted:
                 delivery.start_data()
@@ -452,8 +493,15 @@ class Transaction:
                 delivery.abandon()
 
 
-_OPEN, _RESERVED = DeliveryState.OPEN, DeliveryState.RESERVED
+_NEW, _OPEN, _RESERVED = DeliveryState.NEW, DeliveryState.OPEN, DeliveryState.RESERVED
+_UNKNOWN: Iterator[Reply] = iter(())  # of those who were not asked for yet
 _code, _pool = attrgetter("code"), attrgetter("pool")
+
+
+def _is_too_much(delivery: Delivery, groups: Groups) -> bool:
+    """Its backend does not take so many recipients in one transaction."""
+    pool = delivery.pool
+    return len(groups.get(pool, ())) + len(delivery.accepted) > pool.most_recipients
 
 
 def _failure(destination: Destination) -> Failure:

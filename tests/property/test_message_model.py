@@ -134,7 +134,9 @@ class ModelPool(BackendPool):
         super().__init__(backend, "proxy")
         self._world = world
 
-    def reserve(self, before_wait: Callable[[], None] | None) -> BackendSession | None:
+    def reserve(
+        self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
+    ) -> BackendSession | None:
         return ModelSession(self._world, self.backend)
 
     def release(self, session: BackendSession) -> None:
