@@ -110,7 +110,7 @@ class BackendPool:
         counts: may be those of an earlier pool.
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
-        most_recipients: in one transaction, as the last session had it.
+        most_recipients: in one transaction: the least of what is configured and what the last session said.
         splits: whether that is a limit.
         name, address: of the backend, for people.
         patience: seconds for one reply.
@@ -125,8 +125,8 @@ class BackendPool:
         self.trouble = ""
         self.name = f"{backend.name}[{backend.address}]"
         self.address = str(backend.address)
-        self.most_recipients = math.inf
-        self.splits = False
+        self.most_recipients: float = backend.recipients_per_transaction or math.inf
+        self.splits = self.most_recipients < math.inf
         self._keeps = backend.idle_timeout > 0
         self._taken = 0  # places, those of kept sessions included
         self._kept: list[BackendSession] = []  # the last one that was released at the end
@@ -323,7 +323,7 @@ class BackendPool:
         self._heard = time.monotonic()
         self.counts.connect.observe(self._heard - began)
         self._failure = None
-        self.most_recipients = session.protocol.rcpt_max
+        self.most_recipients = min(self.backend.recipients_per_transaction or math.inf, session.protocol.rcpt_max)
         self.splits = self.most_recipients < math.inf
         if self.down:
             self._is_up()

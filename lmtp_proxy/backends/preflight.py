@@ -58,7 +58,7 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
         if kept is not None:
             kept.close()
         session = pool.open(fresh=True, whatever=True)
-        for number, group in enumerate(_groups(recipients)):
+        for number, group in enumerate(_groups(recipients, min(_TRANSACTION, pool.most_recipients))):
             if number:
                 _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
             _ask(session, group, wanted, result)
@@ -78,13 +78,13 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
     return result
 
 
-def _groups(recipients: Sequence[Recipient]) -> Iterator[list[Recipient]]:
-    """The recipients of each transaction; one transaction with none where there are none."""
+def _groups(recipients: Sequence[Recipient], most: float) -> Iterator[list[Recipient]]:
+    """The recipients of each transaction, at most so many; one transaction with none where there are none."""
     group: list[Recipient] = []
     octets = 0
     for recipient in recipients:
         length = len(recipient.rcpt_command()) + len(b"\r\n")
-        if group and (len(group) >= _TRANSACTION or octets + length > _OCTETS):
+        if group and (len(group) >= most or octets + length > _OCTETS):
             yield group
             group, octets = [], 0
         group.append(recipient)

@@ -18,7 +18,7 @@ _PROXY_TIMEOUTS = ("client_idle", "message", "shutdown")  # not a matter of any 
 TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS)
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),
-    *("max_connections", "idle_timeout", "max_messages", "restart_grace", "timeouts"),
+    *("max_connections", "idle_timeout", "max_messages", "recipients_per_transaction", "restart_grace", "timeouts"),
 )
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
 
@@ -70,6 +70,7 @@ def _backend(parent: Section, name: str, listener: Address | None, defaults: Tim
         max_connections=section.value("max_connections", config_keys.whole(1, 10_000), 20),
         idle_timeout=section.value("idle_timeout", config_keys.seconds_or_none("idle_timeout"), 30.0),
         max_messages=section.value("max_messages", config_keys.whole(0, 1_000_000), 0),
+        recipients_per_transaction=section.value("recipients_per_transaction", config_keys.whole(0, 1_000_000), 0),
         timeouts=timeouts(section, TIMEOUTS_OF_ONE, defaults),
         restart_grace=section.value("restart_grace", config_keys.seconds_or_none("restart_grace"), 3.0),
     )

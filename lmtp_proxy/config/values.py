@@ -112,6 +112,7 @@ class Backend:
     Attributes:
         idle_timeout: seconds, 0 to keep no connection.
         max_messages: on one connection, 0 for no limit.
+        recipients_per_transaction: at most, 0 for no limit.
         restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for
             never.
     """
@@ -125,6 +126,7 @@ class Backend:
     timeouts: Timeouts = Timeouts()
     restart_grace: float = 3.0
     max_messages: int = 0
+    recipients_per_transaction: int = 0
 
 
 @dataclass(frozen=True, slots=True)

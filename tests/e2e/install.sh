@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side;
+# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side, and
+# aiosmtpd;
 # Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
 # HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
 # versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
@@ -17,7 +18,7 @@ E2E_STATE=${LMTP_PROXY_E2E_STATE:-/var/lib/lmtp-proxy-e2e}
 POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
-SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db"
+SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db python3-aiosmtpd"
 SHOWN="tmux chromium fonts-dejavu-core"
 # Unpacked, and what they are linked with or made ready by.
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"

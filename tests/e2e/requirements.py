@@ -9,6 +9,7 @@ from pathlib import Path
 INSTALL = "sudo tests/e2e/install.sh"
 
 SBIN = "/usr/sbin:/usr/bin"
+SYSTEM_PYTHON = "/usr/bin/python3"
 CYRUS_BIN = Path("/usr/lib/cyrus/bin")
 POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 DOVECOT = Path("/usr/sbin/dovecot")
@@ -102,6 +103,13 @@ def missing_for_other_mtas() -> str | None:
         return "Exim, Sendmail and OpenSMTPD run only as root: run the tests as root"
     if subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, check=False).returncode != 0:
         return "Exim, Sendmail and OpenSMTPD need mount namespaces (unshare --mount), which are not allowed here"
+    return None
+
+
+def missing_for_aiosmtpd() -> str | None:
+    """Why aiosmtpd cannot be run here, in one line; None when it can."""
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import aiosmtpd.lmtp"], capture_output=True, check=False).returncode != 0:
+        return f"not installed: aiosmtpd (python3-aiosmtpd); to install: {INSTALL}"
     return None
 
 

@@ -174,7 +174,7 @@ config:
   receipts: /var/lib/receipts
   trusted: [192.0.2.0/24, "::1"]
 backends:
-  old: {socket: /run/old, idle_timeout: 12, restart_grace: 0}
+  old: {socket: /run/old, idle_timeout: 12, restart_grace: 0, recipients_per_transaction: 1}
   new:
     host: store.example.org
     port: 2003
@@ -220,7 +220,7 @@ users:
         receipts="/var/lib/receipts",
         trusted=(ip_network("192.0.2.0/24"), ip_network("::1/128")),
         backends={
-            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts, 0.0),
+            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts, 0.0, 0, 1),
             "new": Backend(
                 *("new", TcpAddress("store.example.org", 2003), "admin", "pässword ", 3, 0.0),
                 dataclasses.replace(timeouts, command=5),
@@ -585,6 +585,10 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
         (
             ["socket: /a", "restart_grace: 61"],
             ["6: backends.b.restart_grace: must be more than 0 and at most 60 (a client waits meanwhile)"],
+        ),
+        (
+            ["socket: /a", "recipients_per_transaction: -1"],
+            [f'6: backends.b.recipients_per_transaction: {NUMBER.format(0, 1000000)}"-1"'],
         ),
         (["socket: /a", "pasword_file: x"], ["6: backends.b.pasword_file: unknown key, did you mean password_file?"]),
         (["socket: /a", "timeouts: {client_idle: 3}"], ["6: backends.b.timeouts.client_idle: unknown key"]),
