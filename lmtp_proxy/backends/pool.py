@@ -41,6 +41,7 @@ BACK_OFF = 1.0
 _REMEMBERED_LIMIT = 60.0
 # Seconds without a greeting after which a kept connection is given up for it: far more than a store with room takes.
 _MAKE_ROOM = 1.0
+_LEAVING = (Command.OTHER,)  # QUIT: no other command of its own is said on a session that has been opened
 _HAS_NO_ROOM = (Failure.SILENT, Failure.CLOSING)  # as a store says it that serves others
 # Seconds after which a session without an answer is looked at: whether what was sent has arrived at all. By then TCP
 # has sent it four times.
@@ -256,7 +257,7 @@ class BackendPool:
                     self.leave(self._unkeep(self._kept[0]))
             return _outcome(turn, None)
         except BackendError as error:
-            if fresh or error.failure is not Failure.CLOSING or self._limit == self.backend.max_connections:
+            if fresh or error.failure is not Failure.CLOSING or not self._serving():
                 raise
             return self._released_instead(error)
         except BaseException:
@@ -270,12 +271,23 @@ class BackendPool:
             self._opens_no_more(turn)
 
     def _released_instead(self, error: BackendError) -> BackendSession:
-        """The store has no room but for those that it serves: the next of these. The place goes back with success."""
+        """The store sent one away and serves others: the next of these, if one comes; the place goes back with it.
+
+        Then it only had no room. That is learned from what they do, not from when it was heard of last: a proxy that is
+        slow itself has not heard of anybody for a while.
+        """
         turn: _Opening = AsyncResult()
-        self._opening.appendleft(turn)  # it has waited since before its attempt
+        if self._kept:  # since then
+            turn.set(self._unkeep(self._kept[-1]))
+        else:
+            self._opening.appendleft(turn)  # it has waited since before its attempt
         try:
-            session = _outcome(turn, self.backend.timeouts.connect)
+            session = self._next_released(turn)
         except gevent.Timeout:
+            if any(not each.protocol.expected for each in self._serving()):  # it is their clients who take long
+                self._learn_limit()
+            else:
+                self._is_down(error)
             raise error from None
         except BaseException:
             if (unclaimed := _unclaimed(turn)) is not None:
@@ -283,8 +295,19 @@ class BackendPool:
             raise
         finally:
             self._opens_no_more(turn)
+        self._learn_limit()
         self._give_place(None)
         return session
+
+    def _next_released(self, turn: _Opening) -> BackendSession:
+        """What comes while the store serves anybody, as long as a connect may take. Raises gevent.Timeout."""
+        deadline = time.monotonic() + self.backend.timeouts.connect
+        while True:
+            try:
+                return _outcome(turn, min(_MAKE_ROOM, max(0.0, deadline - time.monotonic())))
+            except gevent.Timeout:
+                if time.monotonic() >= deadline or not self._serving():
+                    raise
 
     def _open(self, turn: _Opening) -> None:
         """Open a session for whoever waits for `turn`; if that one has got another by now, for the next."""
@@ -357,23 +380,35 @@ class BackendPool:
         now = time.monotonic()
         lasted = now - began
         answers = now - self._heard < max(BACK_OFF, lasted)
-        serving = sum(session.stream is not None for session in self._sessions)
-        if answers and serving and error.failure in _HAS_NO_ROOM:
-            self._learn_limit(serving, now)
-            return
-        self.trouble = error.reason
+        if error.failure in _HAS_NO_ROOM and self._serving():
+            if error.failure is Failure.CLOSING:
+                return  # that may be for want of room: those that it serves will show
+            if answers:
+                self._learn_limit()
+                return
         back_off = error.failure.value.back_off
         waits = back_off is BackOff.IF_SLOW and lasted >= self._slow
         self._failure = error if waits and not answers else None
         self._retry_at = now + BACK_OFF
-        if not self.down and not (answers and self._taken > 1):
+        if not (answers and self._taken > 1):
+            self._is_down(error)
+        else:
+            self.trouble = error.reason
+
+    def _is_down(self, error: BackendError) -> None:
+        self.trouble = error.reason
+        if not self.down:
             self.down = True
             _log.warning("backend %s is down: %s", self, error.reason)
 
-    def _learn_limit(self, serving: int, now: float) -> None:
-        """A store that serves so many connections did not greet one more."""
-        self._limit = min(serving, self.backend.max_connections)
-        self._limit_ends = now + _REMEMBERED_LIMIT
+    def _serving(self) -> list[BackendSession]:
+        """The connections that the store serves, but for those that take their leave."""
+        return [each for each in self._sessions if each.stream is not None and each.protocol.expected[:1] != _LEAVING]
+
+    def _learn_limit(self) -> None:
+        """A store did not greet one more than it serves."""
+        self._limit = max(1, min(len(self._serving()), self.backend.max_connections))
+        self._limit_ends = time.monotonic() + _REMEMBERED_LIMIT
         if self._limit_told != self._limit:
             self._limit_told = self._limit
             _log.warning(

@@ -116,7 +116,7 @@ def up(proxy: ProxyProcess, address: tuple[str, int]) -> tuple[bool, float]:
     return backend["state"] != "down", value(series(fetch(address, "/metrics").text), "backend_up", backend="a")
 
 
-@pytest.mark.parametrize("wrong", [(Hang(),), (Close(),), say("421 4.3.2 full"), say("554 5.3.2 no")], ids=str)
+@pytest.mark.parametrize("wrong", [(Hang(),), (Close(),), say("450 4.3.2 full"), say("554 5.3.2 no")], ids=str)
 def test_a_good_transaction_on_a_kept_connection_makes_it_up(wrong: tuple[object, ...]) -> None:
     """While one client holds the kept connection, another one's attempt fails; then the kept one carries all mail."""
     with kept_and_then(Script(greeting=wrong)) as (proxy, backend, address):  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.faults.test_pool import codes, deliver, verbs
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import HEALTHY, Await, Close, Script, say
+from tests.support.script import HEALTHY, Await, Close, Pause, Script, say
 
 GREETING = 8.0  # seconds: who had to wait for a greeting that does not come has waited that long
 
@@ -111,9 +111,8 @@ def test_it_learns_how_many_are_greeted_and_says_so_once() -> None:
 
 
 def test_who_is_sent_away_with_421_waits_for_those_that_are_served() -> None:
-    busy = Script(greeting=(*say("421 4.3.2 too many connections"), Close()))
     with (
-        FakeBackend(lambda index: HEALTHY if index < 2 else busy) as backend,
+        FakeBackend(lambda index: HEALTHY if index < 2 else FULL) as backend,
         ProxyProcess(config_of({"a": backend}, idle_timeout=30)) as proxy,
     ):
         clients = [proxy.client() for _ in range(2)]
@@ -135,6 +134,58 @@ def test_who_is_sent_away_with_421_waits_for_those_that_are_served() -> None:
         assert ended == [250] * 40
         assert len(backend.connections) > 2, "nobody was sent away"
         assert proxy.log().count("greets no more than 2 connections at a time") == 1
+
+
+FULL = Script(greeting=(*say("421 4.3.2 too many connections"), Close()))
+
+
+@contextmanager
+def two_of_two(second: Script = HEALTHY, **keys: object) -> Iterator[tuple[ProxyProcess, list[LmtpClient]]]:
+    """Two clients with the only two connections that a store serves; it sends further ones away. And a third client."""
+    scripts = (HEALTHY, second, FULL)
+    with FakeBackend(lambda index: scripts[min(index, 2)]) as backend:
+        config = config_of({"a": backend}, idle_timeout=30, timeouts={"command": 20, **keys})
+        with ProxyProcess(config, workers=1) as proxy, ExitStack() as stack:
+            clients = [stack.enter_context(proxy.client()) for _ in range(3)]
+            for client in clients[:2]:
+                begin(client, "1@x")
+                assert client.reply().code == 250
+            assert [clients[0].reply().code for _ in range(2)] == [250, 354]
+            yield proxy, clients
+
+
+def test_a_421_means_no_room_however_long_ago_the_store_was_heard_of() -> None:
+    with two_of_two() as (proxy, clients):
+        time.sleep(1.5)
+        begin(clients[2], "3@x")
+        time.sleep(0.5)
+        assert end(clients[0]) == 250
+        assert begun(clients[2]) == [250, 250, 354]
+        assert end(clients[2]) == 250
+        assert proxy.log().count("greets no more than 2 connections at a time") == 1
+        assert " is down: " not in proxy.log()
+
+
+def test_a_421_of_a_store_whose_other_connections_end_means_that_it_is_down() -> None:
+    """It was stopped: nobody waits longer than until the last of them has gone."""
+    closing = Script(rcpt=(Pause(2), Close()))
+    with two_of_two(closing, connect=20) as (proxy, clients):
+        clients[0].reset()
+        proxy.wait_log("status=aborted")
+        began = time.monotonic()
+        begin(clients[2], "3@x")
+        assert [clients[2].reply().code for _ in range(2)] == [250, 451]
+        assert time.monotonic() - began < 10
+        proxy.wait_log(" is down: ")
+        assert "greets no more" not in proxy.log()
+
+
+def test_where_clients_keep_all_that_a_store_serves_it_is_not_down() -> None:
+    with two_of_two(connect=2) as (proxy, clients):
+        begin(clients[2], "3@x")
+        assert [clients[2].reply().code for _ in range(2)] == [250, 451]
+        assert "greets no more than 2 connections at a time" in proxy.log()
+        assert " is down: " not in proxy.log()
 
 
 def test_what_was_being_opened_is_kept_when_it_is_greeted_after_all() -> None:
