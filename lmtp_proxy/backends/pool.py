@@ -22,6 +22,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
+from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Family, Histogram, counter
 from lmtp_proxy.loop.late import late_import
@@ -172,6 +173,11 @@ class BackendPool:
         """Transactions that wait for a place."""
         return len(self._queue)
 
+    @property
+    def uses(self) -> dict[str, int]:
+        """What the places in use wait for, in words, and how many do; the most first. For an operator."""
+        return uses([each.protocol for each in self._serving() if not each.kept_until], self.busy)
+
     # --- places ------------------------------------------------------------------------------------------------------
 
     def reserve(
@@ -216,7 +222,8 @@ class BackendPool:
 
     def _busy(self) -> BackendError:
         known = "max_connections" if self._limit == self.backend.max_connections else "it greets no more"
-        return BackendError(Failure.BUSY, f"all {self._limit} connections ({known}) are in use")
+        uses = ", ".join(f"{number} for {what}" for what, number in self.uses.items())
+        return BackendError(Failure.BUSY, f"all {self._limit} connections ({known}) are in use: they wait, {uses}")
 
     def cancel(self) -> None:
         """Give back a place on which no session was opened."""

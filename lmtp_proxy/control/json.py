@@ -67,7 +67,7 @@ def flights_json(flights: Iterable[Flight]) -> list[Json]:
 
 
 def backend_json(pool: BackendPool, users: int) -> Json:
-    """A backend with its counts.
+    """A backend with its counts. `waiting`: transactions that wait for a place; `waits_for`: what those in use do.
 
     Args:
         users: how many keys of the table name it.
@@ -82,6 +82,8 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "busy": pool.busy,
         "idle": pool.idle,
         "max_connections": pool.backend.max_connections,
+        "waiting": pool.waiting,
+        "waits_for": pool.uses,
         "users": users,
         **{each.name: getattr(counts, each.name) for each in counters_of(Counts) if each.in_status},
     }

@@ -214,7 +214,7 @@ def sessions(found: Sequence[Answer]) -> list[str]:
 
 
 def backends(found: Sequence[Answer]) -> list[str]:
-    """A table of counters, and below each backend its address and its trouble."""
+    """A table of counters, and below each backend its address, its trouble, and why others wait for its places."""
     numbers = ("users", "sent", "deferred", "bounced", "uncertain")
     rows = [
         [
@@ -230,6 +230,11 @@ def backends(found: Sequence[Answer]) -> list[str]:
     for line, backend in zip(lines, found, strict=True):
         trouble = backend.optional_text("trouble")
         shown += [line, *wrapped(f"  {backend.text('address')}{f': {trouble}' if trouble else ''}", "    ")]
+        if waiting := backend.integer("waiting"):
+            uses = ", ".join(f"{number} for {what}" for what, number in backend.object("waits_for").integers().items())
+            shown += wrapped(
+                f"  {count(waiting, 'message')} waiting for a connection; those in use wait, {uses}", "    "
+            )
     return shown
 
 

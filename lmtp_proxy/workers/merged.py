@@ -8,6 +8,7 @@ answer makes the answer an error, but for the status.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -30,7 +31,7 @@ from lmtp_proxy.workers.team import Team
 
 _SUMS = ("sessions", "held", "uncertain")
 _OF_BACKENDS = (
-    *("busy", "idle", "max_connections"),
+    *("busy", "idle", "max_connections", "waiting"),
     *(counter.name for counter in counters_of(Counts) if counter.in_status),
 )
 _NUMBERS = 2**31  # flights of one worker; a pid is less than 2**22, and JSON's numbers are exact up to 2**53
@@ -68,6 +69,7 @@ def _merged_backend(backends: Sequence[Json]) -> Json:
         "state": next((state for state in ("down", "up") if state in states), "unused"),
         "trouble": trouble,
         **{name: sum(backend[name] for backend in backends) for name in _OF_BACKENDS},
+        "waits_for": dict(sum((Counter(backend["waits_for"]) for backend in backends), Counter()).most_common()),
     }
 
 

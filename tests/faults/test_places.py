@@ -13,9 +13,10 @@ import pytest
 from tests.faults.test_pool import codes, verbs
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
+from tests.support.control import Control, add_control
 from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import FULL_OFFER, HEALTHY, Await, Close, Script, say
+from tests.support.script import FULL_OFFER, HEALTHY, Await, Close, Pause, Script, say
 
 LOCKSTEP = tuple(word for word in FULL_OFFER if word != "PIPELINING")
 CONNECT = 6.0  # seconds: long enough for others to be served meanwhile, on a busy machine, too
@@ -377,3 +378,31 @@ def test_a_store_that_takes_few_recipients_at_a_time_is_asked_in_full_when_all_a
             client.quit()
         parts = [[each.path for each in seen.recipients] for seen in a.transactions("slow@x") if seen.dotted]
         assert sorted(each for part in parts for each in part) == names and max(map(len, parts)) == 2
+
+
+def test_who_waits_and_for_what_is_told() -> None:
+    """By the status, and in the log of whoever waited in vain."""
+    hang = Script(final=(Pause(60),))
+    with FakeBackend() as a, FakeBackend(hang) as z:
+        config = config_of({"a": a, "z": z}, timeouts={**TIMEOUTS, "connect": 3})
+        config["backends"]["z"] = {**z.config, **ONE, "max_connections": 3}
+        proxy = ProxyProcess(config, workers=1)
+        add_control(proxy)
+        with proxy, ExitStack() as stack:
+            clients = [stack.enter_context(proxy.client()) for _ in range(4)]
+            for client in clients[:3]:
+                begin(client, "u@z")
+                assert [client.reply().code for _ in range(2)] == [250, 354]
+            for client in clients[:2]:
+                client.send(b"x\r\n.\r\n")
+            begin(clients[3], "u@z")
+            wanted = {"its final replies": 2, "the client's message": 1}
+            seen: object = None
+            deadline = time.monotonic() + SOON
+            while seen != (1, wanted):
+                assert time.monotonic() < deadline, seen
+                [told] = [each for each in Control(proxy).get("/backends")["backends"] if each["name"] == "z"]
+                seen = (told["waiting"], told["waits_for"])
+            assert clients[3].reply().code == 451
+            proxy.wait_log("are in use: they wait, 2 for its final replies, 1 for the client's message")
+            z.stop()

@@ -206,7 +206,8 @@ def test_no_place_is_a_refusal(asked: Asked) -> None:
             assert client.reply().code == 250
         answer = asked.control.post("/preflight", {"backend": "new", "recipients": []})
         # Of two workers the one that is asked has a share of them, and may have a place.
-        assert asked.proxy.workers > 1 or answer["refused"] == "all 3 connections (max_connections) are in use"
+        busy = "all 3 connections (max_connections) are in use: they wait, 3 for its replies to recipients"
+        assert asked.proxy.workers > 1 or answer["refused"] == busy
 
 
 def test_a_client_that_is_gone_is_not_asked_for(asked: Asked) -> None:

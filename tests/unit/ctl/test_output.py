@@ -41,7 +41,7 @@ def backend(name: str, **values: Any) -> dict[str, Any]:
     return {
         "name": name, "address": "/run/cyrus/socket/lmtp", "state": "up", "trouble": None, "busy": 3,
         "max_connections": 20, "users": 12, "connections": 9, "failures": 0, "sent": 1234, "deferred": 2, "bounced": 1,
-        "uncertain": 0, "octets": 99, **values,
+        "uncertain": 0, "octets": 99, "waiting": 0, "waits_for": {}, **values,
     }  # fmt: skip
 
 
@@ -168,6 +168,15 @@ def test_backends_are_a_table_with_their_addresses_below() -> None:
     assert SOCKET in "".join(line.strip() for line in lines[2:4])
     assert re.search(r"/run/cyrus/socket/lmtp: no route to host", "\n".join(lines))
     assert "a-b..." in lines[4] or "a-backe" in "\n".join(lines)
+
+
+def test_a_backend_whose_places_are_all_taken_says_what_they_wait_for() -> None:
+    uses = {"its replies to recipients": 17, "the client's message": 3}
+    text = " ".join(map(str.strip, show.backends([answer(backend("old", waiting=2, waits_for=uses))])))
+    assert (
+        "2 messages waiting for a connection; "
+        "those in use wait, 17 for its replies to recipients, 3 for the client's message"
+    ) in text
 
 
 def test_the_status() -> None:

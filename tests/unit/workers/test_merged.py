@@ -9,10 +9,10 @@ from lmtp_proxy.workers.merged import merged_backends, merged_status, of_worker
 
 
 def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:
-    counts = ("busy", "idle", *(counter.name for counter in counters_of(Counts) if counter.in_status))
+    counts = ("busy", "idle", "waiting", *(counter.name for counter in counters_of(Counts) if counter.in_status))
     return {
         "name": name, "address": f"/{name}", "state": state, "trouble": None, "max_connections": 10, "users": 3,
-        **dict.fromkeys(counts, 1), **values,
+        "waits_for": {"its greeting": 1, name: 2}, **dict.fromkeys(counts, 1), **values,
     }  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def test_what_is_counted_is_added_up() -> None:
         "sessions": 7, "held": 2, "uncertain": 4, "in_flight": {"data": 3, "commit": 3}, "users": 9, "version": "1"
     }  # fmt: skip
     assert (only["sent"], only["max_connections"], only["users"]) == (2, 20, 3)
+    assert (only["waiting"], only["waits_for"]) == (2, {"a": 4, "its greeting": 2})
 
 
 def test_a_backend_is_down_where_one_worker_says_so_and_how_many_do_is_told() -> None:
