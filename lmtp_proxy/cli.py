@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config.loading import is_large_file, load
+from lmtp_proxy.config.loading import are_large, load
 from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
@@ -181,12 +181,15 @@ def _check_run_as(config: Config) -> None:
     if config.run_as is None or os.geteuid() == _account(config.run_as).pw_uid:
         return
     if os.geteuid() == 0:
-        if not _may(_account(config.run_as), config.path, os.R_OK):
-            what = f"{config.run_as} may not read {config.path}, so no reload would work; see chgrp and chmod"
-            raise ConfigError((f"{config.path}: config.run_as: {what}",))
+        files = [file.path for file in config.files]
+        directories = [path for path in config.users_file or () if os.path.isdir(path)]
+        for path, mode in [*((path, os.R_OK | os.X_OK) for path in directories), *((path, os.R_OK) for path in files)]:
+            if not _may(_account(config.run_as), path, mode):
+                what = f"{config.run_as} may not read {path}, so no reload would work; see chgrp and chmod"
+                raise ConfigError((f"{config.path}: config.run_as: {what}",))
         if config.workers > 1:
             reason = "no worker would start; see chmod, or workers: 1"
-        elif is_large_file(config.path):  # a process of its own loads it
+        elif are_large(files):  # a process of its own loads it
             reason = "no reload of so large a file would work; see chmod"
         else:
             return

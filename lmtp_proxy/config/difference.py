@@ -69,10 +69,19 @@ def too_many_removed(old: Config, users: UserChanges) -> str | None:
         return None
     named = [shown(user) for group in users["removed"] for user in group["users"]][:_NAMED]
     return (
-        f"{shown(old.path, 4096)}: users: would remove {removed} of {count(len(old.users), 'user')} "
+        f"{shown(_place(old, users), 4096)}: users: would remove {removed} of {count(len(old.users), 'user')} "
         f"({', '.join(named)}, ...), more than config.max_removed allows ({old.max_removed}, which is {allowed}): was "
         "the file cut off? `lmtp-proxyctl reload --force`, or a restart, puts it in force all the same"
     )
+
+
+def _place(old: Config, users: UserChanges) -> str:
+    """The file in which those stood who are removed, the configuration if it was not one."""
+    try:
+        places = {old.place(user)[0] for group in users["removed"] for user in group["users"]}
+    except ValueError:  # another table has taken its place
+        return old.path
+    return places.pop() if len(places) == 1 else old.path
 
 
 def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:

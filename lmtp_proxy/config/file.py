@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Changes users in the configuration file: as a whole, or not at all.
+"""Changes users in the configuration file, or in the files of users that it names: as a whole, or not at all.
 
-Others of its kind, editors and configuration management may write at the same time, and it may be killed at any
-moment: what stands at the path is always a whole file, the old or the new one, and nobody's edit is overwritten. It
-does not know what a move is for, and talks to no running proxy.
+A user is changed in the file that has them. Others of its kind, editors and configuration management may write at the
+same time, and it may be killed at any moment: what stands at the path is always a whole file, the old or the new one,
+and nobody's edit is overwritten. It does not know what a move is for, and talks to no running proxy.
 """
 
 import dataclasses
 import difflib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lmtp_proxy.config.read import load_config
 from lmtp_proxy.config.users_edit import EditError, edit_file
+from lmtp_proxy.config.users_files import for_new_users
 from lmtp_proxy.config.values import RESERVED, Config, ConfigError
 from lmtp_proxy.config.yaml_text import MAX_OCTETS
 from lmtp_proxy.routing.static_table import changes as table_changes
@@ -34,7 +37,7 @@ _NAMES_SHOWN = 20
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Of Config: where it was read, or what follows from `users`, which is compared itself.
-_NOT_COMPARED = frozenset({"path", "digest", "modified", "users_per_backend", "notes"})
+_NOT_COMPARED = frozenset({"path", "files", "digest", "modified", "users_per_backend", "notes"})
 # Signatures over the content, which the kernel keeps; those of the old one would be wrong for the new one.
 _SIGNATURES = frozenset({"security.ima", "security.evm"})
 
@@ -50,32 +53,60 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What was done.
+class _Written(NamedTuple):
+    """A file that was changed.
 
     Attributes:
-        previous: user as given -> where the user was, None if not in the file.
+        path: as it is named.
+        before, after: its octets.
+        file: device and inode of the new one.
+    """
+
+    path: str
+    before: bytes
+    after: bytes
+    file: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is about to be done, or was done.
+
+    Attributes:
+        previous: user as given -> where the user was, None if in no file.
         path: as given.
+        files: those in which the users stand from now on.
+        before, after: digests of the configuration, see Config.
     """
 
     previous: dict[str, str | None]
     changed: bool
     path: str
-    _before: bytes = field(default=b"", repr=False)
-    _after: bytes = field(default=b"", repr=False)
-    _file: tuple[int, int] = (0, 0)
+    files: tuple[str, ...] = ()
+    before: str = ""
+    after: str = ""
+    _written: tuple[_Written, ...] = field(default=(), repr=False)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a file was changed, as its name says now."""
+        return any(_is_file(each.path, each.file) for each in self._written)
 
     def undo(self) -> bool:
         """Put the old octets back. False, and nothing done, if somebody wrote since. Raises ConfigError."""
         if not self.changed:
             return True
         patience = _Patience(self.path, time.monotonic() + _UNDO_WAIT, lambda what: None)
-        with _refusals(self.path), _locked(self.path, patience) as current:
-            status = current.status
-            if (status.st_dev, status.st_ino) != self._file or current.data != self._after:
-                return False
-            return _replace(current, self._before, patience, lambda temporary: None) is not None
+        with ExitStack() as stack:
+            news = []
+            main = stack.enter_context(_locked(self.path, patience))
+            for each in self._written:
+                current = main if each.path == main.path else stack.enter_context(_locked(each.path, patience))
+                status = current.status
+                if (status.st_dev, status.st_ino) != each.file or current.data != each.after:
+                    return False
+                news.append((current, each.before))
+            return _replace(news, patience, lambda written: True)
 
 
 def change_users(
@@ -86,28 +117,36 @@ def change_users(
     deadline: float,
     waiting: Callable[[str], None],
     look: Callable[[Config, dict[str, str | None]], None] = lambda config, previous: None,
+    about_to: Callable[[Change], None] = lambda change: None,
 ) -> Change:
-    """Set `users` in the file at `path` to `backend`; the new file is on disk when this returns.
+    """Set `users` of the configuration at `path` to `backend`; the new files are on disk when this returns.
 
-    Links are followed and stay. Owner, mode, ACL and extended attributes stay. deadline: of time.monotonic(), how long
-    to wait for others that change the file. waiting: told once, after a second, what is waited for. look: at the file
-    as it is, and where the users are in it; what it raises comes out, and nothing is changed. Raises ConfigError:
-    nothing was changed. An edit by hand up to the rename is noticed, and the change is made in the new content; what
-    is left of that gap is the time between two system calls, as Linux has no rename that compares.
+    Links are followed and stay. Owner, mode, ACL and extended attributes stay. A user in none of the files gets a line
+    in the last file that `config.users_file` names, else in the configuration. Raises ConfigError: nothing was changed.
+    An edit by hand up to the rename is noticed, and the change is made in the new content; what is left of that gap is
+    the time between two system calls, as Linux has no rename that compares. Users of several files are changed by
+    several renames, each of a whole file.
+
+    Args:
+        deadline: of time.monotonic(), how long to wait for others that change the files.
+        waiting: told once, after a second, what is waited for.
+        look: at the configuration as it is, and where the users are in it; what it raises comes out, and nothing is
+            changed.
+        about_to: told of the change before it is made, perhaps of several, the last one is it; what it raises comes
+            out, and nothing is changed.
     """
     patience = _Patience(path, deadline, waiting)
-    with _refusals(path):
-        for _ in range(_ATTEMPTS):
-            with _locked(path, patience) as current:
-                change = _change(current, users, backend, patience, look)
-            if change is not None:
-                return change
+    for _ in range(_ATTEMPTS):
+        with _locked(path, patience) as current:
+            change = _change(current, users, backend, patience, look, about_to)
+        if change is not None:
+            return change
     raise _refusal(path, "somebody else wrote it each time it was about to be changed; nothing was changed: try again")
 
 
 @dataclass(frozen=True, slots=True)
 class _Current:
-    """The file as read under its lock.
+    """A file as read under its lock.
 
     Attributes:
         path: as given.
@@ -121,6 +160,10 @@ class _Current:
     status: os.stat_result
     data: bytes
 
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
     def is_still_there(self) -> bool:
         """Whether the file at the path is the one that was read, and has not been written since."""
         try:
@@ -132,34 +175,79 @@ class _Current:
 
 
 def _change(
-    current: _Current,
+    main: _Current,
     users: Sequence[str],
     backend: str,
     patience: "_Patience",
     look: Callable[[Config, dict[str, str | None]], None],
+    about_to: Callable[[Change], None],
 ) -> Change | None:
     """One attempt under the lock. None if somebody wrote meanwhile."""
-    try:
-        config = load_config(current.path)
-        if backend not in config.backends and backend not in RESERVED:
-            raise _refusal(current.path, _undefined(backend, config.backends))
-        edit = edit_file(current.data, dict.fromkeys(users, backend), config.key_rules)
-    except (ConfigError, EditError, UnicodeDecodeError) as error:
-        if not current.is_still_there():  # an editor in the middle of its work, perhaps
+    with ExitStack() as stack:
+        try:
+            config = load_config(main.path)
+            if backend not in config.backends and backend not in RESERVED:
+                raise _refusal(main.path, _undefined(backend, config.backends))
+            places = _places(config, users)
+        except ConfigError:
+            if not main.is_still_there():  # an editor in the middle of its work, perhaps
+                return None
+            raise
+        # The lock of the configuration is that of all; theirs are for other configurations with the same files.
+        currents = [main if place is None else stack.enter_context(_locked(place, patience)) for place in places]
+        read = {file.path: file.digest for file in config.files}
+        if any(
+            read[place or config.files[0].path] != each.digest for place, each in zip(places, currents, strict=True)
+        ):
             return None
-        if isinstance(error, EditError):
-            raise _refusal(current.path, str(error), error.line) from error
-        raise
-    look(config, edit.previous)
-    data = edit.data
-    if data == current.data:
-        return Change(edit.previous, False, current.path) if current.is_still_there() else None
+        previous: dict[str, str | None] = {}
+        news: list[tuple[_Current, bytes]] = []
+        for current, named in zip(currents, places.values(), strict=True):
+            try:
+                changes = dict.fromkeys(named, backend)
+                edit = edit_file(current.data, changes, config.key_rules, alone=current is not main)
+            except (EditError, UnicodeDecodeError) as error:
+                if not current.is_still_there():
+                    return None
+                if isinstance(error, EditError):
+                    raise _refusal(current.path, str(error), error.line) from error
+                raise
+            previous |= edit.previous
+            if edit.data != current.data:
+                news.append((current, edit.data))
+        previous = {user: previous[user] for user in users}
+        look(config, previous)
+        files = tuple(current.path for current in currents)
+        if not news:
+            there = all(current.is_still_there() for current in (main, *currents))
+            change = Change(previous, False, main.path, files, config.digest, config.digest)
+            return change if there else None
+        change = Change(previous, True, main.path, files, config.digest)
+        wanted = {config.key_rules.table_key(user): backend for user in users}
 
-    def check(temporary: str) -> None:
-        _check(current, temporary, config, {config.key_rules.table_key(user): backend for user in users})
+        def replacing(written: tuple[_Written, ...]) -> bool:
+            nonlocal change
+            after = _checked(main, news, config, wanted)
+            if after is None or not main.is_still_there():
+                return False
+            change = replace(change, after=after.digest, _written=written)
+            about_to(change)
+            return True
 
-    file = _replace(current, data, patience, check)
-    return None if file is None else Change(edit.previous, True, current.path, current.data, data, file)
+        return change if _replace(news, patience, replacing) else None
+
+
+def _places(config: Config, users: Sequence[str]) -> dict[str | None, list[str]]:
+    """The file that is to be changed for each of the users, None for the configuration; in the order of their names."""
+    places: dict[str | None, list[str]] = {}
+    new = for_new_users(config.users_file or ())
+    for user in users:
+        key = config.key_rules.table_key(user)
+        place = config.place(key)[0] if key in config.users else new
+        places.setdefault(None if place == config.files[0].path else place, []).append(user)
+    if not places:
+        places[None] = []
+    return dict(sorted(places.items(), key=lambda each: each[0] or ""))
 
 
 def _undefined(backend: str, names: Collection[str]) -> str:
@@ -169,16 +257,25 @@ def _undefined(backend: str, names: Collection[str]) -> str:
     return f'there is no backend "{shown(backend)}"{hint} there are {there}; or reject and hold'
 
 
-def _check(current: _Current, temporary: str, before: Config, changes: dict[str, str]) -> None:
-    """The file at `temporary` must load, and as `before` with these users changed. Raises ConfigError."""
-    with _seen_from(current.path, temporary) as name:
-        try:
-            after = load_config(name)
-        except ConfigError as error:
-            errors = [line.removeprefix(shown(name, 4096)).partition(": ")[2] for line in error.errors]
-            raise ConfigError(
-                tuple(f"{shown(current.path, 4096)}: would not load with this change: {line}" for line in errors)
-            ) from error
+def _checked(
+    main: _Current, news: Sequence[tuple[_Current, bytes]], before: Config, changes: dict[str, str]
+) -> Config | None:
+    """What is about to be written, loaded: `before` with these users changed. Raises ConfigError if it is not.
+
+    None if others have written into other files meanwhile.
+    """
+    try:
+        after = load_config(main.path, instead={current.target: data for current, data in news})
+    except ConfigError as error:
+        lines = []
+        for line in error.errors:
+            names = [shown(name, 4096) for name in (main.path, *(file.path for file in before.files))]
+            name = max((name for name in names if line.startswith(f"{name}:")), key=len, default="")
+            lines.append(f"{name}: would not load with this change: {line.removeprefix(name).partition(': ')[2]}")
+        raise ConfigError(tuple(lines)) from error
+    edited = {os.path.realpath(current.path) for current, _ in news}
+    if _others(before, edited) != _others(after, edited):
+        return None
     for key in dataclasses.fields(Config):
         if key.name == "users":
             same = all(after.users.get(user) == name for user, name in changes.items()) and all(
@@ -188,50 +285,92 @@ def _check(current: _Current, temporary: str, before: Config, changes: dict[str,
             same = key.name in _NOT_COMPARED or getattr(after, key.name) == getattr(before, key.name)
         if not same:
             what = f"{key.name} would change too; was a file that it names written just now? Nothing was changed"
-            raise _refusal(current.path, f"{what}: try again")
+            raise _refusal(main.path, f"{what}: try again")
+    return after
+
+
+def _others(config: Config, edited: Set[str]) -> list[tuple[str, str]]:
+    return [(file.path, file.digest) for file in config.files if os.path.realpath(file.path) not in edited]
+
+
+class _New(NamedTuple):
+    """A file that is ready to take the place of the one that is there.
+
+    Attributes:
+        temporary: its path.
+        file: device and inode.
+    """
+
+    current: _Current
+    data: bytes
+    temporary: str
+    handle: int
+    file: tuple[int, int]
 
 
 @contextmanager
-def _seen_from(path: str, temporary: str) -> Iterator[str]:
-    """A name for `temporary` in the directory of `path`, from where a relative password_file counts."""
-    link = os.path.join(os.path.dirname(os.path.abspath(path)), os.path.basename(temporary))
-    with suppress(OSError):  # it is there already: the file itself, or the link of a killed process
-        os.symlink(temporary, link)
-    try:
-        yield link if os.path.realpath(link) == temporary else temporary
-    finally:
-        if os.path.islink(link):
-            os.unlink(link)
+def _made(current: _Current, data: bytes, patience: "_Patience") -> Iterator[_New]:
+    """`data` as a file beside that of `current`, with the same access; gone at the end, unless it was renamed."""
+    directory, name = os.path.split(current.target)
+    temporary = os.path.join(directory, f".{name}.lmtp-proxyctl")
+    with _refusals(current.path):
+        handle = _create(temporary, patience)
+        try:
+            with open(handle, "wb", closefd=False) as file:
+                file.write(data)
+            _keep_access(handle, current)
+            status = os.fstat(handle)
+            yield _New(current, data, temporary, handle, (status.st_dev, status.st_ino))
+        finally:
+            if _is_at(handle, temporary):
+                os.unlink(temporary)
+            os.close(handle)
 
 
 def _replace(
-    current: _Current, data: bytes, patience: "_Patience", check: Callable[[str], None]
-) -> tuple[int, int] | None:
-    """Put `data` in the place of the file. Its device and inode, or None if somebody wrote to the old one since."""
-    directory, name = os.path.split(current.target)
-    temporary = os.path.join(directory, f".{name}.lmtp-proxyctl")
-    handle = _create(temporary, patience)
-    try:
-        with open(handle, "wb", closefd=False) as file:
-            file.write(data)
-        _keep_access(handle, current)
-        check(temporary)
-        os.fsync(handle)
-        status = os.fstat(handle)
-        if not current.is_still_there():
-            return None
-        os.rename(temporary, current.target)
-    finally:
-        if _is_at(handle, temporary):
-            os.unlink(temporary)
-        os.close(handle)
-    with suppress(OSError):  # the new file is in place: too late to refuse, and some file systems cannot do this
-        parent = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    news: Sequence[tuple[_Current, bytes]],
+    patience: "_Patience",
+    about_to: Callable[[tuple[_Written, ...]], bool],
+) -> bool:
+    """Put each of the new contents in the place of its file. False, and nothing done, if somebody wrote to one since.
+
+    about_to: asked before the first is, whether they may.
+    """
+    with ExitStack() as stack:
+        made = [stack.enter_context(_made(current, data, patience)) for current, data in news]
+        if not about_to(tuple(_Written(new.current.path, new.current.data, new.data, new.file) for new in made)):
+            return False
+        for new in made:
+            with _refusals(new.current.path):
+                os.fsync(new.handle)
+        if not all(new.current.is_still_there() for new in made):
+            return False
+        done: list[_New] = []
         try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
-    return status.st_dev, status.st_ino
+            for new in made:
+                with _refusals(new.current.path):
+                    os.rename(new.temporary, new.current.target)
+                done.append(new)
+        except ConfigError:
+            for new in reversed(done):
+                _put_back(new, patience)
+            raise
+    for directory in {os.path.dirname(new.current.target) for new in made}:
+        with suppress(OSError):  # the new files are in place: too late to refuse, and some file systems cannot do this
+            parent = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+    return True
+
+
+def _put_back(new: _New, patience: "_Patience") -> None:
+    """Undo a rename, under the lock that is held still. Raises ConfigError."""
+    with _made(new.current, new.current.data, patience) as old:
+        if _is_at(new.handle, new.current.target):
+            with _refusals(new.current.path):
+                os.rename(old.temporary, new.current.target)
 
 
 def _create(path: str, patience: "_Patience") -> int:
@@ -316,12 +455,18 @@ class _Patience:
 @contextmanager
 def _locked(path: str, patience: _Patience) -> Iterator[_Current]:
     """The file at `path`, read under its lock. The lock is on the file that has the name, as others replace it."""
-    while (current := _try_to_lock(path)) is None:
-        patience.pause()
+    with _refusals(path):
+        current = _lock_of(path, patience)
     try:
         yield current
     finally:
         os.close(current.handle)
+
+
+def _lock_of(path: str, patience: _Patience) -> _Current:
+    while (current := _try_to_lock(path)) is None:
+        patience.pause()
+    return current
 
 
 def _try_to_lock(path: str) -> _Current | None:
@@ -354,10 +499,17 @@ def _lock(handle: int) -> bool:
 
 
 def _is_at(handle: int, path: str) -> bool:
+    status = os.fstat(handle)
+    return _is_file(path, (status.st_dev, status.st_ino), follow=False)
+
+
+def _is_file(path: str, file: tuple[int, int], *, follow: bool = True) -> bool:
+    """Whether the file of that device and inode is at the path."""
     try:
-        return os.path.samestat(os.fstat(handle), os.lstat(path))
+        status = os.stat(path, follow_symlinks=follow)
     except FileNotFoundError:
         return False
+    return (status.st_dev, status.st_ino) == file
 
 
 def _read(handle: int) -> bytes:

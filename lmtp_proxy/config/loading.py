@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 
 from lmtp_proxy import ROOT
 from lmtp_proxy.config.difference import UserChanges
-from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.config.values import Config, ConfigError, UsersFile
 from lmtp_proxy.routing.static_table import Shape, StaticTable
 from lmtp_proxy.text import shown
 
@@ -85,16 +85,20 @@ class Loaded:
 
 
 def is_large(path: str, old: StaticTable) -> bool:
-    """Whether a process of its own is to load the file at `path`, which is to take the place of `old`."""
-    return bool(old.handles) or is_large_file(path)
+    """Whether a process of its own is to load the file at `path`, which is to take the place of `old`.
+
+    Whether the files of users that it names are large is known when it is read, see load_config.
+    """
+    return bool(old.handles) or are_large([path])
 
 
-def is_large_file(path: str) -> bool:
-    """False also where there is no such file."""
-    try:
-        return os.stat(path).st_size > LARGE
-    except (OSError, ValueError):
-        return False
+def are_large(paths: Iterable[str]) -> bool:
+    """Whether the files are, together. One that is not there is not."""
+    octets = 0
+    for path in paths:
+        with suppress(OSError, ValueError):
+            octets += os.stat(path).st_size
+    return octets > LARGE
 
 
 def load(path: str) -> Config:
@@ -120,7 +124,8 @@ class LoadingProcess:
 
     Args:
         old: None if nothing is in force yet, and there is nothing to compare with.
-        nice: as its file deserves, if None.
+        nice: as its files deserve, if None.
+        files: those that are known already.
 
     Attributes:
         pid: of the process.
@@ -129,12 +134,14 @@ class LoadingProcess:
     To be closed in any case, which ends the process, wherever it is.
     """
 
-    def __init__(self, path: str, old: StaticTable | None, nice: int | None = None) -> None:
+    def __init__(
+        self, path: str, old: StaticTable | None, nice: int | None = None, files: Sequence[UsersFile] = ()
+    ) -> None:
         self._path = path
         self._status: int | None = None
         self._files = ExitStack()
         try:
-            self._start(old, _nice(path) if nice is None else nice)
+            self._start(old, _nice({path, *(file.path for file in files)}) if nice is None else nice)
         except OSError as error:
             self._files.close()
             raise ConfigError((self._failed(f"cannot be started: {error.strerror}"),)) from error
@@ -241,9 +248,9 @@ def _wait(pid: int, seconds: float) -> int | None:
     return found[1]
 
 
-def _nice(path: str) -> int:
-    """A large file can wait for those who are served; one that is soon loaded need not."""
-    return _NICE if is_large_file(path) else 0
+def _nice(paths: Iterable[str]) -> int:
+    """Large files can wait for those who are served; what is soon loaded need not."""
+    return _NICE if are_large(paths) else 0
 
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:

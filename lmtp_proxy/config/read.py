@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A YAML file -> a `Config`, or a ConfigError with everything that is wrong with it.
 
-Which keys there are, their defaults, and what they mean together. It reads the file and the password files that it
-names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
+Which keys there are, their defaults, and what they mean together. It reads the file, and those of users and passwords
+that it names, asks the system for users and groups, and does nothing else: no sockets, no log, no gevent.
 """
 
 import os
 import socket
-from collections import Counter
-from collections.abc import Callable, Set
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Network, IPv6Network
-from typing import TypeAlias
 
 from lmtp_proxy.config import backends as config_backends
 from lmtp_proxy.config import types as config_keys
+from lmtp_proxy.config.sources import Contents, Files, LargeConfig, Problems, UsersReader
 from lmtp_proxy.config.types import MAX_ERRORS, Section
-from lmtp_proxy.config.users import Doubt, FlatUsers, read_users, undefined
+from lmtp_proxy.config.users import Doubt, FlatUsers, undefined
+from lmtp_proxy.config.users_files import digest_of
 from lmtp_proxy.config.values import (
     RESERVED,
     Address,
@@ -32,9 +30,9 @@ from lmtp_proxy.config.values import (
     UnixAddress,
     is_own_listener,
 )
-from lmtp_proxy.config.yaml_text import Document, Mapping, Note, Problem, Sequence, Source, read_source
+from lmtp_proxy.config.yaml_text import Document, Mapping, Note, Problem, Sequence
 from lmtp_proxy.routing.keys import KeyRules
-from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.routing.static_table import SameKey
 from lmtp_proxy.text import shown
 
 
@@ -112,12 +110,15 @@ __all__ = [
     "Config",
     "ConfigError",
     "Control",
+    "LargeConfig",
     "Log",
     "TcpAddress",
     "Timeouts",
     "UnixAddress",
     "load_config",
 ]
+
+_ATTEMPTS = 4  # one, and three more while files come and go
 
 # Section -> its keys. Anything else is refused, so that no key is believed to work that does not.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -126,7 +127,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
-        *("workers", "receipts", "trusted", "default_domain", "max_removed"),
+        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": config_backends.TIMEOUTS,
@@ -136,52 +137,75 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_config(path: str, store: int | None = None) -> Config:
+def load_config(
+    path: str, store: int | None = None, *, instead: Contents | None = None, at_most: int | None = None
+) -> Config:
     """Reads the configuration file at `path`. Raises ConfigError with all errors that it has.
 
-    store: descriptor of a file for the table of users, which goes to the Config; None to have it in memory.
+    Args:
+        store: descriptor of a file for the table of users, which goes to the Config; None to have it in memory.
+        instead: path without links -> octets of a file that is not to be read from the disk.
+        at_most: octets of all files; of more LargeConfig is raised.
     """
-    source = read_source(path)
+    for _ in range(_ATTEMPTS):
+        files = Files(path, instead or {}, at_most)
+        config, problems = _read_as_can_be(files, store)
+        if files.are_all():
+            break
+    else:
+        what = "files came or went each time they were read: try again when that is over"
+        raise ConfigError((f"{shown(path, 4096)}: config.users_file: {what}",))
+    errors = {name: [each for each in found if not isinstance(each, Note)] for name, found in problems.items()}
+    if config is None or any(errors.values()):
+        raise ConfigError(_messages(errors, "errors"))
+    return replace(config, notes=_messages(problems, "notes")) if any(problems.values()) else config
+
+
+def _read_as_can_be(files: Files, store: int | None) -> tuple[Config | None, Problems]:
+    """As `_read`: as plain lines where that can be, else as YAML."""
     try:
-        config, problems = _read(source, os.path.abspath(path), store, FlatUsers(source.data))
-    except Doubt:
-        config, problems = _read(source, os.path.abspath(path), store, None)
-    errors = [problem for problem in problems if not isinstance(problem, Note)]
-    if config is None or errors:
-        raise ConfigError(_messages(path, errors, "errors"))
-    return replace(config, notes=_messages(path, problems, "notes")) if problems else config
+        return _read(UsersReader(files, store, FlatUsers(files.main.data)))
+    except (Doubt, SameKey):
+        pass
+    try:
+        return _read(UsersReader(files, store, None))
+    except SameKey:  # which two they are is told by YAML alone
+        return _read(UsersReader(files, store, None, lines=False))
 
 
-def _read(source: Source, path: str, store: int | None, flat: FlatUsers | None) -> tuple[Config | None, list[Problem]]:
-    """The Config, and all that is wrong with it. flat: where the users are. Raises Doubt if they are not."""
-    document = source.document(flat.rest if flat else None)
+def _read(reader: UsersReader) -> tuple[Config | None, Problems]:
+    """The Config, and all that is wrong with it. Raises Doubt if the users are not where they were found as plain
+    lines, and SameKey."""
+    files, flat = reader.files, reader.flat
+    document = files.main.document(flat.rest if flat else None)
     if flat:
         flat.check(document)
     if document.root is None:
-        return None, document.problems
+        return None, {files.name: document.problems}
     found: list[Problem] = []
-    config = _config(document, document.root, path, found, partial(read_users, store, flat))
+    config = _config(document, document.root, found, reader)
     # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
     named = {(problem.line, problem.key) for problem in document.problems}
-    return config, document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
+    own = document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
+    return config, {files.name: own, **reader.problems}
 
 
-def _messages(path: str, problems: list[Problem], what: str) -> tuple[str, ...]:
-    name = shown(path, 4096)
+def _messages(problems: Problems, what: str) -> tuple[str, ...]:
     lines = []
-    for line, key, text in sorted(problems, key=lambda problem: problem.line)[:MAX_ERRORS]:
-        place = f"{name}:{line}" if line else name
-        lines.append(f"{place}: {key}: {text}" if key else f"{place}: {text}")
-    if len(problems) > MAX_ERRORS:
-        lines.append(f"{name}: and {len(problems) - MAX_ERRORS} more {what}")
+    for path, found in problems.items():
+        name = shown(path, 4096)
+        for line, key, text in sorted(found, key=lambda problem: problem.line)[:MAX_ERRORS]:
+            place = f"{name}:{line}" if line else name
+            lines.append(f"{place}: {key}: {text}" if key else f"{place}: {text}")
+    total = sum(map(len, problems.values()))
+    if total > MAX_ERRORS:
+        lines[MAX_ERRORS:] = [f"{shown(next(iter(problems)), 4096)}: and {total - MAX_ERRORS} more {what}"]
     return tuple(lines)
 
 
-_ReadUsers: TypeAlias = Callable[[Section | None, Set[str] | None, KeyRules], tuple[StaticTable, Counter[str]]]
-
-
-def _config(document: Document, root: Mapping, path: str, problems: list[Problem], users_of: _ReadUsers) -> Config:
+def _config(document: Document, root: Mapping, problems: list[Problem], reader: UsersReader) -> Config:
     """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
+    path = reader.files.path
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
     mail = listener(section)
@@ -204,7 +228,7 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
     if isinstance(section.entries.get("socket"), Sequence):
         section.ignore(("owner", "group", "permissions"), "a TCP socket has none")
         access = Section(Mapping({}, root.line), "config", None, [])
-    users, counts = users_of(top.section("users", None), names, rules)
+    users = reader.read(document, top.section("users", None), section, names, rules)
     return Config(
         path=path,
         socket=mail or UnixAddress(""),
@@ -236,10 +260,12 @@ def _config(document: Document, root: Mapping, path: str, problems: list[Problem
         trusted=section.values("trusted", config_keys.network),
         workers=_workers(section, limits),
         backends=backends or {},
-        users=users,
-        users_per_backend=counts,
-        digest=document.digest,
-        modified=document.modified,
+        users_file=users.entries,
+        users=users.table,
+        users_per_backend=users.counts,
+        files=users.files,
+        digest=digest_of((file.path, file.digest) for file in users.files),
+        modified=users.modified,
     )
 
 

@@ -129,6 +129,13 @@ def absolute_path(text: str) -> str:
     return text
 
 
+def file_path(text: str) -> str:
+    """Of a file or a directory, absolute or not."""
+    if not text:
+        raise ValueError("must be the path of a file or a directory, not an empty text")
+    return text
+
+
 def socket_path(text: str) -> str:
     path = absolute_path(text)
     if (octets := len(path.encode())) > UNIX_PATH_MAX:

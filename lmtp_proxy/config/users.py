@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The `users:` section of the configuration: who is on which backend, under the keys of a table.
+"""The users of the configuration, and of the files that it names: who is on which backend, under the keys of a table.
 
 A section of plain lines is found in the octets of the file and read ten times faster than as YAML. Only what cannot be
 read in any other way is understood there: comments, blank lines and `key: value`, all at one indentation, key and value
-each a bare word or in quotes without escapes. At the first doubt Doubt is raised, and the whole file has to be read as
-YAML, which also finds out what is wrong with it; what stands around the section is read as YAML in any case.
+each a bare word or in quotes without escapes. A file of users alone may have such lines without `users:` above them. At
+the first doubt Doubt is raised, and the whole file has to be read as YAML, which also finds out what is wrong with it;
+what stands around the section is read as YAML in any case.
 """
 
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple
 
 from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.yaml_text import Document, Mapping, Scalar
 from lmtp_proxy.routing.keys import FoldingError, KeyRules, is_plain
-from lmtp_proxy.routing.static_table import SameKey, Shape, StaticTable, write_table
+from lmtp_proxy.routing.static_table import Shape, StaticTable, write_table
 from lmtp_proxy.text import shown
 
 _CHUNK = 2**14  # octets: a line that is not plain makes its chunk slower, and no more
@@ -31,6 +31,7 @@ _QUOTED = rf""""[^"\\\t{_NEVER}]{{0,400}}"|'[^'\t{_NEVER}]{{0,400}}'"""
 _COMMENT = rf"#[^{_NEVER}]*"
 
 _HEAD = re.compile(rb"users:(?: *| +#[^\r\n]*)\r?\n")
+_START = re.compile(rb"(?:\xef\xbb\xbf)?(?:(?: *(?:#[^\r\n]*)?\r?\n)*+--- *\r?\n)?")  # of a file of users alone
 _BEFORE_FIRST = re.compile(rb"(?: *(?:#[^\r\n]*)?\r?\n)*+")
 _BEHIND = re.compile(rb"\n[^ #\r\n]")
 _MAX_INDENTATION = 64
@@ -74,18 +75,24 @@ class Chunk(NamedTuple):
 class FlatUsers:
     """The section in `data`. Raises Doubt if there is none that can be of this kind.
 
+    Args:
+        alone: it is a file of users alone, which need not have `users:` above them.
+
     Attributes:
         rest: the text of the whole file without the entries but the first; all lines keep their numbers.
         first_end: where the line of that one ends.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, alone: bool = False) -> None:
         self.data = data
         head = _HEAD.match(data, 0 if data.startswith(b"users:") else data.find(b"\nusers:") + 1)
-        if head is None or data.find(b"\nusers:", head.start()) >= 0:
+        self._section = head is not None or not alone
+        if head is None:
+            head = _START.match(data) if alone else None
+        if head is None or (self._section and data.find(b"\nusers:", head.start()) >= 0):
             raise Doubt
         self._start = head.end()
-        behind = _BEHIND.search(data, head.end() - 1)
+        behind = _BEHIND.search(data, head.end() - 1) if self._section else None
         self._end = len(data) if behind is None else behind.start() + 1
         self._line = data.count(b"\n", 0, self._start) + 1
         before = _BEFORE_FIRST.match(data, self._start, self._end)
@@ -93,15 +100,18 @@ class FlatUsers:
         self.first_end = data.find(b"\n", first, self._end) + 1 or self._end
         lines = data[first : self.first_end]
         indentation = len(lines) - len(lines.lstrip(b" "))
-        if not 0 < indentation <= _MAX_INDENTATION:
+        if not lines or not self._section <= indentation <= _MAX_INDENTATION:
             raise Doubt
         self._entry = re.compile(
-            f" {{{indentation}}}({_WORD}|{_QUOTED}) {{0,16}}: +({_WORD}|{_QUOTED})(?: +{_COMMENT}| *)\n"
+            rf"(?!\.\.\. ) {{{indentation}}}({_WORD}|{_QUOTED}) {{0,16}}: +({_WORD}|{_QUOTED})(?: +{_COMMENT}| *)\n"
         )
         self._nothing = re.compile(f" *(?:{_COMMENT})?\n")
         self._plain = re.compile(f"(?: {{{indentation}}}{_WORD}: +{_WORD}\n)*+")
         number = self._line + data.count(b"\n", self._start, first)
-        (self._first,) = self.entries(Chunk(_text(lines), number, first, self.first_end, False))
+        found = list(self.entries(Chunk(_text(lines), number, first, self.first_end, False)))
+        if not found:  # a comment on the last line, without its end
+            raise Doubt
+        (self._first,) = found
         blank = b"\n" * data.count(b"\n", self.first_end, self._end)
         try:
             self.rest = (data[: self.first_end] + blank + data[self._end :]).decode().removeprefix("\ufeff")
@@ -114,7 +124,8 @@ class FlatUsers:
         Then this is where the section stands, and not within a text or a list; and as YAML leaves each such entry as it
         came to it, with the same indentation, the others are read like the first.
         """
-        users = document.root.entries.get("users") if document.root and not document.problems else None
+        root = None if document.problems else document.root
+        users = root.entries.get("users") if root and self._section else root
         entry = users.entries.get(self._first.key) if isinstance(users, Mapping) and len(users.entries) == 1 else None
         if not isinstance(entry, Scalar) or (entry.text, entry.line) != (self._first.value, self._first.line):
             raise Doubt
@@ -155,33 +166,87 @@ def _unquoted(word: str) -> str:
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def has_section(root: Mapping) -> bool:
+    """Whether `root`, of a file of users alone, has them under `users:`, and not a user of that name."""
+    users = root.entries.get("users")
+    return isinstance(users, Mapping) or (isinstance(users, Scalar) and users.missing and len(root.entries) == 1)
+
+
+class UsersPart(NamedTuple):
+    """Where some of the users stand.
+
+    Attributes:
+        name: of the file, as messages have it.
+        before: lines of the files before it.
+        flat: None if they are not of that kind.
+        section: as YAML reads them; None if there are none. It may raise Doubt where they are in `flat`.
+    """
+
+    name: str
+    before: int
+    flat: FlatUsers | None
+    section: Callable[[], Section | None]
+
+
+class _Records:
+    """What becomes the table: a record of each user, its line counted over all files, and how many are on each name."""
+
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+        self.lines = array("I")
+        self.counts: Counter[str] = Counter()
+
+    def write(self, write: Callable[[bytes], object]) -> tuple[Shape, Counter[str]]:
+        """Raises SameKey."""
+        return write_table(self.texts, self.lines, self.counts, write), self.counts
+
+    def add(self, more: "_Records") -> None:
+        self.texts += more.texts
+        self.lines.extend(more.lines)
+        self.counts.update(more.counts)
+
+
 def read_users(
-    store: int | None, flat: FlatUsers | None, section: Section | None, names: Set[str] | None, rules: KeyRules
+    store: int | None, parts: Sequence[UsersPart], names: Set[str] | None, rules: KeyRules
 ) -> tuple[StaticTable, Counter[str]]:
     """The table of all users, and how many are on each name.
 
-    store: descriptor of the file in which the table is to be, None for memory. flat: where the users are; else they are
-    in the section, and what is wrong with them is noted there. names: None if the backends cannot be told. Raises Doubt
-    if anything is wrong with those of `flat`.
+    store: descriptor of the file in which the table is to be, None for memory. What is wrong with the users of a
+    section is noted there. names: None if the backends cannot be told. Raises Doubt where a part does, and SameKey if a
+    user of a part that is flat is that of another line, too.
     """
-    write = partial(_write_flat, flat) if flat else partial(_write, section)
+    records = _Records()
+    seen: dict[str, _First] = {}
+    for part in parts:
+        try:
+            records.add(_of_lines(part, names, rules))
+        except Doubt:
+            records.add(_of_section(part, names, rules, seen))
     if store is None:
         pieces: list[bytes] = []
-        shape, counts = write(names, rules, pieces.append)
+        shape, counts = records.write(pieces.append)
         return StaticTable.of_octets(b"".join(pieces), shape), counts
     with open(store, "wb", closefd=False) as file:
         file.seek(0)
         file.truncate()
-        shape, counts = write(names, rules, file.write)
+        shape, counts = records.write(file.write)
     return StaticTable.of_file(store, shape), counts
 
 
-def _write(
-    section: Section | None, names: Set[str] | None, rules: KeyRules, write: Callable[[bytes], object]
-) -> tuple[Shape, Counter[str]]:
+class _First(NamedTuple):
+    """A line that has a user before others do."""
+
+    part: UsersPart
+    user: str
+    node: Scalar
+
+
+def _of_section(part: UsersPart, names: Set[str] | None, rules: KeyRules, seen: dict[str, _First]) -> _Records:
+    """seen: by key, those of the parts before, and then of this one."""
+    records = _Records()
+    section = part.section()
     if section is None:
-        return write_table([], array("I"), (), write), Counter()
-    seen: dict[str, tuple[str, Scalar]] = {}
+        return records
     for user, node in section.entries.items():
         if not isinstance(node, Scalar):
             section.fail(user, "must be the name of a backend, reject or hold")
@@ -200,27 +265,34 @@ def _write(
             continue
         if user.startswith("*"):
             section.note(user, _NO_WILDCARD)
-        first_user, first = seen.setdefault(key, (user, node))
-        if first.text != node.text:
+        first = seen.setdefault(key, _First(part, user, node))
+        if first.user == user and first.part is part:
+            # A name that no backend has may be anything, and not to be written as UTF-8.
+            if names is not None and node.text in names:
+                records.texts.append(f"{key}\t{node.text}".encode())
+                records.lines.append(part.before + node.line)
+                records.counts[node.text] += 1
+        elif first.part is not part:
+            where = f"stands in {first.part.name}, too, on line {first.node.line}"
+            who = "" if first.user == user else f" as {shown(first.user)}"
+            section.fail(user, f"{where}{who}: take one of the two out")
+        elif first.node.text != node.text:
             section.fail(
                 user,
-                f"is the same user as {shown(first_user)} on line {first.line}, who is on {shown(first.text)}: "
-                "take one of the two out",
+                f"is the same user as {shown(first.user)} on line {first.node.line}, who is on "
+                f"{shown(first.node.text)}: take one of the two out",
             )
-    # A name that no backend has may be anything, and not to be written as UTF-8.
-    known = {key: node for key, (_, node) in seen.items() if names is not None and node.text in names}
-    lines = array("I", (node.line for node in known.values()))
-    counts = Counter(node.text for node in known.values())
-    return write_table([f"{key}\t{node.text}".encode() for key, node in known.items()], lines, counts, write), counts
+    return records
 
 
-def _write_flat(
-    users: FlatUsers, names: Set[str] | None, rules: KeyRules, write: Callable[[bytes], object]
-) -> tuple[Shape, Counter[str]]:
-    records: list[bytes] = []
-    lines = array("I")
-    counts: Counter[str] = Counter()
+def _of_lines(part: UsersPart, names: Set[str] | None, rules: KeyRules) -> _Records:
+    """Raises Doubt."""
+    found = _Records()
+    users, records, lines, counts = part.flat, found.texts, found.lines, found.counts
+    if users is None:
+        raise Doubt
     for chunk in users.chunks():
+        first = part.before + chunk.line
         if chunk.plain:
             words = chunk.text.split()  # the keys with their colons, and the names
             if _is_folded(chunk.text, rules):
@@ -228,7 +300,7 @@ def _write_flat(
             else:
                 pairs = zip(words[::2], words[1::2], strict=True)
                 records += [f"{rules.table_key(key[:-1])}\t{name}".encode() for key, name in pairs]
-            lines.extend(range(chunk.line, chunk.line + len(words) // 2))
+            lines.extend(range(first, first + len(words) // 2))
             counts.update(words[1::2])
             continue
         for user, name, line in users.entries(chunk):
@@ -236,14 +308,11 @@ def _write_flat(
             if _problem(user, key, rules) or user.startswith("*"):
                 raise Doubt
             records.append(f"{key}\t{name}".encode())
-            lines.append(line)
+            lines.append(part.before + line)
             counts[name] += 1
     if names is None or not counts.keys() <= names:
         raise Doubt
-    try:
-        return write_table(records, lines, counts, write), counts
-    except SameKey:
-        raise Doubt from None
+    return found
 
 
 _BARE_KEY = re.compile(" *[^ @:\n]*:", re.MULTILINE)

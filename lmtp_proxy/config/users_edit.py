@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Changes the `users:` section in the text of a configuration, and nothing else of it.
+"""Changes users in the text of a configuration, or of a file of users alone, and nothing else of it.
 
 One scalar is replaced where the YAML marks say it stands, or a line is added at the end of the section; comments,
 order, quoting, spacing and line ends stay. The result is parsed and compared with what was there before it is given
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 
 from lmtp_proxy.config import yaml_text
-from lmtp_proxy.config.users import Chunk, Doubt, FlatUsers
+from lmtp_proxy.config.users import Chunk, Doubt, FlatUsers, has_section
 from lmtp_proxy.config.yaml_text import MERGE, Mapping, Node, Scalar, Sequence, parse
 from lmtp_proxy.routing.keys import KeyRules, is_plain
 from lmtp_proxy.text import shown
@@ -78,9 +78,10 @@ class _Layout:
 
     Attributes:
         flow: the document has the form {...}.
+        bare: the root is the users, without `users:` above them.
         column: of the keys of the root.
         step: how much further right the next level is.
-        users: that entry of the root.
+        users: that entry of the root, with the root itself for its key where they are bare.
         first, last: its entries.
         wanted: those that changes concern, with their table keys.
         end: of the document, an index.
@@ -88,6 +89,7 @@ class _Layout:
     """
 
     flow: bool
+    bare: bool = False
     column: int = 0
     step: int = 2
     users: _Entry | None = None
@@ -98,22 +100,24 @@ class _Layout:
     aliases: dict[str, int] = field(default_factory=dict)
 
 
-def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Edit:
+def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules, *, alone: bool = False) -> Edit:
     """Set each user of `changes`, as an operator writes it, to the value beside it.
 
     Every entry with the same table key is set; a user without one gets a line at the end of the section. What has its
-    value already stays as it is to the octet. text: one YAML document, with or without BOM. Raises EditError.
+    value already stays as it is to the octet. text: one YAML document, with or without BOM. alone: it holds nothing
+    but users. Raises EditError.
     """
     body = text.removeprefix("\ufeff")
     values = _values(changes, rules)
-    document = yaml_text.parse(body)
+    document = yaml_text.parse(body, users=alone)
     if document.root is None or document.problems:
         line, key, what = min(document.problems)
         raise EditError(f"{key}: {what}" if key else what, line)
-    users = document.root.entries.get("users")
+    bare = alone and not has_section(document.root)
+    users = document.root if bare else document.root.entries.get("users")
     if not isinstance(users, Mapping | None) and not (isinstance(users, Scalar) and users.missing):
         raise EditError("users must be a mapping: lines of `key: value`, indented", users.line)
-    layout = _layout(body, values, rules)
+    layout = _layout(body, values, rules, bare=bare)
     found: dict[str, str] = {}
     splices = []
     for key, entry in layout.wanted:
@@ -137,7 +141,7 @@ def edit_users(text: str, changes: abc.Mapping[str, str], rules: KeyRules) -> Ed
         return Edit(text, previous, [])
     splices.sort(key=lambda splice: splice[:2])  # stable: a comma comes before what it ends
     result = _spliced(body, splices)
-    _verify(document.root, result, values, added, rules)
+    _verify(document.root, users, result, values, added, rules, alone=alone)
     return Edit(text[: len(text) - len(body)] + result, previous, splices)
 
 
@@ -155,14 +159,19 @@ def _values(changes: abc.Mapping[str, str], rules: KeyRules) -> dict[str, str]:
     return values
 
 
-def _layout(text: str, wanted: dict[str, str], rules: KeyRules) -> _Layout:
-    """Goes through `text`, which yaml_text.parse found to be one mapping without problems."""
-    layout = _Layout(False)
+def _layout(text: str, wanted: dict[str, str], rules: KeyRules, *, bare: bool) -> _Layout:
+    """Goes through `text`, which yaml_text.parse found to be one mapping without problems, or empty."""
+    layout = _Layout(False, bare)
     events = _noted(yaml.parse(text, Loader=_LOADER), layout.aliases)
-    while not isinstance(root := next(events), yaml.MappingStartEvent):
-        pass
+    root = next((event for event in events if isinstance(event, yaml.MappingStartEvent)), None)
+    if root is None:  # nothing at all
+        layout.end = len(text)
+        return layout
     layout.flow = bool(root.flow_style)
     sections: list[_Entry] = []
+    if bare:
+        layout.users = _Entry(root, root, _read_users(events, layout, wanted, rules))
+        return layout
     while not isinstance(key := next(events), yaml.MappingEndEvent):
         value = next(events)
         if _text(key) == "users" and _is_mapping(value):
@@ -292,6 +301,8 @@ def _added(text: str, layout: _Layout, added: dict[str, str]) -> list[_Splice]:
     """The splices that add entries at the end of the section, and the section itself where there is none."""
     users = layout.users
     column = layout.column + layout.step
+    if users is None and layout.bare:
+        return [_inserted(text, layout.end, _lines(added, 0))]
     if users is None and not layout.flow:
         return [_inserted(text, layout.end, [" " * layout.column + "users:", *_lines(added, column)])]
     if users is None or (layout.flow and not _is_mapping(users.value)):
@@ -401,16 +412,27 @@ def _spliced(text: str, splices: list[_Splice]) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def _verify(old: Mapping, text: str, values: dict[str, str], added: dict[str, str], rules: KeyRules) -> None:
-    """Proves that `text` holds the tree `old` with these users changed, and nothing else. Raises EditError."""
-    document = yaml_text.parse(text)
-    users = old.entries.get("users")
+def _verify(
+    old: Mapping,
+    users: Node | None,
+    text: str,
+    values: dict[str, str],
+    added: dict[str, str],
+    rules: KeyRules,
+    *,
+    alone: bool,
+) -> None:
+    """Proves that `text` holds the tree `old`, in which `users` are, with these changed, and nothing else.
+
+    Raises EditError.
+    """
+    document = yaml_text.parse(text, users=alone)
     wanted: dict[str, Node] = {}
     for key, node in _entries(users).items():
         value = values.get(rules.table_key(key))
         wanted[key] = node if value is None else Scalar(value, 0, False)
     wanted |= {key: Scalar(value, 0, False) for key, value in added.items()}
-    root = Mapping({**old.entries, "users": Mapping(wanted, 0)}, 0)
+    root = Mapping(wanted if users is old else {**old.entries, "users": Mapping(wanted, 0)}, 0)
     if document.root is None or document.problems or _bare(document.root) != _bare(root):
         what = f"the way in which users is written cannot be changed safely: {_BY_HAND}"
         raise EditError(what, users.line if users else 0)
@@ -441,11 +463,11 @@ class FileEdit(NamedTuple):
     previous: dict[str, str | None]
 
 
-def edit_file(data: bytes, changes: abc.Mapping[str, str], rules: KeyRules) -> FileEdit:
+def edit_file(data: bytes, changes: abc.Mapping[str, str], rules: KeyRules, *, alone: bool = False) -> FileEdit:
     """As edit_users. Raises EditError, and UnicodeDecodeError if it is not UTF-8 text."""
     try:
-        users = FlatUsers(data)
-        users.check(parse(users.rest))
+        users = FlatUsers(data, alone=alone)
+        users.check(parse(users.rest, users=alone))
         pieces = _pieces(users, {rules.table_key(user) for user in changes}, rules)
     except Doubt:
         pieces = [(0, len(data))]
@@ -454,7 +476,7 @@ def edit_file(data: bytes, changes: abc.Mapping[str, str], rules: KeyRules) -> F
     starts = list(accumulate((end - start for start, end in pieces), initial=0))  # of each piece in the excerpt
     excerpt = b"".join(data[start:end] for start, end in pieces).decode()
     try:
-        edit = edit_users(excerpt, changes, rules)
+        edit = edit_users(excerpt, changes, rules, alone=alone)
     except EditError as error:
         raise EditError(str(error), _line_in_file(data, excerpt, pieces, starts, error.line)) from error
     result, done, octets, position = [], 0, 0, 0

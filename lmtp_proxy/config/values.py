@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
@@ -170,14 +170,30 @@ class Control:
     permissions: int = 0o600
 
 
+class UsersFile(NamedTuple):
+    """A file in which users stand, as it was read.
+
+    Attributes:
+        path: absolute.
+        digest: SHA-256 in hex of its octets.
+        before: lines of the files before it: the lines of a table are counted over all of them.
+    """
+
+    path: str
+    digest: str
+    before: int
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, checked: every name in `users` and `fallback_backend` is in `backends` or reserved.
 
     Attributes:
         path: the file, absolute.
-        digest: SHA-256 in hex of its octets as they were read. Not compared.
-        modified: when it was changed, in seconds since the epoch. Not compared.
+        users_file: more files with users, and directories of such, absolute; None for none.
+        files: those that were read, the configuration first. Not compared.
+        digest: SHA-256 in hex of their octets as they were read, see users_files.digest_of. Not compared.
+        modified: when the last of them was changed, in seconds since the epoch. Not compared.
         permissions: mode bits of the socket, None for what the umask leaves.
         allow: None means everybody.
         trusted: whose clients may say XFORWARD, None for nobody's.
@@ -217,10 +233,12 @@ class Config:
     receipts: str | None = None
     trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     workers: int = 1
+    users_file: tuple[str, ...] | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
     users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    files: tuple[UsersFile, ...] = field(default=(), compare=False)
     digest: str = field(default="", compare=False)
     modified: float = field(default=0.0, compare=False)
 
@@ -229,6 +247,12 @@ class Config:
         """How recipients are looked up in `users`."""
         domain = self.default_domain or ""
         return KeyRules(self.case_sensitive, self.recipient_delimiter, self.ignore_domain, domain)
+
+    def place(self, key: str) -> tuple[str, int]:
+        """The file in which `key`, which must be in `users`, stands, and the line there."""
+        line = self.users.line(key)
+        file = next((file for file in reversed(self.files) if file.before < line), None)
+        return (self.path, line) if file is None else (file.path, line - file.before)
 
 
 def is_own_listener(listener: Address, backend: Address) -> bool:

@@ -137,15 +137,20 @@ class Source(NamedTuple):
     modified: float
     problem: Problem | None = None
 
-    def document(self, text: str | None = None) -> Document:
-        """What it says; `text`, if given, instead of its octets."""
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the octets in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def document(self, text: str | None = None, *, users: bool = False) -> Document:
+        """What it says; `text`, if given, instead of its octets. users: see `parse`."""
         if self.problem is not None:
             return Document(None, [self.problem])
         try:
             text = self.data.decode("utf-8").removeprefix("\ufeff") if text is None else text
         except UnicodeDecodeError as error:
             return _failed(self.data.count(b"\n", 0, error.start) + 1, "is not UTF-8 text")
-        return replace(parse(text), digest=hashlib.sha256(self.data).hexdigest(), modified=self.modified)
+        return replace(parse(text, users=users), digest=self.digest, modified=self.modified)
 
 
 def read_document(path: str) -> Document:
@@ -170,8 +175,12 @@ def read_source(path: str) -> Source:
     return _unread(f"is larger than {MAX_OCTETS} octets") if len(data) > MAX_OCTETS else Source(data, modified)
 
 
-def parse(text: str) -> Document:
-    """Parses the text of one YAML document whose root is a mapping."""
+def parse(text: str, *, users: bool = False) -> Document:
+    """Parses the text of one YAML document whose root is a mapping.
+
+    Args:
+        users: it is a file of users alone, which may be empty.
+    """
     text = text.replace("\r\n", "\n")
     for start in range(0, len(text), _SEARCH):
         if forbidden := _FORBIDDEN.search(text, start, start + _SEARCH):
@@ -188,9 +197,12 @@ def parse(text: str) -> Document:
         builder.problems.append(Problem(0, "", "is not YAML: it holds a character that cannot be read"))
     else:
         if root is None or (isinstance(root, Scalar) and root.missing):
+            if users:
+                return Document(Mapping({}, 1), builder.problems)
             return _failed(0, "is empty: it needs at least a `config:` section")
         if not isinstance(root, Mapping):
-            builder.problems.append(Problem(root.line, "", "must hold `key: value` lines, starting with `config:`"))
+            wanted = "`USER: BACKEND` lines" if users else "`key: value` lines, starting with `config:`"
+            builder.problems.append(Problem(root.line, "", f"must hold {wanted}"))
     return Document(root if isinstance(root, Mapping) else None, builder.problems)
 
 

@@ -85,6 +85,7 @@ class Application(ControlApplication):
             "socket": state.address,
             "config": {
                 "path": config.path,
+                "users_file": list(config.users_file or ()),
                 "sha256": config.digest,
                 "modified": iso_time(config.modified),
                 "loaded": iso_time(state.manager.loaded),
@@ -141,11 +142,13 @@ class Application(ControlApplication):
             answer = f"parked for up to {config.hold_timeout:g} s, then {refusal}"
         else:
             answer = refusal + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
+        file, line = (None, None) if hit is None else config.place(hit)
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),
             "hit": hit,
-            "line": None if hit is None else config.users.line(hit),
+            "file": file,
+            "line": line,
             "source": "users" if hit is not None else "fallback_backend" if name is not None else None,
             "backend": name,
             "answer": answer,

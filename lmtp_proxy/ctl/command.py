@@ -92,8 +92,12 @@ def _client(options: argparse.Namespace) -> ControlClient:
 
 
 def _status(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.config.users_files import digest_on_disk
+
     answer = _client(options).get("/status")
-    on_disk = ctl_files.digest(answer.object("config").text("path"))
+    config = answer.object("config")
+    more = config.texts("users_file") if "users_file" in config.document else ()  # of a process of before
+    on_disk = digest_on_disk(config.text("path"), more)
     return Outcome({**answer.document, "sha256_on_disk": on_disk}, show.status(answer, on_disk))
 
 
@@ -103,7 +107,7 @@ def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
     client = _client(options)
     answer = client.get(f"/lookup?address={quote(options.address, safe='')}")
     path = client.get("/status").object("config").text("path")
-    return Outcome({**answer.document, "path": path}, show.lookup(answer, path))
+    return Outcome({**answer.document, "path": path}, show.lookup(answer, answer.document.get("file") or path))
 
 
 def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:

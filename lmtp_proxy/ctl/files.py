@@ -117,17 +117,6 @@ def _scalars(events: "Iterator[yaml.Event]") -> Iterator[tuple[tuple[str, ...], 
         keys[-1] = None
 
 
-def digest(path: str) -> str | None:
-    """SHA-256 of the file in hex, None if it cannot be read."""
-    import hashlib
-
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
 def users_in(path: str) -> list[str]:
     """The users in a list, one a line; `-` is stdin. Raises ControlError with the line of anything else."""
     return [user for _, user in numbered_users(path)]

@@ -6,7 +6,6 @@ what it says when a step fails, or somebody interrupts.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -77,9 +76,10 @@ def move(
         with turn or nullcontext():
             edit = _CarefulEdit(client, order, progress)
             change = edit.make(path)
-            now = f"{path} says that {order.who} on {order.backend}"
+            now = f"{_named(change)} that {order.who} on {order.backend}"
             progress.step(f"{now}, but the running proxy may not know it yet")
             document |= {"previous": dict(change.previous), "changed": change.changed, "overrides": edit.overrides}
+            document["files"] = list(change.files)
             warnings += edit.warnings
             generation = _reload(client, order, path, change, progress)
         progress.step(f"{order.who} on {order.backend} since generation {generation}")
@@ -131,7 +131,7 @@ class _CarefulEdit:
         from lmtp_proxy.config.values import ConfigError
 
         order = self._order
-        before = os.stat(path) if os.path.exists(path) else None
+        begun: list[Change] = []
         while True:
             try:
                 return change_users(
@@ -141,6 +141,7 @@ class _CarefulEdit:
                     deadline=time.monotonic() + order.timeout,
                     waiting=partial(self._progress.waiting, at_once=True),
                     look=self._look,
+                    about_to=begun.append,
                 )
             except _Unlisted as unlisted:  # not under the lock, for which others wait
                 for store, users in unlisted.stores.items():
@@ -148,10 +149,10 @@ class _CarefulEdit:
                     self._asked.update(users)
             except ConfigError as error:
                 raise Failed(REFUSED, "nothing was changed", error.errors) from error
-            except KeyboardInterrupt:  # it is one rename, which was before or will never be
-                if before is None or not os.path.exists(path) or not os.path.samestat(before, os.stat(path)):
-                    now = f"{path} was edited, but the running proxy does not know it: see `lmtp-proxyctl check`"
-                    self._progress.step(now)
+            except KeyboardInterrupt:  # each file is one rename, which was before or will never be
+                if begun and begun[-1].begun:
+                    what = "edited, but the running proxy does not know it: see `lmtp-proxyctl check`"
+                    self._progress.step(f"{_files(begun[-1])} was {what}")
                 raise
 
     def _look(self, config: "Config", previous: Mapping[str, str | None]) -> None:
@@ -222,7 +223,7 @@ def _reload(client: ControlClient, order: Order, path: str, change: "Change", pr
         if refusal.code != 409:
             raise
         if not change.changed:
-            end = f"{path} said before that {order.who} on {order.backend}, and was not changed"
+            end = f"{_files(change)} said before that {order.who} on {order.backend}, and was not changed"
         else:
             end = _undo(change)
         raise Failed(REFUSED, f"{refusal}; {end}", refusal.answer.texts("errors")) from refusal
@@ -234,11 +235,19 @@ def _undo(change: "Change") -> str:
 
     try:
         if change.undo():
-            return f"{change.path} was put back as it was, so nothing was changed"
+            return f"{_files(change)} was put back as it was, so nothing was changed"
         why = "somebody else has written it since"
     except ConfigError as error:
         why = str(error)
-    return f"{change.path} was NOT put back ({why}): look at it"
+    return f"{_files(change)} was NOT put back ({why}): look at it"
+
+
+def _files(change: "Change") -> str:
+    return " and ".join(map(safe, change.files))
+
+
+def _named(change: "Change") -> str:
+    return f"{_files(change)} {'says' if len(change.files) == 1 else 'say'}"
 
 
 def _check_routes(order: Order, path: str, answer: Answer, document: Mapping[str, object]) -> None:

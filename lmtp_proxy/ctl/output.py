@@ -239,7 +239,7 @@ def backends(found: Sequence[Answer]) -> list[str]:
 
 
 def status(answer: Answer, digest: str | None) -> list[str]:
-    """digest: SHA-256 of the configuration file as it is on disk, None if it cannot be read."""
+    """digest: SHA-256 of the configuration as it is on disk, None if it cannot be read."""
     config = answer.object("config")
     phases = answer.object("in_flight").integers()
     users_on = answer.object("users_on").integers()
@@ -298,8 +298,9 @@ def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
     if not answer.has_null("reloading"):
         lines += wrapped(f"a reload is under way, for {span(answer.number('reloading'))} so far")
     if digest is not None and digest != config.text("sha256"):
+        what = f"{config.text('path')}{' with its files of users' if config.document.get('users_file') else ''}"
         lines += wrapped(
-            f"warning: {config.text('path')} on disk (sha256 {digest[:12]}) differs from what runs; "
+            f"warning: {what} on disk (sha256 {digest[:12]}) differs from what runs; "
             "see `check`, or put it in force by `reload`"
         )
     if not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
@@ -310,7 +311,7 @@ def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
 
 
 def lookup(answer: Answer, path: str) -> list[str]:
-    """path: of the configuration file."""
+    """path: of the file that `line` is of."""
     hit, line, backend = answer.optional_text("hit"), answer.document.get("line"), answer.optional_text("backend")
     rows = [("address", answer.text("address"))]
     for number, key in enumerate(answer.texts("keys")):

@@ -20,7 +20,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.config.difference import compare_users, difference, too_many_removed
-from lmtp_proxy.config.loading import LONGEST, Loaded, LoadingProcess, is_large
+from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
@@ -91,7 +91,7 @@ class ConfigManager(Reloads):
             loaded = _load_in(self._aside, path, old.users)
             if loaded is None:
                 old = self._generation.config  # a reload meanwhile closed the table of the one before
-                loaded = _load_aside(path, old.users)
+                loaded = _load_aside(path, old)
         return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
 
     def reload(self, *, force: bool = False) -> Outcome:
@@ -99,7 +99,7 @@ class ConfigManager(Reloads):
         began = time.monotonic()
         previous = self._generation
         path, users = previous.config.path, previous.config.users
-        loaded = _load_in(self._thread, path, users) or _load_aside(path, users)
+        loaded = _load_in(self._thread, path, users) or _load_aside(path, previous.config)
         if isinstance(loaded, Loaded) and not force and (why := too_many_removed(previous.config, loaded.users)):
             loaded.config.users.close()
             loaded = ConfigError((why,))
@@ -152,20 +152,22 @@ def _load(path: str, old: StaticTable) -> Loaded | ConfigError | None:
     # Here, because a process that was never told to reload does without YAML, which takes 3 MB.
     try:
         with nullcontext() if READS_CONFIG in sys.modules else late_import():
-            from lmtp_proxy.config.read import load_config
+            from lmtp_proxy.config.read import LargeConfig, load_config
     except Exception as error:  # noqa: BLE001  (what half an import finds missing may be anything)
         return ConfigError((f"{shown(path, 4096)}: cannot be loaded: what reads it cannot be: {error}",))
     try:
-        config = load_config(path)
+        config = load_config(path, at_most=LARGE)
+    except LargeConfig:
+        return None
     except ConfigError as error:
         return error
     return Loaded(config, compare_users(old, config.users))
 
 
-def _load_aside(path: str, old: StaticTable) -> Loaded | ConfigError:
+def _load_aside(path: str, old: Config) -> Loaded | ConfigError:
     """As `_load`, in a process. Whoever ends this greenlet ends the process."""
     try:
-        process = LoadingProcess(path, old)
+        process = LoadingProcess(path, old.users, files=old.files)
     except ConfigError as error:
         return error
     # Nobody else may wait for it: libev takes the status of every child.

@@ -38,7 +38,17 @@ def test_what_is_understood(lines: str, entries: list[tuple[str, str, int]], mor
 @pytest.mark.parametrize(
     "lines",
     [
-        *("", "  # none\n", "a: b\n", "  a:\n", "  a: b\n   c: d\n", "  a: b\n c: d\n", "  a: {}\n", "  a: b c\n"),
+        *(
+            "",
+            "  # none\n",
+            "  # none",
+            "a: b\n",
+            "  a:\n",
+            "  a: b\n   c: d\n",
+            "  a: b\n c: d\n",
+            "  a: {}\n",
+            "  a: b c\n",
+        ),
         *("  a: 'it''s'\n", '  a: "\\x41"\n', "  a:b\n", "  a:b: c\n", "  a: b:\n", "  a: b#c\n", "  a: b\t\n"),
         *("  *a: b\n", "  &a b: c\n", "  !a b: c\n", "  a: *b\n", "  - a\n", "  ? a\n", "  @x: b\n", "  a: |\n"),
         *("  a: b\n\t\n", "  a: b\n  # \x07\n", "  a: b\x85", "  a: b\n  c\u2028: d\n", "  a: b\rc: d\n"),
