@@ -6,6 +6,7 @@ It compares values and knows nothing of files, generations or what a difference 
 
 import dataclasses
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, TypedDict
 
 from lmtp_proxy.config.values import Config
@@ -56,6 +57,26 @@ def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
         kind = answer["added"] if group[0] is None else answer["removed"] if group[1] is None else answer["moved"]
         kind.append({**ends, "count": counts[group], "users": users})
     return answer
+
+
+def without(users: UserChanges, old: StaticTable, new: StaticTable, keys: Collection[str]) -> UserChanges:
+    """The changes but for those of `keys`, table keys. Raises TableUnavailable."""
+    apart = Counter((old.get(key), new.get(key)) for key in set(keys))
+
+    def rest(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for group in groups:
+            number = group["count"] - apart[group.get("from"), group.get("to")]
+            if number:
+                found.append({**group, "count": number, "users": [key for key in group["users"] if key not in keys]})
+        return found
+
+    return {
+        "users": users["users"],
+        "added": rest(users["added"]),
+        "removed": rest(users["removed"]),
+        "moved": rest(users["moved"]),
+    }
 
 
 def too_many_removed(old: Config, users: UserChanges) -> str | None:

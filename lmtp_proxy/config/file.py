@@ -132,8 +132,8 @@ def change_users(
         waiting: told once, after a second, what is waited for.
         look: at the configuration as it is, and where the users are in it; what it raises comes out, and nothing is
             changed.
-        about_to: told of the change before it is made, perhaps of several, the last one is it; what it raises comes
-            out, and nothing is changed.
+        about_to: told of the change before it is made, or found not to be needed; perhaps of several, the last one is
+            it. What it raises comes out, and nothing is changed.
     """
     patience = _Patience(path, deadline, waiting)
     for _ in range(_ATTEMPTS):
@@ -221,6 +221,8 @@ def _change(
         if not news:
             there = all(current.is_still_there() for current in (main, *currents))
             change = Change(previous, False, main.path, files, config.digest, config.digest)
+            if there:
+                about_to(change)
             return change if there else None
         change = Change(previous, True, main.path, files, config.digest)
         wanted = {config.key_rules.table_key(user): backend for user in users}

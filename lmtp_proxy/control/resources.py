@@ -227,14 +227,16 @@ class Application(ControlApplication):
         return receipts_json(request, self._state.receipts, self._generation, self._state.in_flight)
 
     def _check(self, request: Request) -> Json:
-        path = request.document("path").text("path")
+        document = request.document("path", "except", long=True)
+        path = document.text("path")
+        users = document.texts("except", least=0) if "except" in document.values else []
         if not os.path.isabs(path) or "\0" in path:
             raise bad('"path" must be absolute')
         # Errors quote the file: who may connect here need not be allowed to read what this process can.
         if request.uid not in (0, os.geteuid()) and path != self._generation.config.path:
             raise HttpProblem(HTTPStatus.FORBIDDEN, "only root and the proxy's own user may have other files checked")
         request.log(f"check {path}")
-        found = self._state.manager.compare(path)
+        found = self._state.manager.compare(path, users)
         return {"errors": list(found.errors)} if isinstance(found, ConfigError) else {"errors": [], **found}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 
 from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
+from lmtp_proxy.control.edits import Edits
 from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, HttpProblem, Request, RequestDocument
 from lmtp_proxy.control.state import Since
 from lmtp_proxy.figures.figures import Figures
@@ -38,6 +39,7 @@ class ControlApplication(JsonApplication):
         self._reloads = reloads
         self._since = since
         self._stopping = stopping
+        self._edits = Edits()
         own: Resources = {
             "/status": {"GET": self._status},
             "/backends": {"GET": self._backends},
@@ -52,6 +54,7 @@ class ControlApplication(JsonApplication):
             "/drain": {"POST": self._drain},
             "/preflight": {"POST": self._preflight},
             "/check": {"POST": self._check},
+            "/edit": {"POST": self._edit},
             "/receipts": {"POST": self._receipts},
         }
         super().__init__({**own, **(more or {})})
@@ -175,6 +178,12 @@ class ControlApplication(JsonApplication):
             "moved": moved_json(outcome.moved),
             "sha256": self._digest,
         }
+
+    def _edit(self, request: Request) -> Json:
+        """Somebody is about to edit the files, holds their lock, and will ask for a reload."""
+        document = request.document("before", "after", "accept")
+        before, after = document.text("before"), document.text("after")
+        return {"known": self._edits.follows(before, after, self._digest, accept=document.flag("accept"))}
 
     def _drain(self, request: Request) -> Json:
         began = time.monotonic()

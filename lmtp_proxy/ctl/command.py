@@ -167,7 +167,8 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     names = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
     domain = options.domain and key_of_domain(options.domain)
     client = _client(options)
-    return move(client, Order(names, backend, options.timeout, not options.no_preflight, domain), progress)
+    order = Order(names, backend, options.timeout, not options.no_preflight, domain, also=options.also)
+    return move(client, order, progress)
 
 
 def _inflight(options: argparse.Namespace, _progress: Progress) -> Outcome:
@@ -300,13 +301,14 @@ def _parser() -> argparse.ArgumentParser:
         "Asks the backend whether it would take their mail, changes their lines in the configuration file, and waits "
         "for the reload and then, as drain does, for the deliveries that were on their way to the old backend. When "
         "it ends with status 0, nothing can reach that any more. If the file as it stands, or as edited, has an "
-        "error, nothing is changed.",
+        "error, nothing is changed; nor if somebody else has edited it so that users move who are not named here.",
         usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND",
     )
     verb.add_argument("names", type=text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
     verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
     verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
     verb.add_argument("--no-preflight", action="store_true", help="do not ask the backend first")
+    verb.add_argument("--also", action="store_true", help="put in force, too, what others have edited meanwhile")
     verb.add_argument("--domain", type=text, help="ask it for NAME@DOMAIN where a user is a bare NAME")
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")

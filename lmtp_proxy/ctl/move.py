@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from lmtp_proxy.ctl import output as show
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RESERVED = ("reject", "hold")  # as in config.values, whose import takes longer than a drain
 _MAX_BODY = 4 * 2**20  # octets that the control socket takes
+_ANSWER = 60.0  # seconds
 _RELOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
 _PREFLIGHT = 600.0  # for one batch; the backend's own timeouts end it before
 _BATCH = 1000  # recipients of one preflight
@@ -38,6 +40,7 @@ class Order:
     Attributes:
         timeout: seconds for the drain.
         domain: of bare names, in the preflight.
+        also: edits of others that move users are put in force, too.
     """
 
     users: Sequence[str]
@@ -45,6 +48,7 @@ class Order:
     timeout: float = 600.0
     preflight: bool = True
     domain: str | None = None
+    also: bool = False
 
     @property
     def who(self) -> str:
@@ -72,6 +76,7 @@ def move(
 
     began = time.monotonic()
     document: dict[str, object] = {"path": path, "backend": order.backend, "warnings": warnings}
+    now = ""
     try:
         with turn or nullcontext():
             edit = _CarefulEdit(client, order, progress)
@@ -79,8 +84,9 @@ def move(
             now = f"{_named(change)} that {order.who} on {order.backend}"
             progress.step(f"{now}, but the running proxy may not know it yet")
             document |= {"previous": dict(change.previous), "changed": change.changed, "overrides": edit.overrides}
-            document["files"] = list(change.files)
+            document |= {"files": list(change.files), "also": edit.also}
             warnings += edit.warnings
+            warnings += [f"also in force now, by an edit of somebody else: {line}" for line in edit.also]
             generation = _reload(client, order, path, change, progress)
         progress.step(f"{order.who} on {order.backend} since generation {generation}")
         drained = drain(client, {"users": list(order.users)}, order.timeout, progress, instance)
@@ -91,6 +97,8 @@ def move(
             failed.text += f"; {now} now"
         raise
     except ControlError as error:
+        if not now:
+            raise
         what = f"{error}; {now} now; if lmtp-proxy died, {OLD_STORE}"
         raise Failed(UNPROVEN, what, (), document) from error
     document |= {"reloaded": generation, **drained.document()}
@@ -109,21 +117,29 @@ class _Unlisted(Exception):
         self.stores = stores
 
 
+class _Edited(Exception):
+    """Somebody else has edited the files since they were loaded: what they did has to be named first."""
+
+
 class _CarefulEdit:
-    """The change in the file, after a look at who is on no line of it: a mistyped name parks nobody.
+    """The change in the file, after a look at who is on no line of it, and at what else the file says that is not in
+    force: a mistyped name parks nobody, and nobody's edit is put in force without a word.
 
     Attributes:
         warnings: what could not be found out.
+        also: what others have edited, a line each.
         overrides: user without a line -> where mail goes until then, and by what.
     """
 
     def __init__(self, client: ControlClient, order: Order, progress: Progress) -> None:
         self.warnings: list[str] = []
         self.overrides: dict[str, dict[str, str]] = {}
+        self.also: list[str] = []
         self._client = client
         self._order = order
         self._progress = progress
         self._asked: set[str] = set()
+        self._named: str | None = None  # the state of the files whose edits are named
 
     def make(self, path: str) -> "Change":
         """Raises Failed if nothing was changed."""
@@ -132,6 +148,11 @@ class _CarefulEdit:
 
         order = self._order
         begun: list[Change] = []
+
+        def about_to(change: "Change") -> None:
+            begun.append(change)
+            self._announce(change)
+
         while True:
             try:
                 return change_users(
@@ -141,12 +162,14 @@ class _CarefulEdit:
                     deadline=time.monotonic() + order.timeout,
                     waiting=partial(self._progress.waiting, at_once=True),
                     look=self._look,
-                    about_to=begun.append,
+                    about_to=about_to,
                 )
             except _Unlisted as unlisted:  # not under the lock, for which others wait
                 for store, users in unlisted.stores.items():
                     self._ask(store, users)
                     self._asked.update(users)
+            except _Edited:
+                self._name_edits(path)
             except ConfigError as error:
                 raise Failed(REFUSED, "nothing was changed", error.errors) from error
             except KeyboardInterrupt:  # each file is one rename, which was before or will never be
@@ -170,6 +193,34 @@ class _CarefulEdit:
                 where = self.overrides.get(user)
                 stores.setdefault(where["backend"] if where else None, []).append(user)
             raise _Unlisted(stores)
+
+    def _announce(self, change: "Change") -> None:
+        """Raises _Edited if the files hold what nobody has asked to load. Under their lock, so no other move edits."""
+        body: dict[str, object] = {"before": change.before, "after": change.after}
+        try:
+            answer = self._client.post("/edit", {**body, "accept": change.before == self._named}, timeout=_ANSWER)
+        except Refusal as refusal:
+            if refusal.code == HTTPStatus.NOT_FOUND:  # a process of before
+                return
+            raise
+        if not answer.flag("known"):
+            raise _Edited
+        if change.before != self._named:  # somebody else has had it loaded since
+            self.also = []
+
+    def _name_edits(self, path: str) -> None:
+        """What others have edited. Raises Failed if that moves users, and the order is not for them, too."""
+        order = self._order
+        doing = partial(_tick, self._progress, f"{path} to be compared with what runs: somebody else has edited it")
+        answer = self._client.post("/check", {"path": path, "except": list(order.users)}, timeout=_RELOAD, tick=doing)
+        if answer.texts("errors"):  # the next look tells
+            return
+        self.also = show.changes(answer)
+        self._named = answer.text("sha256")
+        if any(answer.objects(kind) for kind in ("added", "removed", "moved")) and not order.also:
+            what = f"{path} has been edited by somebody else, and that does not run yet: a move would put it in force"
+            ways = "reload first, or give --also"
+            raise Failed(REFUSED, f"{what}; nothing was changed; {ways}", self.also, {"also": self.also})
 
     def _ask(self, store: str | None, users: Sequence[str]) -> None:
         """Whether the store that has their mail now knows them. Raises Failed if it does not."""

@@ -326,22 +326,24 @@ def lookup(answer: Answer, path: str) -> list[str]:
 
 def check(answer: Answer, path: str) -> list[str]:
     """What would change; `answer` has no errors."""
-    lines = []
-    for change in answer.objects("moved"):
-        lines += _changed(f"moved from {change.text('from')} to {change.text('to')}", change)
-    for change in answer.objects("added"):
-        lines += _changed(f"added on {change.text('to')}", change)
-    for change in answer.objects("removed"):
-        lines += _changed(f"removed from {change.text('from')}", change)
-    for backend in answer.objects("backends"):
-        lines += wrapped(f"backend {backend.text('change')}: {backend.text('name')}")
-    if keys := answer.texts("config"):
-        lines += wrapped(f"changed: {', '.join(keys)}")
+    lines = [line for change in changes(answer) for line in wrapped(change)]
     what = "differs from what runs:" if lines else "no difference to what runs"
     notes = [line for note in answer.document.get("notes", ()) for line in wrapped(f"note: {note}")]
     return [*notes, *wrapped(f"{path}: OK, {count(answer.integer('users'), 'user')}, {what}"), *lines]
 
 
-def _changed(what: str, change: Answer) -> list[str]:
+def changes(answer: Answer) -> list[str]:
+    """The same, a line for each, however long."""
+    lines = [
+        *(_changed(f"moved from {each.text('from')} to {each.text('to')}", each) for each in answer.objects("moved")),
+        *(_changed(f"added on {each.text('to')}", each) for each in answer.objects("added")),
+        *(_changed(f"removed from {each.text('from')}", each) for each in answer.objects("removed")),
+        *(f"backend {each.text('change')}: {each.text('name')}" for each in answer.objects("backends")),
+    ]
+    keys = answer.texts("config")
+    return [*lines, f"changed: {', '.join(keys)}"] if keys else lines
+
+
+def _changed(what: str, change: Answer) -> str:
     total = change.integer("count")
-    return wrapped(f"{count(total, 'user')} {what}: {some(change.texts('users'), total)}")
+    return f"{count(total, 'user')} {what}: {some(change.texts('users'), total)}"

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import gevent.os
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.config.difference import compare_users, difference, too_many_removed
+from lmtp_proxy.config.difference import compare_users, difference, too_many_removed, without
 from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
@@ -27,6 +27,7 @@ from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Rel
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
+from lmtp_proxy.routing.table import TableUnavailable
 from lmtp_proxy.start.late_modules import READS_CONFIG
 from lmtp_proxy.text import count, shown, span
 
@@ -84,15 +85,26 @@ class ConfigManager(Reloads):
         self._generation = next_generation(nobody, self._generation)
         self._generation_changed()
 
-    def compare(self, path: str) -> dict[str, Any] | ConfigError:
-        """What the file at `path` would change, see config/difference. No reload waits for it."""
+    def compare(self, path: str, but: Sequence[str] = ()) -> dict[str, Any] | ConfigError:
+        """What the file at `path` would change, see config/difference, and its digest, `sha256`.
+
+        No reload waits for it. but: users who do not matter.
+        """
         with self._comparing:
-            old = self._generation.config
-            loaded = _load_in(self._aside, path, old.users)
-            if loaded is None:
-                old = self._generation.config  # a reload meanwhile closed the table of the one before
-                loaded = _load_aside(path, old)
-        return loaded if isinstance(loaded, ConfigError) else difference(old, loaded.config, loaded.users)
+            while True:
+                old = self._generation.config
+                loaded = _load_in(self._aside, path, old.users)
+                if loaded is None:
+                    old = self._generation.config  # a reload meanwhile closed the table of the one before
+                    loaded = _load_aside(path, old)
+                if isinstance(loaded, ConfigError):
+                    return loaded
+                try:
+                    keys = {loaded.config.key_rules.table_key(user) for user in but}
+                    users = without(loaded.users, old.users, loaded.config.users, keys) if keys else loaded.users
+                except TableUnavailable:  # the same, just now
+                    continue
+                return {**difference(old, loaded.config, users), "sha256": loaded.config.digest}
 
     def reload(self, *, force: bool = False) -> Outcome:
         """Load the file now and swap, or log in full why not. Returns after the swap. force: see Reloads."""

@@ -235,7 +235,7 @@ class MergedApplication(ControlApplication):
         return answer
 
     def _check(self, request: Request) -> Json:
-        request.log(f"check {request.document('path').text('path')}")
+        request.log(f"check {request.document('path', 'except', long=True).text('path')}")
         return self._by_one(request, "POST", "/check")
 
     # --- asking ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 
-from lmtp_proxy.config import file as config_file
 from lmtp_proxy.config.read import load_config
 from lmtp_proxy.ctl.client import ControlClient
 from lmtp_proxy.ctl.drain import Progress
@@ -271,20 +270,22 @@ def test_an_interrupted_move_says_what_is_so(move: Move) -> None:
 def test_an_interrupt_amid_the_edit_is_answered_by_the_file(
     written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change_users(path: str, *_: object, **__: object) -> None:
+    real = os.rename
+
+    def rename(source: str, target: str) -> None:
         if written:
-            Path(f"{path}.new").write_text("new")
-            os.rename(f"{path}.new", path)
+            real(source, target)
         raise KeyboardInterrupt
 
-    (tmp_path / "c.yml").write_text("old")
-    monkeypatch.setattr(config_file, "change_users", change_users)
+    (tmp_path / "c.yml").write_text(f"config: {{socket: /s}}\nusers: {{{ALICE}: hold}}\n")
+    monkeypatch.setattr(os, "rename", rename)
     progress = Progress(io.StringIO())
     status = {"instance": "one", "config": {"path": str(tmp_path / "c.yml")}}
     with FakeControl({"GET /status": [http(200, status)]}) as fake, pytest.raises(KeyboardInterrupt):
         move_users(ControlClient(fake.path), Order([ALICE], "reject"), progress)
     assert ("was edited, but the running proxy does not know it" in progress.state) == written
     assert (progress.state == "nothing was changed") != written
+    assert os.listdir(tmp_path) == ["c.yml"]
 
 
 def test_long_addresses_do_not_break_the_output(move: Move) -> None:

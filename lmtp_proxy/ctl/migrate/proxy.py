@@ -31,6 +31,7 @@ _REQUEUE = 30.0  # seconds: for a large mail that was coming in when its user wa
 _PAUSE = 0.25
 _ANSWER = 60.0
 _Value = TypeVar("_Value")
+_ALSO = "somebody else had edited the file, and with this move is in force"
 
 
 class ProxyError(Exception):
@@ -48,7 +49,7 @@ class Moved:
     Attributes:
         quiet: nothing can reach the backend of before any more.
         uncertain: deliveries nobody knows the outcome of, a line each.
-        text: what was waited for.
+        text: what was waited for, and what else is in force since, by edits of others.
         previous: where the file had the user.
     """
 
@@ -191,9 +192,11 @@ class Proxy:
             before = self._instance()
             try:
                 left = max(until - time.monotonic(), 1.0)
-                order = Order((user,), backend, left, preflight=False)
+                order = Order((user,), backend, left, preflight=False, also=True)
                 # Who can be interrupted is still where mail and mailbox can be reached.
                 outcome = move(self._client, order, progress, self._turns.turn(urgent=not interruptible))
+                for line in outcome.document["also"]:
+                    self._told(f"{user}: {_ALSO}: {line}")
                 return _moved(outcome.status, outcome.document)
             except (Failed, ControlError) as error:
                 if not _was_away(error) or time.monotonic() >= latest:
@@ -320,6 +323,7 @@ def _moved(status: int, document: Mapping[str, Any]) -> Moved:
         lines += [" ".join(show.after_crash(answer))]
     waited = count(len(answer.objects("waited_for")), "delivery", "deliveries")
     text = f"generation {answer.integer('generation')}, waited {span(answer.number('waited'))} for {waited}"
+    text = "; ".join([text, *(f"{_ALSO}: {line}" for line in answer.texts("also"))])
     [previous] = answer.object("previous").optional_texts().values()
     return Moved(status in (DONE, UNCERTAIN), tuple(lines), text, previous)
 

@@ -91,7 +91,7 @@ def test_errors_of_any_file_are_told_to_those_alone_who_could_read_it(tmp_path: 
     assert post(app, "/check", b'{"path": "/c.yml"}', uid=stranger)[0].startswith("200 ")  # the proxy's own
 
 
-@pytest.mark.parametrize(("resource", "status"), [("/drain", "200 "), ("/check", "413 ")])
+@pytest.mark.parametrize(("resource", "status"), [("/drain", "200 "), ("/edit", "413 "), ("/reload", "413 ")])
 def test_only_lists_of_users_may_be_long(resource: str, status: str) -> None:
     body = b'{"users": ["a"], "path": "/x"'.ljust(70_000) + b"}"
     if resource == "/drain":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,28 @@ def test_a_move(fakes: list[FakeControl], config: str) -> None:
     moved = proxy.move(ALICE, "reject", 5.0, interruptible=True)
     assert moved.quiet and moved.uncertain == () and moved.previous == "old"
     assert proxy.route_in_file(ALICE) == "reject" and proxy.route_in_file("bob@example.org") is None
+
+
+def test_what_others_have_edited_is_named_in_journal_and_log_and_goes_on(fakes: list[FakeControl], config: str) -> None:
+    """A run of 20,000 users does not end for it."""
+    group = {"from": "old", "to": "new", "count": 1, "users": ["bob@example.org"]}
+    found = {"errors": [], "moved": [group], "added": [], "removed": [], "backends": [], "config": [], "notes": []}
+    known = [http(200, {"known": False}), http(200, {"known": True})]
+    told: list[str] = []
+    digest = hashlib.sha256(Path(config).read_bytes()).hexdigest()
+    answers: dict[str, Sequence[Answer]] = {
+        "GET /status": [status(config)],
+        "POST /edit": known,
+        "POST /check": [http(200, {**found, "users": 2, "sha256": digest})],
+        "POST /reload": [RELOADED],
+        "POST /drain": [drained()],
+    }
+    moved = proxy_of(fakes, answers, told=told.append).move(ALICE, "reject", 5.0, interruptible=True)
+    named = "with this move is in force: 1 user moved from old to new: bob@example.org"
+    assert moved.quiet and named in moved.text
+    assert len(told) == 1 and told[0].startswith(f"{ALICE}: ") and named in told[0]
+    assert fakes[0].bodies("POST /check") == [{"path": config, "except": [ALICE]}]
+    assert [body["accept"] for body in fakes[0].bodies("POST /edit")] == [False, True]
 
 
 def test_a_move_that_another_process_answered_is_done_again(fakes: list[FakeControl], config: str) -> None:
