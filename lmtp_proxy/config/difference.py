@@ -59,6 +59,20 @@ def compare_users(old: StaticTable, new: StaticTable) -> UserChanges:
     return answer
 
 
+def who_moved(users: UserChanges) -> list[str]:
+    """`alice@example.org: old -> reject` for each of the first users, the moved ones first, and how many more."""
+    named = []
+    total = 0
+    for group in (*users["moved"], *users["removed"], *users["added"]):
+        before, after = shown(group.get("from", "")), shown(group.get("to", ""))
+        alone = f"removed from {before}" if before else f"added on {after}"
+        what = f"{before} -> {after}" if before and after else alone
+        named += [f"{shown(user)}: {what}" for user in group["users"]]
+        total += group["count"]
+    named = named[:_SHOWN]
+    return named if len(named) == total else [*named, f"and {total - len(named):,} more"]
+
+
 def without(users: UserChanges, old: StaticTable, new: StaticTable, keys: Collection[str]) -> UserChanges:
     """The changes but for those of `keys`, table keys. Raises TableUnavailable."""
     apart = Counter((old.get(key), new.get(key)) for key in set(keys))

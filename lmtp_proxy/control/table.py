@@ -176,6 +176,7 @@ class ControlApplication(JsonApplication):
             "seconds": outcome.seconds,
             "restart": list(outcome.restart),
             "moved": moved_json(outcome.moved),
+            "named": list(outcome.named),
             "sha256": self._digest,
         }
 

@@ -19,7 +19,7 @@ import gevent.os
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from lmtp_proxy.config.difference import compare_users, difference, too_many_removed, without
+from lmtp_proxy.config.difference import compare_users, difference, too_many_removed, who_moved, without
 from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
@@ -132,13 +132,16 @@ class ConfigManager(Reloads):
         self._thread.apply(users.close)
         seconds = time.monotonic() - began
         _log.info("reload: generation %d active: %s in %s", self._generation.number, changes, span(seconds))
+        named = tuple(who_moved(loaded.users))
+        for line in named:
+            _log.info("users: %s", line)
         for note in config.notes:
             _log.info("reload: note: %s", note)
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
         moved = moved_from([group for kind in _MOVES for group in loaded.users[kind]])
-        return Reloaded(self._generation.number, changes, seconds, restart, self.loaded, moved)
+        return Reloaded(self._generation.number, changes, seconds, restart, self.loaded, moved, named)
 
 
 def _differs(one: Config, other: Config, key: str) -> bool:

@@ -50,6 +50,7 @@ class Reloaded(NamedTuple):
         restart: keys whose change waits for a restart.
         when: in seconds since the epoch.
         moved: users, the largest groups first.
+        named: the same, a line for each of the first users.
     """
 
     generation: int
@@ -58,6 +59,7 @@ class Reloaded(NamedTuple):
     restart: tuple[str, ...]
     when: float
     moved: tuple[MovedUsers, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 class ReloadRefused(NamedTuple):

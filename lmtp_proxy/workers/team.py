@@ -253,7 +253,9 @@ class Team(Reloads):
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
         moved = moved_from(first["moved"])
-        return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded, moved)
+        for line in first["named"]:
+            _log.info("users: %s", line)
+        return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded, moved, tuple(first["named"]))
 
     def _refused(self, errors: list[str], torn: str) -> ReloadRefused:
         for line in errors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -123,3 +124,19 @@ def test_where_nobody_is_to_be_left_out(move: Move) -> None:
         for users, moved in (([], 1), ([ALICE], 1), ([BOB.upper()], 0)):
             found = control.ask("POST", "/check", {"path": move.proxy.config_path, "except": users}).document
             assert len(found["moved"]) == moved and len(found["sha256"]) == 64
+
+
+@BOTH_MODES
+def test_the_log_names_who_moved_and_who_asked(move: Move) -> None:
+    since = move.proxy.mark()
+    assert run(move, "move", "--no-preflight", ALICE, "dave@example.org", "reject").status == 0
+    move.proxy.wait_log(rf"users: {ALICE}: old -> reject$", since=since)
+    move.proxy.wait_log(r"users: dave@example.org: added on reject$", since=since)
+    log = move.proxy.log()[since:]
+    assert f"control: reload by uid {os.getuid()}" in log
+    assert log.count("users: ") == 2 and log.count(": old -> reject") == 1, "once, whatever the number of processes"
+    since = move.proxy.mark()
+    edit(move, "users:\n", "users:\n" + "".join(f"  user{number}: old\n" for number in range(30)))
+    move.proxy.signal_reload()
+    move.proxy.wait_log("users: and 10 more$", since=since)
+    assert move.proxy.log()[since:].count("added on old") == 20

@@ -4,8 +4,10 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from lmtp_proxy.config import difference as config_difference
-from lmtp_proxy.config.difference import compare_users, too_many_removed
+from lmtp_proxy.config.difference import compare_users, too_many_removed, who_moved, without
 from lmtp_proxy.config.values import Backend, Config, MaxRemoved, UnixAddress
 from lmtp_proxy.routing.static_table import StaticTable
 
@@ -83,3 +85,25 @@ def test_what_a_reload_may_not_remove() -> None:
     assert refused({}, replace(OLD, users=StaticTable(dict.fromkeys("abcdefghij", "old")))) is None
     assert refused({}, replace(OLD, max_removed=MaxRemoved(0))) is not None
     assert difference(old, replace(old, users=StaticTable(fewer)))["notes"] == [refused(fewer)]
+
+
+@pytest.mark.parametrize("more", [0, 30])
+def test_who_moved_is_named_the_first_of_many(more: int) -> None:
+    old = {"a@x": "old", "b@x": "old", "c@x": "old", "d@x": "old"}
+    new = {"a@x": "reject", "b@x": "old", "d@x": "new", "e@x": "hold"}
+    new |= {f"n{number}@x": "new" for number in range(more)}
+    named = who_moved(compare_users(StaticTable(old), StaticTable(new)))
+    assert named[:3] == ["d@x: old -> new", "a@x: old -> reject", "c@x: removed from old"]
+    assert "e@x: added on hold" in named
+    assert len(named) == (21 if more else 4) and named[-1] == ("and 14 more" if more else named[3])
+    assert who_moved(compare_users(StaticTable(old), StaticTable(old))) == []
+
+
+def test_changes_but_for_some_users() -> None:
+    old = StaticTable({"a": "old", "b": "old", "c": "old"} | {f"u{number:02}": "old" for number in range(30)})
+    new = StaticTable({"a": "new", "b": "new", "d": "old"} | {f"u{number:02}": "new" for number in range(30)})
+    users = compare_users(old, new)
+    assert without(users, old, new, ()) == users
+    rest = without(users, old, new, {"a", "c", "x", "u29"})
+    assert rest["moved"][0]["count"] == 30 and "a" not in rest["moved"][0]["users"]
+    assert rest["removed"] == [] and rest["added"] == users["added"]
