@@ -96,9 +96,10 @@ MAX_USERS = 1000
 def receipts_json(request: Request, receipts: Receipts, generation: Generation, in_flight: InFlight) -> Json:
     """Of the users that the request names, as in `users:`. All that happened before is in it. Raises HttpProblem.
 
-    Beside what is remembered of each there is `cut_off`: how many deliveries for them are still coming in, for a
-    backend that is not theirs any more; each will end with a 451. They are counted first, so that one which ends
-    meanwhile is among what is deferred.
+    Beside what is remembered of each there are `mailboxes`, the names under which mail for them is remembered, and
+    `key_rules`, by which who looks at a queue tells whose its recipients are; and `cut_off`: how many deliveries for
+    them are still coming in, for a backend that is not theirs any more; each will end with a 451. They are counted
+    first, so that one which ends meanwhile is among what is deferred.
     """
     users = request.document("users", long=True).texts("users", least=0)
     if len(users) > MAX_USERS:
@@ -115,7 +116,8 @@ def receipts_json(request: Request, receipts: Receipts, generation: Generation, 
         raise HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, f"receipts: {error}") from None
     except TableUnavailable as error:
         raise HttpProblem(HTTPStatus.SERVICE_UNAVAILABLE, f"the table of users cannot answer: {error}") from None
-    return {"receipts": receipts.path, "cut_off": cut_off, **found}
+    rules = asdict(generation.config.key_rules)
+    return {"receipts": receipts.path, "cut_off": cut_off, "mailboxes": mailboxes, "key_rules": rules, **found}
 
 
 def _cut_off(users: list[str], generation: Generation, in_flight: InFlight) -> int:

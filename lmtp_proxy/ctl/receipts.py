@@ -7,14 +7,20 @@ What is asked and done stands in `requeue`; nothing here is decided by itself.
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
-from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, RequeueOutcome, ask, command_for, deferred, requeue
+from lmtp_proxy.ctl.postqueue import command_for
+from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, RequeueOutcome, ask, deferred, requeue
 from lmtp_proxy.text import count, iso_time, span
 
 _GAPS = 5  # the last ones, that are shown
+_XFORWARD = (
+    "its client says no queue ids, so nobody knows in whose queue this waits: set lmtp_send_xforward_command = yes "
+    "in Postfix' main.cf (over TCP the client has to be in config.trusted, too)"
+)
 _FATES = {FAILED: "not tried: postqueue failed", GONE: "in the queue no more"}
 
 
@@ -41,6 +47,12 @@ def _user(user: str, known: Answer) -> list[str]:
     for row in known.objects("deferred"):
         what = f"waiting {row.text('queue_id')}: {count(row.integer('count'), 'time')}, {_span(row)}"
         lines += show.wrapped(f"    {what}: {row.text('why')}", " " * 8)
+    unnamed = known.objects("unnamed")
+    for row in unnamed:
+        what = f"waiting, id unknown: {count(row.integer('count'), 'deferral')}, {_span(row)}"
+        lines += show.wrapped(f"    {what}: {row.text('why')}", " " * 8)
+    if any(not row.flag("forwarded") for row in unnamed):
+        lines += show.wrapped(f"        {_XFORWARD}", " " * 8)
     return lines if len(lines) > 1 else [*lines, "    nothing is known of it"]
 
 
@@ -72,8 +84,14 @@ def requeue_mail(
 ) -> Outcome:
     """Runs postqueue for each mail that waits for them, or says how. Raises Failed, and ControlError."""
     if only_print:
-        commands = dict.fromkeys(command_for(mail.queue_id, command) for mail in deferred(client, users))
-        return Outcome({"commands": [list(each) for each in commands]}, [shlex.join(each) for each in commands])
+        found = deferred(client, users, command)
+        commands = dict.fromkeys(command_for(mail.queue_id, command) for mail in found.mails)
+        return Outcome(
+            {"commands": [list(each) for each in commands], **_unnamed(found)},
+            [shlex.join(each) for each in commands],
+            DONE if found.listed and not found.silent else UNPROVEN,
+            error=not_known(found),
+        )
     progress.state = "postqueue may have been run"
     try:
         done = requeue(
@@ -87,8 +105,10 @@ def requeue_mail(
         raise Failed(REFUSED, f"{error}; see `lmtp-proxyctl receipts`") from error
     document = {
         "mails": [
-            {"user": mail.user, "queue_id": mail.queue_id, "fate": mail.fate, "why": mail.why} for mail in done.mails
+            {"user": mail.user, "queue_id": mail.queue_id, "fate": mail.fate, "why": mail.why, "found": mail.found}
+            for mail in done.mails
         ],
+        **_unnamed(done),
         "runs": [
             {"command": list(run.command), "status": run.status, "output": run.output} for run in done.runs.values()
         ],
@@ -108,8 +128,18 @@ def _lines(users: Sequence[str], done: RequeueOutcome) -> list[str]:
     lines = []
     for user in users:
         mails = [mail for mail in done.mails if mail.user == user]
-        if not mails:
+        unnamed = done.unnamed.get(user, ())
+        if not mails and not unnamed:
             lines += show.wrapped(f"{user}: nothing waits")
+            continue
+        if unnamed:
+            number = count(sum(each.count for each in unnamed), "deferral")
+            last = iso_time(max(each.last for each in unnamed))
+            found = "none of it is in the queue now" if done.listed else "postqueue -j cannot list the queue"
+            if any(mail.found for mail in mails):
+                found = "found in the queue by its recipient"
+            lines += show.wrapped(f"{user}: waiting, id unknown ({number}, the last {last}): {found}")
+        if not mails:
             continue
         counts = Counter(mail.fate for mail in mails)
         lines += show.wrapped(f"{user}: {', '.join(f'{number:,} {fate}' for fate, number in counts.items())}")
@@ -124,4 +154,19 @@ def _mail(mail: Mail) -> list[str]:
 
 def _error(done: RequeueOutcome) -> str:
     left = [mail for mail in done.mails if not mail.settled]
-    return "" if not left else f"{count(len(left), 'mail')} did not come through: run it again later"
+    said = f"{count(len(left), 'mail')} did not come through: run it again later" if left else ""
+    return "; ".join(filter(None, [said, not_known(done)]))
+
+
+def not_known(done: RequeueOutcome) -> str:
+    """Why nobody knows whether more waits; "" if that is known."""
+    if done.silent:
+        return f"{count(done.silent, 'deferral')} without a queue id: {_XFORWARD}"
+    return "" if done.listed else "mail without a queue id may wait, and postqueue -j cannot list the queue"
+
+
+def _unnamed(done: RequeueOutcome) -> dict[str, object]:
+    return {
+        "unnamed": {user: [asdict(each) for each in rows] for user, rows in done.unnamed.items()},
+        "listed": done.listed,
+    }

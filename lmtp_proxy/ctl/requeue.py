@@ -4,21 +4,20 @@
 The ids come from the proxy's receipts. A mail that was refused a moment ago is still in Postfix' active queue, where
 `postqueue -i` does nothing for it, and a moment later waits for minutes: so the proxy is asked again, and the command
 run again, until it has seen each mail once more or the time is up. It changes nothing in the proxy.
+
+Where the client said no id, the proxy knows only that something was deferred. Such mail is looked for in the queue, by
+its recipient; when it has left the queue it is done.
 """
 
-import json
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmtp_proxy.ctl.client import Answer, ControlClient
+from lmtp_proxy.ctl.postqueue import POSTQUEUE, PostqueueRun, Queued, command_for, listed, run
+from lmtp_proxy.routing.keys import FoldingError, KeyRules
+from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
-POSTQUEUE = ("postqueue",)
-SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-"""Where postqueue is, and where cron and other users than root do not look."""
 WAIT = 10.0
 """Seconds for all that was asked for to come again."""
 
@@ -31,29 +30,9 @@ FAILED = "postqueue failed"
 
 _AT_ONCE = 1000  # users in one question, as many as are taken
 _ASK = 60.0  # seconds for the proxy's answer
-_RUN = 30.0  # seconds for one run of postqueue
-_OUTPUT = 2000  # characters of what it says
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _LOOK_AFTER = 1.0  # seconds until the queue itself is looked at, which takes Postfix some time if it is long
 _MISSED = 2  # looks: a mail that goes from one queue to another may be missed by one
-
-
-@dataclass(frozen=True, slots=True)
-class PostqueueRun:
-    """One command.
-
-    Attributes:
-        status: exit status, None where it could not be run or did not end.
-        output: what it said, cut.
-    """
-
-    command: tuple[str, ...]
-    status: int | None
-    output: str
-
-    @property
-    def ok(self) -> bool:
-        return self.status == 0
 
 
 @dataclass(slots=True)
@@ -62,8 +41,9 @@ class Mail:
 
     Attributes:
         why: of the last time.
-        last: then, in seconds since the epoch.
+        last: then, in seconds since the epoch; where it was found in the queue, that of all such mail of the user.
         fate: ARRIVED, AGAIN, GONE, ON_HOLD, WAITING or FAILED.
+        found: in the queue, by its recipient: the proxy does not know its id.
     """
 
     user: str
@@ -71,11 +51,29 @@ class Mail:
     why: str
     last: float
     fate: str = WAITING
+    found: bool = False
 
     @property
     def settled(self) -> bool:
         """It waits for nothing any more, as far as Postfix and the proxy know."""
         return self.fate in (ARRIVED, GONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """What was deferred for one user without a queue id. It may have come since.
+
+    Attributes:
+        forwarded: its client says XFORWARD, and had no id for it: mail from sendmail(1).
+        count: how often, not how many mails.
+        last: when, in seconds since the epoch.
+        why: of the last time.
+    """
+
+    forwarded: bool
+    count: int
+    last: float
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +83,29 @@ class RequeueOutcome:
     Attributes:
         mails: the oldest first within each user.
         runs: the last one for each queue id.
+        unnamed: by user.
+        listed: the queue could be looked through for those; True if that was not needed.
     """
 
     mails: Sequence[Mail]
     runs: Mapping[str, PostqueueRun]
     seconds: float
+    unnamed: Mapping[str, Sequence[Unnamed]] = field(default_factory=dict)
+    listed: bool = True
 
     def ids(self, user: str) -> list[str]:
         """The queue ids that were deferred for `user`."""
         return [mail.queue_id for mail in self.mails if mail.user == user]
 
     @property
+    def silent(self) -> int:
+        """Deferrals of clients that say no XFORWARD: nobody knows in whose queue these mails are."""
+        return sum(each.count for rows in self.unnamed.values() for each in rows if not each.forwarded)
+
+    @property
     def done(self) -> bool:
-        """Nothing waits any more."""
-        return all(mail.settled for mail in self.mails)
+        """It is known that nothing waits any more."""
+        return all(mail.settled for mail in self.mails) and self.listed and not self.silent
 
     @property
     def failed(self) -> list[PostqueueRun]:
@@ -106,21 +113,72 @@ class RequeueOutcome:
         return [run for run in self.runs.values() if not run.ok]
 
 
-def deferred(client: ControlClient, users: Sequence[str]) -> list[Mail]:
-    """What is deferred for `users`, written as in `users:`. Raises ControlError."""
-    return _known(client, users)[0]
+def deferred(client: ControlClient, users: Sequence[str], command: Sequence[str] = POSTQUEUE) -> RequeueOutcome:
+    """What is deferred for `users`, written as in `users:`; nothing is done. Raises ControlError."""
+    work = _Work(tuple(command))
+    work.learn(_known(client, users))
+    return work.outcome(0.0)
 
 
-def _known(client: ControlClient, users: Sequence[str]) -> tuple[list[Mail], int]:
-    """What is deferred for them, and how many deliveries are under way that will be."""
-    mails: list[Mail] = []
-    cut_off = 0
+@dataclass(slots=True)
+class _Known:
+    """What the proxy says.
+
+    Attributes:
+        mails: that are deferred, by their ids.
+        unnamed: see RequeueOutcome.
+        cut_off: how many deliveries are under way that will be deferred.
+        whose: a mailbox -> the users whose it is.
+        rules: how addresses become mailboxes; None if there was nothing to ask.
+    """
+
+    mails: list[Mail] = field(default_factory=list)
+    unnamed: dict[str, list[Unnamed]] = field(default_factory=dict)
+    cut_off: int = 0
+    whose: dict[str, list[str]] = field(default_factory=dict)
+    rules: KeyRules | None = None
+
+    def users_of(self, address: str) -> set[str]:
+        """Those of `unnamed` whose mail for `address` is, which is as Postfix lists it."""
+        if self.rules is None:
+            return set()
+        octets = b"TO:<" + address.encode("utf-8", "surrogatepass") + b">"
+        parsed = parse_rcpt(octets, smtputf8=True) if address.startswith('"') else None
+        local_part, domain = address.rpartition("@")[::2] if "@" in address else (address, "")
+        if isinstance(parsed, Recipient):
+            local_part, domain = parsed.local_part, parsed.domain
+        try:
+            mailboxes = self.rules.mailboxes(self.rules.forms(local_part, domain), domain)
+        except FoldingError:
+            return set()
+        return {user for mailbox in mailboxes for user in self.whose.get(mailbox, ()) if user in self.unnamed}
+
+
+def _known(client: ControlClient, users: Sequence[str]) -> _Known:
+    known = _Known()
     for answer in ask(client, users):
-        cut_off += answer.integer("cut_off")
-        for user, known in answer.object("users").document.items():
-            rows = Answer(known, client.path).objects("deferred")
-            mails += [Mail(user, row.text("queue_id"), row.text("why"), row.number("last")) for row in rows]
-    return mails, cut_off
+        known.cut_off += answer.integer("cut_off")
+        rules = answer.object("key_rules")
+        known.rules = KeyRules(
+            rules.flag("case_sensitive"),
+            rules.text("recipient_delimiter"),
+            rules.flag("ignore_domain"),
+            rules.text("default_domain"),
+        )
+        for user, mailbox in answer.object("mailboxes").optional_texts().items():
+            known.whose.setdefault(mailbox or user, []).append(user)
+        for user, document in answer.object("users").document.items():
+            of_user = Answer(document, client.path)
+            known.mails += [
+                Mail(user, row.text("queue_id"), row.text("why"), row.number("last"))
+                for row in of_user.objects("deferred")
+            ]
+            if rows := of_user.objects("unnamed"):
+                known.unnamed[user] = [
+                    Unnamed(row.flag("forwarded"), row.integer("count"), row.number("last"), row.text("why"))
+                    for row in rows
+                ]
+    return known
 
 
 def ask(client: ControlClient, users: Sequence[str]) -> Iterator[Answer]:
@@ -128,11 +186,6 @@ def ask(client: ControlClient, users: Sequence[str]) -> Iterator[Answer]:
     names = list(dict.fromkeys(users))
     for start in range(0, max(len(names), 1), _AT_ONCE):
         yield client.post("/receipts", {"users": names[start : start + _AT_ONCE]}, timeout=_ASK)
-
-
-def command_for(queue_id: str, command: Sequence[str] = POSTQUEUE) -> tuple[str, ...]:
-    """What is run for one mail. command: how postqueue is called."""
-    return (*command, "-i", queue_id)
 
 
 def requeue(
@@ -152,20 +205,20 @@ def requeue(
     """
     began = time.monotonic()
     work = _Work(tuple(command))
-    mails, cut_off = _known(client, users)
-    work.learn(mails)
+    known = _known(client, users)
+    work.learn(known)
     pause = _FIRST_PAUSE
-    while work.run() or cut_off:
+    while work.run() or known.cut_off:
         if time.monotonic() - began >= wait:
             break
-        waiting(len(work.open) + cut_off)
+        waiting(len(work.open) + known.cut_off)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-        mails, cut_off = _known(client, users)
-        work.learn(mails)
-        if work.open and time.monotonic() - began >= _LOOK_AFTER:
+        known = _known(client, users)
+        work.learn(known)
+        if work.open and not known.unnamed and time.monotonic() - began >= _LOOK_AFTER:
             work.look()
-    return RequeueOutcome(list(work.mails.values()), work.runs, time.monotonic() - began)
+    return work.outcome(time.monotonic() - began)
 
 
 @dataclass(slots=True)
@@ -174,77 +227,83 @@ class _Work:
     mails: dict[tuple[str, str], Mail] = field(default_factory=dict)
     runs: dict[str, PostqueueRun] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
+    known: _Known = field(default_factory=_Known)
+    listed: bool = True
 
     @property
     def open(self) -> list[Mail]:
         """Those that may still be tried."""
         return [mail for mail in self.mails.values() if mail.fate == WAITING]
 
-    def learn(self, found: Sequence[Mail]) -> None:
-        """What the proxy says now. What it does not list any more has arrived."""
-        now = {(mail.user, mail.queue_id): mail for mail in found}
+    def outcome(self, seconds: float) -> RequeueOutcome:
+        """How it stands."""
+        return RequeueOutcome(list(self.mails.values()), self.runs, seconds, self.known.unnamed, self.listed)
+
+    def learn(self, known: _Known) -> None:
+        """What the proxy says now. What it does not list any more has arrived; what it has no name for is looked up."""
+        self.known = known
+        now = {(mail.user, mail.queue_id): mail for mail in known.mails}
         for name, mail in self.mails.items():
             seen = now.pop(name, None)
-            if seen is None:
-                mail.fate = ARRIVED
-            elif seen.last > mail.last:
+            if seen is not None and seen.last > mail.last:
                 mail.fate, mail.why, mail.last = AGAIN, seen.why, seen.last
+            elif seen is None and not mail.found:
+                mail.fate = ARRIVED
         self.mails.update(now)
+        if known.unnamed:
+            self.look()
 
     def run(self) -> bool:
         """Once for each mail that is not settled; False if there is none (any more)."""
         for queue_id in dict.fromkeys(mail.queue_id for mail in self.open):
-            run = _run(command_for(queue_id, self.command))
-            self.runs[queue_id] = run
-            if not run.ok:
+            done = run(command_for(queue_id, self.command))
+            self.runs[queue_id] = done
+            if not done.ok:
                 self._settle({queue_id}, FAILED)
-                if run.status is None:  # nor will it for the others
+                if done.status is None:  # nor will it for the others
                     self._settle({mail.queue_id for mail in self.open}, FAILED)
                     break
         return bool(self.open)
 
     def look(self) -> None:
         """What has left the queue, by whatever hand, or is on hold there, is not waited for."""
-        wanted = {mail.queue_id for mail in self.open}
-        queues = _queues(self.command, wanted)
-        if queues is None:
+        queue = listed(self.command)
+        self.listed = queue is not None or not self.known.unnamed
+        if queue is None:
             return
-        for queue_id in wanted - queues.keys():
+        wanted = {mail.queue_id for mail in self.open}
+        for queue_id in wanted - queue.keys():
             self.missed[queue_id] = self.missed.get(queue_id, 0) + 1
         self._settle({queue_id for queue_id in wanted if self.missed.get(queue_id, 0) >= _MISSED}, GONE)
-        self._settle({queue_id for queue_id, queue in queues.items() if queue == "hold"}, ON_HOLD)
+        if self.known.unnamed:
+            self._find(queue)
+        self._settle({queue_id for queue_id in wanted & queue.keys() if queue[queue_id].queue == "hold"}, ON_HOLD)
+
+    def _find(self, queue: Mapping[str, Queued]) -> None:
+        """Mail without a name is known by its recipient alone."""
+        whose: dict[str, set[str]] = {}
+        here: set[tuple[str, str]] = set()
+        for queue_id, entry in queue.items():
+            for address, why in entry.recipients:
+                if address not in whose:
+                    whose[address] = self.known.users_of(address)
+                for user in whose[address]:
+                    here.add((user, queue_id))
+                    self._see(user, queue_id, entry, why)
+        for name, mail in self.mails.items():
+            if mail.found and mail.fate == WAITING and name not in here and mail.queue_id in queue:
+                mail.fate = GONE  # for this recipient; others of it wait
+
+    def _see(self, user: str, queue_id: str, entry: Queued, why: str) -> None:
+        last = max(each.last for each in self.known.unnamed[user])
+        mail = self.mails.get((user, queue_id))
+        if mail is None:
+            fate = ON_HOLD if entry.queue == "hold" else WAITING
+            self.mails[user, queue_id] = Mail(user, queue_id, why, last, fate, found=True)
+        elif mail.found and mail.fate == WAITING and entry.queue == "deferred" and last > mail.last:
+            mail.fate, mail.why, mail.last = AGAIN, why or mail.why, last
 
     def _settle(self, queue_ids: Collection[str], fate: str) -> None:
         for mail in self.open:
             if mail.queue_id in queue_ids:
                 mail.fate = fate
-
-
-def _queues(command: Sequence[str], wanted: Collection[str]) -> dict[str, str] | None:
-    """The queue that each of `wanted` is in, by `postqueue -j`; None if that cannot tell (before Postfix 3.1)."""
-    try:
-        listing = (*_found(command), "-j")
-        done = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, timeout=_RUN, check=True)
-        listed = [json.loads(line) for line in done.stdout.splitlines()]
-        return {each["queue_id"]: each["queue_name"] for each in listed if each["queue_id"] in wanted}
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _found(command: Sequence[str]) -> tuple[str, ...]:
-    """The same, with the path of its program where that is in SBIN alone."""
-    path = os.pathsep.join(filter(None, [os.environ.get("PATH"), SBIN]))
-    return (shutil.which(command[0], path=path) or command[0], *command[1:])
-
-
-def _run(command: tuple[str, ...]) -> PostqueueRun:
-    """One run, as an argument list, never by a shell."""
-    try:
-        done = subprocess.run(
-            _found(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_RUN
-        )
-    except subprocess.TimeoutExpired:
-        return PostqueueRun(command, None, f"it did not end within {_RUN:.0f} s")
-    except (OSError, ValueError) as error:
-        return PostqueueRun(command, None, f"cannot be run: {getattr(error, 'strerror', None) or error}")
-    return PostqueueRun(command, done.returncode, done.stdout[:_OUTPUT].decode("utf-8", "backslashreplace").strip())

@@ -13,6 +13,9 @@ MAX_ROWS = 100_000
 
 Json: TypeAlias = dict[str, Any]
 
+SILENT, UNNAMED = "", "-"
+"""In place of a queue id: the client says none at all, or has none for this message. Neither can be one."""
+
 
 class ReceiptsError(Exception):
     """What is wrong with the file of receipts, in one line."""
@@ -36,7 +39,7 @@ class Delivered:
 
 @dataclass(slots=True)
 class Deferred:
-    """One message of the client's queue for one mailbox.
+    """One message of the client's queue for one mailbox, or all of them that have no queue id.
 
     Attributes:
         first, last: when it was deferred.
@@ -56,7 +59,7 @@ class Batch:
 
     Attributes:
         delivered: by mailbox and backend.
-        deferred: by mailbox and queue id; None for what waits no more.
+        deferred: by mailbox and queue id, SILENT or UNNAMED; None for what waits no more.
         lost: since when rows were dropped, because there were too many; None if none was.
     """
 
@@ -68,12 +71,12 @@ class Batch:
         return bool(self.delivered or self.deferred or self.lost is not None)
 
     def deliver(
-        self, mailboxes: Sequence[str], backend: str, when: float, queue_id: str, *, uncertain: bool = False
+        self, mailboxes: Sequence[str], backend: str, when: float, queue_id: str | None, *, uncertain: bool = False
     ) -> None:
         """A message came to its end at the backend.
 
         Args:
-            queue_id: the client's, "" if it did not say.
+            queue_id: the client's; see Envelope.
             uncertain: nobody knows whether the backend has it, so it still waits in the queue.
         """
         for mailbox in mailboxes:
@@ -88,12 +91,16 @@ class Batch:
         if queue_id and not uncertain:
             self.settle(mailboxes, queue_id)
 
-    def defer(self, mailboxes: Sequence[str], queue_id: str, when: float, why: str) -> None:
-        """A message stays in the client's queue."""
+    def defer(self, mailboxes: Sequence[str], queue_id: str | None, when: float, why: str) -> None:
+        """A message stays in the client's queue.
+
+        Without an id of its own nothing tells when it leaves, nor whether it is the same one that comes again.
+        """
+        name = UNNAMED if queue_id is None else queue_id or SILENT
         for mailbox in mailboxes:
-            row = self.deferred.get((mailbox, queue_id))
+            row = self.deferred.get((mailbox, name))
             if row is None:
-                self.deferred[mailbox, queue_id] = Deferred(when, when, 1, why)
+                self.deferred[mailbox, name] = Deferred(when, when, 1, why)
             else:
                 row.last, row.why = when, why
                 row.count += 1

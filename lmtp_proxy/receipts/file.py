@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from lmtp_proxy.receipts.batch import Batch, Json, ReceiptsError
+from lmtp_proxy.receipts.batch import SILENT, UNNAMED, Batch, Json, ReceiptsError
 
 FORMAT = 1
 """PRAGMA user_version of what is written here."""
@@ -184,8 +184,9 @@ class ReceiptsFile:
         Args:
             mailboxes: by the names that the answer has for them.
 
-        Returns `users`, with `delivered` and `deferred` for each name, and `gaps`, in which something may be missing,
-        the newest last.
+        Returns `users`, with `delivered`, `deferred` and `unnamed` for each name, and `gaps`, in which something may be
+        missing, the newest last. `unnamed` is what was deferred without a queue id: whether the client said XFORWARD
+        (`forwarded`), and how often that was; all of it may have come since.
         """
         base = self._base
         with _told(self.path), _transaction(base):
@@ -202,10 +203,20 @@ class ReceiptsFile:
         delivered = base.execute(
             "SELECT backend, first, last, count, uncertain FROM delivered WHERE mailbox = ? ORDER BY first", (mailbox,)
         )
-        deferred = base.execute(
-            "SELECT queue_id, first, last, count, why FROM deferred WHERE mailbox = ? ORDER BY first", (mailbox,)
+        deferred = _objects(
+            base.execute(
+                "SELECT queue_id, first, last, count, why FROM deferred WHERE mailbox = ? ORDER BY first", (mailbox,)
+            )
         )
-        return {"delivered": _objects(delivered), "deferred": _objects(deferred)}
+        return {
+            "delivered": _objects(delivered),
+            "deferred": [row for row in deferred if row["queue_id"] not in (SILENT, UNNAMED)],
+            "unnamed": [
+                {"forwarded": row.pop("queue_id") == UNNAMED, **row}
+                for row in deferred
+                if row["queue_id"] in (SILENT, UNNAMED)
+            ],
+        }
 
     def _note_deaths(self, now: float) -> None:
         """What the dead have not written is a gap."""

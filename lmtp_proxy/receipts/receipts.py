@@ -38,19 +38,20 @@ class _Refused(NamedTuple):
 
     Attributes:
         reply: None where nobody was there to be told.
+        queue_id: see Envelope.
         why: what is known beside the reply, escaped.
     """
 
     mailboxes: Sequence[str]
     reply: Reply | None
     when: float
-    queue_id: str
+    queue_id: str | None
     why: str
 
 
 # A delivery: its recipients, their replies, the backend, when it ended, the queue id. Those without a reply are none of
 # it; None for replies: it is uncertain for all of them. There are many, and a named tuple takes thrice the time.
-_Ended: TypeAlias = tuple[Sequence[Destination], Sequence[Reply] | None, str, float, str]
+_Ended: TypeAlias = tuple[Sequence[Destination], Sequence[Reply] | None, str, float, str | None]
 _Note: TypeAlias = _Ended | _Refused
 
 
@@ -80,7 +81,7 @@ class Receipts:
     # --- what happens ------------------------------------------------------------------------------------------------
 
     def delivered(
-        self, destinations: Sequence[Destination], replies: Sequence[Reply], backend: str, queue_id: str
+        self, destinations: Sequence[Destination], replies: Sequence[Reply], backend: str, queue_id: str | None
     ) -> None:
         """The final replies for the first of these recipients. Those that are no 2xx come by `refused`, too."""
         if self.path is not None:
@@ -88,20 +89,20 @@ class Receipts:
             if not self._armed or len(self._notes) > _MAX_NOTES:
                 self._arm(_INTERVAL)
 
-    def uncertain(self, destinations: Sequence[Destination], backend: str, queue_id: str) -> None:
+    def uncertain(self, destinations: Sequence[Destination], backend: str, queue_id: str | None) -> None:
         """The final dot went out for these recipients, and no reply came."""
         if self.path is not None:
             self._notes.append((destinations, None, backend, _now(), queue_id))
             self._arm(_INTERVAL)
 
-    def refused(self, destination: Destination, reply: Reply | None, queue_id: str, why: str = "") -> None:
+    def refused(self, destination: Destination, reply: Reply | None, queue_id: str | None, why: str = "") -> None:
         """The client was told something else than 2xx, so the message waits in its queue, or has bounced.
 
         Args:
             reply: None if the client went away.
             why: what is known beside it, escaped.
         """
-        if self.path is not None and queue_id:
+        if self.path is not None:
             self._notes.append(_Refused(destination.route.mailboxes, reply, _now(), queue_id, why))
             self._arm(_INTERVAL)
 
@@ -212,7 +213,8 @@ class _Writer:
         if isinstance(note, _Refused):
             mailboxes, reply, why = note.mailboxes, note.reply, note.why
             if reply is not None and reply.code >= 500:
-                batch.settle(mailboxes, note.queue_id)
+                if note.queue_id:
+                    batch.settle(mailboxes, note.queue_id)
                 return
             if reply is not None:
                 said = printable(reply.in_one_line)

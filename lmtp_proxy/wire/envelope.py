@@ -56,14 +56,15 @@ class Envelope(NamedTuple):
         size: octets that the client announces, None if it does not.
         body: b"7BIT" or b"8BITMIME", None if not given.
         smtputf8: it was given.
-        queue_id: the message's id in the client's queue, which XFORWARD said before MAIL; "" if it did not.
+        queue_id: the message's id in the client's queue, which XFORWARD said before MAIL; "" if the client said no
+            XFORWARD, None if it did and has no id.
     """
 
     path: bytes
     size: int | None = None
     body: bytes | None = None
     smtputf8: bool = False
-    queue_id: str = ""
+    queue_id: str | None = ""
 
     def mail_command(self, offered: Container[str]) -> bytes:
         """The MAIL line for a backend that offered these extensions (names in lower case), without CRLF.
@@ -102,7 +103,7 @@ class Recipient(NamedTuple):
         return RCPT + self.path
 
 
-def parse_envelope(octets: bytes, start: int, queue_id: str = "") -> tuple[Envelope, list[bytes], int] | None:
+def parse_envelope(octets: bytes, start: int, queue_id: str | None = "") -> tuple[Envelope, list[bytes], int] | None:
     """MAIL, the paths of its RCPTs and where they end in `octets`, which have DATA behind.
 
     None unless each of these is a plain one; see `plain_recipient` for the paths. start: of MAIL. queue_id: for the

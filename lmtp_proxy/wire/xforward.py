@@ -30,14 +30,15 @@ class Forwarded:
 
     Attributes:
         offered: the attributes that LHLO tells it of.
-        queue_id: "" if it said none; whoever ends the transaction forgets it.
+        queue_id: "" if it said nothing, None if it did and has none, as Postfix of mail from sendmail(1); whoever ends the
+            transaction forgets it.
     """
 
     __slots__ = ("offered", "queue_id")
 
     def __init__(self, trusted: bool) -> None:
         self.offered = NAMES if trusted else ()
-        self.queue_id = ""
+        self.queue_id: str | None = ""
 
     def take(self, arguments: bytes, out_of_turn: Reply | None) -> Reply:
         """The command's reply. out_of_turn: that to a client which may say it, but not now."""
@@ -55,7 +56,7 @@ class Forwarded:
                 said = _queue_id(decoded(value))
         if not words:
             return reply.BAD_XFORWARD
-        self.queue_id = said
+        self.queue_id = said or None
         return reply.OK
 
 

@@ -12,7 +12,7 @@ from tests.support.script import Pause, Script, say
 
 from .conftest import Stack, Start
 from .cutover import proxyctl
-from .mail import check_copies, message, read_back, submit
+from .mail import SENDER, check_copies, message, read_back, submit, submit_locally
 from .postfix import DOMAIN
 from .process import wait_until
 
@@ -117,3 +117,63 @@ def test_what_is_refused_again_or_is_there_no_more(patient_stack: Stack, start_p
     # in the order in which they were deferred first, which is not that of their arrival on a busy machine
     assert sorted(commands) == sorted(["postqueue", "-c", config, "-i", each] for each in (first, second))
     stack.postfix.remove(first)
+
+
+def receipts_of(proxy: ProxyProcess, user: str) -> dict[str, Any]:
+    done = proxyctl(proxy, "--json", "receipts", user)
+    assert done.returncode == 0, done.stderr
+    known: dict[str, Any] = json.loads(done.stdout)["users"][user]
+    return known
+
+
+def wait_deferred(stack: Stack, number: int) -> None:
+    wait_until(
+        lambda: list(stack.postfix.queues().values()) == ["deferred"] * number,
+        30,
+        lambda: f"{number} deferred, now {stack.postfix.queues()}",
+    )
+
+
+def test_mail_from_sendmail_has_no_id_and_is_found_by_its_recipient(
+    patient_stack: Stack, start_proxy: Start, tmp_path: Path
+) -> None:
+    """Of mail from cron and webmail Postfix says `XFORWARD SOURCE=LOCAL` and no more."""
+    stack = patient_stack
+    user, other = stack.users(2)
+    proxy = started(stack, start_proxy, {user: "reject", other: "reject"}, tmp_path)
+    item = message("local", [f"{user.upper()}+cron", other])
+    submit_locally(stack.postfix, item, SENDER)
+    wait_deferred(stack, 1)
+    [queue_id] = stack.postfix.queues()
+    [row] = receipts_of(proxy, user)["unnamed"]
+    assert (row["forwarded"], row["count"]) == (True, 1) and row["why"].startswith("450 4.2.1")
+    assert receipts_of(proxy, user)["deferred"] == []
+
+    move(proxy, user, "new")
+    document = requeue(stack, proxy, user)
+    assert fates(document) == {queue_id: "not in the queue"}, "as far as this user is concerned"
+    assert document["seconds"] < 10.0
+    assert requeue(stack, proxy, user)["mails"] == [], "the queue is looked at, and has nothing any more"
+    check_copies([message("local", [user])], read_back([stack.new], [user]))
+    assert stack.postfix.queues() == {queue_id: "deferred"}, "the other one waits"
+    assert fates(requeue(stack, proxy, other, status=3)) == {queue_id: "deferred again"}
+    stack.postfix.remove(queue_id)
+
+
+def test_a_postfix_that_says_no_ids(stack: Stack, start_proxy: Start, tmp_path: Path) -> None:
+    """As it is by default. What waits is not "nothing", and what is in this queue is tried again all the same."""
+    [user] = stack.users(1)
+    proxy = started(stack, start_proxy, {user: "reject"}, tmp_path)
+    item = message("silent", [user])
+    [queue_id] = submit(stack.postfix, [item]).values()
+    wait_deferred(stack, 1)
+    [row] = receipts_of(proxy, user)["unnamed"]
+    assert row["forwarded"] is False and row["count"] >= 1
+    done = proxyctl(proxy, "requeue", "--postqueue", f"postqueue -c {stack.postfix.directory}/etc", user)
+    assert done.returncode == 3 and "lmtp_send_xforward_command = yes" in done.stderr, done.stderr
+    assert f"{user}: waiting, id unknown (" in done.stdout
+    move(proxy, user, "new")
+    document = requeue(stack, proxy, user, status=3)  # a client somewhere else may have more
+    assert {mail["queue_id"] for mail in document["mails"]} <= {queue_id}
+    stack.postfix.wait_removed([queue_id], 30)
+    check_copies([item], read_back([stack.new], [user]))

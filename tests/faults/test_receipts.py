@@ -242,12 +242,38 @@ def test_of_whatever_the_backend_defers(own: Move, script: Script, why: str) -> 
     assert said.startswith(why)
 
 
-def test_without_a_queue_id_nothing_waits(own: Move) -> None:
+def unnamed(proxy: ProxyProcess, user: str) -> list[tuple[bool, int, str]]:
+    """Of one user: what was deferred of clients that said no queue id: (said XFORWARD, count, why)."""
+    rows = asked(proxy, user)["users"][user]["unnamed"]
+    return [(row["forwarded"], row["count"], row["why"]) for row in rows]
+
+
+def test_what_is_deferred_without_a_queue_id_is_counted(own: Move) -> None:
+    """It waits all the same: by Postfix's own defaults all mail is so, and that of sendmail(1) always is."""
+    for _ in range(2):
+        with own.proxy.client() as client:
+            client.deliver("s@x", ["bob@x", "alice@x"])
+            client.quit()
+    rejected = "450 4.2.1 Mailbox is being moved, try again later"
+    assert of(own.proxy, "bob@x") == ([], []) and unnamed(own.proxy, "bob@x") == [(False, 2, rejected)]
+    assert of(own.proxy, "alice@x") == ([("old", 2, 0)], []) and unnamed(own.proxy, "alice@x") == []
     with own.proxy.client() as client:
-        client.deliver("s@x", ["bob@x", "alice@x"])
+        client.command("LHLO c")
+        assert client.command("XFORWARD SOURCE=LOCAL").code == 250
+        client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<bob@x>\r\nRSET\r\n")
+        assert [client.reply().code for _ in range(3)] == [250, 450, 250]
+        # XFORWARD was for that message alone.
+        client.send(b"MAIL FROM:<s@x>\r\nRCPT TO:<bob@x>\r\nRSET\r\n")
+        assert [client.reply().code for _ in range(3)] == [250, 450, 250]
+    assert unnamed(own.proxy, "bob@x") == [(False, 3, rejected), (True, 1, rejected)]
+
+
+def test_what_bounces_without_a_queue_id_waits_for_nobody(own: Move) -> None:
+    own.old.script = Script(rcpt=say("550 5.1.1 no such user"))
+    with own.proxy.client() as client:
+        client.deliver("s@x", ["alice@x"])
         client.quit()
-    assert of(own.proxy, "bob@x") == ([], [])
-    assert of(own.proxy, "alice@x") == ([("old", 1, 0)], [])
+    assert of(own.proxy, "alice@x") == ([], []) and unnamed(own.proxy, "alice@x") == []
 
 
 def test_an_uncertain_delivery_is_both(own: Move) -> None:

@@ -11,20 +11,36 @@ from typing import Any
 import pytest
 
 from lmtp_proxy.ctl.client import ControlClient, ControlError
-from lmtp_proxy.ctl.requeue import RequeueOutcome, command_for, requeue
+from lmtp_proxy.ctl.postqueue import command_for
+from lmtp_proxy.ctl.requeue import RequeueOutcome, requeue
 from tests.support.ctl import FakeControl, Run, ctl, http
 from tests.support.patience import SOON
 
+RULES = {"case_sensitive": False, "recipient_delimiter": "+", "ignore_domain": True, "default_domain": ""}
 
-def waits(coming: int = 0, /, **users: dict[str, float]) -> bytes:
-    """What the proxy says: of each user the queue ids, and when they were deferred last; how many are coming in."""
+
+def waits(coming: int = 0, /, unnamed: dict[str, list[Any]] | None = None, **users: dict[str, float]) -> bytes:
+    """What the proxy says: of each user the queue ids, and when they were deferred last; how many are coming in.
+
+    unnamed: by user, what `nameless` makes.
+    """
 
     def rows(ids: dict[str, float]) -> list[dict[str, Any]]:
         return [{"queue_id": each, "first": 1, "last": last, "count": 1, "why": "450 x"} for each, last in ids.items()]
 
-    document = {user: {"delivered": [], "deferred": rows(ids)} for user, ids in users.items()}
+    nameless_of = unnamed or {}
+    document = {
+        user: {"delivered": [], "deferred": rows(ids), "unnamed": nameless_of.get(user, [])}
+        for user, ids in users.items()
+    }
     told: dict[str, Any] = {"receipts": "/r", "instance": "i", "after_crash": None, "gaps": [], "cut_off": coming}
+    told |= {"mailboxes": {user: user for user in users}, "key_rules": RULES}
     return http(200, {**told, "users": document})
+
+
+def nameless(count: int, last: float, *, forwarded: bool = True) -> list[dict[str, Any]]:
+    """So many deferrals without a queue id. forwarded: their client says XFORWARD."""
+    return [{"forwarded": forwarded, "first": 1, "last": last, "count": count, "why": "450 x"}]
 
 
 class Postqueue:
@@ -37,10 +53,16 @@ class Postqueue:
         self.queue(None)
         self.code("exit 0")
 
-    def queue(self, queues: dict[str, str] | None) -> None:
+    def queue(self, queues: dict[str, str] | None, **recipients: list[str]) -> None:
+        """queues: by id; None for a Postfix that cannot list them. recipients: by id, those that still wait."""
         lines = "".join(
-            json.dumps({"queue_id": queue_id, "queue_name": queue}) + "\n" for queue_id, queue in (queues or {}).items()
-        )
+            json.dumps({
+                "queue_id": queue_id,
+                "queue_name": queue,
+                "recipients": [{"address": to, "delay_reason": "said"} for to in recipients.get(queue_id, ["x@y"])],
+            }) + "\n"
+            for queue_id, queue in (queues or {}).items()
+        )  # fmt: skip
         self.path.with_name("queue").write_text("no JSON" if queues is None else lines)
 
     def code(self, code: str) -> None:
@@ -165,7 +187,7 @@ def test_a_postqueue_that_cron_would_not_find(
 ) -> None:
     """Cron's PATH is /usr/bin:/bin, and postqueue is in /usr/sbin."""
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr("lmtp_proxy.ctl.requeue.SBIN", f"{tmp_path}/none:{postqueue.path.parent}")
+    monkeypatch.setattr("lmtp_proxy.ctl.postqueue.SBIN", f"{tmp_path}/none:{postqueue.path.parent}")
     answers = [waits(alice={"A": 1.0}), waits(alice={})]
     with FakeControl({"POST /receipts": answers}) as control:
         done = requeue(ControlClient(control.path), ["alice"], ["post queue"])
@@ -186,6 +208,53 @@ def test_no_receipts() -> None:
         pytest.raises(ControlError, match=r"config\.receipts is not set"),
     ):
         requeue(ControlClient(control.path), ["alice"])
+
+
+# --- mail without a queue id ----------------------------------------------------------------------------------------
+
+
+def found_of(done: RequeueOutcome) -> list[tuple[str, str, str]]:
+    assert all(mail.found for mail in done.mails)
+    return fates(done)
+
+
+def test_mail_without_an_id_is_found_by_its_recipient(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
+    postqueue.queue({"A": "deferred", "B": "deferred"}, A=["Alice+cron@example.org", "bob@x"], B=["carol@x"])
+    # It leaves the queue, as far as this recipient is concerned, when it is tried.
+    postqueue.code(f"""grep -v '"A"' "{postqueue.path.parent}/queue" >"{postqueue.path.parent}/q"
+mv "{postqueue.path.parent}/q" "{postqueue.path.parent}/queue" """)
+    done = run(waits(unnamed={"alice": nameless(2, 5.0)}, alice={}))
+    assert postqueue.calls[0] == "-i A" and set(postqueue.calls) == {"-i A"}
+    assert found_of(done) == [("alice", "A", "not in the queue")] and done.done
+    assert (done.silent, done.listed) == (0, True)
+
+
+def test_it_may_wait_for_another_recipient_still(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
+    postqueue.queue({"A": "deferred"}, A=["alice", "bob"])
+    postqueue.code(f"""sed -i 's/"alice"/"dave"/' "{postqueue.path.parent}/queue" """)
+    done = run(waits(unnamed={"alice": nameless(1, 5.0)}, alice={}))
+    assert found_of(done) == [("alice", "A", "not in the queue")] and done.done
+
+
+def test_what_has_no_id_and_is_deferred_again(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
+    postqueue.queue({"A": "deferred", "H": "hold"}, A=["alice"], H=["alice"])
+    before, after = (waits(unnamed={"alice": nameless(count, float(count))}, alice={}) for count in (1, 2))
+    done = run(before, after)
+    assert postqueue.calls == ["-i A"]
+    assert found_of(done) == [("alice", "A", "deferred again"), ("alice", "H", "on hold in the queue")]
+    assert not done.done
+
+
+def test_without_ids_and_without_mail_in_the_queue(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
+    """It has come since, if Postfix' queue is the one that is looked at; of a client that says nothing who knows."""
+    postqueue.queue({"B": "deferred"}, B=["bob@x"])
+    done = run(waits(unnamed={"alice": nameless(1, 5.0)}, alice={}))
+    assert (done.mails, postqueue.calls, done.done) == ([], [], True)
+    done = run(waits(unnamed={"alice": nameless(3, 5.0, forwarded=False)}, alice={}))
+    assert (done.mails, postqueue.calls, done.done, done.silent) == ([], [], False, 3)
+    postqueue.queue(None)
+    done = run(waits(unnamed={"alice": nameless(1, 5.0)}, alice={}))
+    assert not done.done and not done.listed, "a queue that cannot be listed proves nothing"
 
 
 # --- the verbs -------------------------------------------------------------------------------------------------------
@@ -211,7 +280,9 @@ def test_requeue_says_what_it_did(postqueue: Postqueue) -> None:
     done = verb("--json", "requeue", "--postqueue", command, "alice", answers=[waits(alice={"A": 1})])
     assert done.status == 1 and done.error == "postqueue failed; is it on this machine? see --postqueue"
     assert done.document["errors"] == [f"'{postqueue.path}' -i A: exit status 1: no"]
-    assert done.document["mails"] == [{"user": "alice", "queue_id": "A", "fate": "postqueue failed", "why": "450 x"}]
+    assert done.document["mails"] == [
+        {"user": "alice", "queue_id": "A", "fate": "postqueue failed", "why": "450 x", "found": False}
+    ]
 
 
 def test_requeue_prints_commands_for_a_shell() -> None:
@@ -219,6 +290,43 @@ def test_requeue_prints_commands_for_a_shell() -> None:
     done = verb("requeue", *options, "alice", answers=[waits(alice={"A": 1.0, "B": 2.0})])
     lines = [f"'/opt/post fix/postqueue' -c /etc/p -i {queue_id}" for queue_id in "AB"]
     assert (done.status, done.out.splitlines()) == (0, lines)
+
+
+def test_requeue_says_that_ids_are_missing(postqueue: Postqueue) -> None:
+    command = f'"{postqueue.path}"'
+    postqueue.queue({})
+    silent = waits(unnamed={"alice": nameless(3, 5.0, forwarded=False)}, alice={}, bob={})
+    done = verb("requeue", "--postqueue", command, "alice", "bob", answers=[silent])
+    assert done.status == 3
+    assert (
+        done.error.startswith("3 deferrals without a queue id: ") and "lmtp_send_xforward_command = yes" in done.error
+    )
+    assert done.out.split("\n0 mails")[0].replace("\n    ", " ") == (
+        "alice: waiting, id unknown (3 deferrals, the last 1970-01-01T00:00:05.000Z): none of it is in the queue now\n"
+        "bob: nothing waits"
+    )
+    done = verb("--json", "requeue", "--print", "--postqueue", command, "alice", answers=[silent])
+    assert done.status == 3 and "lmtp_send_xforward_command" in done.error
+    row = {"forwarded": False, "count": 3, "last": 5.0, "why": "450 x"}
+    assert done.document["unnamed"] == {"alice": [row]} and done.document["commands"] == []
+    local = waits(unnamed={"alice": nameless(1, 5.0)}, alice={})
+    assert verb("requeue", "--postqueue", command, "alice", answers=[local]).status == 0
+    postqueue.queue(None)
+    done = verb("requeue", "--postqueue", command, "alice", answers=[local])
+    assert done.status == 3
+    assert done.error == "mail without a queue id may wait, and postqueue -j cannot list the queue"
+
+
+def test_receipts_of_mail_without_an_id() -> None:
+    answer = waits(unnamed={"alice": nameless(1, 86400.0), "bob": nameless(2, 1.0, forwarded=False)}, alice={}, bob={})
+    done = verb("receipts", "alice", "bob", answers=[answer])
+    assert done.status == 0
+    text = " ".join(done.out.split())
+    assert text.startswith(
+        "alice waiting, id unknown: 1 deferral, 1970-01-01T00:00:01.000Z to 1970-01-02T00:00:00.000Z: 450 x "
+        "bob waiting, id unknown: 2 deferrals, 1970-01-01T00:00:01.000Z: 450 x its client says no queue ids"
+    )
+    assert "lmtp_send_xforward_command = yes" in text and done.out.count("xforward") == 1
 
 
 @pytest.mark.parametrize("command", ["", "'", " "])
@@ -233,12 +341,13 @@ def test_receipts_for_people() -> None:
             {"backend": "new", "first": 1.0, "last": 86400.5, "count": 1234, "uncertain": 2},
         ],
         "deferred": [{"queue_id": "4fX", "first": 0.0, "last": 1.0, "count": 3, "why": "450 4.2.1 \x1b[31m later"}],
+        "unnamed": [],
     }
     gaps = [{"from": None, "until": 0.0, "why": "the file was made then"}]
     gaps += [{"from": float(number), "until": None, "why": "broken"} for number in range(6)]
     crash = {"started": "t", "seconds": 3.0, "worker": None}
     answer = {"receipts": "/r", "instance": "i", "after_crash": crash, "gaps": gaps,
-              "users": {"alice": known, "bob": {"delivered": [], "deferred": []}}}  # fmt: skip
+              "users": {"alice": known, "bob": {"delivered": [], "deferred": [], "unnamed": []}}}  # fmt: skip
     done = verb("receipts", "alice", "bob", answers=[http(200, answer)])
     assert done.status == 0
     assert done.out.splitlines()[:10] == [

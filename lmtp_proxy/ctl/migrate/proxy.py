@@ -72,10 +72,20 @@ class BackendReceipt:
 
 @dataclass(frozen=True, slots=True)
 class UserReceipts:
-    """What the proxy remembers of one mailbox. deferred: queue ids, the oldest first."""
+    """What the proxy remembers of one mailbox.
+
+    Attributes:
+        deferred: queue ids, the oldest first.
+        unnamed: what was deferred without one: how often, and from when to when, in seconds since the epoch.
+    """
 
     delivered: tuple[BackendReceipt, ...] = ()
     deferred: tuple[str, ...] = ()
+    unnamed: tuple[tuple[int, float, float], ...] = ()
+
+    def unnamed_since(self, when: float) -> int:
+        """How often that was after `when`, at least: of what began before, only the last time is known."""
+        return sum(number if first >= when else 1 for number, first, last in self.unnamed if last >= when)
 
     def on(self, backend: str) -> BackendReceipt | None:
         return next((each for each in self.delivered if each.backend == backend), None)
@@ -235,6 +245,7 @@ class Proxy:
     def requeue(self, user: str, command: Sequence[str]) -> Requeued:
         """Has Postfix try again what was deferred for `user`. Never raises for what Postfix says."""
         from lmtp_proxy.ctl import requeue
+        from lmtp_proxy.ctl.receipts import not_known
 
         try:
             done = requeue.requeue(self._client, (user,), command, wait=_REQUEUE)
@@ -242,6 +253,7 @@ class Proxy:
             return Requeued((), str(error), False)
         lines = [f"{mail.queue_id}: {mail.fate}" for mail in done.mails]
         lines += [f"{' '.join(run.command)}: {run.output}" for run in done.failed]
+        lines += filter(None, [not_known(done)])
         return Requeued(tuple(done.ids(user)), "\n".join(lines), done.done)
 
     def _asked(self, resource: str, document: dict[str, object]) -> Answer:
@@ -308,7 +320,10 @@ def _receipts(answer: Answer) -> UserReceipts:
         )
         for each in answer.objects("delivered")
     )  # fmt: skip
-    return UserReceipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")))
+    unnamed = tuple(
+        (each.integer("count"), each.number("first"), each.number("last")) for each in answer.objects("unnamed")
+    )
+    return UserReceipts(delivered, tuple(each.text("queue_id") for each in answer.objects("deferred")), unnamed)
 
 
 def _moved(status: int, document: Mapping[str, Any]) -> Moved:

@@ -58,6 +58,8 @@ class UserReport:
     first_on_new: float | None = None
     deferred: Sequence[str] = ()
     """Postfix' queue ids of the mail that had to wait."""
+    unnamed: int = 0
+    """Deferrals of mail whose queue id is not known, while they were parked."""
     requeued: Sequence[str] = ()
     uncertain: Sequence[str] = ()
 
@@ -228,6 +230,7 @@ def _user(row: UserRow, steps: Sequence[Step], receipt: Mapping[str, Any]) -> Us
         _time(receipt.get("last_on_old")),
         _time(receipt.get("first_on_new")),
         _texts(receipt.get("deferred")),
+        int(_time(receipt.get("unnamed")) or 0),
         _texts(receipt.get("requeued")),
         _texts(receipt.get("uncertain")),
     )

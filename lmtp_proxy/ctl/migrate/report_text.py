@@ -181,6 +181,7 @@ def _user_document(user: UserReport) -> dict[str, object]:
         **{name: getattr(user, name) for name in ("state", "since", "error", "parked_from", "parked_until")},
         **{name: getattr(user, name) for name in ("last_on_old", "first_on_new")},
         **{name: list(getattr(user, name)) for name in ("deferred", "requeued", "uncertain")},
+        "unnamed": user.unnamed,
         "outages": [_outage(offline) for offline in user.outages],
         "steps": [
             {name: getattr(step, name) for name in ("step", "run", "attempt", "began", "ended", "outcome", "output")}

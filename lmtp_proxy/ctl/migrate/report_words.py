@@ -72,6 +72,10 @@ def mail_words(report: Report) -> str:
     )
     of = count(sum(bool(user.deferred) for user in report.users), "user")
     words = f"{deferred:,} deferred for {of}, {requeued:,} requeued" if deferred else "none was deferred"
+    if unnamed := sum(user.unnamed for user in report.users):
+        of = count(sum(bool(user.unnamed) for user in report.users), "user")
+        more = f"{count(unnamed, 'deferral')} for {of} of mail whose queue id is unknown, which may wait"
+        words = f"{words}, and {more}" if deferred else more
     return f"{words}; {count(uncertain, 'uncertain delivery', 'uncertain deliveries')}"
 
 
@@ -85,6 +89,8 @@ def receipt_words(user: UserReport) -> list[str]:
         words.append(f"parked {clock(user.parked_from, user.since)} to {until}")
     if user.deferred:
         words.append(f"{len(user.deferred):,} deferred, {len(user.requeued):,} requeued")
+    if user.unnamed:
+        words.append(f"{count(user.unnamed, 'deferral')} of mail whose queue id is unknown")
     if user.uncertain:
         words.append(f"{len(user.uncertain):,} uncertain")
     if user.state == DONE:

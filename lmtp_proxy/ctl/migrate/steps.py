@@ -284,6 +284,7 @@ _NO_RECEIPT: dict[str, object] = {
     "parked_from": None,
     "parked_until": None,
     "deferred": [],
+    "unnamed": 0,
     "requeued": [],
     "uncertain": [],
     "first_on_new": None,

@@ -262,11 +262,13 @@ class UserRun:
         except ProxyError:
             seen = UserReceipts()
         old, new = seen.on(plan.old), seen.on(plan.new)
+        parked_from = steps.receipt.get("parked_from")
         steps.remember(
             last_on_old=old.last if old else None,
             first_on_new=new.first if new else None,
             deferred=list(dict.fromkeys([*requeued.ids, *seen.deferred])),
             requeued=list(requeued.ids),
+            unnamed=seen.unnamed_since(parked_from) if isinstance(parked_from, float) else 0,
             offline={"from": steps.offline_from, "until": steps.offline_until} if steps.offline_from else None,
         )
 

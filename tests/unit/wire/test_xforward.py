@@ -22,18 +22,26 @@ def test_whom_it_is_offered() -> None:
         (b"IDENT=A IDENT=B", "B"),
         (b"IDENT=" + b"z" * 64, "z" * 64),
         # none of the usual kind: it could not be put on a command line, or is not Postfix' at all
-        (b"IDENT=[UNAVAILABLE]", ""),
-        (b"IDENT=" + b"z" * 65, ""),
-        *((b"IDENT=" + odd, "") for odd in (b"-f", b"1sXyz-0001", b"a+0Ab", b"a+20b", b"+C3+A4", b"a;b", b"$(x)")),
+        (b"IDENT=[UNAVAILABLE]", None),
+        (b"IDENT=" + b"z" * 65, None),
+        *((b"IDENT=" + odd, None) for odd in (b"-f", b"1sXyz-0001", b"a+0Ab", b"a+20b", b"+C3+A4", b"a;b", b"$(x)")),
         # said before, and not said now
         (b"PROTO=ESMTP", "before"),
     ],
 )
-def test_queue_id(arguments: bytes, queue_id: str) -> None:
+def test_queue_id(arguments: bytes, queue_id: str | None) -> None:
     forwarded = Forwarded(True)
     assert forwarded.take(b"IDENT=before", None) == say.OK
     assert forwarded.take(arguments, None) == say.OK
     assert forwarded.queue_id == queue_id
+
+
+def test_mail_that_has_none_is_told_from_a_client_that_says_none() -> None:
+    """Postfix says SOURCE alone of mail from sendmail(1)."""
+    forwarded = Forwarded(True)
+    assert forwarded.queue_id == ""
+    assert forwarded.take(b"SOURCE=LOCAL", None) == say.OK
+    assert forwarded.queue_id is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from lmtp_proxy.ctl.client import ControlClient
 from lmtp_proxy.ctl.migrate.hooks import Cancel
-from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, Proxy, ProxyError, UserReceipts
 from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 from tests.support.ctl import Answer, FakeControl, http
@@ -158,11 +158,13 @@ def test_uncertain_deliveries_and_a_crash_are_lines(fakes: list[FakeControl], co
 
 def test_receipts_and_a_process_that_is_about_to_end(fakes: list[FakeControl]) -> None:
     row = {"backend": "new", "first": 1.0, "last": 2, "count": 3, "uncertain": 0}
-    full = {"users": {ALICE: {"delivered": [row], "deferred": [{"queue_id": "4B", "why": "x", "last": 1.0}]}}}
+    full = {"users": {ALICE: {"delivered": [row], "deferred": [{"queue_id": "4B", "why": "x", "last": 1.0}],
+                               "unnamed": [{"count": 2, "first": 1.0, "last": 3.0}]}}}  # fmt: skip
     proxy = proxy_of(fakes, {"POST /receipts": [http(200, {"receipts": "/r"}), http(503, {"error": "busy"}),
                                                 http(200, full)]})  # fmt: skip
     seen = proxy.receipts(ALICE)
     assert seen.deferred == ("4B",) and seen.on("old") is None
+    assert seen.unnamed_since(1.0) == 2
     new = seen.on("new")
     assert new is not None and (new.first, new.last, new.count) == (1.0, 2.0, 3)
 
@@ -199,3 +201,9 @@ def test_an_address_is_quoted_where_rcpt_needs_it(user: str) -> None:
         assert isinstance(parsed, Recipient), path
         local_part, at, domain = address.rpartition("@")
         assert (parsed.local_part, parsed.domain) == ((local_part, domain) if at else (address, "")), path
+
+
+def test_what_was_deferred_without_an_id() -> None:
+    seen = UserReceipts((), (), ((3, 100.0, 200.0), (7, 10.0, 120.0), (5, 10.0, 90.0)))
+    assert seen.unnamed_since(100.0) == 3 + 1, "of those before 100, one at least came after"
+    assert seen.unnamed_since(0.0) == 15 and UserReceipts().unnamed_since(0.0) == 0

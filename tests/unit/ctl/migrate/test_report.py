@@ -176,6 +176,23 @@ def test_what_was_not_delivered_is_so_until_the_run_was_done(tmp_path: Path) -> 
     assert line in receipt_lines(user)
 
 
+def test_mail_without_a_queue_id_is_not_none(tmp_path: Path) -> None:
+    file = JournalFile(tmp_path / "journal")
+    file.run(1.0, 9.0)
+    for user, unnamed, deferred in (("alice", 2, []), ("bob", 0, []), ("carol", 1, ["4X1"])):
+        file.user(user, "done", 8.0)
+        file.receipt(user, parked_from=2.0, parked_until=8.0, unnamed=unnamed, deferred=deferred, requeued=deferred)
+    file.close()
+    found = read(tmp_path / "journal")
+    lines = " ".join(" ".join(report_lines(found)).split())
+    unknown = "3 deferrals for 2 users of mail whose queue id is unknown, which may wait; 0 uncertain deliveries"
+    assert f"mail 1 deferred for 1 user, 1 requeued, and {unknown}" in lines
+    alice, bob, _ = found.users
+    assert "  2 deferrals of mail whose queue id is unknown" in receipt_lines(alice)
+    assert not any("unknown" in line for line in receipt_lines(bob))
+    assert report_document(found)["users"]["alice"]["unnamed"] == 2  # type: ignore[index]
+
+
 def test_users_of_a_run_that_died_are_not_forgotten(tmp_path: Path) -> None:
     journal = JournalFile(tmp_path / "j")
     journal.run(EVENING, None)
