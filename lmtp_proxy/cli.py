@@ -8,16 +8,15 @@ hub does not survive the fork.
 
 import argparse
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config.loading import are_large, load
+from lmtp_proxy.check import account, check, check_files, check_run_as
+from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
@@ -47,11 +46,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         config = load(options.config)
         if options.check:
-            if os.geteuid() == 0:  # who else checks need not be who starts
-                _check_run_as(config)
-            if config.run_as is None or os.geteuid() in (0, _account(config.run_as).pw_uid):  # else nobody can tell
-                _check_files(config)
-            lost = say(sys.stdout, [*(f"note: {note}" for note in config.notes), _summary(config)])
+            lost = say(sys.stdout, [*(f"note: {note}" for note in check(config)), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
         return _run(config, daemonise=options.daemonize)
     except ConfigError as error:
@@ -97,8 +92,8 @@ def _run(config: Config, *, daemonise: bool) -> int:
     received: list[int] = []
     for number in (*RELOAD_SIGNALS, *STOP_SIGNALS):
         signal.signal(number, lambda number, _frame: received.append(number))
-    _check_run_as(config)
-    _check_files(config)
+    check_run_as(config)
+    check_files(config)
     pid_file = PidFile(config.pid, config.path) if daemonise else None
     if pid_file:
         pid_file.acquire()
@@ -177,110 +172,12 @@ def _tell(started: int | None) -> None:
         os.close(started)
 
 
-def _check_run_as(config: Config) -> None:
-    if config.run_as is None or os.geteuid() == _account(config.run_as).pw_uid:
-        return
-    if os.geteuid() == 0:
-        files = [file.path for file in config.files]
-        directories = [path for path in config.users_file or () if os.path.isdir(path)]
-        for path, mode in [*((path, os.R_OK | os.X_OK) for path in directories), *((path, os.R_OK) for path in files)]:
-            if not _may(_account(config.run_as), path, mode):
-                what = f"{config.run_as} may not read {path}, so no reload would work; see chgrp and chmod"
-                raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        if config.workers > 1:
-            reason = "no worker would start; see chmod, or workers: 1"
-        elif are_large(files):  # a process of its own loads it
-            reason = "no reload of so large a file would work; see chmod"
-        else:
-            return
-        for path in (__file__, sys.executable):
-            if not _may(_account(config.run_as), path, os.R_OK):
-                what = f"{config.run_as} may not read {path}, so {reason}"
-                raise ConfigError((f"{config.path}: config.run_as: {what}",))
-        return
-    raise ConfigError(
-        (f"{config.path}: config.run_as: only root can become {config.run_as}; start as root or as that user",)
-    )
-
-
-def _check_files(config: Config) -> None:
-    """That the process which serves can write its files, and has what it needs for them. Raises ConfigError."""
-    found = (_uncertain_log_error(config), _receipts_error(config), _metrics_error(config))
-    errors = [f"{config.path}: {error}" for error in found if error]
-    if errors:
-        raise ConfigError(tuple(errors))
-
-
-def _uncertain_log_error(config: Config) -> str | None:
-    path = config.uncertain_log
-    if path is None:
-        return None
-    # What is not there yet is made in its directory.
-    target, mode = (path, os.W_OK) if os.path.lexists(path) else (os.path.dirname(path), os.W_OK | os.X_OK)
-    allowed, who = _may_serve(config, target, mode)
-    if allowed and not os.path.isdir(path):
-        return None
-    return f"config.uncertain_log: {who} cannot write {path}; see chown and chmod"
-
-
-def _receipts_error(config: Config) -> str | None:
-    path = config.receipts
-    if path is None:
-        return None
-    try:
-        import lmtp_proxy.receipts.file  # noqa: F401  (and now, because `run_as` may not be able to read it)
-    except ImportError as error:
-        return f"config.receipts: this Python cannot use SQLite: {error}"
-    directory = os.path.dirname(path)
-    allowed, who = _may_serve(config, directory, os.W_OK | os.X_OK)
-    if not allowed:  # SQLite makes files beside the one
-        return f"config.receipts: {who} cannot write in {directory}; see mkdir, chown and chmod"
-    if os.path.lexists(path) and (not _may_serve(config, path, os.R_OK | os.W_OK)[0] or os.path.isdir(path)):
-        return f"config.receipts: {who} cannot write {path}; see chown and chmod"
-    return None
-
-
-def _metrics_error(config: Config) -> str | None:
-    """It is imported by the first scrape."""
-    if config.metrics is None or find_spec("prometheus_client") is not None:
-        return None
-    return "config.metrics: this Python has no prometheus_client: install it (Debian: python3-prometheus-client)"
-
-
-def _may_serve(config: Config, path: str, mode: int) -> tuple[bool, str]:
-    """Whether the user who is to serve may; and who that is."""
-    if config.run_as is not None and os.geteuid() == 0:
-        return _may(_account(config.run_as), path, mode), config.run_as
-    return os.access(path, mode, effective_ids=True), "this user"
-
-
-def _may(account: pwd.struct_passwd, path: str, mode: int) -> bool:
-    """Whether the user may, tried as that user; we are root."""
-    groups, group = os.getgroups(), os.getegid()
-    try:
-        os.setgroups(os.getgrouplist(account.pw_name, account.pw_gid))
-        os.setegid(account.pw_gid)
-        os.seteuid(account.pw_uid)
-        return os.access(path, mode, effective_ids=True)
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)
-
-
 def _drop_privileges(config: Config) -> None:
     if config.run_as is None or os.geteuid() != 0:
         return
     for module in late_modules(config):
         import_module(module)  # that user may not be able to read it
-    account = _account(config.run_as)
-    os.initgroups(account.pw_name, account.pw_gid)
-    os.setgid(account.pw_gid)
-    os.setuid(account.pw_uid)
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        return pwd.getpwuid(int(name))  # the configuration was checked: it is one of the two
+    user = account(config.run_as)
+    os.initgroups(user.pw_name, user.pw_gid)
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)

@@ -156,7 +156,17 @@ def _listen(address: Address, access: _Access) -> Listener:
         what = f"cannot listen on {address}: {error.strerror or error}"
         if isinstance(address, UnixAddress) and isinstance(error, FileNotFoundError):
             what += f": make its directory, {os.path.dirname(address.path)}"
+        elif isinstance(address, UnixAddress) and isinstance(error, PermissionError):
+            what += f": {own_name()} may not do so in {os.path.dirname(address.path)}; see chown and chmod"
         raise access.refusal(what) from error
+
+
+def own_name() -> str:
+    """Of the user we are, for messages."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
 
 
 def _listen_tcp(address: TcpAddress) -> Listener:

@@ -30,8 +30,8 @@ class Forwarded:
 
     Attributes:
         offered: the attributes that LHLO tells it of.
-        queue_id: "" if it said nothing, None if it did and has none, as Postfix of mail from sendmail(1); whoever ends the
-            transaction forgets it.
+        queue_id: "" if it said nothing, None if it did and has none, as Postfix of mail from sendmail(1); whoever
+            ends the transaction forgets it.
     """
 
     __slots__ = ("offered", "queue_id")

@@ -391,7 +391,9 @@ def test_check_says_where(tmp_path: Any) -> None:
     path.write_text(f"config:\n  socket: {tmp_path}/s\n  metrics: [127.0.0.1, 9424]\nbackends: {{}}\n")
     done = subprocess.run([sys.executable, str(PROGRAM), "--check", "-c", str(path)], capture_output=True, text=True)
     assert done.returncode == 0
-    assert done.stdout == f"{path}: OK: 0 users, 0 backends, on {tmp_path}/s, metrics on http://127.0.0.1:9424/\n"
+    note, line = done.stdout.splitlines()
+    assert line == f"{path}: OK: 0 users, 0 backends, on {tmp_path}/s, metrics on http://127.0.0.1:9424/"
+    assert note.startswith(f"note: {path}: there are no users and there is no fallback_backend: ")
 
 
 def test_without_prometheus_client_it_does_not_start(tmp_path: Any) -> None:

@@ -465,7 +465,8 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
             since = proxy.mark()
             assert proxy.spawn(arguments).wait(10) == 1
             [line] = proxy.log()[since:].splitlines()
-            what = f"config.receipts: this user cannot write in {tmp_path}/missing; see mkdir, chown and chmod"
+            me = pwd.getpwuid(os.geteuid()).pw_name
+            what = f"config.receipts: {me} cannot write in {tmp_path}/missing; see mkdir, chown and chmod"
             assert line == f"{proxy.config_path}: {what}"
 
 
