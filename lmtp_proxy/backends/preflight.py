@@ -35,29 +35,58 @@ class Preflight:
     Attributes:
         refused: why it did not answer for all recipients, None if it did; one line, escaped.
         replies: those it gave.
+        offers: of its LHLO, each with its parameters; as sent but for the case of the keyword, not escaped.
+        ready: seconds until MAIL could be said; None if it never could.
+        seconds: of all, but for QUIT.
     """
 
     refused: str | None = None
     replies: list[tuple[Recipient, Reply]] = field(default_factory=list)
+    offers: list[str] = field(default_factory=list)
+    ready: float | None = None
+    seconds: float = 0.0
 
 
-def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool]) -> Preflight:
+def preflight(
+    pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool], *, mail: bool = True
+) -> Preflight:
     """LHLO (and AUTH), MAIL FROM:<>, RCPT for each recipient, RSET, QUIT; without recipients no RCPT.
 
-    wanted: asked before each wait; False ends it. Each step has the backend's own deadline. Takes a place of the pool.
+    Each step has the backend's own deadline. Takes a place of the pool.
+
+    Args:
+        wanted: asked before each wait; False ends it.
+        mail: also without recipients MAIL is said.
     """
+    began = time.monotonic()
     result = Preflight()
+    try:
+        _preflight(pool, recipients, wanted, result, mail=mail or bool(recipients))
+    finally:
+        result.seconds = time.monotonic() - began
+    return result
+
+
+def _preflight(
+    pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool], result: Preflight, *, mail: bool
+) -> None:
+    began = time.monotonic()
     session: BackendSession | None = None
     asked = ended_well = False
     try:
         kept = pool.reserve(lambda: None)
     except BackendError as error:
         result.refused = error.reason
-        return result
+        return
     try:
         if kept is not None:
             kept.close()
         session = pool.open(fresh=True, whatever=True)
+        result.ready = time.monotonic() - began
+        result.offers = [f"{name.upper()} {more}".rstrip() for name, more in session.esmtp_features.items()]
+        if not mail:
+            ended_well = True
+            return
         for number, group in enumerate(_groups(recipients, min(_TRANSACTION, pool.most_recipients))):
             if number:
                 _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
@@ -75,7 +104,6 @@ def preflight(pool: BackendPool, recipients: Sequence[Recipient], wanted: Callab
             pool.leave(session)
         else:
             pool.discard(session)
-    return result
 
 
 def _groups(recipients: Sequence[Recipient], most: float) -> Iterator[list[Recipient]]:

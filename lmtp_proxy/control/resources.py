@@ -188,9 +188,10 @@ class Application(ControlApplication):
         }
 
     def _preflight(self, request: Request) -> Json:
-        document = request.document("backend", "recipients", long=True)
+        document = request.document("backend", "recipients", "mail", long=True)
         name = document.text("backend")
         texts = document.texts("recipients", least=0)
+        mail = "mail" not in document.values or document.flag("mail")
         generation = self._generation
         smtputf8 = generation.config.smtputf8
         recipients = [
@@ -206,13 +207,16 @@ class Application(ControlApplication):
             if request.gone():
                 return {}
         try:
-            result = preflight(pool, recipients, lambda: not request.gone())
+            result = preflight(pool, recipients, lambda: not request.gone(), mail=mail)
         finally:
             places.release()
         return {
             "backend": name,
             "address": str(pool.backend.address),
             "refused": result.refused,
+            "ready": result.ready,
+            "seconds": result.seconds,
+            "offers": [shown(offer, MAX_TEXT) for offer in result.offers],
             "replies": [
                 {
                     "recipient": recipient.path[1:-1].decode("utf-8"),

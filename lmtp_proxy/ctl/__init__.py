@@ -10,6 +10,7 @@ In the order of their imports:
     drain      waits until nothing is in flight for some users
     names      what an operator calls a user -> the key that mail would hit
     move       preflight, edit, reload, drain
+    probe      whether each store can be reached and would take mail
     postqueue  Postfix's command postqueue: one mail tried again, the whole queue listed
     requeue    has Postfix try deferred mail again at once
     receipts   the verbs of receipts

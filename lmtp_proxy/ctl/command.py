@@ -186,6 +186,14 @@ def _backends(options: argparse.Namespace, _progress: Progress) -> Outcome:
     return Outcome(answer.document, show.backends(answer.objects("backends")))
 
 
+def _probe(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.names import given, keys_of
+    from lmtp_proxy.ctl.probe import probe
+
+    users = keys_of(given(options.rcpt), "nothing was asked")
+    return probe(_client(options), options.backends, users, progress)
+
+
 def _check(options: argparse.Namespace, progress: Progress) -> Outcome:
     client = _client(options)
     path = options.file and os.path.abspath(options.file)
@@ -313,6 +321,23 @@ def _parser() -> argparse.ArgumentParser:
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")
+    verb = add(
+        "probe",
+        _probe,
+        "Whether the stores can be reached, and would take mail: connect, LHLO, no message",
+        "The running proxy asks each of them, with its own user, credentials and deadlines, and says what it offers "
+        "and how long it took. With --rcpt also MAIL, RCPT and RSET. Waits for their answers. Exit status 1 if one "
+        "does not answer, or takes no mail for a user.",
+    )
+    verb.add_argument("backends", type=text, nargs="*", metavar="BACKEND", help="default: all")
+    verb.add_argument(
+        "--rcpt",
+        type=text,
+        action="append",
+        default=[],
+        metavar="USER",
+        help="would it take their mail? as often as wanted",
+    )
     verb = add(
         "check",
         _check,
