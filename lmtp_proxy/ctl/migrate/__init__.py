@@ -9,6 +9,7 @@ In the order of their imports:
     hooks           runs one command of the site's, and ends it
     left_behind     what a dead run has left running is ended, or told
     journal_file    the lock of a journal, and room for a full disk
+    orders          what is asked of a run that is under way: pause, resume, jobs
     journal         where each user is, and how that came about: an SQLite file
     plan            a YAML file -> a Plan, all errors at once
     turns           one at a time, and those in a hurry first

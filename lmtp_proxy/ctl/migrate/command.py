@@ -16,13 +16,14 @@ from typing import Any
 
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, text
+from lmtp_proxy.ctl.arguments import WRONG_ARGUMENTS, Parser, text
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome, Progress
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
+from lmtp_proxy.ctl.migrate.orders import MOST_JOBS
 from lmtp_proxy.text import count, zoned_time
 
-VERBS = ("status", "report", "release", "reset")
+VERBS = ("status", "report", "release", "reset", "pause", "resume", "jobs")
 PLANS = "/etc/lmtp-proxy"
 """Where a plan is looked for whose journal is asked about."""
 _NOBODY = "nobody to migrate: name users, or --users LIST, or --all-on BACKEND"
@@ -39,6 +40,10 @@ journal before it begins: killed at any moment, the same command goes on.
   report      what became of all, for how long they were offline; or receipts
   release     undo a park (and block) that a dead run has left
   reset       a human has put it right: the user begins anew
+  pause       of a run that is under way, from anywhere: begin no user for now;
+              those in hand are finished. It outlives a run that is killed
+  resume      begin users again
+  jobs N      so many users at once, until the run ends
 
 The first Ctrl-C or SIGTERM begins no more users and finishes those in hand; the
 second puts those back who have not been moved yet. A terminal that goes away
@@ -47,24 +52,26 @@ USAGE = """lmtp-proxyctl migrate [options] PLAN.yml [USER...]
        lmtp-proxyctl migrate [options] PLAN.yml --users LIST | --all-on BACKEND
        lmtp-proxyctl migrate [--journal PATH] status [PLAN.yml] [USER...]
        lmtp-proxyctl migrate [--journal PATH] [--html FILE] report [PLAN.yml] [USER...]
-       lmtp-proxyctl migrate [--journal PATH] release | reset [PLAN.yml] USER..."""
+       lmtp-proxyctl migrate [--journal PATH] release | reset [PLAN.yml] USER...
+       lmtp-proxyctl migrate [--journal PATH] pause | resume [PLAN.yml]
+       lmtp-proxyctl migrate [--journal PATH] jobs [PLAN.yml] N"""
 STATUSES = """exit status of a run:
   0    all users are done
   1    refused: nothing was begun
   2    ended; some failed, need attention, or were skipped
   3    stopped before all were begun: Ctrl-C, --stop-after, a full disk
   64   wrong arguments
-of status, report, release and reset: 0 done, 1 refused"""
+of status, report, release, reset, pause, resume and jobs: 0 done, 1 refused"""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     assert isinstance(verb, Parser)
     verb.names_anywhere = True
-    verb.add_argument("what", type=text, metavar="PLAN | VERB", help="a plan, or status, report, release, reset")
+    verb.add_argument("what", type=text, metavar="PLAN | VERB", help=f"a plan, or {', '.join(VERBS)}")
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
     verb.add_argument("--users", dest="list", type=text, metavar="LIST", help="one user a line; - is stdin")
     verb.add_argument("--all-on", type=text, metavar="BACKEND", help="all of the users: section who are there")
-    verb.add_argument("--jobs", type=_whole(64), default=4, metavar="N", help="users at once (default: 4)")
+    verb.add_argument("--jobs", type=_whole(MOST_JOBS), default=4, metavar="N", help="users at once (default: 4)")
     verb.add_argument("--dry-run", action="store_true", help="check all, say what would be done, change nothing")
     verb.add_argument("--stop-after", type=_whole(10**9), metavar="K", help="begin no more users after K failures")
     verb.add_argument("--window", type=_window, metavar="22:00-05:00", help="begin users in these hours only; wait")
@@ -76,7 +83,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--sync-only", action="store_true", help="copy mailboxes, and do no more; as often as you like")
     verb.add_argument(
-        "--journal", type=text, metavar="PATH", help="for status, report, release, reset (default: that of the plan)"
+        "--journal", type=text, metavar="PATH", help=f"for {', '.join(VERBS)} (default: that of the plan)"
     )
     verb.add_argument("--html", type=text, metavar="FILE", help="of report: also as one HTML page, with everything")
 
@@ -119,6 +126,8 @@ def migrate(options: argparse.Namespace, client: Callable[[], ControlClient], _p
             return _release(options, client)
         if options.what == "reset":
             return _reset(options, client)
+        if options.what in ("pause", "resume", "jobs"):
+            return _order(options)
         return _run(options, client)
     except PlanError as error:
         raise Failed(REFUSED, f"{count(len(error.errors), 'error')} in the plan", error.errors) from error
@@ -273,6 +282,54 @@ def _status(options: argparse.Namespace) -> Outcome:
     with open_journal(path, read_only=True) as journal:
         document, lines = status_of(journal, options.users)
     return Outcome(document, lines)
+
+
+def _order(options: argparse.Namespace) -> Outcome:
+    """`pause`, `resume` or `jobs N` of the run that is under way."""
+    from lmtp_proxy.ctl.migrate.orders import RunOrders
+
+    number = _number(options) if options.what == "jobs" else 0
+    path = _journal_path(options)
+    if options.users:
+        options.parser.error(f"`migrate {options.what}` is about all users: {options.users[0]} is no plan")
+    going = _is_under_way(path)
+    orders = RunOrders(path)
+    if options.what == "resume":
+        ended = orders.resume()
+        if ended is None:
+            return Outcome({"journal": orders.path, "paused": None}, ["it was not paused"])
+        more = "" if going is not False else "; no run is under way: give its command again"
+        text = f"resumed; it was paused {ended.text}{more}"
+        return Outcome({"journal": orders.path, "paused": asdict(ended)}, show.wrapped(text))
+    if going is False:
+        raise Failed(REFUSED, f"{orders.path}: no run is under way; nothing was changed")
+    if options.what == "jobs":
+        orders.set_jobs(number)
+        text = f"{count(number, 'user')} at once from now on, until the run ends; those in hand are finished first"
+        return Outcome({"journal": orders.path, "jobs": number}, show.wrapped(text))
+    order = orders.pause()
+    text = f"paused {order.text}: no user is begun until `migrate resume`; those in hand are finished"
+    return Outcome({"journal": orders.path, "paused": asdict(order)}, show.wrapped(text))
+
+
+def _number(options: argparse.Namespace) -> int:
+    """The N of `jobs [PLAN] N`, which is taken from the users."""
+    try:
+        return _whole(MOST_JOBS)(options.users.pop() if options.users else "")
+    except argparse.ArgumentTypeError as error:
+        raise Failed(WRONG_ARGUMENTS, f"jobs N: {error}") from None
+
+
+def _is_under_way(path: str) -> bool | None:
+    """Whether a run is; None if that cannot be told, because the journal is another user's. Raises JournalError."""
+    from lmtp_proxy.ctl.migrate.journal import open_journal
+    from lmtp_proxy.ctl.migrate.status import under_way
+
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        return None
+    with open_journal(path, read_only=True) as journal:
+        runs = journal.runs()
+    return bool(runs) and under_way(runs[-1])
 
 
 def _named(options: argparse.Namespace) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""N users at once, those in the hands of a dead run first; and when no more are begun.
+"""N users at once, those in the hands of a dead run first; and when no more are begun, for now or for good.
 
 A thread takes one user after the other. It does not know what is done for a user, only how that ended. Signals set
 flags here and nothing else; the main thread waits where they can be handled.
@@ -22,6 +22,7 @@ from lmtp_proxy.ctl.migrate.hooks import MARK, STEP, Cancel, Ran, run
 from lmtp_proxy.ctl.migrate.journal import Journal
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.left_behind import settle, take_lock
+from lmtp_proxy.ctl.migrate.orders import RunOrders
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
 from lmtp_proxy.ctl.migrate.proxy import Requeued
 from lmtp_proxy.ctl.migrate.states import (
@@ -37,9 +38,11 @@ from lmtp_proxy.ctl.migrate.states import (
 from lmtp_proxy.ctl.migrate.steps import Ask, AskedProxy, Ended, Parts, Steps, Stop, of_another_plan
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.ctl.migrate.window import Window
+from lmtp_proxy.text import count
 
 ALL_DONE, REFUSED, SOME_FAILED, STOPPED = 0, 1, 2, 3
 """Exit statuses."""
+_TURN = 1.0  # seconds between two looks at what is asked for from outside
 _LOOK = 5.0  # seconds between two looks at the clock while a window is waited for
 
 
@@ -124,6 +127,11 @@ class Runner:
         self._stopped: str | None = None
         self._ended: dict[str, Ended] = {}
         self._running = 0
+        self._orders = RunOrders(journal.path)
+        self._jobs = settings.jobs
+        self._threads: list[threading.Thread] = []
+        self._alive = 0  # threads that take users
+        self._paused = False  # as it was told last
         self._signals = 0
         self._journal_failed = False
 
@@ -150,19 +158,39 @@ class Runner:
             self._watcher.note(f"{len(in_hand):,} in the hands of a run that died are taken up first")
         parts = parts_of(plan, number, self._journal, self._proxy, self._watcher, self._cancel)
         parts = replace(parts, cuts_over=self._cuts_over)
-        threads = [
-            threading.Thread(target=self._work, args=(parts,), name=f"user {index}")
-            for index in range(min(self._settings.jobs, len(self._waiting)))
-        ]
+        self._orders.forget_jobs()  # it was for the run of before; who paused that meant the users
         with self._handlers():
-            for thread in threads:
-                thread.start()
             with self._change:
                 while self._running or (self._waiting and self._stopped is None):
-                    self._change.wait(1.0)  # signals are handled in between
-            for thread in threads:
+                    self._look_at_orders()
+                    self._begin_threads(parts)
+                    self._change.wait(_TURN)  # signals are handled in between
+            for thread in self._threads:
                 thread.join()
         return self._summary(number, total, time.monotonic() - began)
+
+    def _look_at_orders(self) -> None:
+        """Tell what was asked for meanwhile, and obey."""
+        paused, jobs = self._orders.paused(), self._orders.jobs()
+        if paused is not None and not self._paused:
+            what = "no user is begun until `lmtp-proxyctl migrate resume`; those in hand are finished"
+            self._watcher.note(f"paused {paused.text}: {what}")
+        elif paused is None and self._paused:
+            self._watcher.note("resumed")
+            self._change.notify_all()
+        self._paused = paused is not None
+        if jobs is not None and jobs.jobs != self._jobs:
+            self._jobs = jobs.jobs
+            self._watcher.note(f"{count(jobs.jobs, 'user')} at once {jobs.text}")
+            self._change.notify_all()
+
+    def _begin_threads(self, parts: Parts) -> None:
+        """As many as can have something to do."""
+        while self._stopped is None and self._alive < min(self._jobs, self._running + len(self._waiting)):
+            self._alive += 1
+            name = f"user {len(self._threads)}"
+            self._threads.append(threading.Thread(target=self._work, args=(parts,), name=name))
+            self._threads[-1].start()
 
     def _refuse_other_plans(self, in_hand: Sequence[str]) -> None:
         """Users in the hands of a run with other backends cannot be taken up by this plan."""
@@ -236,10 +264,13 @@ class Runner:
             self._watcher.note(f"{user}: {error}")
 
     def _next(self) -> str | None:
-        """The next user to take; waits for the window. None: no more."""
+        """The next user to take; waits while the run is paused, and for the window. None: no more for this thread."""
         with self._change:
             told = False
-            while self._waiting and self._stopped is None:
+            while self._waiting and self._stopped is None and self._alive <= self._jobs:
+                if not self._first and self._orders.paused() is not None:
+                    self._change.wait(_TURN)
+                    continue
                 if not self._first and (wait := self._closed_for()):
                     if not told:
                         assert self._settings.window is not None
@@ -256,6 +287,7 @@ class Runner:
                     continue
                 self._running += 1
                 return user
+            self._alive -= 1
             return None
 
     def _take(self) -> str | None:
@@ -369,6 +401,9 @@ class Runner:
             status=status,
             copied=copied,
         )
+        if not unstarted:  # nobody is left whom a pause could be about
+            with suppress(JournalError):
+                self._orders.resume()
         with suppress(Exception):  # the users are where they are
             self._journal.end_run(number, summary_text(summary))
         self._watcher.ended(summary)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, UserRow
+from lmtp_proxy.ctl.migrate.orders import RunOrder, RunOrders
 from lmtp_proxy.ctl.migrate.states import FAILED, IN_HAND, NEEDS_ATTENTION, STATES
 from lmtp_proxy.text import count, safe, span, zoned_time
 
@@ -30,10 +31,11 @@ def status_of(journal: Journal, users: Sequence[str]) -> tuple[dict[str, Any], l
         "journal": journal.path,
         "runs": [{**{key: value for key, value in asdict(run).items() if key != "plan"}} for run in runs],
         "under_way": bool(runs) and under_way(runs[-1]),
+        "paused": asdict(paused) if (paused := RunOrders(journal.path).paused()) is not None else None,
         "states": {state: counts[state] for state in STATES if counts[state]},
         "users": {row.user: asdict(row) for row in rows},
     }
-    return document, _everybody(rows, runs, counts)
+    return document, _everybody(rows, runs, counts, paused)
 
 
 def under_way(run: Run) -> bool:
@@ -44,13 +46,17 @@ def under_way(run: Run) -> bool:
         return False
 
 
-def _everybody(rows: Sequence[UserRow], runs: Sequence[Run], counts: Mapping[str, int]) -> list[str]:
+def _everybody(
+    rows: Sequence[UserRow], runs: Sequence[Run], counts: Mapping[str, int], paused: RunOrder | None
+) -> list[str]:
     lines = []
     going = bool(runs) and under_way(runs[-1])
     for run in runs[-1:]:
         way = f"{run.old} -> {run.park} -> {run.new}"
         how = run.result or (f"under way, pid {run.pid}" if going else "died")
         lines += show.wrapped(f"run {run.id} of {run.plan_path} ({way}), begun {zoned_time(run.began)}: {how}")
+    if paused is not None:
+        lines += show.wrapped(f"paused {paused.text}: no user is begun until `lmtp-proxyctl migrate resume`")
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     lines += show.wrapped(f"{count(len(rows), 'user')}: {states}" if rows else "no users yet")
     whose = "in hand" if going else "in the hands of a run that died; the next run takes them first"
