@@ -7,6 +7,7 @@ Nothing is bound, connected to or changed.
 
 import os
 import pwd
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -17,8 +18,11 @@ import lmtp_proxy
 from lmtp_proxy.config.loading import are_large
 from lmtp_proxy.config.values import Config, ConfigError, UnixAddress
 from lmtp_proxy.start.sockets import own_name
+from lmtp_proxy.text import shown
 
 _Value = TypeVar("_Value")
+_PLAIN = re.compile(r"[a-z0-9_.+\-]*(?:@[a-z0-9.\-]+)?")  # what nearly all keys look like
+_SHOWN = 20  # of a long list
 
 
 def check(config: Config) -> tuple[str, ...]:
@@ -76,10 +80,29 @@ def _refuse(config: Config, errors: list[str]) -> None:
 
 
 def _notes(config: Config) -> tuple[str, ...]:
-    if len(config.users) or config.fallback_backend is not None:
-        return config.notes
-    what = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
-    return *config.notes, f"{config.path}: {what}"
+    if not len(config.users) and config.fallback_backend is None:
+        what = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
+        return *config.notes, f"{config.path}: {what}"
+    odd = [key for key in config.users if not _PLAIN.fullmatch(key) and not _is_address(key)]
+    odd.sort(key=config.users.line)
+    notes = [
+        f'{config.path}:{config.users.line(key)}: users: "{shown(key)}" is no address that RCPT would take as it '
+        "stands: is it meant for any mail?"
+        for key in odd[:_SHOWN]
+    ]
+    more = [f"{config.path}: and {len(odd) - _SHOWN} more notes"] if len(odd) > _SHOWN else []
+    return *config.notes, *notes, *more
+
+
+def _is_address(key: str) -> bool:
+    """As `move` and `drain` judge it: none that only quotes would make one."""
+    from lmtp_proxy.ctl.names import key_of
+
+    try:
+        key_of(key)
+    except ValueError:
+        return False
+    return True
 
 
 # --- places ----------------------------------------------------------------------------------------------------------

@@ -147,6 +147,22 @@ def test_a_store_that_is_not_there_now_is_a_note(place: Place) -> None:
     ]
 
 
+def test_keys_that_no_mail_hits(place: Place) -> None:
+    """They are notes: who knows what a script has put there, and the others are right."""
+    odd = ["a@b,c@d", "a@b;old", "a@b:", "mailto:a@b", "a@@b", "alice example.org", "alice@"]
+    fine = ["alice", "a.b+c@x.example", "@example.org", "o'neil@x", "jörg@müller.example", "#1@x", "a/b@x"]
+    place.config["users"] = dict.fromkeys([*fine, *odd], "old")
+    notes = place.notes()
+    assert [note.partition('"')[2].partition('"')[0] for note in notes] == odd
+    first = place.path.read_text().splitlines().index("users:") + 2
+    said = "is no address that RCPT would take as it stands: is it meant for any mail?"
+    line = next(number for number, line in enumerate(place.path.read_text().splitlines(), 1) if "a@b,c@d" in line)
+    assert line == first + len(fine)
+    assert f'note: {place.path}:{line}: users: "a@b,c@d" {said}' in place.run().stdout.splitlines()
+    place.config["users"] = {f"a@@{number}": "old" for number in range(30)}
+    assert len(place.notes()) == 21 and place.notes()[-1] == "and 10 more notes"
+
+
 def test_nobody_would_get_mail(place: Place) -> None:
     place.config["users"] = {}
     nobody = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
