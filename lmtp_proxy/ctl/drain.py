@@ -200,7 +200,8 @@ def drain(
         # Else a reload is under way, and it is not the last one that matters.
         settled = answer.flag("done") or bool(waiting)
         if edited and settled and not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
-            what = f"the reload of {last.text('time')} was refused, so what the file says since then is not in force"
+            when = show.moment(last.text("time"))
+            what = f"the reload of {when} was refused, so what the file says since then is not in force"
             raise Failed(REFUSED, what, last.texts("errors"), answer.document)
         drained = drained or Drained(answer, False, 0.0)
         drained.answer, drained.done, drained.seconds = answer, answer.flag("done"), now - began

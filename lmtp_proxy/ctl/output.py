@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from lmtp_proxy.ctl.client import Answer
-from lmtp_proxy.text import count, safe, span
+from lmtp_proxy.text import count, safe, span, zoned_time
 
 COLUMNS = 80
 _DOTS = "..."
@@ -112,6 +112,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f", did you mean {safe(near[0])}?" if near else ""
 
 
+def moment(text: str) -> str:
+    """A time that the proxy wrote (`2026-11-23T23:09:23.123Z`) as people read all others, by `zoned_time`."""
+    from datetime import datetime
+
+    try:
+        return zoned_time(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):  # a record of somebody else's
+        return text
+
+
 def some(names: Sequence[str], total: int = 0) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])
@@ -174,7 +184,7 @@ def uncertain(records: Sequence[Answer]) -> list[str]:
     lines = []
     for record in records:
         octets = count(record.integer("size"), "octet")
-        lines += wrapped(f"{record.text('time')}  session {record.text('session')}, {octets}")
+        lines += wrapped(f"{moment(record.text('time'))}  session {record.text('session')}, {octets}")
         for label, text in (
             ("to", record.text("recipient")),
             ("in", place(record)),
@@ -244,13 +254,15 @@ def status(answer: Answer, digest: str | None) -> list[str]:
     phases = answer.object("in_flight").integers()
     users_on = answer.object("users_on").integers()
     fallback = answer.optional_text("fallback_backend")
-    started = answer.text("started")
     rows = [
         ("lmtp-proxy", f"{answer.text('version')}, pid {answer.integer('pid')}, up {span(answer.number('uptime'))}"),
-        ("started", started),
+        ("started", moment(answer.text("started"))),
         *map(_worker, answer.objects("workers")),
-        ("generation", f"{answer.integer('generation')}, loaded {config.text('loaded')}"),
-        ("config", f"{config.text('path')}, sha256 {config.text('sha256')[:12]}, modified {config.text('modified')}"),
+        ("generation", f"{answer.integer('generation')}, loaded {moment(config.text('loaded'))}"),
+        (
+            "config",
+            f"{config.text('path')}, sha256 {config.text('sha256')[:12]}, modified {moment(config.text('modified'))}",
+        ),
         ("sessions", f"{answer.integer('sessions')}, {answer.integer('held')} of them on hold"),
         ("in flight", ", ".join(f"{number} in {phase}" for phase, number in phases.items())),
         ("uncertain", f"{answer.integer('uncertain')}, log: {answer.optional_text('uncertain_log') or 'none'}"),
@@ -304,7 +316,7 @@ def _warnings(answer: Answer, config: Answer, digest: str | None) -> list[str]:
             "see `check`, or put it in force by `reload`"
         )
     if not answer.has_null("reload") and not (last := answer.object("reload")).flag("ok"):
-        lines += wrapped(f"warning: the last reload was refused, {last.text('time')}:")
+        lines += wrapped(f"warning: the last reload was refused, {moment(last.text('time'))}:")
         for error in last.texts("errors"):
             lines += wrapped(f"  {error}", "    ")
     return lines

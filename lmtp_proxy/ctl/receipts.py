@@ -14,7 +14,7 @@ from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
 from lmtp_proxy.ctl.postqueue import command_for
 from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, RequeueOutcome, ask, deferred, requeue
-from lmtp_proxy.text import count, iso_time, span
+from lmtp_proxy.text import count, span, zoned_time
 
 _GAPS = 5  # the last ones, that are shown
 _XFORWARD = (
@@ -58,7 +58,7 @@ def _user(user: str, known: Answer) -> list[str]:
 
 def _span(row: Answer) -> str:
     first, last = row.number("first"), row.number("last")
-    return iso_time(first) if first == last else f"{iso_time(first)} to {iso_time(last)}"
+    return zoned_time(first) if first == last else f"{zoned_time(first)} to {zoned_time(last)}"
 
 
 def _gaps(answer: Answer) -> list[str]:
@@ -67,8 +67,8 @@ def _gaps(answer: Answer) -> list[str]:
     if len(gaps) > _GAPS:
         lines += show.wrapped(f"{count(len(gaps) - _GAPS, 'older gap')}: see --json")
     for gap in gaps[-_GAPS:]:
-        began = "before" if gap.has_null("from") else f"from {iso_time(gap.number('from'))} to"
-        ended = "now" if gap.has_null("until") else iso_time(gap.number("until"))
+        began = "before" if gap.has_null("from") else f"from {zoned_time(gap.number('from'))} to"
+        ended = "now" if gap.has_null("until") else zoned_time(gap.number("until"))
         lines += show.wrapped(f"may be incomplete {began} {ended}: {gap.text('why')}")
     return lines + show.after_crash(answer)
 
@@ -134,7 +134,7 @@ def _lines(users: Sequence[str], done: RequeueOutcome) -> list[str]:
             continue
         if unnamed:
             number = count(sum(each.count for each in unnamed), "deferral")
-            last = iso_time(max(each.last for each in unnamed))
+            last = zoned_time(max(each.last for each in unnamed))
             found = "none of it is in the queue now" if done.listed else "postqueue -j cannot list the queue"
             if any(mail.found for mail in mails):
                 found = "found in the queue by its recipient"

@@ -13,6 +13,7 @@ import pytest
 from lmtp_proxy.ctl.client import ControlClient, ControlError
 from lmtp_proxy.ctl.postqueue import command_for
 from lmtp_proxy.ctl.requeue import RequeueOutcome, requeue
+from lmtp_proxy.text import zoned_time
 from tests.support.ctl import FakeControl, Run, ctl, http
 from tests.support.patience import SOON
 
@@ -302,7 +303,7 @@ def test_requeue_says_that_ids_are_missing(postqueue: Postqueue) -> None:
         done.error.startswith("3 deferrals without a queue id: ") and "lmtp_send_xforward_command = yes" in done.error
     )
     assert done.out.split("\n0 mails")[0].replace("\n    ", " ") == (
-        "alice: waiting, id unknown (3 deferrals, the last 1970-01-01T00:00:05.000Z): none of it is in the queue now\n"
+        f"alice: waiting, id unknown (3 deferrals, the last {zoned_time(5)}): none of it is in the queue now\n"
         "bob: nothing waits"
     )
     done = verb("--json", "requeue", "--print", "--postqueue", command, "alice", answers=[silent])
@@ -323,8 +324,8 @@ def test_receipts_of_mail_without_an_id() -> None:
     assert done.status == 0
     text = " ".join(done.out.split())
     assert text.startswith(
-        "alice waiting, id unknown: 1 deferral, 1970-01-01T00:00:01.000Z to 1970-01-02T00:00:00.000Z: 450 x "
-        "bob waiting, id unknown: 2 deferrals, 1970-01-01T00:00:01.000Z: 450 x its client says no queue ids"
+        f"alice waiting, id unknown: 1 deferral, {zoned_time(1)} to {zoned_time(86400)}: 450 x "
+        f"bob waiting, id unknown: 2 deferrals, {zoned_time(1)}: 450 x its client says no queue ids"
     )
     assert "lmtp_send_xforward_command = yes" in text and done.out.count("xforward") == 1
 
@@ -352,15 +353,15 @@ def test_receipts_for_people() -> None:
     assert done.status == 0
     assert done.out.splitlines()[:10] == [
         "alice",
-        "    on old: 1 delivered, 1970-01-01T00:00:00.000Z",
-        "    on new: 1,234 delivered, 2 uncertain, 1970-01-01T00:00:01.000Z to",
-        "        1970-01-02T00:00:00.500Z",
-        "    waiting 4fX: 3 times, 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:01.000Z:",
-        "        450 4.2.1 \\x1b[31m later",
+        f"    on old: 1 delivered, {zoned_time(0)}",
+        f"    on new: 1,234 delivered, 2 uncertain, {zoned_time(1)} to",
+        f"        {zoned_time(86400)}",
+        f"    waiting 4fX: 3 times, {zoned_time(0)} to {zoned_time(1)[:-6]}",
+        f"        {zoned_time(1)[-5:]}: 450 4.2.1 \\x1b[31m later",
         "bob",
         "    nothing is known of it",
         "2 older gaps: see --json",
-        "may be incomplete from 1970-01-01T00:00:01.000Z to now: broken",
+        f"may be incomplete from {zoned_time(1)} to now: broken",
     ]
     assert "lmtp-proxy started 3.0 s ago after one that had died" in done.out
     document = verb("--json", "receipts", "alice", answers=[http(200, answer)]).document

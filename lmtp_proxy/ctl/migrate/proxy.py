@@ -329,7 +329,7 @@ def _receipts(answer: Answer) -> UserReceipts:
 def _moved(status: int, document: Mapping[str, Any]) -> Moved:
     answer = Answer(document, "move")
     lines = [
-        f"{record.text('time')}: {record.text('recipient')} in {record.text('backend')}, from "
+        f"{show.moment(record.text('time'))}: {record.text('recipient')} in {record.text('backend')}, from "
         f"{record.text('sender')}, Message-ID {record.optional_text('message_id') or 'not seen'}: "
         f"{record.text('reason')}"
         for record in answer.objects("uncertain")

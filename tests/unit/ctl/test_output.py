@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import unicodedata
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlError
 from lmtp_proxy.ctl.drain import Drained, Progress
-from lmtp_proxy.text import safe
+from lmtp_proxy.text import safe, zoned_time
 
 LONG = (
     "first.middle.last-name.with-a-long-local-part-of-64-octets-exactly+detail@"
@@ -248,12 +249,28 @@ def test_a_check_names_users_per_backend() -> None:
     assert show.check(answer({**same, "config": []}), "/f") == ["/f: OK, 1 user, no difference to what runs"]
 
 
+def test_times_are_those_of_the_clock_on_the_wall_with_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One form everywhere: `migrate` shows them so, too."""
+    monkeypatch.setenv("TZ", "CET-1")
+    time.tzset()
+    try:
+        assert show.moment("2026-11-23T23:09:23.123Z") == "2026-11-24 00:09:23 +0100"
+        assert show.moment("2026-11-23T23:09:23.123Z") == zoned_time(1795475363.123)
+        assert show.moment("yesterday") == "yesterday"
+        lines = show.uncertain([answer(record())])
+        assert lines[0].startswith("2026-11-24 00:09:23 +0100  session 4ab8b601")
+        assert "started     2026-11-24 00:09:23 +0100" in show.status(answer(status()), None)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_uncertain_deliveries_show_all_that_helps_to_find_them() -> None:
     lines = show.uncertain([answer(record()), answer(record(recipient=LONG, message_id=None, reason="slow " * 40))])
     assert fits(lines), lines
     text = " ".join(line.strip() for line in lines)
     for part in (
-        "2026-11-23T23:09:23.123Z session 4ab8b601, 2,113 octets to alice@example.org in old[/run/x] from <s@x>",
+        f"{zoned_time(1795475363)} session 4ab8b601, 2,113 octets to alice@example.org in old[/run/x] from <s@x>",
         "Message-ID <1@x> because it closed the connection",
         "Message-ID not seen because slow",
     ):
