@@ -6,14 +6,17 @@ A mistake in them is one line and exit status 64. It knows no verb.
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from typing import Any, NoReturn
 
 from lmtp_proxy import streams
+from lmtp_proxy.ctl.output import did_you_mean
 from lmtp_proxy.streams import say
 from lmtp_proxy.text import safe
 
+_NO_VERB = re.compile(r"argument VERB: invalid choice: '(.*)' \(choose from (.*)\)")  # argparse's words
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 WRONG_ARGUMENTS = 64  # EX_USAGE; argparse's own 2 means something else here
 
@@ -34,6 +37,9 @@ class Parser(streams.ProgramParser):
             self._amid = False
 
     def error(self, message: str) -> NoReturn:
+        if (wrong := _NO_VERB.search(message)) is not None:
+            verbs = re.findall(r"[a-z]+", wrong[2])
+            message = f"there is no verb {wrong[1]}{did_you_mean(wrong[1], verbs)}"
         if "--json" in sys.argv:
             say(sys.stdout, [json.dumps({"error": message, "status": WRONG_ARGUMENTS})])
         say(sys.stderr, [f"{self.prog}: {safe(message)}; see {self.prog} --help"])

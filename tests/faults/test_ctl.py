@@ -641,3 +641,13 @@ def test_a_terminal_without_unicode() -> None:
         plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
         ended = ctl("--socket", fake.path, "inflight", environment=plain)
     assert ended.status == 0 and "\\xfc\\u6f22@x" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("stauts", "there is no verb stauts, did you mean status?"), ("xyzzy", "there is no verb xyzzy")],
+)
+def test_a_verb_that_is_nearly_one(verb: str, said: str) -> None:
+    done = ctl(verb)
+    assert (done.status, done.error) == (64, f"{said}; see lmtp-proxyctl --help")
+    assert ctl("--json", verb).document["error"] == said
