@@ -18,7 +18,13 @@ SILENT, UNNAMED = "", "-"
 
 
 class ReceiptsError(Exception):
-    """What is wrong with the file of receipts, in one line."""
+    """What is wrong with the file of receipts, in one line.
+
+    Attributes:
+        bug: a mistake of ours, whose traceback the log is to have; None where the file or the disk is to blame.
+    """
+
+    bug: Exception | None = None
 
 
 @dataclass(slots=True)

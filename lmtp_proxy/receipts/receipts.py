@@ -164,7 +164,8 @@ class Receipts:
         """Log a trouble once when it begins, and once when it is over."""
         if error is not None:
             if not self._failing:
-                _log.error("receipts: %s; mail goes on, and what is to be written is kept for now", error)
+                what = "mail goes on, and what is to be written is kept for now"
+                _log.error("receipts: %s; %s", error, what, exc_info=error.bug)
             self._failing = True
             if not self._over:
                 self._arm_again()
@@ -206,7 +207,9 @@ class _Writer:
         except ReceiptsError as error:
             return error
         except Exception as error:  # noqa: BLE001  (an error of ours may cost receipts, never mail)
-            return ReceiptsError(f"internal error: {error!r}")
+            internal = ReceiptsError(f"internal error: {error!r}")
+            internal.bug = error
+            return internal
 
     def _add(self, note: _Note) -> None:
         batch = self._batch

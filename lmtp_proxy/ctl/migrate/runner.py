@@ -6,6 +6,7 @@ flags here and nothing else; the main thread waits where they can be handled.
 """
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -39,6 +40,8 @@ from lmtp_proxy.ctl.migrate.steps import Ask, AskedProxy, Ended, Parts, Steps, S
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.ctl.migrate.window import Window
 from lmtp_proxy.text import count
+
+_log = logging.getLogger(__name__)  # for mistakes of ours alone; without a handler that is the standard error
 
 ALL_DONE, REFUSED, SOME_FAILED, STOPPED = 0, 1, 2, 3
 """Exit statuses."""
@@ -85,6 +88,9 @@ class Watching:
                 call(self._watcher)
             except Exception:  # noqa: BLE001  (who looks on stops nobody)
                 self._watcher = None
+                _log.exception(
+                    "internal error: nothing more of this run is shown here; it goes on, see `migrate status`"
+                )
 
     def began(self, total: int, already_done: int) -> None:
         self._tell(lambda watcher: watcher.began(total, already_done))
@@ -237,6 +243,7 @@ class Runner:
                 self._journal_failed = True
                 self._stop(str(failed))
             except Exception as error:  # noqa: BLE001  (the other users go on)
+                _log.exception("%s: internal error", user)
                 ended = Ended("in hand", None, f"internal error: {type(error).__name__}: {error}")
                 self._stop(f"internal error at {user}")
             if ended.copied is not None:
@@ -404,7 +411,7 @@ class Runner:
         if not unstarted:  # nobody is left whom a pause could be about
             with suppress(JournalError):
                 self._orders.resume()
-        with suppress(Exception):  # the users are where they are
+        with suppress(JournalError):  # the users are where they are
             self._journal.end_run(number, summary_text(summary))
         self._watcher.ended(summary)
         return summary
@@ -506,7 +513,8 @@ def beside(action: Callable[[], Requeued]) -> Callable[[], Requeued]:
         try:
             results.append(action())
         except Exception as error:  # noqa: BLE001  (it is told where the result is waited for; the users go on)
-            results.append(Requeued((), f"{type(error).__name__}: {error}", False))
+            _log.exception("internal error")
+            results.append(Requeued((), f"internal error: {type(error).__name__}: {error}", False))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

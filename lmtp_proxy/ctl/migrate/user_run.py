@@ -5,6 +5,8 @@ The one place where states and actions meet: a state is entered in the journal, 
 `moved` whatever fails puts the user back; from there on they only go forward, or wait for a human.
 """
 
+import logging
+
 from lmtp_proxy.ctl.migrate.journal import UserRow
 from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.proxy import Interrupted, ProxyError, Requeued, UserReceipts
@@ -39,6 +41,8 @@ from lmtp_proxy.ctl.migrate.steps import (
 )
 from lmtp_proxy.ctl.migrate.way_back import look, put_back, undo
 from lmtp_proxy.text import zoned_time
+
+_log = logging.getLogger(__name__)  # for mistakes of ours alone; without a handler that is the standard error
 
 _MOVE_AGAIN = 120.0  # seconds: a user who must go forward is offline until the file can be changed
 _LONGEST_PAUSE = 15.0
@@ -116,6 +120,7 @@ class UserRun:
         except JournalError:
             raise
         except Exception as error:  # noqa: BLE001  (a mistake of ours must not leave a user parked)
+            _log.exception("%s: internal error", self.user)
             return undo(steps, f"internal error: {type(error).__name__}: {error}", FAILED)
         return steps.ended(None)
 
