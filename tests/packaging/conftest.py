@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fixtures: the package, built once from what is in the checkout, and the machine, for one test at a time."""
 
-import fcntl
 import os
-import pwd
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +12,8 @@ import pytest
 
 from tests import ROOT
 from tests.e2e.requirements import INSTALL, missing_for_servers, program
+
+from .machine import machine_of_our_own
 
 _TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers", "man")
 
@@ -39,16 +39,7 @@ def missing_for_installing() -> str | None:
         return "a package is installed by root: run the tests as root"
     if Path("/run/systemd/system").exists():
         return "this test is about a machine on which systemd does not run"
-    if (reason := missing_for_building() or missing_for_servers()) is not None:
-        return reason
-    for path in ("/etc/lmtp-proxy.yml", "/etc/init.d/lmtp-proxy", "/var/lib/lmtp-proxy"):
-        if os.path.lexists(path):
-            return f"lmtp-proxy is in use on this machine ({path}), and this test would purge it"
-    try:
-        pwd.getpwnam("lmtp-proxy")
-    except KeyError:
-        return None
-    return "there is a user lmtp-proxy on this machine, and this test would remove it"
+    return missing_for_building() or missing_for_servers()
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +66,9 @@ def tree() -> Iterator[Path]:
 @pytest.fixture
 def machine() -> Iterator[None]:
     """The right to install lmtp-proxy here: one test of one run has it."""
-    with open("/run/lock/lmtp-proxy-packaging", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (reason := missing_for_installing()) is not None:
-            pytest.skip(reason)
+    if (reason := missing_for_installing()) is not None:
+        pytest.skip(reason)
+    with machine_of_our_own() as used:
+        if used is not None:
+            pytest.skip(used)
         yield

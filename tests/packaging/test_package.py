@@ -10,10 +10,11 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ from tests.e2e.postfix import DOMAIN
 from tests.e2e.process import wait_until
 from tests.e2e.shell_doc import Command, Shell, steps
 
+from . import machine as machine_module
+from .conftest import missing_for_installing
+from .machine import MARK, in_use, machine_of_our_own, purge
 from .site import CONFIG, USERS, Site, command, delivers, reloads, running, service, started
 
 NEXT = f"{__version__}+next"
@@ -163,6 +167,59 @@ def test_a_life(machine: None, tree: Path, package: Path) -> None:
         grp.getgrnam("lmtp-proxy")
 
 
+_INSTALL_AND_HANG = """
+import subprocess, sys, time
+from tests.packaging.machine import machine_of_our_own
+with machine_of_our_own() as used:
+    assert used is None, used
+    subprocess.run(["apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "DPkg::Use-Pty=0", "install", "-y", sys.argv[1]])
+    time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["the run alone", "with apt and dpkg"])
+def test_what_a_run_leaves_that_is_killed_amid_the_installation_is_purged_by_the_next(
+    package: Path, all_of_it: bool
+) -> None:
+    """A machine in use without the mark of such a run is left alone."""
+    if (reason := missing_for_installing()) is not None:
+        pytest.skip(reason)
+    run = subprocess.Popen(
+        [sys.executable, "-c", _INSTALL_AND_HANG, package],
+        cwd=ROOT,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: CONFIG.exists() or run.poll() is not None, 180, "the installation")
+    finally:
+        (os.killpg if all_of_it else os.kill)(run.pid, signal.SIGKILL)
+        run.wait()
+    assert CONFIG.exists() and MARK.exists(), run.returncode
+    with machine_of_our_own() as used:
+        assert used is None and in_use() is None
+    assert not MARK.exists()
+
+
+def test_a_machine_in_use_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "lmtp-proxy.yml"
+    monkeypatch.setattr(machine_module, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(machine_module, "MARK", tmp_path / "mark")
+    monkeypatch.setattr(machine_module, "_PLACES", (str(place),))
+    with machine_of_our_own() as used:
+        assert used is None and (tmp_path / "mark").exists()
+        place.touch()
+    assert (tmp_path / "mark").exists(), "something is left"
+    (tmp_path / "mark").unlink()
+    with machine_of_our_own() as used:
+        assert used is not None and str(place) in used
+    assert place.exists() and not (tmp_path / "mark").exists()
+
+
 def traces() -> set[str]:
     """All that has the name of the package, where packages put things."""
     words = ["find", *_PLACES, "-xdev", "(", "-name", "*lmtp-proxy*", "-o", "-name", "*lmtp_proxy*", ")"]
@@ -175,10 +232,7 @@ def purged_at_last() -> Iterator[None]:
     try:
         yield
     finally:
-        if os.path.exists("/etc/init.d/lmtp-proxy"):
-            with suppress(AssertionError, subprocess.TimeoutExpired):
-                service("stop")
-            subprocess.run(["dpkg", "--purge", "lmtp-proxy"], capture_output=True)
+        purge()
 
 
 def is_installed() -> None:
