@@ -8,3 +8,4 @@ s/^  #  permissions: 0660$/    #permissions: 0660/
 s/^  #uncertain_log: /  uncertain_log: /
 s/^  #trusted: .*$/  trusted: [127.0.0.0\/8, "::1\/128"]/
 s/^    #syslog: /    syslog: /
+s/^  #receipts: /  receipts: /

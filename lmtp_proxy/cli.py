@@ -22,7 +22,7 @@ from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.signals import RELOAD_SIGNALS, STOP_SIGNALS
-from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics
+from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics, remove_dead_sockets
 from lmtp_proxy.start.start import Start
 from lmtp_proxy.streams import ProgramParser, say, say_lost, settle
 
@@ -45,6 +45,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = load(options.config)
+        if options.remove_sockets:
+            remove_dead_sockets(config)
+            return 0
         if options.check:
             lost = say(sys.stdout, [*(f"note: {note}" for note in check(config)), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
@@ -75,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
+    parser.add_argument(
+        "--remove-sockets",
+        action="store_true",
+        help="remove the sockets of the configuration on which nobody listens, and exit",
+    )
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
     parser.formatter_class = argparse.HelpFormatter
     return parser

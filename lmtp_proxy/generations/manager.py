@@ -25,6 +25,7 @@ from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
+from lmtp_proxy.installed import another_installed
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import TableUnavailable
@@ -149,7 +150,9 @@ def _differs(one: Config, other: Config, key: str) -> bool:
 
 
 def _load_in(thread: OneThread, path: str, old: StaticTable) -> Loaded | ConfigError | None:
-    """See `_load`."""
+    """See `_load`. Nothing is loaded by the program of another version."""
+    if why := another_installed():
+        return ConfigError((why,))
     try:
         thread.prepare()
     except (ImportError, OSError) as error:
@@ -201,7 +204,8 @@ def _load_aside(path: str, old: Config) -> Loaded | ConfigError:
                 octets.append(piece)
         return process.result(b"".join(octets), wait)
     except ConfigError as error:
-        return error
+        why = another_installed()  # meanwhile: then the two did not understand each other
+        return ConfigError((why,)) if why else error
     finally:
         process.close(wait)
         watcher.stop()

@@ -149,6 +149,15 @@ def listen_for_metrics(config: Config) -> Listener | None:
     return _listen(config.metrics, _Access(None, None, None, f"{config.path}: config.metrics"))
 
 
+def remove_dead_sockets(config: Config) -> None:
+    """Remove what a proxy has left that had no right to (`run_as`): unix sockets on which nobody listens."""
+    for address in (config.socket, config.control and config.control.socket):
+        if isinstance(address, UnixAddress):
+            with suppress(OSError, ConfigError), _locked(os.path.dirname(address.path)):
+                if _is_dead(address.path, _Access(None, None, None, config.path)):
+                    os.unlink(address.path)
+
+
 def _listen(address: Address, access: _Access) -> Listener:
     try:
         return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)

@@ -12,6 +12,7 @@ import sys
 from lmtp_proxy import __version__
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import ConfigError
+from lmtp_proxy.installed import another
 from lmtp_proxy.start.signals import RELOAD_SIGNALS
 from lmtp_proxy.workers.settings import worker_settings
 
@@ -26,8 +27,7 @@ def main(text: str) -> int:
     channel = socket.socket(fileno=settings.channel)
     try:
         if settings.version != __version__:
-            what = f"version {__version__} was installed while {settings.version} runs: restart lmtp-proxy"
-            raise ConfigError((what,))
+            raise ConfigError((another(__version__, settings.version),))
         config = load(settings.config)
     except ConfigError as error:
         from lmtp_proxy.workers.channel import say

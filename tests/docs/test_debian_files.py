@@ -55,6 +55,7 @@ def test_the_first_configuration_is_the_example_with_what_a_package_can_know(tmp
         "config.uncertain_log": "/var/lib/lmtp-proxy/uncertain.log",
         "config.trusted.0": "127.0.0.0/8",
         "config.trusted.1": "::1/128",
+        "config.receipts": "/var/lib/lmtp-proxy/receipts.db",
         "config.log.syslog": "/dev/log",
     }
     assert {name: first[name] for name in example} == example

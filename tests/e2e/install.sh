@@ -5,7 +5,7 @@
 # Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
 # HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
 # versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
-# package with.
+# package with, and a small Debian that it boots.
 #
 #   sudo tests/e2e/install.sh
 #
@@ -24,7 +24,9 @@ SHOWN="tmux chromium fonts-dejavu-core"
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
 FOR_MTAS="libdb5.3 libevent-2.1-7 libgnutls-dane0 libidn12 libldap-2.5-0 libnsl2 libpcre2-8-0 libwrap0 m4 util-linux"
 PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
-PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db"
+PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db debootstrap systemd-container"
+# A root of its own, with what the package needs, that tests/packaging boots.
+BOOTED="systemd,systemd-sysv,dbus,adduser,procps,python3,python3-daemon,python3-gevent,python3-idna,python3-prometheus-client,python3-setproctitle,python3-yaml"
 
 die() {
     echo "tests/e2e/install.sh: $*" >&2
@@ -52,8 +54,12 @@ mtas_are_unpacked() {
     [ -x "$E2E_STATE/mtas/usr/sbin/exim4" ] && [ "$(cat "$E2E_STATE/mtas.packages" 2>/dev/null)" = "$MTAS" ]
 }
 
+root_is_made() {
+    [ "$(cat "$E2E_STATE/booted.packages" 2>/dev/null)" = "$BOOTED" ]
+}
+
 everything_is_there() {
-    [ -z "$(missing_packages)" ] && imapd_is_unpacked && mtas_are_unpacked
+    [ -z "$(missing_packages)" ] && imapd_is_unpacked && mtas_are_unpacked && root_is_made
 }
 
 apt_get() {
@@ -127,6 +133,15 @@ unpack_mtas() {
     rm -rf "$work"
 }
 
+# From where this machine has its own packages.
+make_root() {
+    rm -rf "$E2E_STATE/booted" "$E2E_STATE/booted.packages"
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+    debootstrap --variant=minbase --include="$BOOTED" bookworm "$E2E_STATE/booted" "${mirror:-http://deb.debian.org/debian}"
+    rm -rf "$E2E_STATE"/booted/var/cache/apt/archives/*.deb
+    echo "$BOOTED" >"$E2E_STATE/booted.packages"
+}
+
 command -v apt-get >/dev/null 2>&1 && command -v dpkg-query >/dev/null 2>&1 ||
     die "needs Debian's apt-get and dpkg; on other systems the end-to-end tests cannot be run"
 
@@ -151,5 +166,6 @@ missing=$(missing_packages)
 [ -z "$missing" ] || install_packages $missing
 imapd_is_unpacked || unpack_imapd
 mtas_are_unpacked || unpack_mtas
+root_is_made || make_root
 everything_is_there || die "something is still missing: $(missing_packages)"
 echo "tests/e2e/install.sh: done"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lmtp_proxy import __version__
 from tests.faults.conftest import Move
 from tests.support.accounting import check_earned
 from tests.support.backend import FakeBackend
 from tests.support.delays import Delays
+from tests.support.package import copied_package
 from tests.support.patience import SOON
-from tests.support.proxy import ProxyProcess, config_of
+from tests.support.proxy import BOTH_MODES, PROGRAM, ProxyProcess, config_of
 from tests.support.script import Await, Script, say
 
 USERS = {"u": "old", "v": "old", "w": "new", "r": "reject"}
@@ -332,3 +337,28 @@ def test_signals_at_once_after_the_socket_appears() -> None:
                     client.quit()
             finally:
                 proxy.close()
+
+
+@BOTH_MODES
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_a_reload_is_refused_while_another_version_is_on_the_disk(tmp_path: Path, processes: int, large: bool) -> None:
+    """Its programs are of that version then, and need not understand what serves."""
+    copied_package(tmp_path)
+    program = shutil.copytree(PROGRAM.parent, tmp_path / "bin") / PROGRAM.name
+    file = tmp_path / "lmtp_proxy/__init__.py"
+    with FakeBackend() as old, FakeBackend() as new:
+        config = config_of({"old": old, "new": new}, dict(USERS), ignoreDomain=True)
+        if large:  # loaded by a process of its own
+            config["users"] |= {f"user-{number:06}": "hold" for number in range(40_000)}
+        with ProxyProcess(config, program=program, workers=processes) as proxy:
+            text = file.read_text()
+            file.write_text(text.replace(f'__version__ = "{__version__}"', '__version__ = "99.1"'))
+            proxy.config["users"]["u"] = "new"
+            assert "reload refused: 1 error" in proxy.reload()
+            what = f"version 99.1 was installed while {__version__} runs: restart lmtp-proxy"
+            assert f"ERROR reload: {what}\n" in re.sub(r" \[\d+\] ", " ", proxy.log())
+            with proxy.client() as client:
+                check_earned(client.deliver("1@x", ["u@x"]), [old])
+                client.quit()
+            file.write_text(text)
+            assert "generation 2 active" in proxy.signal_reload()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lmtp_proxy import __version__
 from tests import ROOT
 from tests.e2e.requirements import INSTALL, missing_for_servers, program
 
+from .building import commands_of_the_readme, run_in
 from .machine import machine_of_our_own
 
 _TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers", "man")
@@ -61,6 +63,17 @@ def tree() -> Iterator[Path]:
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, tree / name)
         yield tree
+
+
+@pytest.fixture(scope="session")
+def package(tree: Path) -> Path:
+    """The .deb, built as the README says."""
+    build_dep, build, install = commands_of_the_readme()[:3]
+    assert (build_dep, build) == ("apt-get build-dep ./", "dpkg-buildpackage -us -uc -b") and "apt-get" in install
+    run_in(tree, build)
+    [deb] = tree.parent.glob("*.deb")
+    assert deb.name == f"lmtp-proxy_{__version__}_all.deb"
+    return deb
 
 
 @pytest.fixture

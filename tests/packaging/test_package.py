@@ -24,59 +24,14 @@ from tests import ROOT
 from tests.e2e.flow import Flow
 from tests.e2e.postfix import DOMAIN
 from tests.e2e.process import wait_until
-from tests.e2e.shell_doc import Command, Shell, steps
 
 from . import machine as machine_module
+from .building import ENVIRONMENT, NEXT, commands_of_the_readme, next_version, run_in
 from .conftest import missing_for_installing
 from .machine import MARK, in_use, machine_of_our_own, purge
 from .site import CONFIG, USERS, Site, command, delivers, reloads, running, service, started
 
-NEXT = f"{__version__}+next"
 _PLACES = ("/etc", "/lib/systemd", "/run", "/usr/bin", "/usr/lib", "/usr/sbin", "/usr/share", "/var/lib", "/var/log")
-# As for an operator: Debian's programs, nothing of a virtual environment. nocheck: these tests have been run.
-_ENVIRONMENT = {
-    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL": "C.UTF-8",
-    "DEB_BUILD_OPTIONS": "nocheck",
-    "DEB_BUILD_PROFILES": "nocheck",
-    "DEBIAN_FRONTEND": "noninteractive",
-    "VIRTUAL_ENV": "",
-    "PYTHONPATH": "",
-}
-
-
-def commands_of_the_readme() -> list[str]:
-    """In the order of its section Install: those that build and install, and those behind `Edit that`."""
-    text = (ROOT / "README.md").read_text("utf-8").split("\n## Install\n", 1)[1].split("\n## ", 1)[0]
-    return [step.text for step in steps(text) if isinstance(step, Command)]
-
-
-def run_in(directory: Path, *commands: str) -> None:
-    """By a shell, as they stand in the README."""
-    with Shell(directory, {**_ENVIRONMENT, "APT_CONFIG": _apt_config(directory)}) as shell:
-        for text in commands:
-            said = shell.run(text)
-            status = shell.run("echo $?")
-            assert status == ["0"], "\n".join([text, *said])
-
-
-def _apt_config(directory: Path) -> str:
-    path = directory.parent / "apt.conf"
-    path.write_text('DPkg::Lock::Timeout "120";\nDpkg::Use-Pty "0";\nAPT::Install-Recommends "false";\n')
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def package(tree: Path) -> Path:
-    """The .deb, built as the README says."""
-    build_dep, build, install = commands_of_the_readme()[:3]
-    assert (build_dep, build) == ("apt-get build-dep ./", "dpkg-buildpackage -us -uc -b") and "apt-get" in install
-    run_in(tree, build)
-    [deb] = tree.parent.glob("*.deb")
-    assert deb.name == f"lmtp-proxy_{__version__}_all.deb"
-    return deb
-
-
 # --- without installing ----------------------------------------------------------------------------------------------
 
 
@@ -84,7 +39,7 @@ def package(tree: Path) -> Path:
 def test_lintian_has_nothing_to_say(package: Path) -> None:
     [changes] = package.parent.glob("*.changes")
     words = ["lintian", "-EviI", "--pedantic", "--allow-root", "--fail-on", "error,warning", str(changes)]
-    done = subprocess.run(words, env={**os.environ, **_ENVIRONMENT}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=120)
     found = re.findall(r"(?m)^[EW]: .*", done.stdout)
     assert done.returncode == 0 and not found, done.stdout + done.stderr
 
@@ -276,25 +231,6 @@ def upgrade_under_load(site: Site, package: Path) -> None:
     assert there == expected, "lost, or delivered twice"
     deferred = sum(attempt.status == "deferred" for attempt in site.postfix.attempts(flow.queue_ids.values()))
     print(f"{len(flow.messages)} messages in {flow.seconds:.1f} s with an upgrade; {deferred} deferrals by its restart")
-
-
-def next_version(package: Path) -> Path:
-    """The package again with a higher number, and an example that differs where the operator's file does."""
-    directory = package.parent / "next"
-    shutil.rmtree(directory, ignore_errors=True)
-    subprocess.run(["dpkg-deb", "-R", package, directory], check=True)
-    for name, old, new in (
-        ("DEBIAN/control", f"Version: {__version__}\n", f"Version: {NEXT}\n"),
-        ("usr/lib/python3/dist-packages/lmtp_proxy/__init__.py", f'"{__version__}"', f'"{NEXT}"'),
-        ("usr/share/lmtp-proxy/lmtp-proxy.yml", "hold_limit: 2", "hold_limit: 3"),
-    ):
-        path = directory / name
-        text = path.read_text("utf-8")
-        assert old in text, name
-        path.write_text(text.replace(old, new), "utf-8")
-    newer = package.parent / "next.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", directory, newer], check=True, capture_output=True)
-    return newer
 
 
 def starts_after_a_crash_and_a_boot(site: Site) -> None:

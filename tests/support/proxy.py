@@ -89,8 +89,8 @@ class ProxyProcess:
 
     `config` is the whole file as nested mappings; `config.socket` and `config.pid` are added when missing. The log is
     what it writes to stderr. `prefix`: a command that becomes the program, as env does. `patience`: seconds in which a
-    line of the log comes. Use as a context manager: it starts at entry, and leaving stops it and checks that the log
-    holds no traceback.
+    line of the log comes. `program`: of another checkout. Use as a context manager: it starts at entry, and leaving
+    stops it and checks that the log holds no traceback.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class ProxyProcess:
         directory: str | None = None,
         workers: int | None = None,
         prefix: Sequence[str] = (),
+        program: Path = PROGRAM,
     ) -> None:
         self.directory = directory or tempfile.mkdtemp(prefix="lpp", dir="/tmp")
         os.chmod(self.directory, 0o755)
@@ -115,6 +116,7 @@ class ProxyProcess:
         if self.workers > 1:
             self.config["config"].setdefault("workers", self.workers)
         self._prefix = prefix
+        self._program = program
         self._environment = {**os.environ, **(environment or {})}
         self._log = Path(self.directory) / "log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -150,7 +152,7 @@ class ProxyProcess:
                 [
                     *self._prefix,
                     sys.executable,
-                    str(PROGRAM),
+                    str(self._program),
                     *(arguments if arguments is not None else ("-c", self.config_path)),
                 ],
                 stdin=subprocess.DEVNULL,
