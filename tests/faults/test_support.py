@@ -173,6 +173,26 @@ def test_skips_fail_when_forbidden(tmp_path: Path) -> None:
         if forbidden == "0":
             assert done.returncode == 0 and "3 skipped" in done.stdout, done.stdout
         else:
-            assert done.returncode != 0 and "skipped," in done.stdout
+            assert done.returncode != 0 and "skipped," in done.stdout and "3 skipped" not in done.stdout
             for reason in ("no server here", "not today", "whole module"):
                 assert reason in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("forbidden", ["0", "1"])
+def test_a_skip_that_no_installation_would_help_is_allowed(tmp_path: Path, forbidden: str) -> None:
+    (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
+    (tmp_path / "test_a.py").write_text("import pytest\ndef test_skips(): pytest.skip('this machine cannot fly')\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LMTP_PROXY_NO_SKIP": forbidden}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=50, check=False)
+    assert done.returncode == 0 and "1 skipped" in done.stdout, done.stdout

@@ -8,14 +8,18 @@ It has a network of its own, in which it is alone.
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+from tests.conftest import CANNOT
 from tests.e2e.requirements import INSTALL, UNPACKED, program
 
 ROOT = UNPACKED / "booted"
+_CANNOT_MAKE = UNPACKED / "booted.cannot"
 _ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -35,10 +39,25 @@ def missing_for_booting() -> str | None:
     """Why no systemd can be booted here, in one line; None when it can."""
     if os.geteuid() != 0:
         return "a container is booted by root: run the tests as root"
+    if _CANNOT_MAKE.exists():
+        return f"{CANNOT}make a root with debootstrap: {_CANNOT_MAKE.read_text('utf-8', 'replace').strip()}"
     absent = [name for name in ("systemd-nspawn", "nsenter") if program(name) is None]
     if not (ROOT / "usr/lib/systemd/systemd").exists():
         absent.append(str(ROOT))
-    return f"not installed: {', '.join(absent)}; to install: {INSTALL}" if absent else None
+    if absent:
+        return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
+    return _cannot_enter()
+
+
+@cache
+def _cannot_enter() -> str | None:
+    """Why nothing runs in a container here: a machine that is one itself may not be allowed to."""
+    with tempfile.TemporaryDirectory() as files:
+        words = [*_container(Path(files), "--pipe"), "true"]
+        done = subprocess.run(
+            words, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
+    return f"{CANNOT}run systemd-nspawn: {done.stderr.strip()[-500:]}" if done.returncode else None
 
 
 class CannotBoot(Exception):
@@ -138,7 +157,7 @@ def _up(container: "subprocess.Popen[bytes]", log: Path) -> Booted:
             if machine.run("systemctl", "is-system-running", statuses=range(256)).strip() in ("running", "degraded"):
                 return machine
         time.sleep(0.1)
-    raise CannotBoot(f"systemd-nspawn does not boot here: {log.read_text('utf-8', 'replace')[-2000:]}")
+    raise CannotBoot(f"{CANNOT}boot a container: {log.read_text('utf-8', 'replace')[-2000:]}")
 
 
 def files_for(package: Path, *more: Path) -> Path:
