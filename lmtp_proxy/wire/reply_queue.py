@@ -6,11 +6,8 @@ It knows order and nothing else: neither what a reply says nor what it answers.
 
 from collections import deque
 from collections.abc import Sequence
-from operator import attrgetter
 
 from lmtp_proxy.wire.reply import Reply
-
-_wire, _code = attrgetter("wire"), attrgetter("code")
 
 
 class ReplyQueue:
@@ -50,12 +47,12 @@ class ReplyQueue:
         if self._waiting:
             self._settle_in_turn(self._waiting, replies)
             return sum([reply.code < 300 for reply in replies])
-        if len(replies) == 1:
-            self.ready.append(replies[0].wire)
-            return replies[0].code < 300
-        self.ready += map(_wire, replies)
-        codes = list(map(_code, replies))
-        return len(codes) if max(codes, default=0) < 300 else sum([code < 300 for code in codes])
+        ready, positive = self.ready, 0
+        for reply in replies:
+            ready.append(reply.wire)
+            if reply.code < 300:
+                positive += 1
+        return positive
 
     def _settle_in_turn(self, waiting: "deque[Reply | None]", replies: Sequence[Reply]) -> None:
         for reply in replies:
