@@ -4,7 +4,6 @@
 Folders by subject, in one order: a module imports only what stands above it here, and inside its folder only what
 stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/test_rings.py`` reads and proves it.
 
-    installed.py  which version of the package is on the disk
     text.py       how foreign text and times are written
     streams.py    standard streams of a command that may be closed, or full
     counts.py     what a process counts: integers and histograms

@@ -4,6 +4,7 @@
 In the order of their imports:
 
     share        one process's part of a limit that is for all
+    installed    which version of the package is on the disk
     destination  where the mail of one recipient goes in one generation
     generation   one configuration as it serves: number, config, routing, pools
     reloads      one reload at a time, for however many ask

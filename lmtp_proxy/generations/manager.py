@@ -23,9 +23,9 @@ from lmtp_proxy.config.difference import compare_users, difference, too_many_rem
 from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
+from lmtp_proxy.generations.installed import another_installed
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
-from lmtp_proxy.installed import another_installed
 from lmtp_proxy.loop.late import OneThread, late_import
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import TableUnavailable

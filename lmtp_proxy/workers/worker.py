@@ -12,7 +12,7 @@ import sys
 from lmtp_proxy import __version__
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import ConfigError
-from lmtp_proxy.installed import another
+from lmtp_proxy.generations.installed import another
 from lmtp_proxy.start.signals import RELOAD_SIGNALS
 from lmtp_proxy.workers.settings import worker_settings
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmtp_proxy.ctl.migrate.events import Silent
+from lmtp_proxy.ctl.migrate.journal import Journal
 from lmtp_proxy.ctl.migrate.runner import Runner, Settings
 from lmtp_proxy.ctl.migrate.steps import Stop
 from lmtp_proxy.ctl.migrate.window import parse_window
@@ -73,12 +75,15 @@ def test_how_long_it_is_open(window: str, now: str, left: float, length: float) 
         ("12:00:00", 0.1, False),
     ],
 )
-def test_nobody_is_parked_for_whom_there_is_no_time_left(now: str, seconds: float, expected: bool) -> None:
+def test_nobody_is_parked_for_whom_there_is_no_time_left(
+    tmp_path: Path, now: str, seconds: float, expected: bool
+) -> None:
     settings = Settings(cutover_window=parse_window("22:00-05:00"), clock=lambda: at(now))
     nothing: Any = None
-    runner = Runner(nothing, nothing, nothing, Silent(), settings, nothing)
-    assert runner._cuts_over(seconds) is expected
-    with pytest.raises(Stop, match="longer than the window 22:00-05:00"):
-        runner._cuts_over(7 * 3600.0)
-    only = Runner(nothing, nothing, nothing, Silent(), replace(settings, sync_only=True), nothing)
-    assert only._cuts_over(seconds) is False
+    with Journal(str(tmp_path / "journal")) as journal:
+        runner = Runner(nothing, journal, nothing, Silent(), settings, nothing)
+        assert runner._cuts_over(seconds) is expected
+        with pytest.raises(Stop, match="longer than the window 22:00-05:00"):
+            runner._cuts_over(7 * 3600.0)
+        only = Runner(nothing, journal, nothing, Silent(), replace(settings, sync_only=True), nothing)
+        assert only._cuts_over(seconds) is False
