@@ -44,9 +44,6 @@ _REMEMBERED_LIMIT = 60.0
 _MAKE_ROOM = 1.0
 _LEAVING = (Command.OTHER,)  # QUIT: no other command of its own is said on a session that has been opened
 _HAS_NO_ROOM = (Failure.SILENT, Failure.CLOSING)  # as a store says it that serves others
-# Seconds after which a session without an answer is looked at: whether what was sent has arrived at all. By then TCP
-# has sent it four times.
-_FIRST_LOOK = 5.0
 # Seconds between two attempts at a backend that is being restarted.
 _RESTARTING = 0.2
 
@@ -115,8 +112,6 @@ class BackendPool:
         most_recipients: in one transaction: the least of what is configured and what the last session said.
         splits: whether that is a limit.
         name, address: of the backend, for people.
-        patience: seconds for one reply.
-        first_look: seconds after which a session without an answer is looked at.
     """
 
     def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:
@@ -145,8 +140,6 @@ class BackendPool:
         self._failure: BackendError | None = None  # of an attempt that nobody answered
         self._retry_at = 0.0
         times = backend.timeouts
-        self.patience = times.command
-        self.first_look = min(_FIRST_LOOK, times.command / 2)
         self._slow = min(BACK_OFF, times.connect, times.greeting, times.command)  # an attempt that ends at a deadline
         self._heard = -math.inf  # when a session was opened or a transaction ended well
         self._probing = False

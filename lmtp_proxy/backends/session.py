@@ -14,6 +14,7 @@ from _socket import socket as Socket
 from collections.abc import Sequence
 
 from lmtp_proxy.backends.failure import BackendError, Failure, of_fault, of_lhlo
+from lmtp_proxy.backends.step_deadline import StepDeadline
 from lmtp_proxy.config.values import Backend, UnixAddress
 from lmtp_proxy.loop.connect import connect, in_turn
 from lmtp_proxy.loop.resolve import SocketAddress, resolve
@@ -66,6 +67,7 @@ class BackendSession(smtplib.LMTP):
 
     Attributes:
         protocol: what is said on it, and how far that is.
+        deadline: of what it is asked, in a transaction.
         stream: None before `start` and after `close`.
         most_messages: how many it may serve.
         peer: which address of its name it is connected to; None before, and on a unix socket.
@@ -76,6 +78,7 @@ class BackendSession(smtplib.LMTP):
         super().__init__(local_hostname=hostname)
         self.backend = backend
         self.protocol = ClientProtocol()
+        self.deadline = StepDeadline(backend.timeouts)
         self.most_messages = math.inf
         self.kept_until = 0.0
         self.stream: Stream | None = None

@@ -121,7 +121,7 @@ def receipts_json(request: Request, receipts: Receipts, generation: Generation, 
 
 
 def _cut_off(users: list[str], generation: Generation, in_flight: InFlight) -> int:
-    coming = [flight for flight in in_flight if not flight.committed]
+    coming = [flight for flight in in_flight if not flight.phase.committed]
     if not coming:
         return 0
     rules = generation.config.key_rules
@@ -132,7 +132,9 @@ def _cut_off(users: list[str], generation: Generation, in_flight: InFlight) -> i
         flight.backend: frozenset(key for backend, keys in keys_of.items() if backend != flight.backend for key in keys)
         for flight in coming
     }
-    return sum(flight.concerns(elsewhere[flight.backend], rules) for piece in slices(coming) for flight in piece)
+    return sum(
+        in_flight.concerns(flight, elsewhere[flight.backend], rules) for piece in slices(coming) for flight in piece
+    )
 
 
 def _is_text(user: str) -> bool:

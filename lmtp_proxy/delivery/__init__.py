@@ -7,10 +7,11 @@ In the order of their imports:
     bare_names     who sends recipients without a domain
     in_flight      deliveries under way; which of them a drain waits for
     uncertain_log  remembers uncertain deliveries, and appends them to a file
-    commit         the commit point of a delivery
     state          what a delivery waits for
-    asked_again    when a second session is asked, and whom only that one refuses
-    asking         its first half, up to DATA
+    asked_again    another session: when it is asked, and whom only that one refuses
+    accounts       whom a delivery is for, and what each gets
+    commit         the commit point of a delivery
+    proof          whether a refusal is meant, or another's
     delivery       one backend's share of a transaction
     fan_out        several deliveries at once
     log            one log line per recipient

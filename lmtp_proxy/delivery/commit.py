@@ -6,14 +6,14 @@ into records. It does not talk to the backend and does not know the other delive
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
+from lmtp_proxy.delivery.accounts import Accounts
 from lmtp_proxy.delivery.bare_names import BareNames
-from lmtp_proxy.delivery.in_flight import Flight, InFlight, Phase
+from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.uncertain import Uncertain, message_id
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
@@ -21,9 +21,8 @@ from lmtp_proxy.generations.generation import CurrentGeneration, Generation
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire.envelope import Envelope, Recipient
-from lmtp_proxy.wire.reply import Reply
 
-_DATA, _FINAL_DOT = Phase.DATA, Phase.FINAL_DOT
+_ENVELOPE, _DATA, _FINAL_DOT = Phase.ENVELOPE, Phase.DATA, Phase.FINAL_DOT
 
 
 class Message:
@@ -68,29 +67,40 @@ class ProcessParts:
     bare: BareNames = field(default_factory=BareNames)
 
 
-class CommitPoint(Flight):
+class CommitPoint:
     """Of the delivery of `message` to the backend of `pool`. The first of `passed_well` and `given_up` ends it.
 
+    It is what a drain waits for: see Flight.
+
     Attributes:
-        accepted: the recipients that the delivery is for.
-        replies: the final ones, to as many of them as have one.
-        asked: those that the backend has not answered for yet. The caller sees to these three.
+        phase: how far the message is.
+        number: of its last entering; see Flight.
+        octets: of the message, sent so far.
+        began: time.monotonic.
         ended: it did.
     """
 
-    __slots__ = ("_dot_at", "_message", "_parts", "_pool", "accepted", "asked", "ended", "replies")
+    __slots__ = (
+        *("_accounts", "_dot_at", "_message", "_parts", "_pool"),
+        *("began", "ended", "number", "octets", "phase"),
+    )
 
-    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
-        super().__init__()
-        self.accepted: list[Destination] = []
-        self.replies: list[Reply] = []
-        self.asked: Sequence[Destination] = ()
+    def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts, accounts: Accounts) -> None:
+        self.phase = _ENVELOPE
+        self.number = 0
+        self.octets = 0
+        self.began = time.monotonic()
+        self._accounts = accounts
         self.ended = False
         self._dot_at = 0.0  # time.monotonic
         self._pool = pool
         self._message = message
         self._parts = parts
         parts.in_flight.begin(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)
+        return f"<CommitPoint {self.number} to {self.backend} for {names}: {self.phase.value}>"
 
     # --- what an operator sees of it ---------------------------------------------------------------------------------
 
@@ -117,7 +127,8 @@ class CommitPoint(Flight):
     @property
     def recipients(self) -> list[Recipient]:
         """See Flight."""
-        return [destination.recipient for destination in (*self.accepted, *self.asked)]
+        accounts = self._accounts
+        return [destination.recipient for destination in (*accounts.accepted, *accounts.asked)]
 
     def data_begun(self) -> None:
         """The backend takes the message."""
@@ -147,7 +158,7 @@ class CommitPoint(Flight):
 
     def _look_again(self, generation: Generation) -> None:
         number, backend = generation.number, self._pool.backend
-        for destination in self.accepted:
+        for destination in self._accounts.accepted:
             if destination.generation == number:
                 continue
             route = generation.routing.route(destination.recipient)
@@ -177,7 +188,7 @@ class CommitPoint(Flight):
 
     def given_up(self, reason: str) -> None:
         """The conversation is over; what the backend did with a message whose dot went out, nobody knows."""
-        unknown = self.accepted[len(self.replies) :]
+        unknown = self._accounts.accepted[len(self._accounts.replies) :]
         if self.ended or self.phase is not _FINAL_DOT or not unknown:
             self.passed_well()
             return
@@ -190,8 +201,8 @@ class CommitPoint(Flight):
 
     def _note_delivered(self) -> None:
         # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.
-        queue_id = self._message.envelope.queue_id
-        self._parts.receipts.delivered(self.accepted, tuple(self.replies), self.backend, queue_id)
+        accounts, queue_id = self._accounts, self._message.envelope.queue_id
+        self._parts.receipts.delivered(accounts.accepted, tuple(accounts.replies), self.backend, queue_id)
 
     def _record(self, destination: Destination, reason: str) -> Uncertain:
         message = self._message

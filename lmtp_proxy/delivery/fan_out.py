@@ -177,7 +177,7 @@ def wait_for_one(
                 before_wait()
             session = delivery.session
             if session is not None and session.stream is not None:
-                session.stream.wait(delivery.deadline)
+                session.stream.wait(session.deadline.due)
         try:
             if delivery.advance():
                 return
@@ -209,7 +209,7 @@ def _wait_for_first(
             heard.append(delivery)
             continue
         if until:
-            stream.wait(until if until < delivery.deadline else delivery.deadline)
+            stream.wait(min(until, session.deadline.due))
             until = 0.0
         (heard if stream.look() else silent).append(delivery)
     return heard, silent
@@ -223,7 +223,7 @@ def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> No
         [delivery] = pending
         session = delivery.session
         if session is not None and session.stream is not None:
-            session.stream.wait(delivery.deadline)
+            session.stream.wait(session.deadline.due)
         return
     streams: list[Stream] = []
     deadline = math.inf
@@ -231,7 +231,6 @@ def _wait(pending: list[Delivery], before_wait: Callable[[], None] | None) -> No
         session = delivery.session
         if session is not None and session.stream is not None:
             streams.append(session.stream)
-        if delivery.deadline < deadline:
-            deadline = delivery.deadline
+            deadline = min(deadline, session.deadline.due)
     if streams:
         wait_for_any(streams, deadline)

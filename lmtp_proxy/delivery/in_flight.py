@@ -6,10 +6,9 @@ looks in here afterwards; the other order leaves a gap. It knows neither tables 
 """
 
 import enum
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
+from typing import Final, Protocol, TypeAlias
 
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.wire.envelope import Recipient
@@ -23,12 +22,14 @@ class Phase(enum.Enum):
     COMMIT = "commit"
     FINAL_DOT = "final dot"
 
+    @property
+    def committed(self) -> bool:
+        """The delivery may send its final dot without another look, or has sent it."""
+        return self is Phase.COMMIT or self is Phase.FINAL_DOT
 
-_ENVELOPE, _COMMIT, _FINAL_DOT = Phase.ENVELOPE, Phase.COMMIT, Phase.FINAL_DOT
 
-
-class Flight(ABC):
-    """One delivery, from its first recipient to its last reply. What it is of, its kind says, when it is asked.
+class Flight(Protocol):
+    """One delivery, from its first recipient to its last reply. What it is of, it says when it is asked.
 
     Attributes:
         phase: how far it is.
@@ -37,58 +38,34 @@ class Flight(ABC):
         began: time.monotonic.
     """
 
-    __slots__ = ("_forms", "began", "number", "octets", "phase")
-
-    def __init__(self) -> None:
-        self.phase = _ENVELOPE
-        self.number = 0
-        self.octets = 0
-        self.began = time.monotonic()
-        self._forms: tuple[KeyRules, frozenset[str]] | None = None
-
-    def __repr__(self) -> str:
-        names = ", ".join(recipient.path.decode("utf-8", "backslashreplace") for recipient in self.recipients)
-        return f"<Flight {self.number} to {self.backend} for {names}: {self.phase.value}>"
+    phase: Phase
+    number: int
+    octets: int
+    began: float
 
     @property
-    @abstractmethod
     def session(self) -> str:
         """The name of the client's session."""
 
     @property
-    @abstractmethod
     def backend(self) -> str:
         """Its name."""
 
     @property
-    @abstractmethod
     def address(self) -> str:
         """Of the backend."""
 
     @property
-    @abstractmethod
     def sender(self) -> bytes:
         """With angle brackets."""
 
     @property
-    @abstractmethod
     def recipients(self) -> Sequence[Recipient]:
         """Those that the backend has not refused. The same from the moment on that the flight has entered."""
 
-    @property
-    def committed(self) -> bool:
-        """It may send its final dot without another look, or has sent it."""
-        return self.phase is _COMMIT or self.phase is _FINAL_DOT
 
-    def concerns(self, keys: frozenset[str], rules: KeyRules) -> bool:
-        """Whether one of its recipients has one of `keys`, which `rules` made."""
-        forms = self._forms
-        if forms is None or forms[0] != rules:
-            found = (rules.forms(recipient.local_part, recipient.domain) for recipient in self.recipients)
-            forms = rules, frozenset(chain.from_iterable(found))
-            if self.committed:  # a drain asks again each time that one has left
-                self._forms = forms
-        return not keys.isdisjoint(forms[1])
+_Forms: TypeAlias = tuple[KeyRules, frozenset[str]]
+_ABSENT: Final = (KeyRules(), frozenset[str]())
 
 
 class InFlight:
@@ -102,7 +79,8 @@ class InFlight:
     def __init__(self) -> None:
         self.last = 0
         self.on_leave: list[Callable[[], None]] = []
-        self._flights: dict[Flight, None] = {}  # in the order of their beginnings
+        # In the order of their beginnings; the keys of each, made by these rules, once somebody has asked.
+        self._flights: dict[Flight, _Forms | None] = {}
 
     def __repr__(self) -> str:
         return f"<InFlight {len(self)}>"
@@ -123,7 +101,7 @@ class InFlight:
         Its recipients do not change any more.
         """
         flight.number = self.last = self.last + 1
-        flight.phase = _COMMIT
+        flight.phase = Phase.COMMIT
 
     def step_back(self, flight: Flight) -> None:
         """No octet of the dot went out, and none will before the delivery enters again."""
@@ -132,7 +110,7 @@ class InFlight:
 
     def leave(self, flight: Flight) -> None:
         """The delivery has its final replies, or never sent its dot."""
-        if self._flights.pop(flight, False) is None and self.on_leave:
+        if self._flights.pop(flight, _ABSENT) is not _ABSENT and self.on_leave:
             self._left()
 
     def drain(self, keys: Collection[str] | None, rules: KeyRules, until: int) -> tuple[Flight, ...]:
@@ -145,8 +123,20 @@ class InFlight:
         return tuple(
             flight
             for flight in self._flights
-            if flight.committed and flight.number <= until and (asked is None or flight.concerns(asked, rules))
+            if flight.phase.committed
+            and flight.number <= until
+            and (asked is None or self.concerns(flight, asked, rules))
         )
+
+    def concerns(self, flight: Flight, keys: frozenset[str], rules: KeyRules) -> bool:
+        """Whether one of its recipients has one of `keys`, which `rules` made."""
+        forms = self._flights.get(flight)
+        if forms is None or forms[0] != rules:
+            found = (rules.forms(recipient.local_part, recipient.domain) for recipient in flight.recipients)
+            forms = rules, frozenset(chain.from_iterable(found))
+            if flight.phase.committed and flight in self._flights:  # a drain asks again each time that one has left
+                self._flights[flight] = forms
+        return not keys.isdisjoint(forms[1])
 
     def _left(self) -> None:
         for call in tuple(self.on_leave):

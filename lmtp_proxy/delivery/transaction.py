@@ -7,7 +7,6 @@ backend's failure means is settled in its Delivery; what the client's failure me
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, compress, repeat
@@ -184,7 +183,7 @@ class Transaction:
                 if delivery.reserve(asked, flush):
                     flush()
                     delivery.open()
-                if not pool.splits or len(asked) + len(delivery.accepted) <= pool.most_recipients:
+                if not pool.splits or len(asked) + len(delivery.accounts.told_yes) <= pool.most_recipients:
                     delivery.ask(data_follows)
                     wait_for_one(delivery, None if data_follows else flush, None)
                     return delivery.rcpt_replies
@@ -275,7 +274,7 @@ class Transaction:
         # One after the other in an order that all transactions share, as far as nobody has to give anything back.
         everybody = sorted(self._deliveries.values(), key=_name)
         gather(everybody, self._client.flush, partial(self._answer_first, groups, said))
-        return [delivery for delivery in everybody if delivery.has_to_ask]
+        return [delivery for delivery in everybody if delivery.accounts.asked]
 
     def _spread(self, groups: Groups, said: Mapping[Share, Iterator[Reply]]) -> list[Delivery]:
         """Several deliveries for those of whom a backend does not take as many in one. All those to `ask`.
@@ -291,7 +290,7 @@ class Transaction:
         for share, delivery in self._deliveries.items():
             if delivery.pool in groups and delivery.pool not in asked_first and delivery.state is not _NEW:
                 delivery.reserve([each for each, its in zip(self.new, shares, strict=True) if its is share], None)
-        asked = [delivery for delivery in self._deliveries.values() if delivery.has_to_ask]
+        asked = [delivery for delivery in self._deliveries.values() if delivery.accounts.asked]
         open_all([delivery for delivery in asked if delivery.state is _RESERVED])
         return asked
 
@@ -305,7 +304,7 @@ class Transaction:
                     if over
                     else 0
                     if delivery.over or delivery.state is _NEW
-                    else pool.most_recipients - len(delivery.accepted)
+                    else pool.most_recipients - len(delivery.accounts.told_yes)
                 )
                 while room > 0:
                     yield share
@@ -414,10 +413,11 @@ class Transaction:
             if self._answered < len(self._accepted):
                 # The message is refused, or an error of ours ended one delivery: what other backends have said stands.
                 self._close()
-                for share, number in Counter(self._shares or map(_pool, self._accepted)).items():
-                    delivery = self._deliveries[share]
-                    delivery.said = number
-                    delivery.replies += [refusal or Failure.INTERNAL.reply] * (number - len(delivery.replies))
+                for delivery in self._deliveries.values():
+                    if refusal is None:
+                        delivery.accounts.answer_rest(Failure.INTERNAL.reply)
+                    else:
+                        delivery.accounts.refuse(refusal)
                 self._answer_known()
 
     def _keep_head(self, octets: bytes) -> None:
@@ -445,12 +445,12 @@ class Transaction:
         replies: Sequence[Reply]
         if len(deliveries) == 1:
             (delivery,) = deliveries
-            replies = delivery.replies
-        elif not answered and accepted and not self._deliveries[(self._shares or [accepted[0].pool])[0]].replies:
+            replies = delivery.accounts.final
+        elif not answered and accepted and not self._deliveries[(self._shares or [accepted[0].pool])[0]].accounts.final:
             return
         else:
             shares: Iterable[Share] = self._shares or map(_pool, accepted)
-            replies = in_order(shares, {share: iter(each.replies) for share, each in self._deliveries.items()})
+            replies = in_order(shares, {share: iter(each.accounts.final) for share, each in self._deliveries.items()})
         known = len(replies)
         if known == answered:
             return
@@ -461,7 +461,8 @@ class Transaction:
         troubles: Sequence[str] = ()
         if max(map(_code, replies)) >= 300:
             why: dict[Share, Iterator[str]] = {
-                share: chain(repeat("", each.said), repeat(each.trouble)) for share, each in self._deliveries.items()
+                share: chain(repeat("", each.accounts.said), repeat(each.trouble))
+                for share, each in self._deliveries.items()
             }
             troubles = in_order((self._shares or [*map(_pool, self._accepted)])[:known], why)[answered:]
             self._note_refused(accepted, replies, troubles)
@@ -501,7 +502,7 @@ _code, _pool = attrgetter("code"), attrgetter("pool")
 def _is_too_much(delivery: Delivery, groups: Groups) -> bool:
     """Its backend does not take so many recipients in one transaction."""
     pool = delivery.pool
-    return len(groups.get(pool, ())) + len(delivery.accepted) > pool.most_recipients
+    return len(groups.get(pool, ())) + len(delivery.accounts.told_yes) > pool.most_recipients
 
 
 def _failure(destination: Destination) -> Failure:

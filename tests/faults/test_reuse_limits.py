@@ -101,6 +101,34 @@ def test_who_was_told_yes_and_is_refused_then_gets_that_as_the_final_reply(
         assert len(backend.connections[1].transactions) == 1 + (len(refused) < 3 or 1)
 
 
+@pytest.mark.parametrize("data", [say("503 5.5.1 nobody"), say("550 5.5.0 nobody"), say("354 go ahead")])
+def test_all_who_were_told_yes_are_refused_whatever_data_gets_then(data: Steps) -> None:
+    fresh = Script(rcpt_by={"u@a": say("550 5.1.1 no"), "v@a": say("452 4.2.2 full")}, data=data, data_always=True)
+    with site(tired("data", LIMIT), fresh) as (proxy, _), proxy.client() as client:
+        assert codes(client.deliver("1@x", ["w@a"])) == [250]
+        outcome = client.deliver("2@x", ["u@a", "v@a"], pipelined=False)
+        assert [reply.code for reply in outcome.rcpts] == [250, 250]
+        assert codes(outcome) == [550, 452]
+        client.quit()
+
+
+def test_who_comes_after_them_is_told_what_the_second_session_says() -> None:
+    """It has accepted nobody then, and refuses the DATA that came along: no mistake of ours, and no alarm."""
+    first = replace(HEALTHY, rcpt_by={"v@a": (*say("421 4.3.2 enough"), Close())})
+    refused = {f"{name}@a": say("550 5.1.1 no") for name in "uvw"}
+    with site(first, Script(rcpt_by=refused)) as (proxy, backend), proxy.client() as client:
+        assert codes(client.deliver("1@x", ["w@a"])) == [250]
+        for command, code in (("MAIL FROM:<2@x>", 250), ("RCPT TO:<u@a>", 250), ("RCPT TO:<v@a>", 550)):
+            assert client.command(command).code == code
+        client.send(b"RCPT TO:<w@a>\r\nDATA\r\n")
+        assert client.reply().text == "550 5.1.1 no"
+        assert client.reply().code == 354  # for u@a
+        client.send(b"x\r\n.\r\n")
+        assert client.reply().text == "550 5.1.1 no"
+        client.quit()
+        assert len(backend.connections) == 2
+
+
 def test_who_was_told_no_is_not_asked_again() -> None:
     script = replace(tired("data", LIMIT), rcpt_by={"no@a": say("550 5.1.1 no")})
     with site(script, HEALTHY) as (proxy, backend), proxy.client() as client:
@@ -165,6 +193,7 @@ def test_rcptmax_splits_a_transaction(pipelined: bool) -> None:
             assert max(map(len, parts)) <= 6 and len(parts) == 3
             assert all(seen.dotted for seen in backend.transactions(sender))
         client.quit()
+        assert len(backend.connections) == 3, "one was given up: a reply was waited for that nobody owes"
 
 
 def test_rcptmax_without_a_place_defers_the_rest() -> None:

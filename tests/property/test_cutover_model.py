@@ -154,13 +154,13 @@ def deliver(world: World, user: str, kind: type[Delivery]) -> None:
     session.user = user
     delivery.session = session
     delivery.state = DeliveryState.DATA
-    delivery.accepted.append(destination)
+    delivery.accounts.accepted = [destination]
     pause()
     delivery.finish(b"last\r\n", FOREVER)
     pause()
     while not delivery.advance():
         pause()
-    [reply] = delivery.replies
+    [reply] = delivery.accounts.final
     world.events.append(("answered", user, reply.text[:5].decode()))
 
 

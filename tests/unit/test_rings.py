@@ -37,6 +37,24 @@ NOT_IN_PURE = {
     "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "select", "selectors", "signal",
     "smtplib", "socket", "ssl", "subprocess", "syslog", "tempfile", "threading", "time",
 }  # fmt: skip
+KINDS = {"Exception", "BaseException", "ValueError", "enum.Enum", "Enum", "Protocol"}
+ONE_OF_SEVERAL = {
+    "control.table.ControlApplication": "control.application.JsonApplication",
+    "control.resources.Application": "control.table.ControlApplication",
+    "workers.merged.MergedApplication": "control.table.ControlApplication",
+    "web.server.MetricsApplication": "control.application.JsonApplication",
+    "control.server.HttpAcceptor": "loop.acceptor.PatientAcceptor",
+    "web.server._PublicAcceptor": "control.server.HttpAcceptor",
+    "web.server._PublicHandler": "control.server.Handler",
+    "workers.channel.ChannelServer": "control.server.ControlServer",
+    "workers.channel._HandedOver": "control.server.HttpAcceptor",
+    "generations.manager.ConfigManager": "generations.reloads.Reloads",
+    "workers.team.Team": "generations.reloads.Reloads",
+    "ctl.arguments.Parser": "streams.ProgramParser",
+    "ctl.migrate.proxy._Quiet": "ctl.drain.Progress",
+}
+"""All that inherits from a class of another module, and why it may: several kinds of one thing, which differ in what
+they answer, print or listen at. One thing in two files is not among them: who reads half a class knows nothing."""
 FORMATS_TIMES = "text"
 """Of those that are pure, the one that writes times; it reads no clock."""
 
@@ -165,6 +183,37 @@ def classes_named_twice(sources: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: modules for name, modules in found.items() if len(modules) > 1}
 
 
+def inherited_from_elsewhere(sources: Mapping[str, str]) -> dict[str, str]:
+    """Classes with a base in another module of the package, and that base, both as module.Class.
+
+    Exceptions are left out, and the other bases that only say of which kind a class is (KINDS).
+    """
+    bases: dict[str, list[str]] = {}
+    for module, source in sources.items():
+        tree = ast.parse(source)
+        names: dict[str, str] = {}  # as they are used here
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and ours(node.module or ""):
+                at = inner(node.module or "")
+                names.update({alias.asname or alias.name: f"{at}.{alias.name}".lstrip(".") for alias in node.names})
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                names.setdefault(node.name, f"{module}.{node.name}")
+                used = [ast.unparse(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases]
+                dotted = [(names.get(first, first), rest) for first, _, rest in (each.partition(".") for each in used)]
+                bases[f"{module}.{node.name}"] = [f"{first}.{rest}" if rest else first for first, rest in dotted]
+
+    def only_a_kind(name: str) -> bool:
+        return any(base in KINDS or (base in bases and only_a_kind(base)) for base in bases[name])
+
+    return {
+        name: base
+        for name, its in bases.items()
+        for base in its
+        if base in bases and base.rpartition(".")[0] != name.rpartition(".")[0] and not only_a_kind(base)
+    }
+
+
 MODULES = modules_of(HERE)
 MAPS = maps_of(HERE)
 ORDER = [*in_order(MAPS)]
@@ -214,6 +263,11 @@ def test_no_class_has_the_name_of_another() -> None:
     """Who reads `Answer` in a traceback, a log or a signature knows which one is meant."""
     twice = classes_named_twice({module: path.read_text("utf-8") for module, path in MODULES.items()})
     assert twice == {}
+
+
+def test_no_class_is_one_class_in_two_files() -> None:
+    sources = {module: path.read_text("utf-8") for module, path in MODULES.items() if not is_leaf(module)}
+    assert inherited_from_elsewhere(sources) == ONE_OF_SEVERAL
 
 
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if runs_without_gevent(module)))
@@ -362,6 +416,28 @@ def test_the_check_finds_what_is_wrong_and_nothing_else(module: str, source: str
 )
 def test_the_check_finds_a_name_that_is_there_twice(sources: dict[str, str], twice: dict[str, list[str]]) -> None:
     assert classes_named_twice(sources) == twice
+
+
+@pytest.mark.parametrize(
+    "sources, found",
+    [
+        ({"a": "class One: ...\nclass Two(One): ...\n"}, {}),
+        ({"a": "class One: ...\n", "b": "from lmtp_proxy.a import One\nclass Two(One): ...\n"}, {"b.Two": "a.One"}),
+        ({"a": "class One: ...\n", "b": "from lmtp_proxy.a import One as X\nclass Two(X): ...\n"}, {"b.Two": "a.One"}),
+        ({"a.c": "class One: ...\n", "b": "from lmtp_proxy.a import c\nclass Two(int, c.One): ...\n"},
+         {"b.Two": "a.c.One"}),
+        ({"a": "class One: ...\n", "b": "from lmtp_proxy import a\nclass Two(a.One): ...\n"}, {"b.Two": "a.One"}),
+        ({"a": "class One(Generic[T]): ...\n", "b": "from lmtp_proxy.a import One\nclass Two(One[int]): ...\n"},
+         {"b.Two": "a.One"}),
+        ({"a": "class One(Exception): ...\n", "b": "from lmtp_proxy.a import One\nclass Two(One): ...\n"}, {}),
+        ({"a": "class One(Exception): ...\nclass Two(One): ...\n",
+          "b": "from lmtp_proxy.a import Two\nclass Three(Two): ...\n"}, {}),
+        ({"a": "class One(Protocol): ...\n", "b": "from lmtp_proxy.a import One\nclass Two(One): ...\n"}, {}),
+        ({"b": "from threading import Thread\nclass Two(Thread): ...\n"}, {}),
+    ],
+)  # fmt: skip
+def test_the_check_finds_what_is_inherited_from_elsewhere(sources: dict[str, str], found: dict[str, str]) -> None:
+    assert inherited_from_elsewhere(sources) == found
 
 
 def test_modules_are_found_by_their_dotted_names(tmp_path: Path) -> None:

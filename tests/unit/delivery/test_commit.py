@@ -7,6 +7,7 @@ import pytest
 
 from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.accounts import Accounts
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
@@ -34,11 +35,11 @@ class Proxy:
         self.message = Message("8f3a", Envelope(b"<s@x>"), b"Message-ID: <1@x>\r\n\r\n", 21)
         pool = self.generation.pools["old"]
         cutover = ProcessParts(lambda: self.generation, self.in_flight, self.uncertain)
-        self.commit = CommitPoint(pool, self.message, cutover)
-        self.commit.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
+        accounts = self.accounts = Accounts()
+        self.commit = CommitPoint(pool, self.message, cutover, accounts)
+        accounts.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
         assert self.commit.recipients == [ALICE, BOB]
-        self.commit.accepted += self.commit.asked
-        self.commit.asked = ()
+        accounts.take_all()
         self.commit.data_begun()
 
     def reload(self, **users: str) -> None:
@@ -59,7 +60,7 @@ def test_it_is_waited_for_from_entering_to_the_end(proxy: Proxy) -> None:
     assert all(proxy.waited_for(key) for key in ("alice@x", "alice+x@x", "bob@x", "@x")) and not proxy.waited_for("@y")
     proxy.commit.look()
     assert proxy.waited_for("alice@x")
-    proxy.commit.replies += [Reply(250, (b"2.0.0 ok",))] * 2
+    proxy.accounts.replies = [Reply(250, (b"2.0.0 ok",))] * 2
     proxy.commit.passed_well()
     assert len(proxy.in_flight) == 0 and proxy.uncertain.recent() == []
 
@@ -93,7 +94,7 @@ def test_a_reload_that_changes_others_does_not_matter(proxy: Proxy) -> None:
 def test_after_the_look_those_without_a_reply_are_recorded_once(proxy: Proxy) -> None:
     proxy.commit.enter()
     proxy.commit.look()
-    proxy.commit.replies.append(Reply(250, (b"2.0.0 ok",)))
+    proxy.accounts.replies = [Reply(250, (b"2.0.0 ok",))]
     before = time.time()
     proxy.commit.given_up("gone")
     proxy.commit.given_up("again")
@@ -127,7 +128,7 @@ def test_a_step_back_is_not_waited_for_and_leaves_no_record(proxy: Proxy) -> Non
     ],
 )
 def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, user: str) -> None:
-    proxy.commit.accepted[:] = [proxy.generation.destinations.of(recipient)]
+    proxy.accounts.accepted = [proxy.generation.destinations.of(recipient)]
     proxy.commit.enter()
     proxy.commit.phase = proxy.commit.phase.FINAL_DOT
     proxy.commit.given_up("gone")

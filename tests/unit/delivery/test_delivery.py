@@ -51,7 +51,7 @@ class Site:
         self.delivery.state = DeliveryState.DATA
         session.protocol.state = ClientState.DATA
         session.protocol.expected = ()
-        self.delivery.accepted.append(self.generation.destinations.of(ALICE))
+        self.delivery.accounts.accepted = [self.generation.destinations.of(ALICE)]
         pool._taken = 1
 
     def fill(self) -> None:
@@ -109,7 +109,7 @@ def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(site: Site,
     site.theirs.send(b"250 2.0.0 stored\r\n")
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 20)
-    assert [reply.positive for reply in site.delivery.replies] == [True]
+    assert [reply.positive for reply in site.delivery.accounts.final] == [True]
 
 
 @pytest.mark.parametrize("last", [b"", BODY])
@@ -121,7 +121,7 @@ def test_a_route_that_changed_while_there_was_no_room_sends_no_dot(site: Site, l
     site.moved()
     while not site.delivery.advance():
         assert b"." not in site.room()
-    assert site.delivery.replies == [Failure.ROUTE.reply]
+    assert site.delivery.accounts.final == [Failure.ROUTE.reply]
     assert "may be delivered" not in site.delivery.trouble
     assert b"." not in site.read()  # the end, without a dot
 
@@ -130,9 +130,11 @@ def test_no_room_until_the_deadline(site: Site) -> None:
     site.fill()
     site.stream.full = False
     site.delivery.finish(b"", time.monotonic() - 1.9)
+    session = site.delivery.session
+    assert session is not None
     while not site.delivery.advance():
-        site.stream.wait(site.delivery.deadline)
-    assert site.delivery.replies == [Failure.SILENT.reply]
+        site.stream.wait(session.deadline.due)
+    assert site.delivery.accounts.final == [Failure.SILENT.reply]
     assert "may be delivered" not in site.delivery.trouble
 
 
@@ -154,5 +156,5 @@ def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site)
     site.theirs.close()
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 20)
-    assert site.delivery.replies == [Failure.SILENT.reply]
+    assert site.delivery.accounts.final == [Failure.SILENT.reply]
     assert "may be delivered" in site.delivery.trouble

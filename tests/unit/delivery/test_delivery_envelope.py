@@ -65,7 +65,7 @@ class Site:
         delivery = self.delivery
         flights = [(flight.phase, flight.recipients) for flight in self.in_flight]
         return (
-            list(delivery.rcpt_replies), [each.recipient for each in delivery.accepted], delivery.state,
+            list(delivery.rcpt_replies), [each.recipient for each in delivery.accounts.accepted], delivery.state,
             flights, delivery.trouble, delivery.session is None, self.pool.counts.deferred, self.pool.counts.bounced,
         )  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_half_a_reply_behind_the_354_takes_nobody_away() -> None:
     site = Site(ALICE, BOB)
     site.hear(YES * 3 + DATA + b"4")
     assert site.delivery.advance()
-    assert [each.recipient for each in site.delivery.accepted] == [ALICE, BOB]
+    assert [each.recipient for each in site.delivery.accounts.accepted] == [ALICE, BOB]
     assert len(site.delivery.rcpt_replies) == 2
     site.close()
 
@@ -161,6 +161,6 @@ def test_who_needs_smtputf8_is_answered_in_his_place() -> None:
     assert site.hear(YES * 3 + DATA)
     yes = site.delivery.rcpt_replies[0]
     assert list(site.delivery.rcpt_replies) == [yes, say.NO_SMTPUTF8, yes] and yes.positive
-    assert [each.recipient for each in site.delivery.accepted] == [ALICE, BOB]
+    assert [each.recipient for each in site.delivery.accounts.accepted] == [ALICE, BOB]
     assert site.pool.counts.bounced == 1
     site.close()
