@@ -22,6 +22,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
+from lmtp_proxy.backends.per_recipient import PerRecipient
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.counts import CONNECT_BOUNDS, REPLY_BOUNDS, Family, Histogram, counter
@@ -109,8 +110,10 @@ class BackendPool:
         counts: may be those of an earlier pool.
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
-        most_recipients: in one transaction: the least of what is configured and what the last session said.
+        most_recipients: in one transaction: the least of what is configured, what the last session said, and what
+            `per_recipient` has found out.
         splits: whether that is a limit.
+        per_recipient: once it has given too few final replies.
         name, address: of the backend, for people.
     """
 
@@ -122,6 +125,8 @@ class BackendPool:
         self.trouble = ""
         self.name = f"{backend.name}[{backend.address}]"
         self.address = str(backend.address)
+        self.per_recipient: PerRecipient | None = None
+        self._rcpt_max = math.inf  # of the last session
         self.most_recipients: float = backend.recipients_per_transaction or math.inf
         self.splits = self.most_recipients < math.inf
         self._keeps = backend.idle_timeout > 0
@@ -346,8 +351,8 @@ class BackendPool:
         self._heard = time.monotonic()
         self.counts.connect.observe(self._heard - began)
         self._failure = None
-        self.most_recipients = min(self.backend.recipients_per_transaction or math.inf, session.protocol.rcpt_max)
-        self.splits = self.most_recipients < math.inf
+        self._rcpt_max = session.protocol.rcpt_max
+        self._limit_recipients()
         if self.down:
             self._is_up()
         if session.stream:
@@ -445,6 +450,26 @@ class BackendPool:
         """A new session in the place of one that is dead, or not fit for use. Raises BackendError."""
         session.close()
         return self.open(fresh=True)
+
+    # --- how many recipients in a transaction ------------------------------------------------------------------------
+
+    def sends(self, of: int) -> None:
+        """See PerRecipient. Not needed before there is one."""
+        if self.per_recipient is not None:
+            self.per_recipient.sends(of)
+            self._limit_recipients()
+
+    def gave(self, replies: int, of: int) -> None:
+        """See PerRecipient. Not needed for as many replies as recipients before there is one."""
+        if self.per_recipient is None:
+            self.per_recipient = PerRecipient(self.name)
+        self.per_recipient.gave(replies, of)
+        self._limit_recipients()
+
+    def _limit_recipients(self) -> None:
+        found = math.inf if self.per_recipient is None else self.per_recipient.limit
+        self.most_recipients = min(self.backend.recipients_per_transaction or math.inf, self._rcpt_max, found)
+        self.splits = self.most_recipients < math.inf
 
     # --- giving back -------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,8 @@ class CommitPoint:
             self._look_again(generation)
         self.phase = _FINAL_DOT
         self._dot_at = time.monotonic()
+        if self._pool.per_recipient is not None:
+            self._pool.sends(len(self._accounts.accepted))
 
     def _look_again(self, generation: Generation) -> None:
         number, backend = generation.number, self._pool.backend
@@ -180,7 +182,10 @@ class CommitPoint:
             self.ended = True
             parts = self._parts
             if self.phase is _FINAL_DOT:
-                self._pool.counts.replies.observe(time.monotonic() - self._dot_at)
+                pool = self._pool
+                pool.counts.replies.observe(time.monotonic() - self._dot_at)
+                if pool.per_recipient is not None:
+                    pool.gave(len(self._accounts.replies), len(self._accounts.accepted))
                 if parts.receipts.path is not None:
                     # Before it leaves: who drains and then asks finds it there.
                     self._note_delivered()
@@ -198,6 +203,13 @@ class CommitPoint:
         receipts, queue_id = self._parts.receipts, self._message.envelope.queue_id
         receipts.uncertain(unknown, self.backend, queue_id)
         self._parts.uncertain.record(self, [self._record(destination, reason) for destination in unknown])
+
+    def ended_by(self, error: BackendError) -> None:
+        """The dot went out, and no more replies come. Where the backend said nothing for so long that it can have
+        nothing more to say (it may close at last), it may be one that gives too few."""
+        quiet = time.monotonic() - self._dot_at >= self._pool.backend.timeouts.command
+        if error.failure is Failure.SILENT or (error.failure is Failure.GONE and quiet):
+            self._pool.gave(len(self._accounts.replies), len(self._accounts.accepted))
 
     def _note_delivered(self) -> None:
         # What a failure says to the others of `accepted` comes to `replies` later, and is not the backend's.

@@ -583,6 +583,8 @@ class Delivery:
         if not maybe_delivered and not self.over:
             self._commit.step_back()
         self.fail(error)
+        if maybe_delivered:
+            self._commit.ended_by(error)
         if unsaid := self.accounts.answer_rest(error.reply):
             self.pool.counts.count([error.reply] * unsaid)
             self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason

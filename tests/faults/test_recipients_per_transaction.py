@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.test_pool import codes, site
+from tests.faults.test_pool import TIMEOUTS, codes, site
 from tests.support.backend import FakeBackend
 from tests.support.control import Control, add_control
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import FULL_OFFER, HEALTHY, Close, Script, say
+from tests.support.script import FULL_OFFER, HEALTHY, Close, Hang, Script, say
 
 ONCE = Script(final_at=dict.fromkeys(range(1, 100), ()))
 NAMES = [f"u{number}@a" for number in range(7)]
@@ -131,3 +131,57 @@ def test_a_preflight_obeys_it_too(script: Script) -> None:
             answer = Control(proxy).post("/preflight", {"backend": "a", "recipients": NAMES})
         assert [each["code"] for each in answer["replies"]] == [250] * 7
         assert [len(seen.recipients) for seen in backend.transactions()] == [2, 2, 2, 1]
+
+
+# --- without the key -------------------------------------------------------------------------------------------------
+
+
+def lines(proxy: ProxyProcess, text: str) -> int:
+    return proxy.log().count(text)
+
+
+def test_a_store_that_answers_once_is_named_and_then_gets_one_at_a_time() -> None:
+    with site(ONCE) as (proxy, backend), proxy.client() as client:
+        for number in range(3):
+            assert codes(client.deliver(f"{number}@x", NAMES[:3])) == [250, 451, 451]
+            line = proxy.wait_log("final replies: does it answer per recipient")
+            assert "gave 1 of 3 final replies" in line and "recipients_per_transaction: 1 is the cure" in line
+            assert lines(proxy, "it gets one recipient in a transaction") == (number == 2)
+        began = time.monotonic()
+        assert codes(client.deliver("3@x", NAMES)) == [250] * 7
+        assert time.monotonic() - began < 2
+        assert sorted(parts(backend, "3@x")) == [[name] for name in NAMES]
+        client.quit()
+        assert lines(proxy, "does it answer per recipient") == 1 == lines(proxy, "it gets one recipient in a")
+        assert lines(proxy, "as many recipients in a transaction as before") == 0
+
+
+def test_a_store_that_answers_for_several_gets_several_again() -> None:
+    """One message was under way since before; it is answered in full."""
+    scripts = [HEALTHY, ONCE, ONCE, ONCE, HEALTHY]
+    with site(*scripts) as (proxy, backend), proxy.client() as slow, proxy.client() as client:
+        outcome = slow.envelope("slow@x", NAMES[:2])
+        for number in range(3):
+            assert codes(client.deliver(f"{number}@x", NAMES[:2])) == [250, 451]
+        proxy.wait_log("it gets one recipient in a transaction")
+        assert codes(client.deliver("3@x", NAMES[:2])) == [250] * 2
+        slow.finals_after(outcome, b"x\r\n.\r\n")
+        assert codes(outcome) == [250] * 2
+        proxy.wait_log("gave 2 of 2 final replies: it gets as many recipients in a transaction as before")
+        assert codes(client.deliver("4@x", NAMES[:2])) == [250] * 2
+        assert sorted(parts(backend, "3@x")) == [[each] for each in NAMES[:2]]
+        assert parts(backend, "4@x") == [NAMES[:2]]
+        slow.quit()
+        client.quit()
+
+
+@pytest.mark.parametrize("final", [Script(final_at={1: (Close(),)}), Script(final_at={0: (Hang(),)})])
+def test_other_troubles_say_nothing_about_it(final: Script) -> None:
+    """A store that crashes behind the first reply, or gives none at all."""
+    patient = {**TIMEOUTS, "command": 60}  # a close that is seen later than that says something
+    with site(final, timeouts=patient) as (proxy, backend), proxy.client() as client:
+        for number in range(4):
+            assert 451 in codes(client.deliver(f"{number}@x", NAMES[:2]))
+            assert parts(backend, f"{number}@x") == [NAMES[:2]]
+        client.quit()
+        assert "per recipient" not in proxy.log() and "one recipient in" not in proxy.log()
