@@ -3,6 +3,7 @@
 
 In the order of their imports:
 
+    counts         what is counted of one backend
     failure        what a backend's failure or odd reply means for its recipients
     step_deadline  until when a backend has time for what is asked of it
     session        one LMTP conversation with a backend

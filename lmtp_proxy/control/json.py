@@ -10,7 +10,8 @@ from dataclasses import asdict
 from http import HTTPStatus
 from itertools import islice
 
-from lmtp_proxy.backends.pool import BackendPool, Counts
+from lmtp_proxy.backends.counts import Counts
+from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.clients.session import SessionState
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import HttpProblem, Request, bad, slices

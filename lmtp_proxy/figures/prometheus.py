@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmtp_proxy import __version__
-from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.counts import Family, Tallies, families_of
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.loop.late import OneThread, Unavailable, late_import

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import gevent
 
-from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import DRAIN_LONGEST, HttpProblem, Request, RequestDocument, refused_reload
 from lmtp_proxy.control.state import Since

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.control.json import backend_json
 from lmtp_proxy.counts import Counter, Family, Histogram, Tallies, counter, counters_of, families_of, tree_of
 from lmtp_proxy.delivery.in_flight import InFlight

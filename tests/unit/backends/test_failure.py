@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import lmtp_proxy
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, BackendError, BackOff, Failure, Retry, judge, of_fault, of_lhlo
-from lmtp_proxy.backends.pool import Counts
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.wire import reply as say

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.counts import tree_of
 from lmtp_proxy.figures.samples import KEPT, Samples
 from lmtp_proxy.web.frame import HEADERS, framed

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from lmtp_proxy.backends.pool import Counts
+from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.counts import counters_of
 from lmtp_proxy.workers.merged import merged_backends, merged_status, of_worker
 
