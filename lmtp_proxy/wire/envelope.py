@@ -31,7 +31,9 @@ _ANY_DOMAIN = rb'(?:%s|"(?:%s)*")*' % (_HARMLESS, _HARMLESS)
 _REVERSE_PATH = re.compile(rb"<(?:(?:%s)?(?:%s|%s)(?:@%s)?)?>" % (_ROUTE, _ATOM, _QUOTED, _ANY_DOMAIN))
 # What nearly all commands look like. Everything else goes the long way round, to the same result in thrice the time.
 # Of at most 256 octets, as RFC 5321 section 4.5.3.1.3 has it; so no line of these is too long, and all are remembered.
-_PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,127})@([A-Za-z0-9_.\-]{1,126})"
+# What ends either part is none of its octets, so nothing is ever given back (`}+`): to be ready for it takes a quarter
+# of the time.
+_PLAIN = rb"([!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,127}+)@([A-Za-z0-9_.\-]{1,126}+)"
 _PLAIN_MAIL = re.compile(rb"FROM:(<(?:%s)?>)(?: SIZE=([0-9]{1,20}))?(?: BODY=(7BIT|8BITMIME))?" % _PLAIN)
 _PLAIN_RCPT = re.compile(rb"TO:(<%s>)" % _PLAIN)
 _PLAIN_ENVELOPE = re.compile(
