@@ -10,7 +10,6 @@ decides nothing.
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 
 from lmtp_proxy.delivery.commit import Message
 from lmtp_proxy.generations.destination import Destination
@@ -25,7 +24,6 @@ _ends: dict[bytes, str] = {}
 _MOST_ENDS = 256
 _LONGEST_END = 128  # octets
 _LONGEST_PATH = 256  # octets
-_to, _wire = attrgetter("to"), attrgetter("wire")
 
 
 def log_recipients(
@@ -51,11 +49,11 @@ def log_recipients(
     if queue_id:
         tos = [f"{each.path}, orig_queue_id={queue_id}, {each.via}" for each in destinations]
     else:
-        tos = list(map(_to, destinations))
-    if not troubles and (len(replies) == 1 or len(set(map(_wire, replies))) == 1):
+        tos = [each.to for each in destinations]
+    if not troubles and (len(replies) == 1 or len({reply.wire for reply in replies}) == 1):
         write_alike(beginning, tos, middle + (_ends.get(replies[0].wire) or _end(replies[0])))
         return
-    ends = list(map(_end, replies))
+    ends = [_end(reply) for reply in replies]
     if troubles:
         ends = [f"{end[:-1]}; {why})" if why else end for end, why in zip(ends, troubles, strict=True)]
     write_lines([f"{beginning}{to}{middle}{end}" for to, end in zip(tos, ends, strict=True)])
