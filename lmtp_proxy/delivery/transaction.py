@@ -28,7 +28,7 @@ from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire.envelope import Envelope, Recipient
-from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.reply import Reply, worst_code
 
 Groups: TypeAlias = Mapping[BackendPool, Sequence[Destination]]
 
@@ -156,7 +156,7 @@ class Transaction:
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
         self._asking = False
         self._client.answer(*replies)
-        if max(map(_code, replies), default=0) >= 300:
+        if worst_code(replies) >= 300:
             self._settle(new, replies)
         elif self._shares or self._new_shares:
             self._accept(new, self._new_shares)
@@ -459,7 +459,7 @@ class Transaction:
         self._answered = known
         self._client.answer(*replies)
         troubles: Sequence[str] = ()
-        if max(map(_code, replies)) >= 300:
+        if worst_code(replies) >= 300:
             why: dict[Share, Iterator[str]] = {
                 share: chain(repeat("", each.accounts.said), repeat(each.trouble))
                 for share, each in self._deliveries.items()
@@ -496,7 +496,7 @@ class Transaction:
 
 _NEW, _OPEN, _RESERVED = DeliveryState.NEW, DeliveryState.OPEN, DeliveryState.RESERVED
 _UNKNOWN: Iterator[Reply] = iter(())  # of those who were not asked for yet
-_code, _pool = attrgetter("code"), attrgetter("pool")
+_pool = attrgetter("pool")
 
 
 def _is_too_much(delivery: Delivery, groups: Groups) -> bool:

@@ -6,6 +6,7 @@ sentence is said is decided elsewhere; nothing here looks at state.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -104,6 +105,15 @@ def reply_from_wire(code: int, lines: tuple[bytes, ...], wire: bytes = b"") -> R
     _set(reply, "lines", lines)
     _set(reply, "wire", wire or _joined(code, lines))
     return reply
+
+
+def worst_code(replies: Iterable[Reply]) -> int:
+    """The highest of their codes, 0 where there are none."""
+    worst = 0
+    for reply in replies:
+        if reply.code > worst:
+            worst = reply.code
+    return worst
 
 
 def _joined(number: int, lines: tuple[bytes, ...]) -> bytes:

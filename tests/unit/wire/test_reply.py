@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lmtp_proxy.wire import reply
-from lmtp_proxy.wire.reply import Reply, reply_from_wire
+from lmtp_proxy.wire.reply import Reply, reply_from_wire, worst_code
 
 OWN = {name: value for name, value in vars(reply).items() if isinstance(value, Reply)}
 
@@ -272,3 +272,10 @@ def test_a_reply_from_the_wire_goes_back_as_it_came() -> None:
     lines = reply_from_wire(550, (b"5.1.1 no", b"5.1.1 such user"))
     assert lines.to_bytes() == b"550-5.1.1 no\r\n550 5.1.1 such user\r\n"
     assert lines.in_one_line == b"550 5.1.1 no 5.1.1 such user"
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"), [((), 0), ((250,), 250), ((250, 550, 451), 550), ((250, 354), 354), ((451, 250), 451)]
+)
+def test_the_worst_code_is_the_highest(codes: tuple[int, ...], worst: int) -> None:
+    assert worst_code([Reply(code, (b"x",)) for code in codes]) == worst
