@@ -135,7 +135,9 @@ class Transaction:
         elif message.generation != number:
             message.generation = 0
         if plain:
-            self.new += map(generation.destinations.__getitem__, plain)
+            new, destinations = self.new, generation.destinations
+            for path in plain:
+                new.append(destinations[path])
         else:
             self.new += map(generation.destinations.of, recipients)
         return generation
