@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 
@@ -18,13 +19,14 @@ from lmtp_proxy import __version__
 from lmtp_proxy.check import account, check, check_files, check_run_as
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.start.background import go_to_background
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
 from lmtp_proxy.start.ready import notify_ready
 from lmtp_proxy.start.signals import RELOAD_SIGNALS, STOP_SIGNALS
-from lmtp_proxy.start.sockets import Listener, listen, listen_for_control, listen_for_metrics, remove_dead_sockets
+from lmtp_proxy.start.sockets import listen, listen_for_control, listen_for_metrics
 from lmtp_proxy.start.start import Start
-from lmtp_proxy.streams import ProgramParser, say, say_lost, settle
+from lmtp_proxy.streams import ProgramParser, put_right, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
 
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0, 1 for an error (one line each on stderr), 2 for wrong arguments, 74 where what it prints could not be written,
     130 when it was interrupted before it served.
     """
+    put_right()
     try:
         return _main(arguments)
     finally:
@@ -45,9 +48,6 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         config = load(options.config)
-        if options.remove_sockets:
-            remove_dead_sockets(config)
-            return 0
         if options.check:
             lost = say(sys.stdout, [*(f"note: {note}" for note in check(config)), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
@@ -78,11 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
-    parser.add_argument(
-        "--remove-sockets",
-        action="store_true",
-        help="remove the sockets of the configuration on which nobody listens, and exit",
-    )
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
     parser.formatter_class = argparse.HelpFormatter
     return parser
@@ -103,73 +98,50 @@ def _run(config: Config, *, daemonise: bool) -> int:
     check_run_as(config)
     check_files(config)
     pid_file = PidFile(config.pid, config.path) if daemonise else None
-    if pid_file:
-        pid_file.acquire()
-    control = listen_for_control(config)
-    try:
+    with ExitStack() as at_end, ExitStack() as unless_ready:
+        if pid_file:
+            pid_file.acquire()
+            at_end.callback(pid_file.remove)
+        control = listen_for_control(config)
+        if control:
+            unless_ready.callback(control.remove)
         metrics = listen_for_metrics(config)
         listener = listen(config)
-    except ConfigError:
-        if control:
-            control.remove()
-        raise
-    listeners = [each for each in (listener, control, metrics) if each]
-    if listener.notice:
-        say(sys.stderr, [listener.notice])
+        unless_ready.callback(listener.remove)
+        listeners = [each for each in (listener, control, metrics) if each]
+        if listener.notice:
+            say(sys.stderr, [listener.notice])
 
-    started = _become_daemon(listeners, pid_file, config.users.handles) if pid_file else None
-    if pid_file:
-        pid_file.write()
+        started = None
+        if pid_file:
+            started = go_to_background([*(each.socket for each in listeners), pid_file, *config.users.handles])
+            pid_file.write()
 
-    start = Start(
-        config=config,
-        users=len(config.users),
-        mail=listener,
-        control=control,
-        metrics=metrics,
-        daemonised=daemonise,
-        received=received,
-        ready=lambda: _tell(started),
-    )
-    # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
-    serve: Callable[[Start], int]
-    if config.workers == 1:
-        from lmtp_proxy.service import serve
-    else:
-        from lmtp_proxy.workers.supervisor import serve
+        def ready() -> None:
+            unless_ready.pop_all()  # from now on they go in their own order, or tell the next start of a crash
+            _tell(started)
 
-        config.users.close()  # each worker has its own
+        start = Start(
+            config=config,
+            users=len(config.users),
+            mail=listener,
+            control=control,
+            metrics=metrics,
+            daemonised=daemonise,
+            received=received,
+            ready=ready,
+        )
+        # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
+        serve: Callable[[Start], int]
+        if config.workers == 1:
+            from lmtp_proxy.service import serve
+        else:
+            from lmtp_proxy.workers.supervisor import serve
 
-    _drop_privileges(config)
-    status = serve(start)
-    if pid_file:
-        pid_file.remove()
-    return status
+            config.users.close()  # each worker has its own
 
-
-def _become_daemon(listeners: list[Listener], pid_file: PidFile, tables: tuple[int, ...]) -> int:
-    """Go on in the background; returns a descriptor to `_tell` when clients are served.
-
-    The command itself ends only then, so that an init script finds the pid file written and the exit status true.
-    """
-    # Here, because Debian's makes a set of all numbers that a descriptor may have: 2.8 MB for 20,000 of them.
-    import daemon
-
-    reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
-        ready = os.read(reader, 1)
-        if not ready:
-            say(sys.stderr, ["lmtp-proxy: the daemon ended before it was ready; the syslog may say why"])
-        os._exit(0 if ready else 1)
-    os.close(reader)
-    daemon.DaemonContext(
-        detach_process=True,
-        umask=0o077,
-        signal_map={},  # ours are installed already
-        files_preserve=[*(listener.socket for listener in listeners), pid_file, *tables, writer],
-    ).open()
-    return writer
+        _drop_privileges(config)
+        return serve(start)
 
 
 def _tell(started: int | None) -> None:

@@ -313,7 +313,8 @@ def set_up_log(
     if daemonised or log.syslog:
         batch = LogBatch(SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility, pid), later)
     else:
-        batch = LogBatch(StreamChannel(sys.stderr.fileno(), pid), later)
+        handle = sys.stderr.fileno() if sys.stderr is not None else 2  # None if it was closed: see `put_right`
+        batch = LogBatch(StreamChannel(handle, pid), later)
     finish_log()
     _batch = batch
     logger = logging.getLogger(_NAME)

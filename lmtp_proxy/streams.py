@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The standard streams of a command: closed, a pipe that nobody reads any more, a full disk.
+"""The standard streams of a command: closed, a pipe that nobody reads any more, a full disk. And what else it inherits.
 
 What a command has done is done, and its exit status says so, whoever reads what it prints. Only where the output was
 wanted and is not there (a full disk) that is an error of its own.
@@ -8,12 +8,30 @@ wanted and is not there (a full disk) that is an error of its own.
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
 LOST_OUTPUT = 74  # EX_IOERR of sysexits.h
+_STANDARD = range(3)
+
+
+def put_right() -> None:
+    """First thing in a command.
+
+    A standard descriptor that is closed is /dev/null from now on: else the next file to be opened, a socket say, gets
+    its number, and whatever is printed. `sys.stdin` and so on stay None, as that says what they were.
+
+    A signal that is blocked would not stop us, and what we start would inherit that. With SIGCHLD ignored nobody learns
+    how a child has ended: Python takes each for a success.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def say(stream: TextIO | None, lines: Sequence[str]) -> str | None:

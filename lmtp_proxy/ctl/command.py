@@ -9,7 +9,6 @@ they are needed.
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -21,7 +20,7 @@ from lmtp_proxy.ctl.arguments import Parser, command, common_options, seconds, t
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
-from lmtp_proxy.streams import say, say_lost, settle
+from lmtp_proxy.streams import put_right, say, say_lost, settle
 from lmtp_proxy.text import count, safe, span
 
 INTERRUPTED = 130  # as shells have it
@@ -45,6 +44,7 @@ _STATUSES = """exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, which --help explains."""
+    put_right()
     try:
         return _main(arguments)
     except KeyboardInterrupt:  # while it says how things are
@@ -55,8 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    # Whoever began us may ignore it, and then how a command ended is lost: Python takes each for a success.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     progress = Progress(sys.stderr)
     try:
         outcome: Outcome = options.verb(options, progress)

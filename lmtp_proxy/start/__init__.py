@@ -7,6 +7,8 @@ In the order of their imports:
     late_modules  what a process that serves imports only when there is work for it
     signals       the signals that a proxy hears
     sockets       listening sockets with their owner and mode
+    leftovers     removes the sockets that a proxy without rights has left
     pid_file      the pid file and its lock
+    background    becomes a daemon
     start         all of that as one value, for the process that is to serve
 """

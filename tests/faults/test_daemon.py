@@ -8,18 +8,22 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.faults.test_start import refused, run
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient
 from tests.support.patience import SOON
-from tests.support.proxy import config_of, yaml_of
+from tests.support.proxy import PROGRAM, config_of, yaml_of
+
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 class Daemon:
@@ -191,3 +195,123 @@ def test_errors_before_daemonising(daemon: Daemon) -> None:
     Path(daemon.directory, "c.yml").write_text("config:\n  socket: 17\n")
     assert "c.yml:" in refused(daemon.start())
     assert not os.path.exists(daemon.pid_path)
+
+
+# -- what it inherits from who starts it ------------------------------------------------------------------------------
+
+
+def started_by(daemon: Daemon, redirections: str) -> subprocess.CompletedProcess[str]:
+    """A start by a shell with some of its standard descriptors closed."""
+    words = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, str(PROGRAM), "-D", "-c", "c.yml"]
+    return subprocess.run(words, cwd=daemon.directory, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize("redirections", ["<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_standard_descriptors_that_are_closed_are_dev_null(daemon: Daemon, redirections: str) -> None:
+    """Else a socket gets the number of one, which is closed or written to as standard output."""
+    done = started_by(daemon, redirections)
+    assert done.returncode == 0 and not done.stderr, done
+    assert [os.readlink(f"/proc/{daemon.pid()}/fd/{number}") for number in range(3)] == ["/dev/null"] * 3
+    assert deliver(daemon)
+    assert daemon.wait_log("to=<u@a>")
+
+
+def test_in_the_foreground_too(daemon: Daemon) -> None:
+    del daemon.config["config"]["log"]  # to its standard error, which is closed
+    daemon.write()
+    words = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(PROGRAM), "-c", "c.yml"]
+    with subprocess.Popen(words, cwd=daemon.directory) as process:
+        try:
+            wait_for(lambda: os.path.exists(daemon.socket))
+            assert deliver(daemon)
+            assert [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)] == ["/dev/null"] * 3
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_start_that_is_refused_leaves_neither_socket_nor_pid_file(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        daemon.config["config"] |= {
+            "control": {"socket": f"{daemon.directory}/control"},
+            "metrics": ["127.0.0.1", taken.getsockname()[1]],
+        }
+        daemon.write()
+        assert "config.metrics: cannot listen on" in refused(daemon.start())
+    assert sorted(os.listdir(daemon.directory)) == ["c.yml", "log"]
+
+
+def test_a_daemon_that_cannot_serve_leaves_neither_socket_nor_pid_file(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "setproctitle.py").write_text("raise ImportError('spoilt')\n")
+    daemon.config["config"]["control"] = {"socket": f"{daemon.directory}/control"}
+    daemon.write()
+    done = run("-D", "-c", "c.yml", cwd=daemon.directory, PYTHONPATH=str(tmp_path))
+    assert "the daemon ended before it was ready" in refused(done)
+    wait_for(lambda: sorted(os.listdir(daemon.directory)) == ["c.yml", "log"])
+
+
+def test_signals_that_the_parent_has_blocked_are_heard(daemon: Daemon) -> None:
+    heard = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    try:
+        assert daemon.start().returncode == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    pid = daemon.pid()
+    os.kill(pid, signal.SIGUSR1)
+    daemon.wait_log("generation 2 active")
+    os.kill(pid, signal.SIGTERM)
+    assert wait_gone(pid)
+
+
+@pytest.mark.parametrize("command", ["lmtp_proxy.cli", "lmtp_proxy.ctl.command"])
+def test_no_command_keeps_blocked_what_the_parent_has_blocked(command: str) -> None:
+    """Nor SIGCHLD ignored: how a child ended would be lost."""
+    code = f"""
+import signal
+from {command} import main
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+try:
+    main(["--version"])
+finally:
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), signal.getsignal(signal.SIGCHLD).name)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=HERE, capture_output=True, text=True)
+    assert done.stdout.splitlines()[1:] == ["set() SIG_DFL"], done
+
+
+_LIMIT = """
+import resource, sys
+limit = resource.getrlimit
+def getrlimit(which):
+    if which == resource.RLIMIT_NOFILE and sys._getframe(1).f_globals["__name__"].startswith("daemon."):
+        return 1024, 1_048_576
+    return limit(which)
+resource.getrlimit = getrlimit
+"""
+
+
+def test_it_is_no_larger_for_a_high_limit_of_descriptors(daemon: Daemon, tmp_path: Path) -> None:
+    """As containers have it. python-daemon 2.3.2 makes a set of all the numbers: 85 MB for a million, 1 GB for 16."""
+
+    def private() -> int:
+        """In kB."""
+        found = re.findall(r"(?m)^Private_\w+:\s+(\d+) kB", Path(f"/proc/{daemon.pid()}/smaps_rollup").read_text())
+        return sum(map(int, found))
+
+    assert daemon.start().returncode == 0
+    before = private()
+    os.kill(daemon.pid(), signal.SIGTERM)
+    wait_for(lambda: not os.path.exists(daemon.pid_path))
+    (tmp_path / "sitecustomize.py").write_text(_LIMIT)
+    done = run("-D", "-c", "c.yml", cwd=daemon.directory, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done
+    assert private() < before + 3000
