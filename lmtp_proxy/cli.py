@@ -19,6 +19,7 @@ from lmtp_proxy import __version__
 from lmtp_proxy.check import account, check, check_files, check_run_as
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.log import log_trouble
 from lmtp_proxy.start.background import go_to_background
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
@@ -111,6 +112,8 @@ def _run(config: Config, *, daemonise: bool) -> int:
         listeners = [each for each in (listener, control, metrics) if each]
         if listener.notice:
             say(sys.stderr, [listener.notice])
+        if trouble := log_trouble(config.log, daemonised=daemonise):
+            say(sys.stderr, [f"{config.path}: config.log.syslog: {trouble}"])
 
         started = None
         if pid_file:

@@ -167,6 +167,9 @@ class Tallies:
     parked: int = counter(_REFUSED)
     unknown: int = counter(_REFUSED)
     lookup: int = counter(_REFUSED)
+    lost_log_lines: int = counter(
+        Family("log_lines_lost", "Lines of the log that are lost: syslog, or standard error, took none for too long.")
+    )
     lateness: Histogram = counter(
         Family(
             "event_loop_lateness_seconds",
@@ -182,6 +185,10 @@ class Tallies:
         ),
         start=0.0,
     )
+
+    def log_lines_lost(self, number: int) -> None:
+        """So many more."""
+        self.lost_log_lines += number
 
     def late(self, seconds: float) -> None:
         """The event loop did something so much later than it should have."""

@@ -6,6 +6,8 @@ order. What the channel does not take is kept and tried again; above a bound the
 reported.
 """
 
+import errno
+import json
 import logging
 import os
 import select
@@ -13,16 +15,35 @@ import socket
 import sys
 import time
 from _socket import socket as Socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from lmtp_proxy.config.values import FACILITIES, Log
-from lmtp_proxy.text import local_time
+from lmtp_proxy.text import iso_time, local_time
 
 DEFAULT_SYSLOG = "/dev/log"
 _LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
 _AT_ONCE = 4096  # PIPE_BUF: so much goes out whole where poll says that there is room
+
+
+_SEVERITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+"""Of syslog(3), by levels of the module logging."""
+
+
+def _severity(level: int) -> int:
+    return _SEVERITIES.get(level, _SEVERITIES[logging.ERROR])
+
+
+def _is_journal(handle: int) -> bool:
+    """Whether systemd has connected it to the journal: JOURNAL_STREAM, systemd.exec(5)."""
+    if not (stream := os.environ.get("JOURNAL_STREAM")):
+        return False
+    try:
+        status = os.fstat(handle)
+    except OSError:
+        return False
+    return stream == f"{status.st_dev}:{status.st_ino}"
 
 
 class Channel(Protocol):
@@ -30,9 +51,13 @@ class Channel(Protocol):
 
     Attributes:
         name: as the log calls it.
+        trouble: why it took nothing when it was last tried; empty if it took something, or is only full.
     """
 
     name: str
+
+    @property
+    def trouble(self) -> str: ...
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """`texts` as they go out.
@@ -51,7 +76,10 @@ class Channel(Protocol):
 
 
 class SyslogChannel:
-    """A datagram per line to syslog's unix socket, which may be absent, full, or another one than before.
+    """Lines to syslog's unix socket, which may be absent, full, or another one than before.
+
+    A datagram each; where the socket is one of streams (syslog-ng's `unix-stream`), each ends in NUL, as syslog(3) has
+    it.
 
     Args:
         pid: of this process, where others log to the same place.
@@ -62,9 +90,12 @@ class SyslogChannel:
     def __init__(self, path: str, facility: str, pid: int | None = None) -> None:
         self._path = path
         self._socket: Socket | None = None
+        self._is_stream = False
+        self._begun = 0  # octets of the first line to send that are out already, of a stream
+        self.trouble = ""
         self._prefixes: dict[int, str] = {}
         ident = "lmtp-proxy: " if pid is None else f"lmtp-proxy[{pid}]: "
-        for level, severity in ((logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)):
+        for level, severity in _SEVERITIES.items():
             self._prefixes[level] = f"<{FACILITIES[facility] << 3 | severity}>{ident}"
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
@@ -92,19 +123,42 @@ class SyslogChannel:
                     fresh = True
                     self._socket = self._connected()
                 send = self._socket.send
+                if self._is_stream:
+                    while sent < len(lines):
+                        rest = lines[sent][self._begun :] + b"\0"
+                        if (octets := send(rest)) < len(rest):
+                            self._begun += octets
+                            break
+                        self._begun = 0
+                        sent += 1
+                    break
                 for line in islice(lines, sent, None):
                     send(line)
                     sent += 1
             except BlockingIOError:
                 break
-            except OSError:  # syslog was restarted, or is not there
+            except OSError as error:  # syslog was restarted, or is not there
                 self.close()
                 if fresh:
+                    self.trouble = f"{self._path}: {error.strerror or error}"
                     break
+        if sent:
+            self.trouble = ""
         return sent
 
     def _connected(self) -> Socket:
-        sock = Socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            connected = self._connected_by(socket.SOCK_DGRAM)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+            connected, self._is_stream = self._connected_by(socket.SOCK_STREAM), True
+        else:
+            self._is_stream = False
+        return connected
+
+    def _connected_by(self, kind: int) -> Socket:
+        sock = Socket(socket.AF_UNIX, kind)
         try:
             sock.setblocking(False)
             sock.connect(self._path)
@@ -113,11 +167,21 @@ class SyslogChannel:
             raise
         return sock
 
+    def try_to_connect(self) -> None:
+        """Sets `trouble`; sends nothing."""
+        try:
+            self._connected().close()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.trouble = f"{self._path}: {error.strerror or error}"
+
     def close(self) -> None:
         """See Channel."""
         if self._socket is not None:
             self._socket.close()
         self._socket = None
+        self._begun = 0
 
 
 class StreamChannel:
@@ -125,21 +189,31 @@ class StreamChannel:
 
     Args:
         pid: see SyslogChannel.
+        bare: without time and level.
+
+    Where it is systemd's journal, which keeps the time itself, the level is a priority: `<6>` (sd-daemon(3)).
     """
 
     name = "standard error"
 
-    def __init__(self, handle: int, pid: int | None = None) -> None:
+    def __init__(self, handle: int, pid: int | None = None, *, bare: bool = False) -> None:
         self._handle = handle
+        self._bare = bare
+        self._is_journal = _is_journal(handle)
         self._pid = "" if pid is None else f" [{pid}]"
         self._poll = select.poll()
         self._poll.register(handle, select.POLLOUT)
         self._begun = 0  # octets of the first line to send that are out already
+        self.trouble = ""
         self._second = 0
         self._time = ""  # of it
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
         """See Channel. The time is as the logging module has it: local, with milliseconds."""
+        if self._bare or self._is_journal:
+            beginning = f"<{_severity(level)}>" if self._is_journal else ""
+            beginning += f"{self._pid.lstrip()} " if self._pid and not self._bare else ""
+            return [f"{beginning}{text}\n".encode("utf-8", "backslashreplace") for text in texts]
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)
@@ -170,17 +244,59 @@ class StreamChannel:
                 written = self._begun + os.write(self._handle, b"".join(batch)[:_AT_ONCE])
             except BlockingIOError:
                 break
-            except OSError:  # a full disk, a reader that is gone
+            except OSError as error:  # a full disk, a reader that is gone
                 self._begun = 0
+                self.trouble = f"{self.name}: {error.strerror or error}"
                 break
             while taken < len(lines) and written >= len(lines[taken]):
                 written -= len(lines[taken])
                 taken += 1
             self._begun = written
+        if taken:
+            self.trouble = ""
         return taken
 
     def close(self) -> None:
         """See Channel. The descriptor is not ours."""
+
+
+class JsonChannel:
+    """One object a line, by another channel, which adds no time and level to it.
+
+    Args:
+        channel: for JSON as text.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.name = channel.name
+        self._pid = os.getpid()
+
+    @property
+    def trouble(self) -> str:
+        """See Channel."""
+        return self._channel.trouble
+
+    def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
+        """See Channel."""
+        return self.objects(level, [{"message": text} for text in texts])
+
+    def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:
+        """See Channel."""
+        return self.lines(level, [f"{beginning}{middle}{end}" for middle in middles])
+
+    def objects(self, level: int, objects: Sequence[Mapping[str, object]]) -> list[bytes]:
+        """As `lines`, of what the caller has in fields."""
+        common = {"time": iso_time(time.time()), "level": logging.getLevelName(level).lower(), "pid": self._pid}
+        return self._channel.lines(level, [json.dumps({**common, **each}, ensure_ascii=False) for each in objects])
+
+    def send(self, lines: Sequence[bytes]) -> int:
+        """See Channel."""
+        return self._channel.send(lines)
+
+    def close(self) -> None:
+        """See Channel."""
+        self._channel.close()
 
 
 Later: TypeAlias = Callable[[float, Callable[[], None]], None]
@@ -196,6 +312,22 @@ _DEAD = 1.0  # seconds: twice as long after each attempt that got rid of no line
 _LAST = 1.0  # seconds for what is left when the process ends
 
 
+class LogState(NamedTuple):
+    """How the log is.
+
+    Attributes:
+        to: where its lines go.
+        trouble: see Channel.
+        waiting: lines that have not gone out yet.
+        lost: lines that never will, since the start.
+    """
+
+    to: str
+    trouble: str
+    waiting: int
+    lost: int
+
+
 class LogBatch:
     """All lines of the process on their way to `channel`.
 
@@ -208,8 +340,14 @@ class LogBatch:
         self._later = later
         self._lines: list[bytes] = []
         self._asked = False  # for a flush
-        self._lost = 0
+        self._lost = 0  # and not reported yet
+        self._all_lost = 0
         self._pause = _SOON
+
+    @property
+    def state(self) -> LogState:
+        """How it is now."""
+        return LogState(self.channel.name, self.channel.trouble, len(self._lines), self._all_lost)
 
     def __repr__(self) -> str:
         return f"<LogBatch to {self.channel.name}: {len(self._lines)} lines wait, {self._lost} lost>"
@@ -233,6 +371,8 @@ class LogBatch:
         if after > KEPT:
             kept = max(before, KEPT)
             self._lost += after - kept
+            self._all_lost += after - kept
+            _tell_lost(after - kept)
             del lines[kept:]
             after = kept
         if self._later is None or after // _FULL > before // _FULL:
@@ -291,6 +431,29 @@ class _Events(logging.Handler):
 
 
 _batch: LogBatch | None = None
+_tell_lost: Callable[[int], object] = int
+
+
+def tell_lost_lines(tell: Callable[[int], object]) -> None:
+    """Have it called with the number of lines whenever some are lost."""
+    global _tell_lost
+    _tell_lost = tell
+
+
+def log_state() -> LogState:
+    """How the log of this process is."""
+    return _batch.state if _batch is not None else LogState("nowhere", "", 0, 0)
+
+
+def log_trouble(log: Log, *, daemonised: bool) -> str | None:
+    """Why lines that are written now would not arrive, in one line; None if they would."""
+    if not (daemonised or log.syslog):
+        return None
+    channel = SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility)
+    channel.try_to_connect()
+    if not channel.trouble:
+        return None
+    return f"no syslog at {channel.trouble}; up to {KEPT} lines of the log wait for one, the rest is lost"
 
 
 def set_up_log(
@@ -310,11 +473,14 @@ def set_up_log(
     """
     global _batch
     pid = os.getpid() if with_pid else None
+    is_json = log.format == "json"
+    channel: Channel
     if daemonised or log.syslog:
-        batch = LogBatch(SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility, pid), later)
+        channel = SyslogChannel(log.syslog or DEFAULT_SYSLOG, log.facility, pid)
     else:
         handle = sys.stderr.fileno() if sys.stderr is not None else 2  # None if it was closed: see `put_right`
-        batch = LogBatch(StreamChannel(handle, pid), later)
+        channel = StreamChannel(handle, pid, bare=is_json)
+    batch = LogBatch(JsonChannel(channel) if is_json else channel, later)
     finish_log()
     _batch = batch
     logger = logging.getLogger(_NAME)
@@ -342,6 +508,17 @@ def write_alike(beginning: str, middles: Sequence[str], end: str) -> None:
         _batch.take(_batch.channel.lines_alike(logging.INFO, beginning, middles, end))
     else:
         write_lines([f"{beginning}{middle}{end}" for middle in middles])
+
+
+def in_fields() -> bool:
+    """Whether whoever has fields should give them to `write_fields`."""
+    return _batch is not None and isinstance(_batch.channel, JsonChannel)
+
+
+def write_fields(objects: Sequence[Mapping[str, object]]) -> None:
+    """As `write_lines`, if `in_fields`. What is foreign in them is `printable`."""
+    if _batch is not None and isinstance(_batch.channel, JsonChannel):
+        _batch.take(_batch.channel.objects(logging.INFO, objects))
 
 
 def finish_log() -> None:

@@ -41,7 +41,7 @@ from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.generations.generation import retire
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
-from lmtp_proxy.log import finish_log, set_up_log
+from lmtp_proxy.log import finish_log, set_up_log, tell_lost_lines
 from lmtp_proxy.loop.late import OnDemand
 from lmtp_proxy.loop.process import allow_open_files, cooperative
 from lmtp_proxy.receipts.receipts import Receipts
@@ -125,6 +125,7 @@ class Service:
         self._uncertain = UncertainLog(self.manager.current, in_flight)
         self._receipts = receipts
         tallies = Tallies()
+        tell_lost_lines(tallies.log_lines_lost)
         parts = ProcessParts(self.manager.current, in_flight, self._uncertain, receipts, tallies)
         shared = Shared(parts, parking)
         title = _Title(name, config.path)

@@ -131,7 +131,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": config_backends.TIMEOUTS,
-    "config.log": ("syslog", "facility", "level"),
+    "config.log": ("syslog", "facility", "level", "format"),
     "backends.*": config_backends.KEYS,
     "backends.*.timeouts": config_backends.TIMEOUTS_OF_ONE,
 }
@@ -293,4 +293,5 @@ def _log(parent: Section) -> Log:
         syslog=section.value("syslog", config_keys.absolute_path, None),
         facility=section.value("facility", config_keys.facility, "mail"),
         level=section.value("level", config_keys.level, "info"),
+        format=section.value("format", config_keys.log_format, "text"),
     )

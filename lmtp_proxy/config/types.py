@@ -225,6 +225,10 @@ def facility(text: str) -> str:
     return _one_of(text, tuple(FACILITIES))
 
 
+def log_format(text: str) -> str:
+    return _one_of(text, ("text", "json"))
+
+
 def level(text: str) -> str:
     return _one_of(text, _LEVELS)
 

@@ -135,11 +135,13 @@ class Log:
 
     Attributes:
         syslog: path of the syslog socket, None for the standard way.
+        format: text, or json: one object a line.
     """
 
     syslog: str | None = None
     facility: str = "mail"
     level: str = "info"
+    format: str = "text"
 
 
 @dataclass(frozen=True, slots=True)

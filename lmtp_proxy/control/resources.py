@@ -35,6 +35,7 @@ from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.generations.reloads import ReloadRefused
+from lmtp_proxy.log import log_state
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import HOLD
 from lmtp_proxy.text import MAX_TEXT, iso_time, printable, shown
@@ -95,6 +96,7 @@ class Application(ControlApplication):
             "in_flight": phases,
             "uncertain": state.uncertain.count,
             "uncertain_log": config.uncertain_log,
+            "log": log_state()._asdict(),
             "users": len(config.users),
             "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,

@@ -266,10 +266,23 @@ def status(answer: Answer, digest: str | None) -> list[str]:
         ("sessions", f"{answer.integer('sessions')}, {answer.integer('held')} of them on hold"),
         ("in flight", ", ".join(f"{number} in {phase}" for phase, number in phases.items())),
         ("uncertain", f"{answer.integer('uncertain')}, log: {answer.optional_text('uncertain_log') or 'none'}"),
+        *_log(answer),
         ("users", _users_on(users_on, answer.integer("users"))),
         ("all others", fallback or "450, as there is no fallback_backend"),
     ]
     return [*labelled(rows), *_warnings(answer, config, digest), "", *backends(answer.objects("backends"))]
+
+
+def _log(answer: Answer) -> list[tuple[str, str]]:
+    """Only where lines do not arrive; a proxy of a version before does not say."""
+    if "log" not in answer.document:
+        return []
+    log = answer.object("log")
+    trouble, lost, waiting = log.text("trouble"), log.integer("lost"), log.integer("waiting")
+    if not (trouble or lost):
+        return []
+    numbers = f"{count(lost, 'line')} lost, {count(waiting, 'line')} waiting"
+    return [("log", f"{numbers}: {trouble}" if trouble else numbers)]
 
 
 def _worker(worker: Answer) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from lmtp_proxy.delivery.commit import Message
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.log import write_alike, write_lines
+from lmtp_proxy.log import in_fields, write_alike, write_fields, write_lines
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire.reply import Reply
 
@@ -46,6 +46,13 @@ def log_recipients(
     beginning = f"{message.session}: from={sender}, to="
     middle = f", size={message.size}, delay={delay:.2f}, dsn="
     queue_id = envelope.queue_id
+    if in_fields():
+        whys = troubles or [""] * len(replies)
+        write_fields([
+            _fields(message, sender, each, delay) | _fields_of(reply, f"; {why}" if why else "")
+            for each, reply, why in zip(destinations, replies, whys, strict=True)
+        ])  # fmt: skip
+        return
     if queue_id:
         tos = [f"{each.path}, orig_queue_id={queue_id}, {each.via}" for each in destinations]
     else:
@@ -69,6 +76,13 @@ def log_aborted(message: Message, destinations: Sequence[Destination], asked: in
     envelope = message.envelope
     sender = printable(envelope.path)
     origin = f"orig_queue_id={envelope.queue_id}, " if envelope.queue_id else ""  # as Postfix calls it
+    if in_fields():
+        aborted = {"dsn": "4.4.2", "status": "aborted", "reply": why}
+        write_fields([
+            _fields(message, sender, each, delay) | ({} if number < asked else {"backend": "-"}) | aborted
+            for number, each in enumerate(destinations)
+        ])  # fmt: skip
+        return
     write_lines([
         f"{message.session}: from={sender}, to={each.path}, {origin}{each.via if number < asked else 'backend=-'}, "
         f"size={message.size}, delay={delay:.2f}, dsn=4.4.2, status=aborted ({why})"
@@ -87,9 +101,29 @@ def log_refused(
         return
     paths = ["-" if path is None else printable(path) for path in (sender, recipient)]
     said = f"; in reply to {printable(command)}" if command else ""
+    if in_fields():
+        fields: dict[str, object] = {"session": session, "from": paths[0], "to": paths[1], "backend": "-"}
+        write_fields([fields | {"size": size, "delay": 0.0} | _fields_of(reply, said)])
+        return
     write_lines([
         f"{session}: from={paths[0]}, to={paths[1]}, backend=-, size={size}, delay=0.00, dsn={_end(reply)[:-1]}{said})"
     ])  # fmt: skip
+
+
+def _fields(message: Message, sender: str, destination: Destination, delay: float) -> dict[str, object]:
+    """What a line says of a recipient, but for the end."""
+    fields: dict[str, object] = {"session": message.session, "from": sender, "to": destination.path}
+    if message.envelope.queue_id:
+        fields["orig_queue_id"] = message.envelope.queue_id
+    backend = destination.via.removeprefix("backend=")
+    return {**fields, "backend": backend, "size": message.size, "delay": round(delay, 2)}
+
+
+def _fields_of(reply: Reply, more: str) -> dict[str, str]:
+    """What `_end` says, in fields, and more behind the reply."""
+    kind = reply.code // 100
+    dsn = f"{reply.enhanced or f'{kind}.0.0'}"
+    return {"dsn": dsn, "status": _STATUS[kind], "reply": printable(reply.in_one_line) + more}
 
 
 # Of paths: the same senders send mail again. About 1 MB when it is full; the longest that come may be 2 KB each.

@@ -45,7 +45,16 @@ def merged_status(answers: Sequence[Json]) -> Json:
         **first,
         **{name: sum(answer[name] for answer in answers) for name in _SUMS},
         "in_flight": phases,
+        "log": _merged_log([answer["log"] for answer in answers]),
         "backends": merged_backends([answer["backends"] for answer in answers]),
+    }
+
+
+def _merged_log(logs: Sequence[Json]) -> Json:
+    return {
+        **logs[0],
+        "trouble": next((log["trouble"] for log in logs if log["trouble"]), ""),
+        **{name: sum(log[name] for log in logs) for name in ("waiting", "lost")},
     }
 
 

@@ -99,6 +99,7 @@ def test_status(served: Served) -> None:
     assert len(status.pop("workers")) in (0, served.proxy.workers)
     assert status.pop("torn", None) is None
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", status.pop("version"))
+    assert status["log"].pop("waiting") >= 0
     assert status == {
         "pid": served.proxy.pid,
         "generation": 1,
@@ -113,6 +114,7 @@ def test_status(served: Served) -> None:
         "in_flight": {"envelope": 0, "data": 0, "commit": 0, "final dot": 0},
         "uncertain": 0,
         "uncertain_log": None,
+        "log": {"to": "standard error", "trouble": "", "lost": 0},
         "users": len(USERS),
         "ignore_domain": False,
         "fallback_backend": None,

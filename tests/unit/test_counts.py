@@ -22,7 +22,8 @@ PRIVATE = {"ended"}
 """What only another figure is made of."""
 NAMES = {
     "sessions_accepted_total", "transactions_total", "received_message_bytes_total", "refused_recipients_total",
-    "uncertain_recipients_total", "event_loop_lateness_seconds_bucket", "event_loop_longest_stall_seconds",
+    "uncertain_recipients_total", "log_lines_lost_total", "event_loop_lateness_seconds_bucket",
+    "event_loop_longest_stall_seconds",
     "recipients_total", "backend_uncertain_recipients_total", "backend_sent_message_bytes_total",
     "backend_connections_opened_total", "backend_connection_failures_total", "backend_pool_waits_total",
     "backend_connect_seconds_bucket", "backend_reply_seconds_bucket",

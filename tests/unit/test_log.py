@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lmtp_proxy import log as log_module
 from lmtp_proxy.log import KEPT, LogBatch, StreamChannel, SyslogChannel
 from tests.support.patience import SOON
 
@@ -102,10 +103,14 @@ def test_lines_that_nobody_takes_are_kept_and_tried_again_now_and_then(path: Pat
     batch.channel.close()
 
 
-def test_of_more_than_is_kept_the_rest_is_counted(path: Path) -> None:
+def test_of_more_than_is_kept_the_rest_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, clock = syslog_batch(path)
+    lost: list[int] = []
+    monkeypatch.setattr(log_module, "_tell_lost", lost.append)
     for number in range(KEPT + 7):
         batch.add(logging.INFO, str(number))
+    assert sum(lost) == 7
+    assert batch.state == ("syslog", f"{path}: No such file or directory", KEPT, 7)
     received: list[bytes] = []
     with listen(path) as syslog:
         syslog.setblocking(False)
@@ -118,6 +123,7 @@ def test_of_more_than_is_kept_the_rest_is_counted(path: Path) -> None:
                 pass
     assert received[:-1] == [b"<22>lmtp-proxy: %d" % number for number in range(KEPT)]
     assert received[-1] == b"<20>lmtp-proxy: 7 log lines were lost: syslog took none"
+    assert batch.state == ("syslog", "", 0, 7)
     batch.channel.close()
 
 
@@ -258,3 +264,25 @@ def test_a_full_disk_is_reported_when_there_is_room_again() -> None:
     assert len(lines) == KEPT + 1 and lines[-1].endswith("WARNING 5 log lines were lost: standard error took none")
     os.close(reader)
     os.close(writer)
+
+
+def test_a_syslog_of_streams_gets_whole_lines_however_little_it_takes(path: Path) -> None:
+    batch, clock = syslog_batch(path)
+    wanted = b"".join(b"<22>lmtp-proxy: %s\0" % (b"%d" % number * 1000) for number in range(200))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as syslog:
+        syslog.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        syslog.bind(str(path))
+        syslog.listen()
+        for number in range(200):
+            batch.add(logging.INFO, f"{number}" * 1000)
+        clock.tick()
+        taken, _ = syslog.accept()
+        with taken:
+            taken.settimeout(SOON)
+            found = b""
+            while len(found) < len(wanted):
+                found += taken.recv(5000)
+                if clock.asked:
+                    clock.tick()
+    assert found == wanted
+    batch.channel.close()

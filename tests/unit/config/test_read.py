@@ -168,7 +168,7 @@ config:
   timeouts: {connect: 1, greeting: 2.5, shutdown: 3600}
   hold_timeout: 12.5
   hold_limit: 0
-  log: {syslog: /run/log, facility: LOCAL3, level: Debug}
+  log: {syslog: /run/log, facility: LOCAL3, level: Debug, format: JSON}
   control: {socket: /run/ctl, owner: root}
   uncertain_log: /var/lib/uncertain
   receipts: /var/lib/receipts
@@ -214,7 +214,7 @@ users:
         timeouts=timeouts,
         hold_timeout=12.5,
         hold_limit=0,
-        log=Log("/run/log", "local3", "debug"),
+        log=Log("/run/log", "local3", "debug", "json"),
         control=Control(UnixAddress("/run/ctl"), "root", None, 0o600),
         uncertain_log="/var/lib/uncertain",
         receipts="/var/lib/receipts",

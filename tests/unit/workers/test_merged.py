@@ -18,9 +18,12 @@ def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:
 
 def test_what_is_counted_is_added_up() -> None:
     one = {"sessions": 2, "held": 1, "uncertain": 0, "in_flight": {"data": 1, "commit": 0}, "backends": [backend("a")]}
-    other = {**one, "sessions": 5, "uncertain": 4, "in_flight": {"data": 2, "commit": 3}, "users": 9}
+    one["log"] = {"to": "syslog", "trouble": "", "waiting": 0, "lost": 2}
+    broken = {"to": "syslog", "trouble": "gone", "waiting": 5, "lost": 1}
+    other = {**one, "log": broken, "sessions": 5, "uncertain": 4, "in_flight": {"data": 2, "commit": 3}, "users": 9}
     merged = merged_status([{**one, "users": 9, "version": "1"}, other])
     (only,) = merged.pop("backends")
+    assert merged.pop("log") == {"to": "syslog", "trouble": "gone", "waiting": 5, "lost": 3}
     assert merged == {
         "sessions": 7, "held": 2, "uncertain": 4, "in_flight": {"data": 3, "commit": 3}, "users": 9, "version": "1"
     }  # fmt: skip
