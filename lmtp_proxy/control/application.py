@@ -3,6 +3,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeAlias
@@ -36,6 +37,33 @@ Resources: TypeAlias = Mapping[str, Mapping[str, Callable[[Request], Json | Text
 """Path -> method -> what answers; it may raise HttpProblem."""
 
 
+class NotTaken(NamedTuple):
+    """Of a request by its first line alone.
+
+    Attributes:
+        status: of HTTP.
+        why: for people.
+        allowed: methods that the resource takes; empty where there is no such resource.
+    """
+
+    status: HTTPStatus
+    why: str
+    allowed: str = ""
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        return [("Allow", self.allowed)] if self.allowed else []
+
+
+_ORIGIN = re.compile("(?i)https?://[^/]*")
+
+
+def path_of(target: str) -> str:
+    """The path of what a request asks for, which may be a whole URL (RFC 9112, section 3.2.2), without its query."""
+    match = _ORIGIN.match(target)
+    return target if match is None else target[match.end() :] or "/"
+
+
 class JsonApplication:
     """See PEP 3333. The environment must also have UID and GONE."""
 
@@ -52,9 +80,18 @@ class JsonApplication:
         assert not isinstance(answer, Text)
         return answer
 
+    def refusal(self, method: str, path: str) -> NotTaken | None:
+        """Why nothing answers, whatever the body is."""
+        if (handlers := self._resources.get(path)) is None:
+            return NotTaken(HTTPStatus.NOT_FOUND, f"there is no {shown(path)}")
+        if ("GET" if method == "HEAD" else method) in handlers:
+            return None
+        allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
+        return NotTaken(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only", allowed)
+
     def __call__(self, environ: Json, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
         """Answer one request."""
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        method, path = environ["REQUEST_METHOD"], path_of(environ["PATH_INFO"])
         what = f"{shown(method, 20)} {shown(path)}"
         has_body = "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ
         body = environ["wsgi.input"].read() if has_body else None
@@ -64,13 +101,10 @@ class JsonApplication:
         status = HTTPStatus.OK
         answer: Json | Text = {}
         try:
-            if (handlers := self._resources.get(path)) is None:
-                raise HttpProblem(HTTPStatus.NOT_FOUND, f"there is no {shown(path)}")
-            if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:
-                allowed = ", ".join([*handlers, *(["HEAD"] if "GET" in handlers else [])])
-                headers.append(("Allow", allowed))
-                raise HttpProblem(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {allowed} only")
-            answer = handler(request)
+            if (refusal := self.refusal(method, path)) is not None:
+                headers += refusal.headers
+                raise HttpProblem(refusal.status, refusal.why)
+            answer = self._resources[path]["GET" if method == "HEAD" else method](request)
         except HttpProblem as problem:
             status, answer = problem.status, {"error": str(problem), **problem.more}
             if method == "POST":

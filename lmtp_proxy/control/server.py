@@ -12,13 +12,14 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
+from lmtp_proxy.control.application import path_of
 from lmtp_proxy.control.request import GONE, UID, Fairness
 from lmtp_proxy.control.state import MAX_CONNECTIONS
 from lmtp_proxy.loop.acceptor import PatientAcceptor
@@ -38,15 +39,16 @@ _DIGITS = re.compile("[0-9]{1,18}")
 class _RequestRefused(Exception):
     """The request is answered with an error, and the connection closed. No OSError, which pywsgi has uses for."""
 
-    def __init__(self, status: HTTPStatus, why: str) -> None:
+    def __init__(self, status: HTTPStatus, why: str, headers: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(why)
         self.status = status
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     def to_bytes(self) -> bytes:
         body = json.dumps({"error": str(self)}).encode("ascii") + b"\n"
         head = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(body)}\r\n{self._headers}Connection: close\r\n\r\n"
         )
         return head.encode("ascii") + body
 
@@ -221,6 +223,11 @@ class Handler(WSGIHandler):
         return b"".join(pieces)
 
     def _too_large(self) -> _RequestRefused:
+        """A method that the resource does not take comes first: with it no body would be right."""
+        application: Any = self.server.application
+        refusal = application.refusal(self.command, path_of((self.path or "").partition("?")[0]))
+        if refusal is not None:
+            return _RequestRefused(refusal.status, refusal.why, refusal.headers)
         return _RequestRefused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is larger than {self.max_body} octets")
 
     def _gone(self) -> bool:

@@ -10,6 +10,7 @@ should wait; `render` runs there, so it may not touch gevent.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 OPENMETRICS = "application/openmetrics-text"
 PLAIN = "text/plain"
+_WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
 def render(figures: Figures, accept: str) -> tuple[str, bytes]:
@@ -40,8 +42,17 @@ def render(figures: Figures, accept: str) -> tuple[str, bytes]:
 
 
 def wants_openmetrics(accept: str) -> bool:
-    """Whether `accept` names that format."""
-    return any(each.partition(";")[0].strip().lower() == OPENMETRICS for each in accept.split(","))
+    """Whether `accept` names that format, and prefers no plain text to it (`q=`, RFC 9110, section 12.4.2)."""
+    plain, openmetrics = 0.0, 0.0
+    for each in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in each.split(";"))
+        weights = [part.removeprefix("q=") for part in parameters if part.startswith("q=")]
+        weight = float(weights[0]) if weights and _WEIGHT.fullmatch(weights[0]) else float(not weights)
+        if kind == OPENMETRICS:
+            openmetrics = max(openmetrics, weight)
+        elif kind == PLAIN:
+            plain = max(plain, weight)
+    return openmetrics > 0 and openmetrics >= plain
 
 
 class _Collector:

@@ -365,5 +365,5 @@ def _foot(shown: Shown) -> str:
     minutes = (KEPT - 1) * SECONDS / 60
     return (
         f"<footer><span>{now[:10]} {now[11:19]} UTC, as all times here</span><span>Curves: {minutes:g} minutes</span>"
-        f'<span>For programs: <a href="/metrics">/metrics</a>, <a href="/status">/status</a></span></footer>'
+        f'<span>For programs: <a href="metrics">/metrics</a>, <a href="status">/status</a></span></footer>'
     )

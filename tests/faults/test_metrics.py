@@ -503,9 +503,25 @@ def test_bad_clients_touch_no_mail_and_go(watched: Watched) -> None:
 
 
 def test_a_body_is_refused(watched: Watched) -> None:
-    with socket.create_connection(watched.address, timeout=10) as sock:
-        sock.sendall(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
-        assert sock.recv(65536).startswith(b"HTTP/1.1 413 ")
+    """With a method that the resource does not take, for that: no body would be right."""
+    for method, answer in ((b"GET", b"HTTP/1.1 413 "), (b"POST", b"HTTP/1.1 405 ")):
+        for body in (b"Content-Length: 1\r\n\r\nx", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"):
+            with socket.create_connection(watched.address, timeout=10) as sock:
+                sock.sendall(method + b" /metrics HTTP/1.1\r\nHost: x\r\n" + body)
+                said = sock.recv(65536)
+            assert said.startswith(answer), (method, said)
+            assert (b"\r\nAllow: GET, HEAD\r\n" in said) == (method == b"POST")
+
+
+def test_the_whole_url_may_be_asked_for(watched: Watched) -> None:
+    """The absolute form (RFC 9112, section 3.2.2), as a proxy in front may pass it on."""
+    for target, code in (
+        ("http://x/metrics", 200),
+        ("HTTP://x:80/status", 200),
+        ("http://x", 200),
+        ("http://x/y", 404),
+    ):
+        assert fetch(watched.address, target).code == code, target
 
 
 def test_many_who_say_nothing_cannot_keep_others_out_for_long(watched: Watched) -> None:

@@ -23,7 +23,7 @@ from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.figures.figures import added, figures_of, merged_figures, with_reloads
-from lmtp_proxy.figures.prometheus import render
+from lmtp_proxy.figures.prometheus import render, wants_openmetrics
 from lmtp_proxy.generations.generation import first_generation
 from lmtp_proxy.generations.reloads import (
     MovedUsers,
@@ -209,6 +209,24 @@ def test_both_formats_hold_the_same() -> None:
     assert render(document, "")[0].startswith("text/plain; version=0.0.4")
     for odd in ("*/*", "text/html", "application/openmetrics-text;version=\x00", ";;;,,", "x" * 5000):
         assert render(document, odd)[1].startswith(b"# HELP lmtp_proxy_build_info "), odd
+
+
+@pytest.mark.parametrize(
+    "accept, wanted",
+    [
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),
+        ("application/openmetrics-text; q=0.5, text/plain", False),
+        ("text/plain;q=0.9,APPLICATION/OpenMetrics-Text;Q=1.0", True),
+        ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=0.000, */*", False),
+        ("application/openmetrics-text;q=x", False),
+        ("text/plain", False),
+        ("", False),
+    ],
+)
+def test_the_format_that_is_preferred(accept: str, wanted: bool) -> None:
+    assert wants_openmetrics(accept) == wanted
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", 'x",outcome="sent', "\N{GREEK SMALL LETTER ALPHA}", "-", "a{b}"])
