@@ -23,7 +23,7 @@ from lmtp_proxy.log import log_trouble
 from lmtp_proxy.start.background import go_to_background
 from lmtp_proxy.start.late_modules import late_modules
 from lmtp_proxy.start.pid_file import PidFile
-from lmtp_proxy.start.ready import notify_ready
+from lmtp_proxy.start.ready import Notifier
 from lmtp_proxy.start.signals import RELOAD_SIGNALS, STOP_SIGNALS
 from lmtp_proxy.start.sockets import listen, listen_for_control, listen_for_metrics
 from lmtp_proxy.start.start import Start
@@ -98,6 +98,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         signal.signal(number, lambda number, _frame: received.append(number))
     check_run_as(config)
     check_files(config)
+    notifier, users = Notifier.taken(), len(config.users)
     pid_file = PidFile(config.pid, config.path) if daemonise else None
     with ExitStack() as at_end, ExitStack() as unless_ready:
         if pid_file:
@@ -122,17 +123,18 @@ def _run(config: Config, *, daemonise: bool) -> int:
 
         def ready() -> None:
             unless_ready.pop_all()  # from now on they go in their own order, or tell the next start of a crash
-            _tell(started)
+            _tell(started, notifier.ready(config, users))
 
         start = Start(
             config=config,
-            users=len(config.users),
+            users=users,
             mail=listener,
             control=control,
             metrics=metrics,
             daemonised=daemonise,
             received=received,
             ready=ready,
+            notifier=notifier,
         )
         # Not before: it makes the gevent hub. And before the privileges go, which may include that to read its files.
         serve: Callable[[Start], int]
@@ -147,8 +149,8 @@ def _run(config: Config, *, daemonise: bool) -> int:
         return serve(start)
 
 
-def _tell(started: int | None) -> None:
-    if trouble := notify_ready():
+def _tell(started: int | None, trouble: str | None) -> None:
+    if trouble:
         say(sys.stderr, [trouble])
     if started is not None:
         os.write(started, b"1")

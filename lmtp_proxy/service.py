@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import gevent
-import setproctitle
 from gevent.event import Event
 from greenlet import greenlet
 
@@ -43,7 +42,7 @@ from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.log import finish_log, set_up_log, tell_lost_lines
 from lmtp_proxy.loop.late import OnDemand
-from lmtp_proxy.loop.process import allow_open_files, cooperative
+from lmtp_proxy.loop.process import allow_open_files, cooperative, every, show_title
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.start.late_modules import FOR_CONTROL, FOR_METRICS
 from lmtp_proxy.start.ready import log_ready
@@ -78,7 +77,7 @@ class _Title:
 
     def _show(self) -> None:
         self._due = False
-        setproctitle.setproctitle(f"{self._name}: {self._sessions} sessions [{self._path}]")
+        show_title(f"{self._name}: {self._sessions} sessions [{self._path}]")
 
 
 class Service:
@@ -162,6 +161,8 @@ def serve(start: "Start") -> int:
     config = start.config
     begin_log(config, daemonised=start.daemonised)
     service = Service(config, start.mail.socket, after_crash=start.after_crash, max_clients=config.max_clients)
+    alive = every(start.notifier.alive_every, start.notifier.alive)
+    service.manager.tell = start.notifier.status
     handle_signals(start.received, gevent.signal_handler, service.manager.request_reload, service.stopping.set)
     servers: list[OnDemand | Samples] = []
     answers = _Answers(service.state, config.hostname)
@@ -178,12 +179,15 @@ def serve(start: "Start") -> int:
     start.ready()
     service.stopping.wait()
     _log.info("stopping: no new clients are accepted")
+    start.notifier.stopping()
     start.remove_mail()
     service.finish()
     start.remove_control()
     for server in servers:
         server.stop()
     reloads.kill()
+    if alive is not None:
+        alive.kill()
     log_greenlets_left()
     _log.info("stopped")
     finish_log()

@@ -8,7 +8,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -132,6 +132,12 @@ def history_json(history: Sequence[Outcome | NotedDrain]) -> list[dict[str, obje
     return [_event_json(event) for event in reversed(history)]
 
 
+def _in_short(outcome: Outcome) -> str:
+    if isinstance(outcome, Reloaded):
+        return f"generation {outcome.generation}: {outcome.changes}"
+    return f"the last reload was refused: {outcome.torn or outcome.errors[0]}"
+
+
 def _event_json(event: Outcome | NotedDrain) -> dict[str, object]:
     if isinstance(event, NotedDrain):
         values = asdict(event)
@@ -149,9 +155,11 @@ class Reloads(ABC):
         done: how many changed the generation.
         refused: how many did not.
         history: the last outcomes and drains.
+        tell: called with each outcome as one line; must not wait.
     """
 
     def __init__(self) -> None:
+        self.tell: Callable[[str], None] = lambda _: None
         self._wanted = Event()
         self._begun = self._done = 0
         self._settled = Event()
@@ -226,6 +234,7 @@ class Reloads(ABC):
             else:
                 self.done += 1
             self._done += 1
+            self.tell(_in_short(outcome))
             for result in waiting:
                 result.set(outcome)
             self._settled.set()

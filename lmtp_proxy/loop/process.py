@@ -3,8 +3,14 @@
 
 import resource
 import socket
+from collections.abc import Callable
 
+import gevent
 import gevent.socket
+import setproctitle
+
+NAME = "lmtp-proxy"
+"""At most 15 octets: more the kernel does not keep."""
 
 
 def cooperative(listener: socket.socket) -> socket.socket:
@@ -12,6 +18,23 @@ def cooperative(listener: socket.socket) -> socket.socket:
     own = gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=listener.detach())
     own.setblocking(False)
     return own
+
+
+def every(seconds: float, call: Callable[[], None]) -> "gevent.Greenlet[..., None] | None":
+    """Call it now and each so many seconds, which must not wait; never if that is 0. The caller ends it."""
+
+    def run() -> None:
+        while True:
+            call()
+            gevent.sleep(seconds)
+
+    return gevent.spawn(run) if seconds else None
+
+
+def show_title(text: str) -> None:
+    """What ps shows. The thread keeps a name by which `pgrep -x`, `pidof` and the journal find it."""
+    setproctitle.setproctitle(text)
+    setproctitle.setthreadtitle(NAME)
 
 
 def allow_open_files(wanted: int) -> int:

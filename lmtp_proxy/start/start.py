@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmtp_proxy.config.values import Config
+from lmtp_proxy.start.ready import Notifier
 from lmtp_proxy.start.sockets import Listener
 
 
@@ -24,6 +25,7 @@ class Start:
         daemonised: it is in the background.
         received: signals that came before the process could handle them. It may grow until it does.
         ready: to be called once, when clients are served.
+        notifier: wants to know how it goes on.
     """
 
     config: Config
@@ -34,6 +36,7 @@ class Start:
     daemonised: bool
     received: Sequence[int]
     ready: Callable[[], None]
+    notifier: Notifier
 
     @property
     def after_crash(self) -> bool:

@@ -10,7 +10,6 @@ import os
 import socket
 
 import gevent
-import setproctitle
 from gevent.event import Event
 
 from lmtp_proxy import __version__
@@ -19,7 +18,7 @@ from lmtp_proxy.control.state import MAX_CONNECTIONS
 from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop.late import OnDemand
-from lmtp_proxy.loop.process import allow_open_files, cooperative
+from lmtp_proxy.loop.process import allow_open_files, cooperative, every, show_title
 from lmtp_proxy.start.ready import log_ready
 from lmtp_proxy.start.signals import handle_signals
 from lmtp_proxy.start.start import Start
@@ -37,7 +36,7 @@ def serve(start: Start) -> int:
     """As `service.serve`, by `config.workers` workers."""
     config, listener = start.config, start.mail.socket
     set_up_log(config.log, daemonised=start.daemonised, with_pid=True)
-    setproctitle.setproctitle(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
+    show_title(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
     places = os.memfd_create("lmtp-proxy hold")
     settings = WorkerSettings(
         config=config.path,
@@ -52,6 +51,8 @@ def serve(start: Start) -> int:
     )
     team = Team(settings, config.digest)
     stopping = Event()
+    alive = every(start.notifier.alive_every, start.notifier.alive)
+    team.tell = start.notifier.status
     handle_signals(start.received, gevent.signal_handler, team.request_reload, stopping.set)
     servers: list[ControlServer | OnDemand | Samples] = []
     application = MergedApplication(team, stopping.is_set, after_crash=start.after_crash)
@@ -76,6 +77,7 @@ def serve(start: Start) -> int:
         start.ready()
         stopping.wait()
     _log.info("stopping: no new clients are accepted")
+    start.notifier.stopping()
     start.remove_mail()
     listener.close()  # the workers close theirs, and a client that waits is to see that nobody comes
     longest = max((backend.timeouts.final_reply for backend in config.backends.values()), default=0.0)
@@ -85,6 +87,8 @@ def serve(start: Start) -> int:
     for server in servers:
         server.stop()
     reloads.kill()
+    if alive is not None:
+        alive.kill()
     if team.failed:
         _log.error("stopped: a worker could not be started")
     else:

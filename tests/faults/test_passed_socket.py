@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,55 @@ def test_ready_is_said_when_clients_are_served(abstract: bool, tmp_path: Path) -
         notify.bind("\0" + name[1:] if abstract else name)
         notify.settimeout(10)
         with ProxyProcess(config_of({"a": backend}), environment={"NOTIFY_SOCKET": name}) as proxy:
-            assert notify.recv(100) == b"READY=1"
+            assert notify.recv(200) == b"READY=1\nSTATUS=generation 1: 1 users, 1 backends"
             with proxy.client() as client:
                 deliver(client)
             proxy.stop()
+            assert notify.recv(200) == b"STOPPING=1\nSTATUS=stopping: no new clients are accepted"
             notify.settimeout(0.1)
             with pytest.raises(TimeoutError):
-                notify.recv(100)
+                notify.recv(200)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_outcome_of_a_reload_is_said_and_that_it_is_alive(workers: int, tmp_path: Path) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, FakeBackend() as backend:
+        notify.bind(name)
+        notify.settimeout(10)
+        environment = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "400000"}
+        with ProxyProcess(config_of({"a": backend}), environment=environment, workers=workers) as proxy:
+            notify.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:  # of the time in which it came to serve
+                    notify.recv(500)
+            notify.settimeout(10)
+            began = time.monotonic()
+            assert [notify.recv(500).decode() for _ in range(6)] == ["WATCHDOG=1"] * 6
+            assert time.monotonic() - began > 0.9, "each 0.2 s"
+            proxy.config["users"]["@b"] = "a"
+            proxy.reload()
+            while (said := notify.recv(500).decode()) == "WATCHDOG=1":
+                pass
+            assert said == "STATUS=generation 2: 2 users (1 added, 0 removed, 0 moved), 1 backends"
+            proxy.write_config("nonsense")
+            proxy.signal_reload()
+            while (said := notify.recv(500).decode()) == "WATCHDOG=1":
+                pass
+            assert said.startswith(f"STATUS=the last reload was refused: {proxy.config_path}:1: ")
+
+
+@pytest.mark.parametrize("variables", [{}, {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
+def test_a_watchdog_of_somebody_else_hears_nothing(variables: dict[str, str], tmp_path: Path) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, FakeBackend() as backend:
+        notify.bind(name)
+        notify.settimeout(10)
+        with ProxyProcess(config_of({"a": backend}), environment={"NOTIFY_SOCKET": name, **variables}):
+            assert notify.recv(500).startswith(b"READY=1")
+            notify.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                notify.recv(500)
 
 
 def test_nobody_hears_that_it_is_ready(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -279,3 +280,19 @@ def test_the_process_title() -> None:
         while not re.fullmatch(rf"lmtp-proxy: 0 sessions {expected}", title()):
             assert time.monotonic() < deadline, title()
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_is_found_by_the_name_of_its_command(workers: int) -> None:
+    """As `pgrep -x` and the journal look for it, whatever the title is; each worker, too."""
+    with FakeBackend() as backend, ProxyProcess(config_of({"a": backend}), workers=workers) as proxy:
+        with proxy.client() as client:
+            client.quit()
+        found = subprocess.run(["pgrep", "-x", "lmtp-proxy"], capture_output=True, text=True).stdout.split()
+        assert str(proxy.pid) in found
+        assert Path(f"/proc/{proxy.pid}/cmdline").read_bytes().startswith(b"lmtp-proxy: ")
+        children = Path(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read_text().split()
+        assert len(children) == (workers if workers > 1 else 0) and set(children) <= set(found)
+        if (pidof := shutil.which("pidof", path="/bin:/sbin")) is not None:
+            done = subprocess.run([pidof, "lmtp-proxy"], capture_output=True, text=True)
+            assert str(proxy.pid) in done.stdout.split()

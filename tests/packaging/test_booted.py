@@ -93,6 +93,9 @@ def test_an_upgrade_with_a_broken_file_leaves_the_old_process_serving_and_says_s
 @pytest.mark.timeout(300)
 def test_an_upgrade_restarts_what_runs_and_nothing_else(machine: Booted) -> None:
     pid = machine.show(SERVICE, "MainPID")
+    assert machine.show(SERVICE, "StatusText") == "generation 1: 5 users, 2 backends"
+    assert pid in machine.run("pgrep", "-x", "lmtp-proxy").split()
+    assert "ready: lmtp-proxy" in machine.run("journalctl", "--no-pager", "_COMM=lmtp-proxy")
     machine.run("dpkg", "-i", "/mnt/next.deb")
     assert f'"version": "{NEXT}"' in machine.run("lmtp-proxyctl", "--json", "status")
     assert machine.show(SERVICE, "MainPID") != pid

@@ -10,6 +10,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
 import pytest
 
 from lmtp_proxy.config.values import Config, UnixAddress
+from lmtp_proxy.start.ready import Notifier
 from lmtp_proxy.start.signals import handle_signals
 from lmtp_proxy.start.sockets import Listener
 from lmtp_proxy.start.start import Start
@@ -19,7 +20,7 @@ def start(received: list[int], control: Listener | None = None, *, after_crash: 
     with socket.socket() as unused:
         mail = Listener(unused, after_crash=after_crash)
     return Start(
-        Config("/c.yml", UnixAddress("/s"), "h"), 0, mail, control, None, False, received, lambda: None
+        Config("/c.yml", UnixAddress("/s"), "h"), 0, mail, control, None, False, received, lambda: None, Notifier("", 0)
     )  # fmt: skip
 
 
