@@ -5,14 +5,16 @@ It shows what it is given, and does not ask for more.
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from http import HTTPStatus
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.clients.session import SessionState
+from lmtp_proxy.config.values import Backend, Config, TcpAddress, UnixAddress
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import HttpProblem, Request, bad, slices
 from lmtp_proxy.counts import counters_of
@@ -22,6 +24,9 @@ from lmtp_proxy.receipts.batch import ReceiptsError
 from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.routing.table import TableUnavailable
 from lmtp_proxy.text import printable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_SHOWN = 1000
 """Of flights, sessions or users in one answer: more would take the hub too long, and nobody reads them."""
@@ -88,6 +93,48 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "users": users,
         **{each.name: getattr(counts, each.name) for each in counters_of(Counts) if each.in_status},
     }
+
+
+_UNSHOWN = frozenset({"path", "digest", "modified", "notes", "users", "users_per_backend"})
+"""Of a configuration: what is no key, or too much to look at."""
+_KEYS = {"ignore_domain": "ignoreDomain"}
+"""Those whose name in the file is another one."""
+_OF_ONE = frozenset({"connect", "greeting", "command", "data_write", "final_reply"})
+"""The timeouts that a backend may have of its own."""
+
+
+def config_json(config: Config) -> Json:
+    """What is in force: each key of the file with its value, its default where the file does not say. No password."""
+    shown = {name: _value_json(name, getattr(config, name)) for name in _names(config) if name not in _UNSHOWN}
+    backends = shown.pop("backends")
+    return {"config": {_KEYS.get(name, name): value for name, value in shown.items()}, "backends": backends}
+
+
+def _names(values: "DataclassInstance") -> list[str]:
+    return [each.name for each in fields(values)]
+
+
+def _value_json(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | float | str):
+        return "(set)" if name == "password" and value is not None else value
+    if isinstance(value, int):
+        return f"{value:04o}" if name == "permissions" else value
+    if isinstance(value, TcpAddress):
+        return [value.host, value.port]
+    if isinstance(value, Mapping):
+        return {key: _value_json(key, each) for key, each in value.items()}
+    if isinstance(value, tuple | list | frozenset):
+        return [_value_json("", each) for each in value]
+    if isinstance(value, UnixAddress) or not is_dataclass(value) or type(value).__str__ is not object.__str__:
+        return str(value)
+    inner = {key: _value_json(key, getattr(value, key)) for key in _names(value)}  # type: ignore[arg-type]
+    if isinstance(value, Backend):  # whose name is the key before
+        del inner["name"]
+        inner["timeouts"] = {key: each for key, each in inner["timeouts"].items() if key in _OF_ONE}
+        address = inner.pop("address")
+        where = {"host": address[0], "port": address[1]} if isinstance(address, list) else {"socket": address}
+        return {**where, **inner}
+    return inner
 
 
 MAX_USERS = 1000

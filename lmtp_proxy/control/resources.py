@@ -19,7 +19,15 @@ from lmtp_proxy.backends.failure import WITHOUT_ROUTE
 from lmtp_proxy.backends.preflight import preflight
 from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.control.application import Json, Resources
-from lmtp_proxy.control.json import MAX_SHOWN, backend_json, entry_of, flights_json, receipts_json, sessions_json
+from lmtp_proxy.control.json import (
+    MAX_SHOWN,
+    backend_json,
+    config_json,
+    entry_of,
+    flights_json,
+    receipts_json,
+    sessions_json,
+)
 from lmtp_proxy.control.request import (
     HttpProblem,
     Request,
@@ -84,6 +92,7 @@ class Application(ControlApplication):
             "workers": [],
             "longest_delivery": longest,
             "socket": state.address,
+            "metrics": None if config.metrics is None else str(config.metrics),
             "config": {
                 "path": config.path,
                 "users_file": list(config.users_file or ()),
@@ -111,6 +120,10 @@ class Application(ControlApplication):
 
     def _longest(self, _: Request) -> float:
         return self._longest_delivery
+
+    def _config(self, _: Request) -> Json:
+        generation = self._generation
+        return {"path": generation.config.path, "generation": generation.number, **config_json(generation.config)}
 
     def _backends(self, _: Request) -> Json:
         generation = self._generation

@@ -41,7 +41,9 @@ class ControlApplication(JsonApplication):
         self._stopping = stopping
         self._edits = Edits()
         own: Resources = {
+            "/": {"GET": self._index},
             "/status": {"GET": self._status},
+            "/config": {"GET": self._config},
             "/backends": {"GET": self._backends},
             "/sessions": {"GET": self._sessions},
             "/inflight": {"GET": self._in_flight},
@@ -77,6 +79,9 @@ class ControlApplication(JsonApplication):
 
     @abstractmethod
     def _status(self, request: Request) -> Json: ...
+
+    @abstractmethod
+    def _config(self, request: Request) -> Json: ...
 
     @abstractmethod
     def _backends(self, request: Request) -> Json: ...
@@ -133,6 +138,10 @@ class ControlApplication(JsonApplication):
         """
 
     # --- what is -----------------------------------------------------------------------------------------------------
+
+    def _index(self, _: Request) -> Json:
+        """For whoever has curl and no page of the manual: what there is to ask."""
+        return {"resources": {path: [*methods] for path, methods in self._resources.items()}}
 
     def _own_status(self, longest: float) -> Json:
         """What a status says of the proxy as a whole.

@@ -184,6 +184,11 @@ def _backends(options: argparse.Namespace, _progress: Progress) -> Outcome:
     return Outcome(answer.document, show.backends(answer.objects("backends")))
 
 
+def _config(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    answer = _client(options).get("/config")
+    return Outcome(answer.document, show.config(answer))
+
+
 def _probe(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.probe import probe
@@ -319,6 +324,12 @@ def _parser() -> argparse.ArgumentParser:
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")
+    add(
+        "config",
+        _config,
+        "The configuration in force: each key with its value, also those that the file leaves to their defaults",
+        "Without users, and without passwords. Waits for nothing.",
+    )
     verb = add(
         "probe",
         _probe,

@@ -6,7 +6,7 @@ nobody and writes nowhere: answers in, lines out.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lmtp_proxy.ctl.client import Answer
 from lmtp_proxy.text import count, safe, span, zoned_time
@@ -257,6 +257,7 @@ def status(answer: Answer, digest: str | None) -> list[str]:
     rows = [
         ("lmtp-proxy", f"{answer.text('version')}, pid {answer.integer('pid')}, up {span(answer.number('uptime'))}"),
         ("started", moment(answer.text("started"))),
+        ("listens on", _listening(answer)),
         *map(_worker, answer.objects("workers")),
         ("generation", f"{answer.integer('generation')}, loaded {moment(config.text('loaded'))}"),
         (
@@ -283,6 +284,33 @@ def _log(answer: Answer) -> list[tuple[str, str]]:
         return []
     numbers = f"{count(lost, 'line')} lost, {count(waiting, 'line')} waiting"
     return [("log", f"{numbers}: {trouble}" if trouble else numbers)]
+
+
+def _listening(answer: Answer) -> str:
+    """Where mail comes in, and where the status page is if there is one."""
+    metrics = answer.optional_text("metrics")
+    return answer.text("socket") + (f", metrics on http://{metrics}/" if metrics else "")
+
+
+def config(answer: Answer) -> list[str]:
+    """`config.max_clients: 1000` each; what is not set is left out."""
+
+    def walk(name: str, value: object) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, each in value.items():
+                yield from walk(f"{name}.{key}", each)
+        elif isinstance(value, list):
+            yield from wrapped(f"{name}: [{', '.join(map(_scalar, value))}]")
+        elif value is not None:
+            yield from wrapped(f"{name}: {_scalar(value)}")
+
+    return [line for name in ("config", "backends") for line in walk(name, answer.object(name).document)]
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def _worker(worker: Answer) -> tuple[str, str]:

@@ -228,6 +228,9 @@ class MergedApplication(ControlApplication):
                 return float(answer.document["longest_delivery"])
         return float("inf")
 
+    def _config(self, request: Request) -> Json:
+        return self._by_one(request, "GET", "/config")
+
     def _lookup(self, request: Request) -> Json:
         return self._by_one(request, "GET", "/lookup")
 

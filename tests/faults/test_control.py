@@ -104,6 +104,7 @@ def test_status(served: Served) -> None:
         "pid": served.proxy.pid,
         "generation": 1,
         "socket": served.proxy.address,
+        "metrics": None,
         "reload": None,
         "reloading": None,
         "stopping": False,
@@ -120,6 +121,15 @@ def test_status(served: Served) -> None:
         "fallback_backend": None,
         "users_on": {"old": 2, "new": 2, "reject": 1, "hold": 1},
     }
+
+
+def test_what_there_is_to_ask_and_what_is_in_force(served: Served) -> None:
+    resources = served.control.get("/")["resources"]
+    assert resources["/status"] == ["GET"] and resources["/drain"] == ["POST"] and resources["/"] == ["GET"]
+    assert {"/config", "/lookup", "/receipts", "/preflight"} <= resources.keys()
+    document = served.control.get("/config")
+    assert document["config"]["socket"] == served.proxy.address and document["generation"] == 1
+    assert document["backends"].keys() == {"old", "new"} and "users" not in document
 
 
 def test_status_tells_how_the_last_reload_ended(served: Served) -> None:
@@ -588,7 +598,7 @@ def test_a_drain_ends_in_time_even_if_a_reload_does_not(served: Served) -> None:
 @pytest.mark.parametrize(
     "method, resource, code, allow",
     [
-        ("GET", "/", 404, None),
+        ("POST", "/", 405, "GET, HEAD"),
         ("GET", "/metrics/", 404, None),
         ("POST", "/metrics", 405, "GET, HEAD"),
         ("GET", "/status/", 404, None),

@@ -651,3 +651,20 @@ def test_a_verb_that_is_nearly_one(verb: str, said: str) -> None:
     done = ctl(verb)
     assert (done.status, done.error) == (64, f"{said}; see lmtp-proxyctl --help")
     assert ctl("--json", verb).document["error"] == said
+
+
+def test_the_configuration_in_force() -> None:
+    with FakeBackend() as store, controlled({"old": store}, {"alice": "old"}, max_clients=77) as proxy:
+        socket = str(proxy.config["config"]["control"]["socket"])  # type: ignore[index]
+        done = ctl("--socket", socket, "config")
+        assert done.status == 0 and not done.err
+        lines = done.out.splitlines()
+        assert {"config.max_clients: 77", "config.max_recipients: 1000", "config.smtputf8: true"} <= {*lines}
+        assert f"config.socket: {proxy.address}" in lines and "backends.old.timeouts.connect: 10" in lines
+        assert "alice" not in done.out
+        document = ctl("--socket", socket, "--json", "config").document
+        assert document["config"]["max_clients"] == 77 and document["path"] == proxy.config_path
+        proxy.config["config"]["max_clients"] = 78
+        proxy.write_config()
+        assert "config.max_clients: 77" in ctl("--socket", socket, "config").out, "what is in force, not the file"
+        assert f"listens on  {proxy.address}" in ctl("--socket", socket, "status").out.splitlines()

@@ -58,7 +58,7 @@ def status(**values: Any) -> dict[str, Any]:
     return {
         "version": "0.1.0", "instance": "ab", "pid": 4711, "started": "2026-11-23T23:09:23.123Z", "uptime": 93784.0,
         "workers": [],
-        "generation": 7, "socket": "/run/s", "reload": None, "sessions": 3, "held": 1, "uncertain": 0,
+        "generation": 7, "socket": "/run/s", "metrics": None, "reload": None, "sessions": 3, "held": 1, "uncertain": 0,
         "stopping": False, "after_crash": None, "reloading": None,
         "config": {"path": "/etc/lmtp-proxy.yml", "sha256": "0123456789abcdef" * 4, "modified": "M", "loaded": "L"},
         "in_flight": {"envelope": 0, "data": 1, "commit": 0, "final dot": 2}, "uncertain_log": None, "users": 20,
