@@ -95,7 +95,7 @@ def backend_json(pool: BackendPool, users: int) -> Json:
     }
 
 
-_UNSHOWN = frozenset({"path", "digest", "modified", "notes", "users", "users_per_backend"})
+_UNSHOWN = frozenset({"path", "digest", "files", "modified", "notes", "users", "users_per_backend"})
 """Of a configuration: what is no key, or too much to look at."""
 _KEYS = {"ignore_domain": "ignoreDomain"}
 """Those whose name in the file is another one."""
