@@ -22,7 +22,7 @@ from lmtp_proxy.receipts.receipts import Receipts
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 
-_ENVELOPE, _DATA, _FINAL_DOT = Phase.ENVELOPE, Phase.DATA, Phase.FINAL_DOT
+_ENVELOPE, _FINAL_DOT = Phase.ENVELOPE, Phase.FINAL_DOT
 
 
 class Message:
@@ -129,10 +129,6 @@ class CommitPoint:
         """See Flight."""
         accounts = self._accounts
         return [destination.recipient for destination in (*accounts.accepted, *accounts.asked)]
-
-    def data_begun(self) -> None:
-        """The backend takes the message."""
-        self.phase = _DATA
 
     def sent(self, octets: int) -> None:
         """So much more of the message is on its way to the backend."""

@@ -40,6 +40,7 @@ _DOUBTED, _PROVING, _OVER = DeliveryState.DOUBTED, DeliveryState.PROVING, Delive
 _DATA, _NO_ROOM, _DOT = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT
 _HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
 _TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
+_IN_ENVELOPE, _IN_DATA = Phase.ENVELOPE, Phase.DATA
 _command, _code = attrgetter("command"), attrgetter("code")
 
 
@@ -225,7 +226,7 @@ class Delivery:
                 # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
                 self.rcpt_replies = replies.accepted
                 self.state = _DATA
-                self._commit.data_begun()
+                self._commit.phase = _IN_DATA
                 if not session.unread():
                     accounts.take_all()
                     return True
@@ -342,7 +343,7 @@ class Delivery:
             if reply.code != 354:
                 judge(_TO_DATA, reply)
             self.state = _DATA
-            self._commit.data_begun()
+            self._commit.phase = _IN_DATA
         elif reply.code == 354:
             self._answer_asked()
             session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
@@ -506,7 +507,7 @@ class Delivery:
             # Amid the message the other backends do not wait for what this one has to say.
             return state is _HEARING and session.protocol.state is ClientState.DATA
         except BackendError as error:
-            if self.accounts.asked or self._commit.phase is Phase.ENVELOPE:
+            if self.accounts.asked or self._commit.phase is _IN_ENVELOPE:
                 return self._envelope_failed(error)
             if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
                 self._fail_at_the_end(error)

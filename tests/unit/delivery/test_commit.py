@@ -9,7 +9,7 @@ from lmtp_proxy.backends.failure import BackendError, Failure
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
 from lmtp_proxy.delivery.accounts import Accounts
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
-from lmtp_proxy.delivery.in_flight import InFlight
+from lmtp_proxy.delivery.in_flight import InFlight, Phase
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation
 from lmtp_proxy.routing.static_table import StaticTable
@@ -40,7 +40,7 @@ class Proxy:
         accounts.asked = [self.generation.destinations.of(recipient) for recipient in (ALICE, BOB)]
         assert self.commit.recipients == [ALICE, BOB]
         accounts.take_all()
-        self.commit.data_begun()
+        self.commit.phase = Phase.DATA
 
     def reload(self, **users: str) -> None:
         self.generation = next_generation(config(**users), self.generation)
