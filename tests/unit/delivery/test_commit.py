@@ -133,3 +133,8 @@ def test_the_user_of_a_record_is_a_mailbox(proxy: Proxy, recipient: Recipient, u
     proxy.commit.phase = proxy.commit.phase.FINAL_DOT
     proxy.commit.given_up("gone")
     assert [record.user for record in proxy.uncertain.recent()] == [user]
+
+
+def test_an_operator_can_read_it(proxy: Proxy) -> None:
+    proxy.commit.enter()
+    assert repr(proxy.commit) == "<CommitPoint 1 to old for <alice+x@x>, <bob@x>: commit>"
