@@ -68,3 +68,16 @@ def test_with_one_recipient_a_transaction_each_has_a_reply_and_one_copy(store: t
         client.quit()
         assert "may be delivered" not in proxy.log()
     assert sorted(taken(store[1])) == sorted([[name] for name in NAMES] * 2)
+
+
+def test_without_the_key_it_is_named_and_gets_one_at_a_time_in_the_end(store: tuple[Path, Path]) -> None:
+    with proxy_of(store[0], timeouts={"final_reply": 2}) as proxy, proxy.client() as client:
+        for _ in range(3):
+            outcome = client.deliver("s@x", NAMES)
+            assert [outcome.verdict(number).code for number in range(3)] == [250, 451, 451]
+        assert "gave 1 of 3 final replies" in proxy.wait_log("does it answer per recipient")
+        proxy.wait_log("it gets one recipient in a transaction")
+        outcome = client.deliver("s@x", NAMES)
+        assert [outcome.verdict(number).code for number in range(3)] == [250] * 3
+        client.quit()
+    assert sorted(taken(store[1])[3:]) == [[name] for name in NAMES]
