@@ -8,6 +8,7 @@ In the order of their imports:
     step_deadline  until when a backend has time for what is asked of it
     session        one LMTP conversation with a backend
     per_recipient  whether a backend gives a final reply for each recipient
+    greets         how many connections a backend greets at a time
     uses           what connections in use wait for, in words
     pool           the connections to one backend: how many, which are kept
     preflight      asks a backend whether it would take mail for some users

@@ -22,6 +22,7 @@ from gevent.event import AsyncResult
 
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
+from lmtp_proxy.backends.greets import Greets
 from lmtp_proxy.backends.per_recipient import PerRecipient
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
@@ -36,9 +37,6 @@ _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
 # a dead backend costs one wait at a time and not one per mail; short against the 300 s that Postfix waits after a 451.
 BACK_OFF = 1.0
-# Seconds in which no more connections are opened than a store was found to greet. Long against `greeting`, which it
-# costs to find out; short against the life of a store's configuration.
-_REMEMBERED_LIMIT = 60.0
 # Seconds without a greeting after which a kept connection is given up for it: far more than a store with room takes.
 _MAKE_ROOM = 1.0
 _LEAVING = (Command.OTHER,)  # QUIT: no other command of its own is said on a session that has been opened
@@ -86,9 +84,7 @@ class BackendPool:
         self._queue: deque[AsyncResult[BackendSession | None]] = deque()
         self._opening: deque[_Opening] = deque()  # who would take another session as well
         self._sessions: list[BackendSession] = []  # all that were opened and, at the last opening, not closed
-        self._limit = backend.max_connections  # of places, until `_limit_ends`
-        self._limit_ends = math.inf
-        self._limit_told = 0
+        self._greets = Greets(self.name, backend.max_connections)
         self._timer: Any = None  # for the first kept session to expire
         self._retired = False
         self._first: SocketAddress | None = None  # of the addresses of its name: it worked
@@ -146,7 +142,7 @@ class BackendPool:
                 session = self._kept.pop()
                 session.kept_until = 0.0
                 return session
-            if self._taken < self._limit or (time.monotonic() >= self._limit_ends and self._forget_limit()):
+            if self._taken < self._greets.most or self._taken < self._greets.now():
                 self._taken += 1
                 return None
         if before_wait is None:
@@ -170,9 +166,10 @@ class BackendPool:
         raise self._busy()
 
     def _busy(self) -> BackendError:
-        known = "max_connections" if self._limit == self.backend.max_connections else "it greets no more"
         uses = ", ".join(f"{number} for {what}" for what, number in self.uses.items())
-        return BackendError(Failure.BUSY, f"all {self._limit} connections ({known}) are in use: they wait, {uses}")
+        return BackendError(
+            Failure.BUSY, f"all {self._greets.most} connections ({self._greets}) are in use: they wait, {uses}"
+        )
 
     def cancel(self) -> None:
         """Give back a place on which no session was opened."""
@@ -182,7 +179,7 @@ class BackendPool:
         """Whoever waits longest gets the place, with its session; else the session is kept, or the place is free."""
         if session is not None and self._opening:
             self._opening.popleft().set(session)
-        elif self._queue and (session is not None or self._taken <= self._limit):
+        elif self._queue and (session is not None or self._taken <= self._greets.most):
             self._queue.popleft().set(session)
         elif session is not None:
             self._keep(session, time.monotonic())
@@ -241,7 +238,7 @@ class BackendPool:
             session = self._next_released(turn)
         except gevent.Timeout:
             if any(not each.protocol.expected for each in self._serving()):  # it is their clients who take long
-                self._learn_limit()
+                self._greets.learn(len(self._serving()))
             else:
                 self._is_down(error)
             raise error from None
@@ -251,7 +248,7 @@ class BackendPool:
             raise
         finally:
             self._opens_no_more(turn)
-        self._learn_limit()
+        self._greets.learn(len(self._serving()))
         self._give_place(None)
         return session
 
@@ -340,7 +337,7 @@ class BackendPool:
             if error.failure is Failure.CLOSING:
                 return  # that may be for want of room: those that it serves will show
             if answers:
-                self._learn_limit()
+                self._greets.learn(len(self._serving()))
                 return
         back_off = error.failure.value.back_off
         waits = back_off is BackOff.IF_SLOW and lasted >= self._slow
@@ -360,25 +357,6 @@ class BackendPool:
     def _serving(self) -> list[BackendSession]:
         """The connections that the store serves, but for those that take their leave."""
         return [each for each in self._sessions if each.stream is not None and each.protocol.expected[:1] != _LEAVING]
-
-    def _learn_limit(self) -> None:
-        """A store did not greet one more than it serves."""
-        self._limit = max(1, min(len(self._serving()), self.backend.max_connections))
-        self._limit_ends = time.monotonic() + _REMEMBERED_LIMIT
-        if self._limit_told != self._limit:
-            self._limit_told = self._limit
-            _log.warning(
-                "backend %s greets no more than %d connections at a time, of max_connections=%d: the others wait for "
-                "these; give it as many processes, or set max_connections to what it has",
-                self,
-                self._limit,
-                self.backend.max_connections,
-            )
-
-    def _forget_limit(self) -> bool:
-        """It may have changed: whether there is room now."""
-        self._limit, self._limit_ends = self.backend.max_connections, math.inf
-        return self._taken < self._limit
 
     def _is_up(self) -> None:
         self.down = False
