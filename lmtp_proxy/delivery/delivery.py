@@ -109,10 +109,13 @@ class Delivery:
             self.rcpt_replies = ()
         return self.state is _RESERVED or self.state is _NEW
 
-    def take_place(self, before_wait: Callable[[], None] | None, seconds: float | None = None) -> None:
-        """As `reserve`, for those of before. seconds: as BackendPool has it."""
+    def take_place(
+        self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
+    ) -> None:
+        """As `reserve`, for those of before. seconds, again: as BackendPool has them."""
         try:
-            session = self.session = self.pool.reserve(before_wait, seconds, again=self.accounts.again is not None)
+            again = again or self.accounts.again is not None
+            session = self.session = self.pool.reserve(before_wait, seconds, again=again)
         except BackendError as error:
             if before_wait is not None:
                 self.fail(error)

@@ -89,41 +89,41 @@ def gather(deliveries: Sequence[Delivery], before_wait: Callable[[], None], mean
     """
     a_little = patience = _BEFORE_GIVING_BACK
     waited: dict[Delivery, float] = defaultdict(float)
+    again = False
     while missing := [delivery for delivery in deliveries if delivery.lacks_session]:
         before_wait()
-        getting = {delivery: gevent.spawn(_get_session, delivery, waited) for delivery in missing}
+        getting = {delivery: gevent.spawn(_get_session, delivery, waited, again=again) for delivery in missing}
         try:
-            gevent.joinall([*getting.values()], timeout=patience)
-            if _unfinished(getting):
+            while not _are_ready(getting, patience):
                 meanwhile()
-            while unfinished := _unfinished(getting):
-                for delivery in deliveries:
-                    if delivery not in unfinished:
-                        delivery.give_back()
-                before_wait()
-                gevent.joinall([*unfinished.values()], count=1)
-                meanwhile()
+                if unfinished := [each for each, greenlet in getting.items() if not greenlet.ready()]:
+                    for delivery in deliveries:
+                        if delivery not in unfinished:
+                            delivery.give_back()
+                    before_wait()
+                    gevent.joinall([getting[delivery] for delivery in unfinished], count=1)
         except BaseException:
             gevent.killall([*getting.values()])
             raise
         for greenlet in getting.values():
             greenlet.get()
+        again = True
         a_little *= 2
         patience = a_little if deliveries[-1].lacks_session else a_little / 4
 
 
-_Getting: TypeAlias = dict[Delivery, "gevent.Greenlet[..., None]"]
+def _are_ready(getting: "Mapping[Delivery, gevent.Greenlet[..., None]]", patience: float) -> bool:
+    """Maybe after a little: where one comes, others may be about to."""
+    gevent.joinall([*getting.values()], timeout=patience)
+    return all(greenlet.ready() for greenlet in getting.values())
 
 
-def _unfinished(getting: _Getting) -> _Getting:
-    return {delivery: greenlet for delivery, greenlet in getting.items() if not greenlet.ready()}
-
-
-def _get_session(delivery: Delivery, waited: dict[Delivery, float]) -> None:
-    """waited: seconds for a place, before and after."""
+def _get_session(delivery: Delivery, waited: dict[Delivery, float], *, again: bool) -> None:
+    """waited: seconds for a place, before and after. again: it has given one back."""
     if delivery.state is DeliveryState.NEW:
         began = time.monotonic()
-        delivery.take_place(_flushed, max(0.0, delivery.pool.backend.timeouts.connect - waited[delivery]))
+        seconds = max(0.0, delivery.pool.backend.timeouts.connect - waited[delivery])
+        delivery.take_place(_flushed, seconds, again=again)
         waited[delivery] += time.monotonic() - began
     if delivery.state is DeliveryState.RESERVED:
         delivery.open()
