@@ -85,10 +85,9 @@ def _notes(config: Config) -> tuple[str, ...]:
         return *config.notes, f"{config.path}: {what}"
     odd = [key for key in config.users if not _PLAIN.fullmatch(key) and not _is_address(key)]
     odd.sort(key=config.users.line)
+    what = "is no address that RCPT would take as it stands: is it meant for any mail?"
     notes = [
-        f'{config.path}:{config.users.line(key)}: users: "{shown(key)}" is no address that RCPT would take as it '
-        "stands: is it meant for any mail?"
-        for key in odd[:_SHOWN]
+        f'{path}:{line}: users: "{shown(key)}" {what}' for key in odd[:_SHOWN] for path, line in [config.place(key)]
     ]
     more = [f"{config.path}: and {len(odd) - _SHOWN} more notes"] if len(odd) > _SHOWN else []
     return *config.notes, *notes, *more

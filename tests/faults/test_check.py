@@ -163,6 +163,14 @@ def test_keys_that_no_mail_hits(place: Place) -> None:
     assert len(place.notes()) == 21 and place.notes()[-1] == "and 10 more notes"
 
 
+def test_users_in_a_file_of_their_own(place: Place, directory: Path) -> None:
+    more = directory / "more.users"
+    more.write_text("bob: old\na@@b: old\n")
+    place.config["config"]["users_file"] = str(more)
+    what = 'users: "a@@b" is no address that RCPT would take as it stands: is it meant for any mail?'
+    assert place.notes() == [f"note: {more}:2: {what}"]
+
+
 def test_nobody_would_get_mail(place: Place) -> None:
     place.config["users"] = {}
     nobody = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
