@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -33,16 +34,36 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def start_of_many(stand: Stand, count: int, *options: str) -> tuple[list[str], subprocess.Popen[str]]:
-    """A run of so many users, each of whom is held in `verify`."""
+Started: TypeAlias = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(stand: Stand) -> Iterator[Started]:
+    """Starts a run of all who are on `old`, which does not outlive its test."""
+    runs: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        runs.append(stand.start("--all-on", "old", *options))
+        return runs[-1]
+
+    yield start
+    stand.site.let_go()
+    for run in runs:
+        if run.poll() is None:
+            kill(run)
+
+
+def held(stand: Stand, count: int) -> list[str]:
+    """So many users on `old`, each of whom is held in `verify`."""
     users = many(count)
     stand.set_users(dict.fromkeys(users, "old"))
     stand.site.order("verify", hold=True)
-    return users, stand.start("--all-on", "old", *options)
+    return users
 
 
-def test_paused_it_finishes_those_in_hand_and_begins_nobody(stand: Stand) -> None:
-    users, process = start_of_many(stand, 6, "--jobs", "2")
+def test_paused_it_finishes_those_in_hand_and_begins_nobody(stand: Stand, start: Started) -> None:
+    users = held(stand, 6)
+    process = start("--jobs", "2")
     for user in users[:2]:
         stand.site.wait_for("verify", [user])
     paused = stand.verb("pause")
@@ -69,13 +90,14 @@ def test_paused_it_finishes_those_in_hand_and_begins_nobody(stand: Stand) -> Non
     assert "it was not paused" in stand.verb("resume").out
 
 
-def test_paused_stays_paused_when_the_runner_is_killed(stand: Stand) -> None:
-    users, process = start_of_many(stand, 4, "--jobs", "1")
+def test_paused_stays_paused_when_the_runner_is_killed(stand: Stand, start: Started) -> None:
+    users = held(stand, 4)
+    process = start("--jobs", "1")
     stand.site.wait_for("verify", users[:1])
     assert stand.verb("pause").status == 0
     kill(process)
     stand.site.let_go()
-    again = stand.start("--all-on", "old", "--jobs", "1")
+    again = start("--jobs", "1")
     heard(again, "paused since ")
     # Who is in hand is half-way, and offline perhaps.
     wait(lambda: stand.states()[users[0]] == "done", f"who was in hand is taken up: {stand.states()}")
@@ -89,8 +111,9 @@ def test_paused_stays_paused_when_the_runner_is_killed(stand: Stand) -> None:
     assert set(stand.states().values()) == {"done"}
 
 
-def test_another_number_at_once(stand: Stand) -> None:
-    users, process = start_of_many(stand, 8, "--jobs", "1")
+def test_another_number_at_once(stand: Stand, start: Started) -> None:
+    users = held(stand, 8)
+    process = start("--jobs", "1")
     stand.site.wait_for("verify", users[:1])
     more = stand.verb("jobs", "3")
     assert more.status == 0 and more.out.startswith("3 users at once from now on"), more
@@ -109,15 +132,16 @@ def test_another_number_at_once(stand: Stand) -> None:
     assert [event for _, event in alone] == ["began", "ended"] * (len(alone) // 2), "one after the other"
 
 
-def test_the_number_was_for_that_run(stand: Stand) -> None:
-    users, process = start_of_many(stand, 3, "--jobs", "1")
+def test_the_number_was_for_that_run(stand: Stand, start: Started) -> None:
+    users = held(stand, 3)
+    process = start("--jobs", "1")
     stand.site.wait_for("verify", users[:1])
     assert stand.verb("jobs", "3").status == 0
     for user in users:
         stand.site.wait_for("verify", [user])
     kill(process)
     stand.site.let_go()
-    again = stand.start("--all-on", "old", "--jobs", "1")
+    again = start("--jobs", "1")
     ended = end_ctl(again, time.monotonic())
     assert ended.status == 0 and "at once since" not in ended.err
 
@@ -134,8 +158,9 @@ def test_what_is_refused(stand: Stand) -> None:
     assert stand.run(BOB).status == 0, "nothing of it is left"
 
 
-def test_the_journal_is_that_of_the_plan(stand: Stand) -> None:
-    users, process = start_of_many(stand, 2, "--jobs", "1")
+def test_the_journal_is_that_of_the_plan(stand: Stand, start: Started) -> None:
+    users = held(stand, 2)
+    process = start("--jobs", "1")
     stand.site.wait_for("verify", users[:1])
     plan = os.path.join(stand.site.directory, "plan.yml")
     for arguments in (["pause", plan], ["jobs", plan, "2"], ["resume", plan]):
@@ -157,9 +182,10 @@ sys.exit(main())
 
 
 @root
-def test_another_login_with_rights_to_the_directory(stand: Stand) -> None:
+def test_another_login_with_rights_to_the_directory(stand: Stand, start: Started) -> None:
     """They may not read the journal; who they are is said."""
-    users, process = start_of_many(stand, 3, "--jobs", "1")
+    users = held(stand, 3)
+    process = start("--jobs", "1")
     stand.site.wait_for("verify", users[:1])
 
     def verb(*arguments: str) -> subprocess.CompletedProcess[str]:
