@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -92,10 +93,10 @@ def test_a_syslog_of_streams_is_used_as_one(tmp_path: Path) -> None:
             proxy.close()
 
 
-def test_where_there_is_no_syslog_start_and_status_say_so(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    with FakeBackend() as backend:
-        config = config_of({"a": backend}, log={"syslog": str(path)}, control={"socket": str(tmp_path / "control")})
+def test_where_there_is_no_syslog_start_and_status_say_so() -> None:
+    with tempfile.TemporaryDirectory(prefix="lpl", dir="/tmp") as short, FakeBackend() as backend:
+        path = Path(short, "log")
+        config = config_of({"a": backend}, log={"syslog": str(path)}, control={"socket": f"{short}/control"})
         proxy = ProxyProcess(config)
         try:
             proxy.spawn()

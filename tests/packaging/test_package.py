@@ -199,6 +199,7 @@ def is_installed() -> None:
         status = os.stat(path)
         assert (stat.S_IMODE(status.st_mode), status.st_uid) == (mode, account.pw_uid), path
     assert command("lmtp-proxy", "--version").split() == ["lmtp-proxy", __version__]
+    command("adduser", "lmtp-proxy", "mail")  # as the README has it: the first store is Cyrus', which may be here
     assert "127.0.0.1:2424" in command("lmtp-proxy", "--check"), "the first configuration is right as it is"
     for page in ("lmtp-proxy.8", "lmtp-proxyctl.8", "lmtp-proxy.yml.5"):
         assert f"/{page}" in command("man", "-w", page)
