@@ -26,7 +26,7 @@ from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.wire.client import ClientState, Command, KnownReplies
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
-from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.reply import Reply, worst_code
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
@@ -41,7 +41,7 @@ _DATA, _NO_ROOM, _DOT = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState
 _HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
 _TO_RCPT, _TO_DATA, _TO_DOT = Command.RCPT, Command.DATA, Command.FINAL_DOT
 _IN_ENVELOPE, _IN_DATA = Phase.ENVELOPE, Phase.DATA
-_command, _code = attrgetter("command"), attrgetter("code")
+_command = attrgetter("command")
 
 
 class Delivery:
@@ -478,7 +478,7 @@ class Delivery:
             replies = session.replies()
             if not replies:
                 return session.deadline.wait_on("no answer in time")
-            if (isinstance(replies, KnownReplies) and replies.positive) or max(map(_code, replies)) < 300:
+            if (isinstance(replies, KnownReplies) and replies.positive) or worst_code(replies) < 300:
                 accounts.replies = [*accounts.replies, *replies] if accounts.replies else replies
                 self.pool.counts.sent += len(replies)
             else:
