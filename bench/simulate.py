@@ -96,7 +96,7 @@ class Simulation:
         in_flight = InFlight()
         shared = session.Shared(ProcessParts(self.current, in_flight, UncertainLog(self.current, in_flight)), Parking())
         with socket.create_server(("127.0.0.1", 0)) as listener:  # nobody ever connects to it
-            self.server = Server(listener, shared, 1, lambda sessions: None)
+            self.server = Server([listener], shared, 1, lambda sessions: None)
         log.set_up_log(config.log, daemonised=False, later=lambda seconds, call: None)
         self.syslog = Syslog()
         assert log._batch is not None
@@ -133,7 +133,7 @@ class Simulation:
             mailer.finished = finished
             self.number = (self.number + each * self.recipients) % USERS
             self.hub.ready.clear()
-            self.server._serve(mailer, ("127.0.0.1", 1))  # type: ignore[arg-type]
+            self.server._serve_tcp(mailer, ("127.0.0.1", 1))  # type: ignore[arg-type]
             if mailer.left:
                 raise AssertionError(f"{mailer.left} messages were not delivered")
 

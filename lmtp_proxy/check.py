@@ -109,7 +109,7 @@ def _is_address(key: str) -> bool:
 
 def _places(config: Config) -> Iterator[str]:
     """Why whoever starts, which is us or root, could not make a socket."""
-    sockets = [("config.socket", config.socket)]
+    sockets = [("config.socket", address) for address in config.socket]
     if config.control is not None:
         sockets.append(("config.control.socket", config.control.socket))
     for key, address in sockets:

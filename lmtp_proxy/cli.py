@@ -18,7 +18,7 @@ from importlib import import_module
 from lmtp_proxy import __version__
 from lmtp_proxy.check import account, check, check_files, check_run_as
 from lmtp_proxy.config.loading import load
-from lmtp_proxy.config.values import Config, ConfigError
+from lmtp_proxy.config.values import Config, ConfigError, named
 from lmtp_proxy.log import log_trouble
 from lmtp_proxy.start.background import go_to_background
 from lmtp_proxy.start.late_modules import late_modules
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _summary(config: Config) -> str:
     fallback = f", fallback {config.fallback_backend}" if config.fallback_backend else ""
     metrics = f", metrics on http://{config.metrics}/" if config.metrics else ""
-    what = f"{len(config.users)} users, {len(config.backends)} backends{fallback}, on {config.socket}{metrics}"
+    what = f"{len(config.users)} users, {len(config.backends)} backends{fallback}, on {named(config.socket)}{metrics}"
     return f"{config.path}: OK: {what}"
 
 
@@ -108,11 +108,12 @@ def _run(config: Config, *, daemonise: bool) -> int:
         if control:
             unless_ready.callback(control.remove)
         metrics = listen_for_metrics(config)
-        listener = listen(config)
-        unless_ready.callback(listener.remove)
-        listeners = [each for each in (listener, control, metrics) if each]
-        if listener.notice:
-            say(sys.stderr, [listener.notice])
+        mail = listen(config)
+        for each in mail:
+            unless_ready.callback(each.remove)
+        listeners = [each for each in (*mail, control, metrics) if each]
+        if notices := [each.notice for each in mail if each.notice]:
+            say(sys.stderr, notices)
         if trouble := log_trouble(config.log, daemonised=daemonise):
             say(sys.stderr, [f"{config.path}: config.log.syslog: {trouble}"])
 
@@ -128,7 +129,7 @@ def _run(config: Config, *, daemonise: bool) -> int:
         start = Start(
             config=config,
             users=users,
-            mail=listener,
+            mail=mail,
             control=control,
             metrics=metrics,
             daemonised=daemonise,

@@ -19,7 +19,7 @@ for _name in ("socket", "create_connection", "getaddrinfo", "gethostbyname", "ge
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import gevent
@@ -84,7 +84,8 @@ class Service:
     """The parts of a process that serves mail, built and joined; it accepts clients from `accept` to `finish`.
 
     Args:
-        listener: bound and listening.
+        listeners: bound and listening.
+        addresses: of these, for people.
         max_clients: of all processes together.
         name: how the title of the process begins.
         after_crash: the proxy before did not end well.
@@ -92,7 +93,6 @@ class Service:
         share: this process's part of all limits.
 
     Attributes:
-        listener: as one of gevent's.
         manager: has the configuration; its `run` is for the caller.
         state: what can be asked about.
         stopping: to be set when the process is about to `finish`.
@@ -101,7 +101,8 @@ class Service:
     def __init__(
         self,
         config: Config,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
+        addresses: Sequence[str],
         *,
         max_clients: int,
         name: str = "lmtp-proxy",
@@ -112,7 +113,6 @@ class Service:
         _allow_files_for(config)
         parking = Parking() if parking is None else parking
         in_flight = InFlight()
-        self.listener = cooperative(listener)
         receipts = Receipts(config.receipts)
 
         def generation_changed() -> None:
@@ -134,10 +134,11 @@ class Service:
             title.sessions_changed(sessions)
             watch.wake()
 
-        self._server = Server(self.listener, shared, share.part(max_clients), sessions_changed, alone=share.of == 1)
+        mail = [cooperative(listener) for listener in listeners]
+        self._server = Server(mail, shared, share.part(max_clients), sessions_changed, alone=share.of == 1)
         self.state = ControlState(
             *(self.manager, in_flight, parking, self._uncertain, self._server.sessions, self.stopping.is_set),
-            str(config.socket),
+            tuple(addresses),
             Since.now(after_crash=after_crash),
             receipts=receipts,
             tallies=tallies,
@@ -160,7 +161,13 @@ def serve(start: "Start") -> int:
     """Serve until a stop signal, and end after the last session. Returns the exit status."""
     config = start.config
     begin_log(config, daemonised=start.daemonised)
-    service = Service(config, start.mail.socket, after_crash=start.after_crash, max_clients=config.max_clients)
+    service = Service(
+        config,
+        [listener.socket for listener in start.mail],
+        start.addresses,
+        after_crash=start.after_crash,
+        max_clients=config.max_clients,
+    )
     alive = every(start.notifier.alive_every, start.notifier.alive)
     service.manager.tell = start.notifier.status
     handle_signals(start.received, gevent.signal_handler, service.manager.request_reload, service.stopping.set)
@@ -175,7 +182,7 @@ def serve(start: "Start") -> int:
     service.accept()
     for server in servers:
         server.start()
-    log_ready(config, service.listener, start.users)
+    log_ready(config, start.mail, start.users)
     start.ready()
     service.stopping.wait()
     _log.info("stopping: no new clients are accepted")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The listening socket: a greenlet per client, the client limit, who may connect, and the drain on stop.
+"""The listening sockets: a greenlet per client, the client limit, who may connect, and the drain on stop.
 
-The socket comes bound and listening. Above the limit clients wait in the kernel's backlog: a 421 in the greeting would
+The sockets come bound and listening. Above the limit clients wait in the kernel's backlog: a 421 in the greeting would
 make Postfix suspend the whole destination. It speaks no LMTP beyond "421 and close".
 """
 
@@ -9,13 +9,14 @@ import logging
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
 from lmtp_proxy.clients.session import Session, SessionState, Shared
-from lmtp_proxy.loop.acceptor import Acceptor
+from lmtp_proxy.config.values import Config
+from lmtp_proxy.loop.acceptor import Acceptor, Crowd, Serve
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
@@ -29,16 +30,17 @@ _AT_ONCE = 100
 
 
 class Server:
-    """Accepts clients on `listener`, a gevent socket, and serves them.
+    """Accepts clients on `listeners`, gevent sockets, and serves them.
 
     Args:
+        max_clients: on all of them.
         sessions_changed: called with the number of sessions each time it changes; must not wait.
-        alone: no other process accepts on `listener`.
+        alone: no other process accepts on them.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         shared: Shared,
         max_clients: int,
         sessions_changed: Callable[[int], None],
@@ -50,11 +52,10 @@ class Server:
         self._changed = Event()
         self._sessions_changed = sessions_changed
         self._stopping = False
-        self._tcp = listener.family != socket.AF_UNIX
-        if self._tcp:
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
+        crowd = Crowd(max_clients)
         # Where several accept, who wakes up first would take all, and the others have nothing to do.
-        self._acceptor = Acceptor(listener, self._serve, max_clients, _AT_ONCE if alone else 1)
+        at_once = _AT_ONCE if alone else 1
+        self._acceptors = [Acceptor(each, self._serve_on(each), crowd, at_once) for each in listeners]
 
     def __repr__(self) -> str:
         return f"<Server {len(self._sessions)} sessions>"
@@ -65,7 +66,8 @@ class Server:
 
     def start(self) -> None:
         """Begin to accept."""
-        self._acceptor.start()
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     def stop(self) -> None:
         """Accept nobody any more, let transactions finish, and return when the last session has ended.
@@ -73,7 +75,8 @@ class Server:
         Idle clients are told 421 at once. A transaction whose final dot was not read within `timeouts.shutdown` is
         given up; one whose final dot was read has until its own deadline (`timeouts.final_reply`).
         """
-        self._acceptor.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._stopping = True
         deadline = time.monotonic() + self._shared.parts.current().config.timeouts.shutdown
         for session in tuple(self._sessions):
@@ -91,16 +94,26 @@ class Server:
             # Those that are committing end by their own deadline, so this wait ends too.
             self._changed.wait()
 
-    def _serve(self, sock: Socket, address: Any) -> None:
+    def _serve_on(self, listener: socket.socket) -> Serve:
+        if listener.family == socket.AF_UNIX:
+            return self._serve_local
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
+        return self._serve_tcp
+
+    def _serve_local(self, sock: Socket, _address: Any) -> None:
+        self._serve(sock, "unix", self._shared.parts.current().config, trusted=True)
+
+    def _serve_tcp(self, sock: Socket, address: Any) -> None:
         config = self._shared.parts.current().config
-        peer, trusted = "unix", True
-        if self._tcp:
-            host, port = address[:2]
-            peer = f"{host}:{port}"
-            if config.allow is not None and not _is_within(host, config.allow):
-                self._turn_away(sock, peer)
-                return
-            trusted = config.trusted is not None and _is_within(host, config.trusted)
+        host, port = address[:2]
+        peer = f"{host}:{port}"
+        if config.allow is not None and not _is_within(host, config.allow):
+            self._turn_away(sock, peer)
+            return
+        trusted = config.trusted is not None and _is_within(host, config.trusted)
+        self._serve(sock, peer, config, trusted=trusted)
+
+    def _serve(self, sock: Socket, peer: str, config: Config, *, trusted: bool) -> None:
         session = Session(sock, peer, self._shared, config, trusted=trusted)
         if _log.isEnabledFor(logging.DEBUG):
             _log.debug("%s: connect from %s", session.name, peer)

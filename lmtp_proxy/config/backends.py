@@ -35,7 +35,7 @@ def timeouts(parent: Section, keys: tuple[str, ...], defaults: Timeouts) -> Time
 
 
 def backends(
-    section: Section | None, listener: Address | None, defaults: Timeouts, directory: str
+    section: Section | None, mail: tuple[Address, ...], defaults: Timeouts, directory: str
 ) -> dict[str, Backend] | None:
     """Name -> Backend, with all names, also of backends that have problems. None if there is no telling the names."""
     if section is None:
@@ -49,16 +49,16 @@ def backends(
             config_keys.backend_name(name)
         except ValueError as error:
             section.fail(name, str(error))
-        found[name] = _backend(section, name, listener, defaults, directory)
+        found[name] = _backend(section, name, mail, defaults, directory)
     return found
 
 
-def _backend(parent: Section, name: str, listener: Address | None, defaults: Timeouts, directory: str) -> Backend:
+def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Timeouts, directory: str) -> Backend:
     section = parent.section(name, KEYS)
     if section is None:
         return Backend(name, UnixAddress(""))
     address = _backend_address(parent, name, section)
-    if address is not None and listener is not None and is_own_listener(listener, address):
+    if address is not None and any(is_own_listener(each, address) for each in mail):
         key = "socket" if "socket" in section else "host"
         section.fail(key, f"{address} is the socket of this proxy: mail would go round in circles")
     user, password = _credentials(section, directory)

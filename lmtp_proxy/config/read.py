@@ -30,22 +30,62 @@ from lmtp_proxy.config.values import (
     UnixAddress,
     is_own_listener,
 )
-from lmtp_proxy.config.yaml_text import Document, Mapping, Note, Problem, Sequence
+from lmtp_proxy.config.yaml_text import Document, Mapping, Node, Note, Problem, Scalar, Sequence
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import SameKey
 from lmtp_proxy.text import shown
 
+_LISTENER = "must be a path or [host, port]"
+_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  (are two sockets that live beside each other)
 
-def listener(section: Section) -> Address | None:
-    """`socket`: a path or [host, port]. None after a problem."""
+
+def listeners(section: Section) -> tuple[Address, ...]:
+    """`socket`: a path, [host, port], or a list of such. Empty after a problem."""
     if "socket" not in section:
         section.fail("socket", "is missing: write the path of a unix socket, or [host, port]")
-        return None
+        return ()
     node = section.node("socket")
-    if isinstance(node, Sequence):
-        return _host_and_port(section, "socket", "must be a path or [host, port]")
-    path = None if node is None else section.item("socket", node, config_keys.socket_path, None)
-    return None if path is None else UnixAddress(path)
+    if not isinstance(node, Sequence):
+        path = None if node is None else section.item("socket", node, config_keys.socket_path, None)
+        return () if path is None else (UnixAddress(path),)
+    if len(node.items) == 2 and not any(isinstance(item, Sequence) or _is_path(item) for item in node.items):
+        address = _host_and_port(section, "socket", _LISTENER)
+        return () if address is None else (address,)
+    return _several(section, node)
+
+
+def _several(section: Section, node: Sequence) -> tuple[Address, ...]:
+    found: list[Address] = []
+    wrong = set() if node.items else {node.line}
+    for item in node.items:
+        address: Address | None = None
+        if isinstance(item, Sequence) and len(item.items) == 2:
+            address = _address(section, "socket", item)
+        elif _is_path(item):
+            path = section.item("socket", item, config_keys.socket_path, None)
+            address = None if path is None else UnixAddress(path)
+        else:
+            wrong.add(item.line)
+        if address is None:
+            continue
+        for other in found:
+            if _clash(address, other):
+                section.fail("socket", f"{address} is taken by {other} already: name one of the two", item.line)
+                break
+        found.append(address)
+    for line in sorted(wrong):
+        section.fail("socket", _LISTENER, line)
+    return tuple(found)
+
+
+def _is_path(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.text.startswith("/")
+
+
+def _clash(one: Address, other: Address) -> bool:
+    if isinstance(one, TcpAddress) and isinstance(other, TcpAddress) and {one.host, other.host} == _WILDCARDS:
+        return False
+    return is_own_listener(one, other) or is_own_listener(other, one)
 
 
 def _host_and_port(section: Section, key: str, otherwise: str) -> TcpAddress | None:
@@ -55,6 +95,11 @@ def _host_and_port(section: Section, key: str, otherwise: str) -> TcpAddress | N
         if node is not None:
             section.fail(key, otherwise)
         return None
+    return _address(section, key, node)
+
+
+def _address(section: Section, key: str, node: Sequence) -> TcpAddress | None:
+    """Of a list of two."""
     host = section.item(key, node.items[0], config_keys.host, None)
     port = section.item(key, node.items[1], config_keys.port, None)
     return None if host is None or port is None else TcpAddress(host, port)
@@ -72,8 +117,8 @@ def allow(section: Section) -> tuple[IPv4Network | IPv6Network, ...] | None:
     return tuple(network for network in networks if network is not None)
 
 
-def control(parent: Section, known: tuple[str, ...], mail: Address | None) -> Control | None:
-    """The control socket. known: its keys. mail: where mail comes in, None if that is not known."""
+def control(parent: Section, known: tuple[str, ...], mail: tuple[Address, ...]) -> Control | None:
+    """The control socket. known: its keys. mail: where mail comes in, empty if that is not known."""
     if "control" not in parent:
         return None
     section = parent.section("control", known)
@@ -82,7 +127,7 @@ def control(parent: Section, known: tuple[str, ...], mail: Address | None) -> Co
     if "socket" not in section:
         parent.fail("control", "needs a socket: the absolute path of a unix socket")
     path = section.value("socket", config_keys.socket_path, None)
-    if path is not None and mail is not None and is_own_listener(mail, UnixAddress(path)):
+    if path is not None and any(is_own_listener(each, UnixAddress(path)) for each in mail):
         section.fail("socket", "is the socket for mail already: the control socket needs one of its own")
     return Control(
         socket=UnixAddress(path or ""),
@@ -92,12 +137,12 @@ def control(parent: Section, known: tuple[str, ...], mail: Address | None) -> Co
     )
 
 
-def metrics(section: Section, mail: Address | None) -> TcpAddress | None:
+def metrics(section: Section, mail: tuple[Address, ...]) -> TcpAddress | None:
     """Where metrics are served. mail: as in `control`."""
     if "metrics" not in section:
         return None
     address = _host_and_port(section, "metrics", "must be [host, port]")
-    if address is not None and mail is not None and is_own_listener(mail, address):
+    if address is not None and any(is_own_listener(each, address) for each in mail):
         section.fail("metrics", "is the socket for mail already: take another port")
     return address
 
@@ -208,7 +253,7 @@ def _config(document: Document, root: Mapping, problems: list[Problem], reader: 
     path = reader.files.path
     top = Section(root, "", KEYS[""], problems)
     section = top.section("config", KEYS["config"]) or Section(Mapping({}, root.line), "config", None, [])
-    mail = listener(section)
+    mail = listeners(section)
     timeouts = config_backends.timeouts(section, KEYS["config.timeouts"], Timeouts())
     backends = config_backends.backends(top.section("backends", None), mail, timeouts, os.path.dirname(path))
     names = None if backends is None else backends.keys() | RESERVED
@@ -225,13 +270,13 @@ def _config(document: Document, root: Mapping, problems: list[Problem], reader: 
     limits = [(section.value("max_clients", config_keys.whole(1, 100_000), 1000), "max_clients")]
     limits += [(each.max_connections, f"max_connections of {name}") for name, each in (backends or {}).items()]
     access = section
-    if isinstance(section.entries.get("socket"), Sequence):
+    if isinstance(section.entries.get("socket"), Sequence) and not any(isinstance(each, UnixAddress) for each in mail):
         section.ignore(("owner", "group", "permissions"), "a TCP socket has none")
         access = Section(Mapping({}, root.line), "config", None, [])
     users = reader.read(document, top.section("users", None), section, names, rules)
     return Config(
         path=path,
-        socket=mail or UnixAddress(""),
+        socket=mail or (UnixAddress(""),),
         owner=access.value("owner", config_keys.owner, None),
         group=access.value("group", config_keys.group, None),
         permissions=access.value("permissions", config_keys.permissions, None),

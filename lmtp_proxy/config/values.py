@@ -8,7 +8,7 @@ that only serves by a configuration has nothing else of this folder in its memor
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -196,7 +196,8 @@ class Config:
         files: those that were read, the configuration first. Not compared.
         digest: SHA-256 in hex of their octets as they were read, see users_files.digest_of. Not compared.
         modified: when the last of them was changed, in seconds since the epoch. Not compared.
-        permissions: mode bits of the socket, None for what the umask leaves.
+        socket: where clients connect, at least one; of each name all addresses.
+        permissions: mode bits of the unix sockets, None for what the umask leaves.
         allow: None means everybody.
         trusted: whose clients may say XFORWARD, None for nobody's.
         max_message_size: octets, 0 for no limit.
@@ -207,7 +208,7 @@ class Config:
     """
 
     path: str
-    socket: Address
+    socket: tuple[Address, ...]
     hostname: str
     owner: str | None = None
     group: str | None = None
@@ -255,6 +256,11 @@ class Config:
         line = self.users.line(key)
         file = next((file for file in reversed(self.files) if file.before < line), None)
         return (self.path, line) if file is None else (file.path, line - file.before)
+
+
+def named(addresses: Iterable[Address]) -> str:
+    """`/run/a and [::1]:24`."""
+    return " and ".join(map(str, addresses))
 
 
 def is_own_listener(listener: Address, backend: Address) -> bool:

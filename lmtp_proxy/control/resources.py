@@ -91,7 +91,8 @@ class Application(ControlApplication):
             **self._own_status(longest),
             "workers": [],
             "longest_delivery": longest,
-            "socket": state.address,
+            "socket": " and ".join(state.addresses),
+            "sockets": list(state.addresses),
             "metrics": None if config.metrics is None else str(config.metrics),
             "config": {
                 "path": config.path,

@@ -59,7 +59,7 @@ class ControlState:
         uncertain: deliveries whose outcome is unknown.
         sessions: gives those of the server.
         stopping: whether it accepts no more.
-        address: where clients connect, as text.
+        addresses: where clients connect, as text.
         since: since when it is this process.
         receipts: what each mailbox got.
         tallies: what is counted.
@@ -71,7 +71,7 @@ class ControlState:
     uncertain: UncertainLog
     sessions: "Callable[[], Sequence[SessionState]]"
     stopping: Callable[[], bool]
-    address: str
+    addresses: tuple[str, ...]
     since: Since = field(default_factory=Since.now)
     receipts: Receipts = field(default_factory=Receipts)
     tallies: Tallies = field(default_factory=Tallies)

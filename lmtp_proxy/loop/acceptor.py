@@ -84,26 +84,44 @@ class _PlainSockets(StreamServer):
         return None
 
 
+class Crowd:
+    """The clients of all acceptors that share a limit.
+
+    Attributes:
+        limit: how many may be served at once.
+        clients: how many are.
+        stopped: acceptors that take nobody until one leaves.
+    """
+
+    __slots__ = ("clients", "limit", "stopped")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.clients = 0
+        self.stopped: set[Acceptor] = set()
+
+    def __repr__(self) -> str:
+        return f"<Crowd {self.clients} of {self.limit} clients>"
+
+
 class Acceptor(PatientAcceptor, _PlainSockets):
     """On `listener`, a gevent socket that does not block.
 
     Args:
         serve: is given the socket and address of each client, in a greenlet that is the hub's child and not gevent's.
-        limit: how many clients are served at once; the others wait in the kernel's backlog.
+        crowd: when that is full, others wait in the kernel's backlog.
         at_once: how many clients are accepted before those that are there get their turn.
     """
 
-    def __init__(self, listener: socket.socket, serve: Serve, limit: int, at_once: int) -> None:
+    def __init__(self, listener: socket.socket, serve: Serve, crowd: Crowd, at_once: int) -> None:
         super().__init__(listener, serve, at_once)
         self._serve = serve
-        self._limit = limit
-        self._clients = 0
-        self._stopped_by_limit = False
+        self._crowd = crowd
         self._hub = get_hub()
         self._idle: list[greenlet] = []
 
     def __repr__(self) -> str:
-        return f"<Acceptor {self._clients} of {self._limit} clients>"
+        return f"<Acceptor of {self._crowd!r}>"
 
     def close(self) -> None:
         """Accept nobody any more, and close the listening socket."""
@@ -113,12 +131,15 @@ class Acceptor(PatientAcceptor, _PlainSockets):
 
     def full(self) -> bool:
         """Whether there are as many clients as may be."""
-        self._stopped_by_limit = self._clients >= self._limit
-        return self._stopped_by_limit
+        crowd = self._crowd
+        if crowd.clients < crowd.limit:
+            return False
+        crowd.stopped.add(self)
+        return True
 
     def do_handle(self, sock: Socket, address: Any) -> None:
         """Serve a client. Runs in the hub, and so does each session until it waits for the first time."""
-        self._clients += 1
+        self._crowd.clients += 1
         worker = self._idle.pop() if self._idle else greenlet(self._work, self._hub)
         worker.switch(sock, address)
 
@@ -130,10 +151,12 @@ class Acceptor(PatientAcceptor, _PlainSockets):
             except Exception:  # noqa: BLE001  (an error of ours, which is not to stop the hub)
                 _log.exception("a client was given up")
                 sock.close()
-            self._clients -= 1
-            if self._stopped_by_limit:
-                self._stopped_by_limit = False
-                self._go_on()
+            crowd = self._crowd
+            crowd.clients -= 1
+            if crowd.stopped:
+                stopped, crowd.stopped = crowd.stopped, set()
+                for acceptor in stopped:
+                    acceptor._go_on()
             if not self.started or len(self._idle) >= _KEPT:
                 return
             self._idle.append(getcurrent())

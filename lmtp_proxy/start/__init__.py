@@ -3,12 +3,12 @@
 
 In the order of their imports:
 
-    ready         says that clients are served, to systemd and in the log
     late_modules  what a process that serves imports only when there is work for it
     signals       the signals that a proxy hears
     sockets       listening sockets with their owner and mode
     leftovers     removes the sockets that a proxy without rights has left
     pid_file      the pid file and its lock
     background    becomes a daemon
+    ready         says that clients are served, to systemd and in the log
     start         all of that as one value, for the process that is to serve
 """

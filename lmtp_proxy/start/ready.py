@@ -8,9 +8,11 @@ library is needed for it. With the line come warnings of what the operator may n
 import logging
 import os
 import socket
+from collections.abc import Sequence
 
 from lmtp_proxy import __version__
-from lmtp_proxy.config.values import LOCALHOST, Config
+from lmtp_proxy.config.values import LOCALHOST, Config, TcpAddress
+from lmtp_proxy.start.sockets import Listener
 from lmtp_proxy.text import printable
 
 
@@ -70,16 +72,18 @@ _log = logging.getLogger(__name__)
 _LOOPBACK = socket.inet_pton(socket.AF_INET6, "::1")
 
 
-def log_ready(config: Config, listener: socket.socket, users: int, by: str = "") -> None:
-    """Say that clients are served on `listener`.
+def log_ready(config: Config, mail: Sequence[Listener], users: int, by: str = "") -> None:
+    """Say that clients are served.
 
     Args:
+        mail: where.
         users: how many keys the table has.
         by: who serves, where that is not this process: `, 2 workers`.
     """
+    where_mail_comes_in = " and ".join(str(each.address) for each in mail)
     backends = len(config.backends)
     what = f"{users} users, {backends} backends{by}"
-    _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, config.socket, config.path, what)
+    _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, where_mail_comes_in, config.path, what)
     for note in config.notes:
         _log.info("note: %s", note)
     if config.metrics is not None:
@@ -87,10 +91,10 @@ def log_ready(config: Config, listener: socket.socket, users: int, by: str = "")
         _log.info("metrics: http://%s/metrics; the status page is http://%s/", where, where)
         if not _is_loopback(where.host):
             _log.warning("%s (config.metrics) is no loopback address: any host may see the counts and backends", where)
-    if config.allow is not None or listener.family == socket.AF_UNIX:
-        return
-    if not _is_loopback(listener.getsockname()[0]):
-        _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", config.socket)
+    for listener in mail if config.allow is None else ():
+        address = listener.address
+        if isinstance(address, TcpAddress) and not _is_loopback(address.host):
+            _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", address)
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ one or a complete one. Or the socket was passed to the process, as systemd does 
 one starts.
 """
 
+import errno
 import fcntl
 import grp
 import os
@@ -16,8 +17,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from lmtp_proxy.config.values import Address, Config, ConfigError, TcpAddress, UnixAddress, is_own_listener
+from lmtp_proxy.config.values import Address, Config, ConfigError, TcpAddress, UnixAddress, is_own_listener, named
 
 _FIRST = 3  # SD_LISTEN_FDS_START
 
@@ -68,6 +70,7 @@ class Listener:
 
     Attributes:
         socket: bound and listening.
+        address: where, as its clients have it; None of one that is not shown.
         path: its name in the file system, empty for TCP or where the name is another's.
         file: device and inode of that name, None where there is none.
         after_crash: a dead socket was there, whose process did not come to take it away.
@@ -75,6 +78,7 @@ class Listener:
     """
 
     socket: socket.socket
+    address: Address | None = None
     path: str = ""
     file: tuple[int, int] | None = None
     after_crash: bool = False
@@ -108,17 +112,32 @@ class _Access:
         return ConfigError((f"{self.place}: {what}",))
 
 
-def listen(config: Config) -> Listener:
+def listen(config: Config) -> tuple[Listener, ...]:
     """Bind and listen for clients as `config` says, or take the socket that was passed to the process in its place.
 
-    Raises ConfigError with what to do about it.
+    Of a host name all addresses that this machine has. Raises ConfigError with what to do about it.
     """
     access = _Access(config.owner, config.group, config.permissions, f"{config.path}: config.socket")
     try:
         passed = take_passed_socket()
     except PassedSocketError as error:
         raise access.refusal(str(error)) from error
-    return _listen(config.socket, access) if passed is None else _take(passed, config, access)
+    if passed is not None:
+        return (_take(passed, config, access),)
+    found: list[Listener] = []
+    hosts = {(each.host, each.port) for each in config.socket if isinstance(each, TcpAddress)}
+    try:
+        for address in config.socket:
+            if isinstance(address, UnixAddress):
+                found.append(_listen(address, access))
+            else:
+                found += _listen_on_all(address, access, only_ipv6=("0.0.0.0", address.port) in hosts)  # noqa: S104
+    except ConfigError:
+        for listener in found:
+            listener.remove()
+            listener.socket.close()
+        raise
+    return tuple(found)
 
 
 def _take(passed: socket.socket, config: Config, access: _Access) -> Listener:
@@ -127,10 +146,12 @@ def _take(passed: socket.socket, config: Config, access: _Access) -> Listener:
     for backend in config.backends.values():
         if is_own_listener(address, backend.address):
             raise access.refusal(f"{address}, which was passed, is backend {backend.name}: mail would go in circles")
-    if is_own_listener(address, config.socket):
-        return Listener(passed)
-    what = f"{config.socket} is not used: the socket that was passed listens on {address} (see lmtp-proxy.socket)"
-    return Listener(passed, notice=f"{access.place}: {what}")
+    unused = [each for each in config.socket if not is_own_listener(address, each)]
+    if not unused:
+        return Listener(passed, address)
+    are = "is" if len(unused) == 1 else "are"
+    what = f"{named(unused)} {are} not used: the socket that was passed listens on {address} (see lmtp-proxy.socket)"
+    return Listener(passed, address, notice=f"{access.place}: {what}")
 
 
 def listen_for_control(config: Config) -> Listener | None:
@@ -151,7 +172,7 @@ def listen_for_metrics(config: Config) -> Listener | None:
 
 def remove_dead_sockets(config: Config) -> None:
     """Remove what a proxy has left that had no right to (`run_as`): unix sockets on which nobody listens."""
-    for address in (config.socket, config.control and config.control.socket):
+    for address in (*config.socket, config.control and config.control.socket):
         if isinstance(address, UnixAddress):
             with suppress(OSError, ConfigError), _locked(os.path.dirname(address.path)):
                 if _is_dead(address.path, _Access(None, None, None, config.path)):
@@ -159,8 +180,54 @@ def remove_dead_sockets(config: Config) -> None:
 
 
 def _listen(address: Address, access: _Access) -> Listener:
+    with _refused(address, access):
+        if isinstance(address, UnixAddress):
+            return _listen_unix(address.path, access)
+        return _listen_tcp(_addresses(address)[0])
+
+
+def _listen_on_all(address: TcpAddress, access: _Access, *, only_ipv6: bool) -> list[Listener]:
+    """On all addresses of a name, but for those that this machine has not: `::1 localhost` is in /etc/hosts also where
+    there is no IPv6. only_ipv6: a socket on :: leaves IPv4 to another one."""
+    found: list[Listener] = []
+    missing: OSError | None = None
     try:
-        return _listen_unix(address.path, access) if isinstance(address, UnixAddress) else _listen_tcp(address)
+        with _refused(address, access):
+            for each in _addresses(address):
+                try:
+                    found.append(_listen_tcp(each, only_ipv6=only_ipv6))
+                except OSError as error:
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        at = f" at {_tcp(each[-1])}" if str(_tcp(each[-1])) != str(address) else ""
+                        raise OSError(error.errno, f"{error.strerror}{at}") from error
+                    missing = error
+            if missing is not None and not found:
+                raise missing
+    except ConfigError:
+        for listener in found:
+            listener.socket.close()
+        raise
+    return found
+
+
+_Found: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, Any]
+
+
+def _addresses(address: TcpAddress) -> list[_Found]:
+    """Each once, in the order in which clients try them. Raises OSError."""
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, kind, protocol, where) for family, kind, protocol, _, where in found))
+
+
+def _tcp(where: Any) -> TcpAddress:
+    return TcpAddress(where[0], where[1])
+
+
+@contextmanager
+def _refused(address: Address, access: _Access) -> Iterator[None]:
+    """Why it cannot be listened on becomes a ConfigError."""
+    try:
+        yield
     except OSError as error:
         what = f"cannot listen on {address}: {error.strerror or error}"
         if isinstance(address, UnixAddress) and isinstance(error, FileNotFoundError):
@@ -178,18 +245,19 @@ def own_name() -> str:
         return f"user {os.geteuid()}"
 
 
-def _listen_tcp(address: TcpAddress) -> Listener:
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, where = found[0]
+def _listen_tcp(found: _Found, *, only_ipv6: bool = False) -> Listener:
+    family, kind, protocol, where = found
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if only_ipv6 and family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
         listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
-    return Listener(listener)
+    return Listener(listener, address_of(listener))
 
 
 def _listen_unix(path: str, access: _Access) -> Listener:
@@ -213,7 +281,7 @@ def _listen_unix(path: str, access: _Access) -> Listener:
         except OSError:
             listener.close()
             raise
-    return Listener(listener, path, (status.st_dev, status.st_ino), after_crash)
+    return Listener(listener, UnixAddress(path), path, (status.st_dev, status.st_ino), after_crash)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ class Start:
     Attributes:
         config: as the start has loaded it. Where there are workers its table is closed: each has its own.
         users: how many keys its table has.
-        mail: where clients connect.
+        mail: where clients connect, at least one.
         control: the control socket; None where there is to be none.
         metrics: where /metrics and the status page are; None where nowhere.
         daemonised: it is in the background.
@@ -30,7 +30,7 @@ class Start:
 
     config: Config
     users: int
-    mail: Listener
+    mail: Sequence[Listener]
     control: Listener | None
     metrics: Listener | None
     daemonised: bool
@@ -41,11 +41,17 @@ class Start:
     @property
     def after_crash(self) -> bool:
         """The proxy before this one did not end well."""
-        return any(each.after_crash for each in (self.mail, self.control, self.metrics) if each)
+        return any(each.after_crash for each in (*self.mail, self.control, self.metrics) if each)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where clients connect, for people."""
+        return [str(each.address) for each in self.mail]
 
     def remove_mail(self) -> None:
         """First thing on a stop: nobody is to connect any more."""
-        self.mail.remove()
+        for each in self.mail:
+            each.remove()
 
     def remove_control(self) -> None:
         """Last thing on a stop.

@@ -102,7 +102,7 @@ class WorkerProcess:
                 [sys.executable, "-P", "-m", "lmtp_proxy.workers.worker", text],
                 stdin=DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
-                pass_fds=(settings.listener, far, settings.places),
+                pass_fds=(*settings.listeners, far, settings.places),
                 start_new_session=True,  # a terminal's Ctrl-C is for the supervisor
             )
         except BaseException:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One worker: a process that serves mail on the listening socket it was given, and answers to its supervisor alone.
+"""One worker: a process that serves mail on the listening sockets it was given, and answers to its supervisor alone.
 
 It lets clients in when the supervisor says so, and nobody any more when the supervisor has died: nobody could tell it
 of a change of routes then. What concerns the whole proxy is logged by the supervisor, once.
@@ -39,7 +39,8 @@ def serve(config: Config, settings: WorkerSettings, channel: socket.socket) -> N
     _log_what_concerns_one()
     service = Service(
         config,
-        socket.socket(fileno=settings.listener),
+        [socket.socket(fileno=listener) for listener in settings.listeners],
+        settings.addresses,
         max_clients=settings.max_clients,
         name=f"lmtp-proxy: worker {settings.number + 1}",
         parking=Parking(SharedPlaces(settings.places)),

@@ -2,6 +2,7 @@
 """What a worker is told on its command line when the supervisor starts it."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lmtp_proxy.generations.share import Share
@@ -12,7 +13,8 @@ class WorkerSettings(NamedTuple):
 
     Attributes:
         config: path of the configuration file.
-        listener: descriptor of the socket where clients connect.
+        listeners: descriptors of the sockets where clients connect.
+        addresses: of these, for people.
         channel: descriptor of its end of a WorkerChannel.
         places: descriptor of the file in which sessions of all workers hold places to wait, see SharedPlaces.
         number: as in Share.
@@ -23,7 +25,8 @@ class WorkerSettings(NamedTuple):
     """
 
     config: str
-    listener: int
+    listeners: Sequence[int]
+    addresses: Sequence[str]
     channel: int
     places: int
     number: int

@@ -34,13 +34,14 @@ _MARGIN = 30.0  # seconds more for a worker to end than its deadlines allow
 
 def serve(start: Start) -> int:
     """As `service.serve`, by `config.workers` workers."""
-    config, listener = start.config, start.mail.socket
+    config = start.config
     set_up_log(config.log, daemonised=start.daemonised, with_pid=True)
     show_title(f"lmtp-proxy: supervisor of {config.workers} workers [{config.path}]")
     places = os.memfd_create("lmtp-proxy hold")
     settings = WorkerSettings(
         config=config.path,
-        listener=listener.fileno(),
+        listeners=[each.socket.fileno() for each in start.mail],
+        addresses=start.addresses,
         channel=-1,
         places=places,
         number=0,
@@ -73,13 +74,14 @@ def serve(start: Start) -> int:
     if team.start(stopping):
         for server in servers:
             server.start()
-        log_ready(config, listener, start.users, f", {config.workers} workers")
+        log_ready(config, start.mail, start.users, f", {config.workers} workers")
         start.ready()
         stopping.wait()
     _log.info("stopping: no new clients are accepted")
     start.notifier.stopping()
     start.remove_mail()
-    listener.close()  # the workers close theirs, and a client that waits is to see that nobody comes
+    for each in start.mail:
+        each.socket.close()  # the workers close theirs, and a client that waits is to see that nobody comes
     longest = max((backend.timeouts.final_reply for backend in config.backends.values()), default=0.0)
     ended_well = team.stop(config.timeouts.shutdown + longest + _MARGIN)
     if ended_well:  # else the next start finds it, and warns of what the dead worker may have left

@@ -22,7 +22,7 @@ def main(text: str) -> int:
     for number in RELOAD_SIGNALS:  # are for the supervisor, but `pkill` finds us, too
         signal.signal(number, signal.SIG_IGN)
     settings = worker_settings(text)
-    for handle in (settings.listener, settings.channel, settings.places):
+    for handle in (*settings.listeners, settings.channel, settings.places):
         os.set_inheritable(handle, False)
     channel = socket.socket(fileno=settings.channel)
     try:

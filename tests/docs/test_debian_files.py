@@ -63,7 +63,7 @@ def test_the_first_configuration_is_the_example_with_what_a_package_can_know(tmp
 
 def test_paths() -> None:
     defaults = dict(re.findall(r"(?m)^(\w+)=(\S+)$", text("debian/lmtp-proxy.default")))
-    pid = Config("", UnixAddress(""), "").pid
+    pid = Config("", (UnixAddress(""),), "").pid
     assert defaults == {"CONFIG": cli.DEFAULT_CONFIG, "PIDFILE": pid}
     assert ctl_arguments.DEFAULT_CONFIG == cli.DEFAULT_CONFIG
     script = dict(re.findall(r"(?m)^(CONFIG|PIDFILE)=(\S+)$", text("debian/lmtp-proxy.init")))

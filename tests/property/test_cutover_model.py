@@ -86,7 +86,7 @@ class World:
     def _generation(self, number: int) -> Generation:
         routing = Routing(PausingTable(dict(self.users)), KeyRules(), None)
         pools = {name: ModelPool(self, backend) for name, backend in BACKENDS.items()}
-        return Generation(number, Config("/c", UnixAddress("/s"), "proxy"), routing, pools)
+        return Generation(number, Config("/c", (UnixAddress("/s"),), "proxy"), routing, pools)
 
     def swap(self, user: str, backend: str) -> None:
         """The end of a reload: one reference changes."""

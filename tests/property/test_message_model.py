@@ -52,7 +52,7 @@ class World:
 
     def _generation(self, number: int) -> Generation:
         routing = Routing(StaticTable(dict(sorted(self.users.items()))), KeyRules(), None)
-        return Generation(number, Config("/c", UnixAddress("/s"), "proxy"), routing, self.pools)
+        return Generation(number, Config("/c", (UnixAddress("/s"),), "proxy"), routing, self.pools)
 
     def swap(self, routes: Mapping[str, str]) -> None:
         """The end of a reload: one reference changes, and those who are parked are woken."""

@@ -13,7 +13,7 @@ from lmtp_proxy.routing.static_table import StaticTable
 
 OLD = Config(
     path="/etc/a.yml",
-    socket=UnixAddress("/run/s"),
+    socket=(UnixAddress("/run/s"),),
     hostname="mx",
     backends={name: Backend(name, UnixAddress(f"/run/{name}")) for name in ("old", "new")},
     users=StaticTable({"a": "old", "b": "old", "c": "new", "d": "reject"}),

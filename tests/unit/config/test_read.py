@@ -55,6 +55,7 @@ LINE_END = "must not hold a NUL or a line end"
 REPLY = "Postfix waits 300 s for a reply"
 MISSING = "config.socket: is missing: write the path of a unix socket, or [host, port]"
 QUOTES = "is looked up without its quotes: write it without them"
+LISTENER = "must be a path or [host, port]"
 SHARED_SOCKET = "is the socket for mail already: the control socket needs one of its own"
 NO_DOMAIN = "has no domain: write @example.org for all of a domain, fallback_backend for all the rest"
 UNPRINTABLE = "holds a character that cannot be printed"
@@ -114,7 +115,7 @@ def test_the_least_file_has_the_defaults(load: Load, tmp_path: Path) -> None:
     config = load(config_with())
     assert config == Config(
         path=f"{tmp_path}/file.yml",
-        socket=UnixAddress("/run/proxy.sock"),
+        socket=(UnixAddress("/run/proxy.sock"),),
         owner=None,
         group=None,
         permissions=None,
@@ -195,7 +196,7 @@ users:
     timeouts = Timeouts(connect=1, greeting=2.5, shutdown=3600)
     assert config == Config(
         path=f"{tmp_path}/file.yml",
-        socket=UnixAddress("/run/s"),
+        socket=(UnixAddress("/run/s"),),
         owner="root",
         group="root",
         permissions=0o660,
@@ -343,10 +344,20 @@ def test_permissions(load: Load, value: str) -> None:
     [
         ("permissions: 0777", "permissions", 0o777),
         ("permissions: 0o7", "permissions", 7),
-        ("socket: /run/" + "x" * 102, "socket", UnixAddress("/run/" + "x" * 102)),
-        ("socket: [localhost, 24]", "socket", TcpAddress("localhost", 24)),
-        ("socket: ['0.0.0.0', '65535']", "socket", TcpAddress("0.0.0.0", 65535)),
-        ("socket:\n  - '::'\n  - 1", "socket", TcpAddress("::", 1)),
+        ("socket: /run/" + "x" * 102, "socket", (UnixAddress("/run/" + "x" * 102),)),
+        ("socket: [localhost, 24]", "socket", (TcpAddress("localhost", 24),)),
+        ("socket: ['0.0.0.0', '65535']", "socket", (TcpAddress("0.0.0.0", 65535),)),
+        ("socket:\n  - '::'\n  - 1", "socket", (TcpAddress("::", 1),)),
+        ("socket: [/run/a]", "socket", (UnixAddress("/run/a"),)),
+        ("socket: [/run/a, /run/b]", "socket", (UnixAddress("/run/a"), UnixAddress("/run/b"))),
+        ("socket: [[localhost, 24], /run/b]", "socket", (TcpAddress("localhost", 24), UnixAddress("/run/b"))),
+        ("socket: [[127.0.0.1, 24]]", "socket", (TcpAddress("127.0.0.1", 24),)),
+        ("socket: [[0.0.0.0, 24], ['::', 24]]", "socket", (TcpAddress("0.0.0.0", 24), TcpAddress("::", 24))),
+        (
+            "socket:\n  - /run/a\n  - ['::1', 24]\n  - [mx, 25]",
+            "socket",
+            (UnixAddress("/run/a"), TcpAddress("::1", 24), TcpAddress("mx", 25)),
+        ),
         ("owner: 12345", "owner", "12345"),
         ("group: 12345", "group", "12345"),
         ("run_as: 0", "run_as", "0"),
@@ -506,15 +517,25 @@ def test_config_errors(errors: Errors, line: str, expected: str) -> None:
         ("", EMPTY),
         ("/run/" + "x" * 103, "is too long for a unix socket: 108 octets, at most 107 are possible"),
         ("/run/" + "ü" * 52, "is too long for a unix socket: 109 octets, at most 107 are possible"),
-        ("[localhost]", "must be a path or [host, port]"),
-        ("[localhost, 24, 25]", "must be a path or [host, port]"),
+        ("[localhost]", LISTENER),
+        ("[localhost, 24, 25]", LISTENER),
         ("{host: localhost}", MAPPING),
         ("['', 24]", f'{HOST}""'),
         ('["*", 24]', f'{HOST}"*"'),
         ("['[::1]', 24]", f'{HOST}"[::1]"'),
         ("[127.0.0.256, 24]", f'{HOST}"127.0.0.256"'),
         ("[127.1, 24]", f'{HOST}"127.1"'),
-        ("[[a], 24]", MAPPING),
+        ("[[a], 24]", LISTENER),
+        ("[]", LISTENER),
+        ("[/run/a, {}]", LISTENER),
+        ("[/run/a, run/b]", LISTENER),
+        ("[/run/a, 24]", LISTENER),
+        ("[/run/a, [h]]", LISTENER),
+        ("[/run/a, [h, x]]", f'{NUMBER.format(1, 65535)}"x"'),
+        ("[/run/a, /run/]", f'{FILE}"/run/"'),
+        ("[/run/a, /run/a]", "/run/a is taken by /run/a already: name one of the two"),
+        ("[[localhost, 24], [127.0.0.1, 24]]", "127.0.0.1:24 is taken by localhost:24 already: name one of the two"),
+        ("[['::1', 24], ['::', 24]]", "[::]:24 is taken by [::1]:24 already: name one of the two"),
         ("[localhost, 0]", f'{NUMBER.format(1, 65535)}"0"'),
         ("[localhost, 65536]", f'{NUMBER.format(1, 65535)}"65536"'),
         ("[localhost, lmtp]", f'{NUMBER.format(1, 65535)}"lmtp"'),
@@ -522,6 +543,33 @@ def test_config_errors(errors: Errors, line: str, expected: str) -> None:
 )
 def test_socket_errors(errors: Errors, value: str, expected: str) -> None:
     assert errors(f"config:\n  socket: {value}\n") == [f"2: config.socket: {expected}"]
+
+
+def test_each_wrong_listener_is_named_by_its_line(errors: Errors) -> None:
+    text = "config:\n  socket:\n  - /run/a\n  - run/b\n  - [h, 0]\n  - /run/a\n  owner: nobody-at-all\n"
+    assert errors(text) == [
+        f"4: config.socket: {LISTENER}",
+        f'5: config.socket: {NUMBER.format(1, 65535)}"0"',
+        "6: config.socket: /run/a is taken by /run/a already: name one of the two",
+        '7: config.owner: there is no user "nobody-at-all" on this system',
+    ]
+
+
+def test_none_of_several_listeners_may_be_anything_else(errors: Errors) -> None:
+    text = "config:\n  socket: [/run/a, [127.0.0.1, 24]]\n  control: {socket: /run/a}\n  metrics: [127.0.0.1, 24]\n"
+    assert errors(text + "backends:\n  b: {host: localhost, port: 24}\n  c: {socket: /run/a}\n") == [
+        f"3: config.control.socket: {SHARED_SOCKET}",
+        "4: config.metrics: is the socket for mail already: take another port",
+        "6: backends.b.host: localhost:24 is the socket of this proxy: mail would go round in circles",
+        "7: backends.c.socket: /run/a is the socket of this proxy: mail would go round in circles",
+    ]
+
+
+def test_owner_and_mode_hold_for_the_unix_sockets_among_several(load: Load) -> None:
+    config = load("config:\n  socket: [/run/a, [127.0.0.1, 24]]\n  owner: root\n  permissions: 0660\n")
+    assert (config.owner, config.permissions, config.notes) == ("root", 0o660, ())
+    config = load("config:\n  socket: [[127.0.0.2, 24], [127.0.0.1, 24]]\n  owner: root\n")
+    assert config.owner is None and len(config.notes) == 1
 
 
 def test_metrics(load: Load, errors: Errors) -> None:
@@ -1019,7 +1067,7 @@ def test_addresses_as_text(address: Address, text: str) -> None:
 def test_values_are_frozen_and_can_travel(load: Load) -> None:
     config = load(users_with("alice: old", config=("allow: 10.0.0.0/8",)))
     assert pickle.loads(pickle.dumps(config)) == config
-    for value in (config, config.timeouts, config.log, config.backends["old"], config.socket):
+    for value in (config, config.timeouts, config.log, config.backends["old"], config.socket[0]):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, "x")
     assert "alice" not in repr(config)

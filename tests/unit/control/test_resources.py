@@ -25,9 +25,9 @@ from tests.support.flight import SomeFlight
 
 
 def application(sessions: Callable[[], list[SessionState]], in_flight: InFlight) -> Application:
-    manager = ConfigManager(Config("/c.yml", UnixAddress("/s"), "mx"), lambda: None)
+    manager = ConfigManager(Config("/c.yml", (UnixAddress("/s"),), "mx"), lambda: None)
     uncertain = UncertainLog(manager.current, in_flight)
-    return Application(ControlState(manager, in_flight, Parking(), uncertain, sessions, lambda: False, "/s"))
+    return Application(ControlState(manager, in_flight, Parking(), uncertain, sessions, lambda: False, ("/s",)))
 
 
 def get(app: Application, path: str, **environment: object) -> tuple[str, Any]:

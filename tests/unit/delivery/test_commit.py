@@ -22,7 +22,7 @@ ALICE, BOB = Recipient(b"<alice+x@x>", "alice+x", "x"), Recipient(b"<bob@x>", "b
 
 def config(**users: str) -> Config:
     mailboxes = {f"{user}@x": backend for user, backend in users.items()}
-    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=StaticTable(mailboxes))
+    return Config("/c", (UnixAddress("/s"),), "proxy", backends={"old": OLD, "new": NEW}, users=StaticTable(mailboxes))
 
 
 class Proxy:

@@ -29,7 +29,7 @@ BODY = b"Subject: x\r\n\r\n"
 
 def config(backend: str) -> Config:
     users = StaticTable({"alice@x": backend})
-    return Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD, "new": NEW}, users=users)
+    return Config("/c", (UnixAddress("/s"),), "proxy", backends={"old": OLD, "new": NEW}, users=users)
 
 
 class Site:

@@ -33,7 +33,7 @@ class Site:
 
     def __init__(self, *recipients: Recipient, envelope: Envelope | None = None) -> None:
         users = StaticTable({"alice@x": "old", "bob@x": "old", "\N{LATIN SMALL LETTER A WITH DIAERESIS}@x": "old"})
-        generation = first_generation(Config("/c", UnixAddress("/s"), "proxy", backends={"old": OLD}, users=users))
+        generation = first_generation(Config("/c", (UnixAddress("/s"),), "proxy", backends={"old": OLD}, users=users))
         ours, self.theirs = socket.socketpair()
         session = BackendSession(OLD, "proxy")
         session.stream = self.stream = Stream(Socket(fileno=ours.detach()))

@@ -67,7 +67,7 @@ class Pool(BackendPool):
 def test_a_bug_in_one_delivery_leaves_the_replies_of_the_others() -> None:
     pools = {name: Pool(Backend(name, UnixAddress(f"/{name}")), "proxy") for name in ("broken", "good")}
     table = StaticTable({"a@x": "broken", "b@x": "good"})
-    config = Config("/c", UnixAddress("/s"), "proxy")
+    config = Config("/c", (UnixAddress("/s"),), "proxy")
     generation = Generation(1, config, Routing(table, config.key_rules, None), pools)
     in_flight = InFlight()
     uncertain = UncertainLog(lambda: generation, in_flight)

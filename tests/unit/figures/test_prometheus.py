@@ -46,7 +46,7 @@ class Told(Reloads):
 
 def generation_of(*names: str) -> Any:
     backends = {name: Backend(name, UnixAddress(f"/{name}")) for name in names}
-    config = Config("/c.yml", UnixAddress("/s"), "h", backends=backends, users_per_backend={"reject": 2})
+    config = Config("/c.yml", (UnixAddress("/s"),), "h", backends=backends, users_per_backend={"reject": 2})
     return first_generation(config)
 
 

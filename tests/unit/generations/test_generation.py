@@ -8,7 +8,7 @@ from lmtp_proxy.generations.generation import first_generation, next_generation
 
 
 def config(*backends: Backend, hostname: str = "mx.test") -> Config:
-    return Config("/c.yml", UnixAddress("/s"), hostname, backends={backend.name: backend for backend in backends})
+    return Config("/c.yml", (UnixAddress("/s"),), hostname, backends={backend.name: backend for backend in backends})
 
 
 OLD = Backend("old", UnixAddress("/old"))

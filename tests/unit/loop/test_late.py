@@ -51,7 +51,7 @@ def test_uncertain_deliveries_without_a_descriptor_left(
 ) -> None:
     """They are in the log at least, and nobody waits for them for ever."""
     path = tmp_path / "uncertain"
-    config = Config("/c.yml", UnixAddress("/s"), "mx", uncertain_log=str(path))
+    config = Config("/c.yml", (UnixAddress("/s"),), "mx", uncertain_log=str(path))
     in_flight, flights = InFlight(), [SomeFlight(), SomeFlight()]
     uncertain = UncertainLog(ConfigManager(config, lambda: None).current, in_flight)
 

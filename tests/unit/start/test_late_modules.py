@@ -16,7 +16,7 @@ from lmtp_proxy.start import late_modules as listed
 from lmtp_proxy.start.late_modules import late_modules
 from tests import ROOT
 
-PLAIN = Config("/c.yml", UnixAddress("/s"), "h")
+PLAIN = Config("/c.yml", (UnixAddress("/s"),), "h")
 WITH_ALL = replace(PLAIN, metrics=TcpAddress("127.0.0.1", 1), receipts="/r")
 SERVE = ["lmtp_proxy.service", "lmtp_proxy.workers.supervisor"]
 

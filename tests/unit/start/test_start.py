@@ -18,9 +18,10 @@ from lmtp_proxy.start.start import Start
 
 def start(received: list[int], control: Listener | None = None, *, after_crash: bool = False) -> Start:
     with socket.socket() as unused:
-        mail = Listener(unused, after_crash=after_crash)
+        mail = [Listener(unused, after_crash=after_crash)]
     return Start(
-        Config("/c.yml", UnixAddress("/s"), "h"), 0, mail, control, None, False, received, lambda: None, Notifier("", 0)
+        Config("/c.yml", (UnixAddress("/s"),), "h"), 0, mail, control, None, False, received, lambda: None,
+        Notifier("", 0),
     )  # fmt: skip
 
 
