@@ -110,6 +110,7 @@ class Application(ControlApplication):
             "users": len(config.users),
             "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,
+            "default_domain": config.default_domain,
             "users_on": dict(config.users_per_backend),
             **self._backends(request),
         }

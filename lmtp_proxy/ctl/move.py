@@ -71,6 +71,8 @@ def move(
         raise Failed(REFUSED, f"{len(order.users):,} users are too many at once: split the list")
     answer = client.get("/status")
     path, instance = answer.object("config").text("path"), answer.text("instance")
+    if order.domain is None and isinstance(domain := answer.document.get("default_domain"), str):
+        order = replace(order, domain=domain)
     warnings = _preflight(client, order, progress) if order.preflight and order.backend not in RESERVED else []
     import lmtp_proxy.config.file  # noqa: F401  (takes longer than the edit, and belongs to no user's time)
 

@@ -130,3 +130,21 @@ def test_a_name_and_its_address_with_two_backends_are_an_error_that_names_both_l
     assert f"users.bob@example.org: is the same user as bob on line {bob}, who is on old" in " ".join(
         refused.err.split()
     )
+
+
+@BOTH_MODES
+def test_who_is_on_no_line_is_asked_about_with_the_default_domain(completed: Move) -> None:
+    """As the proxy looks the name up, and as mail for it mostly comes: a store may know no bare names at all."""
+    unknown = say("550 5.1.1 User unknown")
+    for store in (completed.old, completed.new):
+        store.script = Script(rcpt_by={"dave": unknown, "erin": unknown, "dvae@Example.ORG": unknown})
+    assert run(completed, "move", "dave", "reject").status == 0
+    assert run(completed, "move", "erin", "new").status == 0, "the preflight on the target"
+    refused = run(completed, "move", "dvae", "reject")
+    assert refused.status == 1 and "550 5.1.1 User unknown: is the name right?" in " ".join(refused.err.split())
+    text = Path(completed.proxy.config_path).read_text()
+    assert "dave@Example.ORG: reject\n" in text and "erin@Example.ORG: new\n" in text and "dvae" not in text
+    asked_for = [recipient.path for seen in completed.old.transactions() for recipient in seen.recipients]
+    assert asked_for == ["dave@Example.ORG", "dvae@Example.ORG"]
+    completed.old.script = Script(rcpt_by={"finn@other.example": unknown})
+    assert run(completed, "move", "--domain", "other.example", "finn", "reject").status == 1, "what is said counts"
