@@ -87,6 +87,7 @@ class FlatUsers:
         self.data = data
         head = _HEAD.match(data, 0 if data.startswith(b"users:") else data.find(b"\nusers:") + 1)
         self._section = head is not None or not alone
+        self._alone = alone
         if head is None:
             head = _START.match(data) if alone else None
         if head is None or (self._section and data.find(b"\nusers:", head.start()) >= 0):
@@ -125,6 +126,8 @@ class FlatUsers:
         came to it, with the same indentation, the others are read like the first.
         """
         root = None if document.problems else document.root
+        if self._alone and root and self._section and len(root.entries) > 1:
+            raise Doubt
         users = root.entries.get("users") if root and self._section else root
         entry = users.entries.get(self._first.key) if isinstance(users, Mapping) and len(users.entries) == 1 else None
         if not isinstance(entry, Scalar) or (entry.text, entry.line) != (self._first.value, self._first.line):

@@ -104,6 +104,7 @@ def test_status(served: Served) -> None:
         "pid": served.proxy.pid,
         "generation": 1,
         "socket": served.proxy.address,
+        "sockets": [served.proxy.address],
         "metrics": None,
         "reload": None,
         "reloading": None,
@@ -119,6 +120,7 @@ def test_status(served: Served) -> None:
         "users": len(USERS),
         "ignore_domain": False,
         "fallback_backend": None,
+        "default_domain": None,
         "users_on": {"old": 2, "new": 2, "reject": 1, "hold": 1},
     }
 

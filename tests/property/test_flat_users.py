@@ -2,7 +2,8 @@
 """A `users:` section of plain lines is read without YAML: with the very result that YAML has, or not at all.
 
 Files are drawn that look like such a section and are not quite, and any file is loaded twice, once as YAML alone. Both
-must find the same configuration with the same lines, or the same errors. Edits are compared in the same way.
+must find the same configuration with the same lines, or the same errors. Edits are compared in the same way. The same
+holds for a file of users alone.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy.config import read as config_module
+from lmtp_proxy.config import sources
 from lmtp_proxy.config.read import Config, ConfigError, load_config
 from lmtp_proxy.config.users import Doubt, FlatUsers
 from lmtp_proxy.config.users_edit import EditError, edit_file, edit_users
@@ -179,10 +181,31 @@ def files(draw: st.DrawFn) -> bytes:
     return data
 
 
+@st.composite
+def files_of_users(draw: st.DrawFn) -> bytes:
+    """A file of users alone, in any of its forms, or nearly."""
+    odd = draw(st.integers(0, 3)) == 0
+    heads = ["", "", "", "---\n", "# c\n---\n", "\ufeff", "users:\n", "users: # c\n", "--- \n\n"]
+    text = draw(st.sampled_from([*heads, *SECTION, "{\n", "...\n", "%YAML 1.1\n---\n", "--- # c\n"] if odd else heads))
+    indentation = draw(st.sampled_from([0, 0, 0, 1, 2, 65])) or (2 if text.startswith("users:") else 0)
+    good = st.sampled_from([*GOOD, "users", "config", "...", *(f"x{number}" for number in range(3))])
+    for key in draw(st.lists(good, unique=draw(st.integers(0, 7)) > 0, max_size=8)):
+        if draw(st.integers(0, 3)) == 0:
+            text += draw(st.sampled_from(LINES if odd else LINES[:5])) + "\n"
+        shift = draw(st.sampled_from([0, 0, 0, 1])) if odd else 0
+        text += " " * (indentation + shift) + draw(entries(key, odd and draw(st.booleans()))) + "\n"
+    many = draw(st.sampled_from([0, 0, 0, 900]))
+    text += "".join(f"{' ' * indentation}u{number}@x: old\n" for number in range(many))
+    text += draw(st.sampled_from(TAILS if odd else TAILS[:2]))
+    if draw(st.integers(0, 5)) == 0:
+        text = text.replace("\n", "\r\n")
+    return (text.rstrip("\r\n") if draw(st.integers(0, 5)) == 0 else text).encode()
+
+
 class NeverFlat(FlatUsers):
     """Sends every file through YAML."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, alone: bool = False) -> None:
         raise Doubt
 
 
@@ -235,6 +258,48 @@ def test_an_excerpt_is_edited_as_the_whole(data: bytes, chosen: st.DataObject, r
         result = (str(error), error.line)
     try:
         found: object = tuple(edit_file(data, changes, rules))
+    except EditError as error:
+        found = (str(error), error.line)
+    assert found == result
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=files_of_users(), more=files_of_users(), head=st.sampled_from(HEADS[:5]))
+def test_the_same_of_files_of_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, more: bytes, head: str
+) -> None:
+    path = tmp_path / "x.yml"
+    (tmp_path / "a").write_bytes(data)
+    (tmp_path / "b").write_bytes(more.replace(b"@", b"@b.") if len(more) % 2 else more)
+    head = head.replace("{socket: /run/x}", "{socket: /run/x, users_file: [a, b]}")
+    path.write_text(head.replace("socket: /run/x\n", "socket: /run/x\n  users_file: [a, b]\n") + BACKENDS[0])
+    found = outcome(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(config_module, "FlatUsers", NeverFlat)
+        patch.setattr(sources, "FlatUsers", NeverFlat)
+        as_yaml = outcome(path)
+    assert found == as_yaml
+    event(f"errors: {bool(found[3])}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=files_of_users(), chosen=st.data(), rules=st.builds(KeyRules, st.booleans(), st.just("+"), st.booleans()))
+def test_an_excerpt_of_a_file_of_users_is_edited_as_the_whole(
+    data: bytes, chosen: st.DataObject, rules: KeyRules
+) -> None:
+    names = ["alice@example.org", "BOB", "@x.org", "u5@x", "U77@X", "u899@x", "zoe", "users", "config"]
+    users = chosen.draw(st.lists(st.sampled_from(names), unique_by=rules.table_key, max_size=4))
+    changes = {user: chosen.draw(st.sampled_from(["new", "hold", "a b"])) for user in users}
+    text = data.decode()
+    assume(not parse(text.removeprefix("\ufeff"), users=True).problems)
+    result: object
+    try:
+        edit = edit_users(text, changes, rules, alone=True)
+        result = (edit.text.encode(), edit.previous)
+    except EditError as error:
+        result = (str(error), error.line)
+    try:
+        found: object = tuple(edit_file(data, changes, rules, alone=True))
     except EditError as error:
         found = (str(error), error.line)
     assert found == result

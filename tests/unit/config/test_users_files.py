@@ -159,6 +159,13 @@ def test_every_error_names_its_file_and_line(site: Site) -> None:
     ]
 
 
+@pytest.mark.parametrize("lines", ["  a@x: old\n", "  a@x: [old]\n"])
+def test_what_stands_beside_the_users_is_an_error(site: Site, lines: str) -> None:
+    """A whole configuration is no file of users."""
+    main = site({"u": f"users:\n{lines}config:\n  socket: /x\n"}, "u")
+    assert errors(main)[-1] == "u:3: config: unknown key"
+
+
 def test_many_errors_are_cut_once_for_all_files(site: Site) -> None:
     lines = "".join(f"u{number}@x: olt\n" for number in range(15))
     found = errors(site({"a": lines, "b": lines.replace("u", "v")}, "[a, b]"))
