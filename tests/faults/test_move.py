@@ -574,11 +574,29 @@ QUIET = {**DRAINED, "done": True, "routes": {ALICE: "new"}}
 
 
 def test_the_script_of_a_good_move(tmp_path: Path) -> None:
-    scripted = Scripted(tmp_path, reload=[RELOADED], drain=[http(200, QUIET)])
+    known = [http(200, {"known": True})]
+    scripted = Scripted(tmp_path, edit=known, reload=[RELOADED], drain=[http(200, QUIET)])
     ended = scripted.move()
     assert (ended.status, ended.err) == (0, "") and scripted.edited
     names = [name for name, _ in scripted.fake.requests]
-    assert names == ["GET /status", "POST /reload", "POST /drain"]
+    assert names == ["GET /status", "POST /edit", "POST /reload", "POST /drain"]
+
+
+def test_a_process_of_before_is_not_asked_whose_edits_there_are(tmp_path: Path) -> None:
+    """It was installed anew, and the old one serves still: what it does not know is answered by 404."""
+    scripted = Scripted(tmp_path, reload=[RELOADED], drain=[http(200, QUIET)])
+    ended = scripted.move()
+    assert (ended.status, ended.err) == (0, "") and scripted.edited
+
+
+def test_a_proxy_that_dies_just_before_the_edit(tmp_path: Path) -> None:
+    def die(*_: Any) -> None:
+        scripted.fake.vanish()
+
+    scripted = Scripted(tmp_path, edit=[die])
+    ended = scripted.move()
+    assert ended.status == 1 and not scripted.edited
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_a_refused_reload_puts_the_file_back(tmp_path: Path) -> None:
