@@ -574,8 +574,7 @@ QUIET = {**DRAINED, "done": True, "routes": {ALICE: "new"}}
 
 
 def test_the_script_of_a_good_move(tmp_path: Path) -> None:
-    known = [http(200, {"known": True})]
-    scripted = Scripted(tmp_path, edit=known, reload=[RELOADED], drain=[http(200, QUIET)])
+    scripted = Scripted(tmp_path, edit=[http(200, {"known": True})], reload=[RELOADED], drain=[http(200, QUIET)])
     ended = scripted.move()
     assert (ended.status, ended.err) == (0, "") and scripted.edited
     names = [name for name, _ in scripted.fake.requests]

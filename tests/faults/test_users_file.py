@@ -136,6 +136,10 @@ def test_a_half_written_file_is_refused_by_its_name(move: Move) -> None:
 def test_check_reads_all(move: Move) -> None:
     checked = check(move)
     assert checked.returncode == 0 and ": OK: 3 users, 2 backends" in checked.stdout
+    file(move, "moved.users").write_text('# pasted\n"alice example.org": new\n')
+    checked = check(move)
+    assert checked.returncode == 0
+    assert f'note: {file(move, "moved.users")}:2: users: "alice example.org" is no address' in checked.stdout
     file(move, "moved.users").write_text("erin@example.org: nwe\n")
     checked = check(move)
     assert checked.returncode == 1
