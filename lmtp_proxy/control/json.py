@@ -106,6 +106,8 @@ _OF_ONE = frozenset({"connect", "greeting", "command", "data_write", "final_repl
 def config_json(config: Config) -> Json:
     """What is in force: each key of the file with its value, its default where the file does not say. No password."""
     shown = {name: _value_json(name, getattr(config, name)) for name in _names(config) if name not in _UNSHOWN}
+    if len(config.socket) == 1:  # as it is written mostly
+        [shown["socket"]] = shown["socket"]
     backends = shown.pop("backends")
     return {"config": {_KEYS.get(name, name): value for name, value in shown.items()}, "backends": backends}
 
