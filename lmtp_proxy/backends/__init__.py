@@ -7,6 +7,7 @@ In the order of their imports:
     failure        what a backend's failure or odd reply means for its recipients
     step_deadline  until when a backend has time for what is asked of it
     session        one LMTP conversation with a backend
+    mailboxes      how many recipients of one mailbox it has at a time
     per_recipient  whether a backend gives a final reply for each recipient
     greets         how many connections a backend greets at a time
     uses           what connections in use wait for, in words

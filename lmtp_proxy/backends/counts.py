@@ -36,6 +36,15 @@ class Counts:
     octets: int = counter(
         Family("backend_sent_message_bytes", "Octets of messages that were sent to the backend."), in_status=True
     )
+    held_back: int = counter(
+        Family("backend_held_back_recipients", "Recipients that had to wait: as many of their mailbox were under way.")
+    )
+    mailbox_busy: int = counter(
+        Family(
+            "backend_mailbox_busy_recipients",
+            "Of the deferred recipients, those of whose mailbox too many were under way, or waiting.",
+        )
+    )
     waits: int = counter(Family("backend_pool_waits", "Transactions that had to wait for a free connection."))
     connect: Histogram = counter(
         Family("backend_connect_seconds", "From connecting to a session that takes mail.", bounds=CONNECT_BOUNDS)

@@ -68,6 +68,8 @@ class Failure(enum.Enum):
     TOO_MANY = Meaning(
         "more recipients than it takes in a transaction, and no place for another", say.TOO_MANY_RECIPIENTS
     )
+    TOO_MANY_OF_ONE = Meaning("more recipients of one mailbox than max_per_user", say.TOO_MANY_RECIPIENTS)
+    MAILBOX_BUSY = Meaning("max_per_user recipients of the mailbox, and no reply for them in time", say.MAILBOX_BUSY)
     CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
     MISUNDERSTOOD = Meaning("it does not take a command or parameter of ours", say.BACKEND_MISUNDERSTANDS, alarm=True)
@@ -176,6 +178,7 @@ _OF_CLASS: Mapping[Command, Mapping[int, Failure | None]] = {
     Command.DATA: {2: Failure.ODD, 3: Failure.ODD, 4: Failure.REFUSED, 5: Failure.REFUSED},
     Command.FINAL_DOT: {2: None, 3: Failure.ODD, 4: None, 5: None},
 }
+_OVER_USER_LIMIT = b"Too many concurrent deliveries"  # `451 4.3.0 <u> ... for user`, as Dovecot 2.4 says it
 BAD_PARAMETER = 555  # RFC 5321 section 4.1.1.11
 
 
@@ -193,6 +196,11 @@ def judge(command: Command, reply: Reply, *, parameters: bool = False) -> Reply:
     if failure is Failure.REFUSED:
         raise BackendError(failure, f"in reply to {command.value}", reply)
     raise BackendError(failure, f"{_JUDGED[failure]} {command.value}: {reply}")
+
+
+def is_over_user_limit(reply: Reply) -> bool:
+    """The store has as many deliveries for this user as it takes at a time."""
+    return reply.code == 451 and _OVER_USER_LIMIT in reply.text
 
 
 def _is_about_address(reply: Reply) -> bool:

@@ -23,6 +23,7 @@ from gevent.event import AsyncResult
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
 from lmtp_proxy.backends.greets import Greets
+from lmtp_proxy.backends.mailboxes import Mailboxes
 from lmtp_proxy.backends.per_recipient import PerRecipient
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
@@ -56,7 +57,7 @@ class BackendPool:
     Attributes:
         backend: which; its `max_connections` are those of this process.
         hostname: what we call ourselves in LHLO.
-        counts: may be those of an earlier pool.
+        counts, mailboxes: may be those of an earlier pool.
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
         most_recipients: in one transaction: the least of what is configured, what the last session said, and what
@@ -66,10 +67,14 @@ class BackendPool:
         name, address: of the backend, for people.
     """
 
-    def __init__(self, backend: Backend, hostname: str, counts: Counts | None = None) -> None:
+    def __init__(
+        self, backend: Backend, hostname: str, counts: Counts | None = None, mailboxes: Mailboxes | None = None
+    ) -> None:
         self.backend = backend
         self.hostname = hostname
         self.counts = counts or Counts()
+        self.mailboxes = mailboxes or Mailboxes(backend.name)
+        self.mailboxes.configure(backend.max_per_user)
         self.down = False
         self.trouble = ""
         self.name = f"{backend.name}[{backend.address}]"

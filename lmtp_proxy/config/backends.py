@@ -18,8 +18,10 @@ _PROXY_TIMEOUTS = ("client_idle", "message", "shutdown")  # not a matter of any 
 TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS)
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),
-    *("max_connections", "idle_timeout", "max_messages", "recipients_per_transaction", "restart_grace", "timeouts"),
+    *("max_connections", "max_per_user", "idle_timeout", "max_messages", "recipients_per_transaction"),
+    *("restart_grace", "timeouts"),
 )
+_MOST_PER_USER = 10  # unless it is said; Dovecot 2.4 takes no more (lmtp_user_concurrency_limit)
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
 
 
@@ -62,12 +64,15 @@ def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Ti
         key = "socket" if "socket" in section else "host"
         section.fail(key, f"{address} is the socket of this proxy: mail would go round in circles")
     user, password = _credentials(section, directory)
+    connections = section.value("max_connections", config_keys.whole(1, 10_000), 20)
+    per_user = min(_MOST_PER_USER, max(1, connections // 2))
     return Backend(
         name=name,
         address=address or UnixAddress(""),
         user=user,
         password=password,
-        max_connections=section.value("max_connections", config_keys.whole(1, 10_000), 20),
+        max_connections=connections,
+        max_per_user=section.value("max_per_user", config_keys.whole(1, 10_000), per_user),
         idle_timeout=section.value("idle_timeout", config_keys.seconds_or_none("idle_timeout"), 30.0),
         max_messages=section.value("max_messages", config_keys.whole(0, 1_000_000), 0),
         recipients_per_transaction=section.value("recipients_per_transaction", config_keys.whole(0, 1_000_000), 0),

@@ -113,6 +113,7 @@ class Backend:
         idle_timeout: seconds, 0 to keep no connection.
         max_messages: on one connection, 0 for no limit.
         recipients_per_transaction: at most, 0 for no limit.
+        max_per_user: recipients of one mailbox at a time.
         restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for
             never.
     """
@@ -127,6 +128,7 @@ class Backend:
     restart_grace: float = 3.0
     max_messages: int = 0
     recipients_per_transaction: int = 0
+    max_per_user: int = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ In the order of their imports:
     proof          whether a refusal is meant, or another's
     delivery       one backend's share of a transaction
     fan_out        several deliveries at once
+    admission      places at the mailboxes of new recipients
     log            one log line per recipient
     parking        where recipients on `hold` wait
     transaction    the fan-out, and replies in RCPT order

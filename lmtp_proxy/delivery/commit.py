@@ -6,6 +6,7 @@ into records. It does not talk to the backend and does not know the other delive
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmtp_proxy.backends.failure import BackendError, Failure
@@ -77,12 +78,13 @@ class CommitPoint:
         number: of its last entering; see Flight.
         octets: of the message, sent so far.
         began: time.monotonic.
+        held: those who have a place at their mailbox.
         ended: it did.
     """
 
     __slots__ = (
-        *("_accounts", "_dot_at", "_message", "_parts", "_pool"),
-        *("began", "ended", "number", "octets", "phase"),
+        *("_accounts", "_answered", "_dot_at", "_message", "_parts", "_pool"),
+        *("began", "ended", "held", "number", "octets", "phase"),
     )
 
     def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts, accounts: Accounts) -> None:
@@ -91,7 +93,9 @@ class CommitPoint:
         self.octets = 0
         self.began = time.monotonic()
         self._accounts = accounts
+        self.held: Sequence[Destination] = ()
         self.ended = False
+        self._answered = 0  # of the accepted ones, with their places given back
         self._dot_at = 0.0  # time.monotonic
         self._pool = pool
         self._message = message
@@ -135,6 +139,31 @@ class CommitPoint:
         self.octets += octets
         self._pool.counts.octets += octets
 
+    # --- places at mailboxes -----------------------------------------------------------------------------------------
+
+    def hold(self, destinations: Sequence[Destination]) -> None:
+        """The places at the mailboxes of these go back with their replies, or when this ends."""
+        if self.ended:
+            self._pool.mailboxes.leave(destinations, replied=False)
+        else:
+            self.held = [*self.held, *destinations] if self.held else destinations
+
+    def let_go(self, destinations: Sequence[Destination]) -> None:
+        """The backend has given these their last reply."""
+        if self.held and destinations:
+            held = [*self.held]
+            for destination in destinations:
+                held.remove(destination)
+            self.held = held
+            self._pool.mailboxes.leave(destinations, replied=True)
+
+    def some_answered(self) -> None:
+        """Some have their final reply, others wait for theirs."""
+        answered = len(self._accounts.replies)
+        if answered > self._answered:
+            self.let_go(self._accounts.accepted[self._answered : answered])
+            self._answered = answered
+
     # --- the point itself --------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -177,6 +206,9 @@ class CommitPoint:
         if not self.ended:
             self.ended = True
             parts = self._parts
+            if held := self.held:
+                self.held = ()
+                self._pool.mailboxes.leave(held, self.phase is _FINAL_DOT)
             if self.phase is _FINAL_DOT:
                 pool = self._pool
                 pool.counts.replies.observe(time.monotonic() - self._dot_at)
@@ -194,6 +226,8 @@ class CommitPoint:
             self.passed_well()
             return
         self.ended = True
+        self._pool.mailboxes.leave(self.held, replied=False)
+        self.held = ()
         self._pool.counts.uncertain += len(unknown)
         self._note_delivered()
         receipts, queue_id = self._parts.receipts, self._message.envelope.queue_id

@@ -49,6 +49,7 @@ class Delivery:
 
     Attributes:
         accounts: its recipients, and what each of them gets.
+        commit: its commit point, which also has their places at mailboxes.
         state: what it waits for.
         session: None without a session.
         rcpt_replies: to all that were asked for last.
@@ -56,8 +57,8 @@ class Delivery:
     """
 
     __slots__ = (
-        *("_commit", "_envelope", "_failure", "_proof", "_up_to"),
-        *("accounts", "pool", "rcpt_replies", "session", "state", "trouble"),
+        *("_envelope", "_failure", "_proof", "_up_to"),
+        *("accounts", "commit", "pool", "rcpt_replies", "session", "state", "trouble"),
     )
 
     def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts) -> None:
@@ -68,7 +69,7 @@ class Delivery:
         self.trouble = ""
         self._envelope = message.envelope
         accounts = self.accounts = Accounts()
-        self._commit = CommitPoint(pool, message, parts, accounts)
+        self.commit = CommitPoint(pool, message, parts, accounts)
         self._up_to: Command  # the last command that the client has said, as far as it is for those asked for last
         self._failure: BackendError | None = None
         self._proof: Proof  # where a refusal is in doubt
@@ -229,7 +230,7 @@ class Delivery:
                 # To MAIL, to RCPT of all and to DATA, and yes to each, as nearly always: what the long way comes to.
                 self.rcpt_replies = replies.accepted
                 self.state = _DATA
-                self._commit.phase = _IN_DATA
+                self.commit.phase = _IN_DATA
                 if not session.unread():
                     accounts.take_all()
                     return True
@@ -268,7 +269,7 @@ class Delivery:
                 raise error
 
     def _may_ask_again(self, session: BackendSession, error: BackendError) -> bool:
-        return may_ask_again(error, session.protocol, self._commit.phase)
+        return may_ask_again(error, session.protocol, self.commit.phase)
 
     def _unheard(self, session: BackendSession) -> bool:
         """As `wait_on`. At the first look a kept session may turn out to be dead, long before its time is up."""
@@ -346,7 +347,7 @@ class Delivery:
             if reply.code != 354:
                 judge(_TO_DATA, reply)
             self.state = _DATA
-            self._commit.phase = _IN_DATA
+            self.commit.phase = _IN_DATA
         elif reply.code == 354:
             self._answer_asked()
             session.put(FINAL_DOT)  # an empty message to nobody, and nobody knows how that is answered
@@ -402,7 +403,7 @@ class Delivery:
             if session.unread() and not self._quiet(session):
                 return
             session.put(octets)
-            self._commit.sent(len(octets))
+            self.commit.sent(len(octets))
         except BackendError as error:
             self._fail_amid_data(error)
         else:
@@ -438,7 +439,7 @@ class Delivery:
         self._pass_commit_point(session)
         if self.state is _HEARING_LAST:
             return
-        commit = self._commit
+        commit = self.commit
         octets = last + FINAL_DOT
         sent = session.send_now(octets)
         if sent > len(last):
@@ -455,7 +456,7 @@ class Delivery:
 
     def _pass_commit_point(self, session: BackendSession) -> None:
         """The last look before the final dot; it waits for nothing. Raises BackendError."""
-        commit = self._commit
+        commit = self.commit
         commit.enter()
         if not session.stirred() or self._quiet(session, _HEARING_LAST):
             commit.look()
@@ -477,6 +478,7 @@ class Delivery:
         while len(accounts.replies) < len(accounts.accepted):
             replies = session.replies()
             if not replies:
+                self.commit.some_answered()
                 return session.deadline.wait_on("no answer in time")
             if (isinstance(replies, KnownReplies) and replies.positive) or worst_code(replies) < 300:
                 accounts.replies = [*accounts.replies, *replies] if accounts.replies else replies
@@ -510,7 +512,7 @@ class Delivery:
             # Amid the message the other backends do not wait for what this one has to say.
             return state is _HEARING and session.protocol.state is ClientState.DATA
         except BackendError as error:
-            if self.accounts.asked or self._commit.phase is _IN_ENVELOPE:
+            if self.accounts.asked or self.commit.phase is _IN_ENVELOPE:
                 return self._envelope_failed(error)
             if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
                 self._fail_at_the_end(error)
@@ -535,7 +537,7 @@ class Delivery:
 
     def leave(self) -> None:
         """The one exit for a conversation that ended well: nothing that matters is outstanding."""
-        self._commit.passed_well()
+        self.commit.passed_well()
         session = self.session
         if session is not None:
             self.session = None
@@ -547,7 +549,7 @@ class Delivery:
 
     def abandon(self, reason: str = "given up") -> None:
         """The one exit for all others, at any time: amid the message the backend sees no final dot."""
-        self._commit.given_up(reason)
+        self.commit.given_up(reason)
         state, self.state = self.state, _OVER
         session, self.session = self.session, None
         if state is _RESERVED:
@@ -585,10 +587,10 @@ class Delivery:
     def _fail_at_the_end(self, error: BackendError) -> None:
         maybe_delivered = self.state is _DOT
         if not maybe_delivered and not self.over:
-            self._commit.step_back()
+            self.commit.step_back()
         self.fail(error)
         if maybe_delivered:
-            self._commit.ended_by(error)
+            self.commit.ended_by(error)
         if unsaid := self.accounts.answer_rest(error.reply):
             self.pool.counts.count([error.reply] * unsaid)
             self.trouble = f"{error.reason}; may be delivered" if maybe_delivered else error.reason

@@ -10,6 +10,7 @@ decides nothing.
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import repeat
 
 from lmtp_proxy.delivery.commit import Message
 from lmtp_proxy.generations.destination import Destination
@@ -64,6 +65,14 @@ def log_recipients(
     if troubles:
         ends = [f"{end[:-1]}; {why})" if why else end for end, why in zip(ends, troubles, strict=True)]
     write_lines([f"{beginning}{to}{middle}{end}" for to, end in zip(tos, ends, strict=True)])
+
+
+def unheard(destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]) -> Sequence[str]:
+    """Count those who got it although the client, which was not told, will send it again; what the log says of all."""
+    for destination, reply in zip(destinations, replies, strict=True):
+        if reply.positive and destination.pool is not None:
+            destination.pool.counts.unheard += 1
+    return [f"{why}; client gone" if why else "client gone" for why in troubles or repeat("", len(replies))]
 
 
 def log_aborted(message: Message, destinations: Sequence[Destination], asked: int, why: str, delay: float) -> None:

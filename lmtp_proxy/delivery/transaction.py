@@ -13,12 +13,13 @@ from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
-from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure
+from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure, is_over_user_limit
 from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.delivery import admission
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.fan_out import Share, by_pool, gather, in_order, open_all, wait_for_all, wait_for_one
-from lmtp_proxy.delivery.log import log_aborted, log_recipients
+from lmtp_proxy.delivery.log import log_aborted, log_recipients, unheard
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain import HEAD
@@ -81,6 +82,7 @@ class TransactionSummary(NamedTuple):
 
 
 _NOBODY: frozenset[Destination] = frozenset()
+_TURNED_AWAY = (Failure.TOO_MANY, Failure.TOO_MANY_OF_ONE, Failure.MAILBOX_BUSY)  # before the backend was asked
 
 
 class Transaction:
@@ -106,6 +108,7 @@ class Transaction:
         self._deliveries: dict[Share, Delivery] = {}
         self._shares: list[Share] = []  # of the accepted ones; empty while each belongs to that of its pool
         self._new_shares: Sequence[Share] = ()  # of the new ones, likewise
+        self._entered: Sequence[Destination] = ()  # of the new ones: have a place at their mailbox, for a delivery
 
     def __repr__(self) -> str:
         return f"<Transaction {self._client.name} accepted={len(self._accepted)} {list(self._deliveries.values())}>"
@@ -150,6 +153,17 @@ class Transaction:
         groups, without = by_pool(self.new)
         if without:
             groups, without = self._park_held(groups, without)
+        new = self.new
+        pool = new[0].pool
+        # One alone, as most messages have it, without more calls than need be.
+        if (
+            pool.mailboxes.enter(new[0].mailbox)
+            if len(new) == 1 and pool is not None
+            else admission.enter_mailboxes(new)
+        ):
+            self._entered = new
+        else:
+            groups, without = self._hold_back(groups)
         self._asking = True
         replies = self._ask(groups, without, data_follows)
         new = self.new
@@ -165,19 +179,59 @@ class Transaction:
         else:
             self._accepted += new
 
-    def _park_held(self, groups: Groups, without: Sequence[Destination]) -> tuple[Groups, Sequence[Destination]]:
-        """As `by_pool` has the new ones, once the routes of those on hold have changed or their time is up."""
-        self._refuse([destination for destination in without if not destination.route.held])
-        held = [destination.route.held for destination in self.new]
+    def _park_held(
+        self, groups: Groups, without: Sequence[Destination], before: frozenset[Destination] = _NOBODY
+    ) -> tuple[Groups, Sequence[Destination]]:
+        """As `by_pool` has the new ones, once the routes of those on hold have changed or their time is up.
+
+        before: those whose time was up already.
+        """
+        self._refuse([each for each in without if not each.route.held and each not in before])
+        held = [destination.route.held and destination not in before for destination in self.new]
         if not any(held):
             return groups, without
-        self._park()
+        self._park(before)
         self._refuse([each for each, was in zip(self.new, held, strict=True) if was and each.pool is None])
         return by_pool(self.new)
 
+    # --- places at mailboxes -----------------------------------------------------------------------------------------
+
+    def _hold_back(self, groups: Groups) -> tuple[Groups, Sequence[Destination]]:
+        """As `by_pool` has those who get a place at their mailbox, maybe after a wait; the others are turned away."""
+        began = time.monotonic()
+        held = admission.places_of(each.commit.held for each in self._deliveries.values())
+        stays = partial(admission.is_still_there, self._parts.current)
+        turned_away: Mapping[int, Failure] = {}
+        while groups:
+            number = min(destination.generation for group in groups.values() for destination in group)
+            entered = self._entered = []
+            turned_away = admission.admit(self.new, entered, held, began, self._give_places_back, stays)
+            if self._parts.current().number == number or self._is_routed_as_before():
+                break
+            self._entered = ()
+            admission.leave_mailboxes(entered)
+            turned_away = {}
+            groups, _ = self._park_held(*by_pool(self.new), self._refused)
+        if turned_away:
+            self._new_shares = [turned_away.get(number, each.pool) for number, each in enumerate(self.new)]
+        return by_pool([each for number, each in enumerate(self.new) if number not in turned_away])
+
+    def _give_places_back(self) -> None:
+        """Of backends, before a wait that is not for them: who is waited for may wait for these."""
+        for delivery in self._deliveries.values():
+            delivery.give_back()
+        self._client.flush()
+
+    def _is_routed_as_before(self) -> bool:
+        """All that have a backend are routed anew; whether the mailbox of each is still at the same one."""
+        before, of = self.new, self._parts.current().destinations.of
+        self.new = [each if each.pool is None else of(each.recipient) for each in before]
+        self._message.generation = 0  # of which these are is not known for all
+        return all(map(admission.is_same_mailbox, before, self.new))
+
     def _ask(self, groups: Groups, without: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
         """All backends at once, each for its group. The replies, in the order of the new recipients."""
-        if len(groups) == 1 and not without:  # as most messages have it
+        if len(groups) == 1 and not without and not self._new_shares:  # as most messages have it
             [(pool, asked)] = groups.items()
             flush = self._client.flush
             delivery = self._delivery(pool)
@@ -186,12 +240,14 @@ class Transaction:
                     flush()
                     delivery.open()
                 if not pool.splits or len(asked) + len(delivery.accounts.told_yes) <= pool.most_recipients:
+                    delivery.commit.hold(asked)
+                    self._entered = ()
                     delivery.ask(data_follows)
                     wait_for_one(delivery, None if data_follows else flush, None)
                     return delivery.rcpt_replies
         said: dict[Share, Iterator[Reply]] = {
             None: iter([_failure(destination).reply for destination in without]),
-            Failure.TOO_MANY: repeat(Failure.TOO_MANY.reply),
+            **{failure: repeat(failure.reply) for failure in _TURNED_AWAY},
         }
         self._ask_all(groups, said, data_follows=data_follows)
         for share, delivery in self._deliveries.items():
@@ -205,20 +261,26 @@ class Transaction:
         said: to whom was asked for already, from the first who has not been answered.
         """
         asked: list[Delivery] = []
-        for pool in map(_pool, self.new):
-            if pool is not None and said[pool] is _UNKNOWN and self._deliveries[pool] not in asked:
-                delivery = self._deliveries[pool]
+        shares = self._new_shares or [*map(_pool, self.new)]
+        for share in shares:
+            if said[share] is _UNKNOWN and self._deliveries[share] not in asked:
+                delivery = self._deliveries[share]
                 if delivery.lacks_session or _is_too_much(delivery, groups):
                     break
+                delivery.commit.hold([each for each in self._entered if each.pool is delivery.pool])
+                self._entered = [each for each in self._entered if each.pool is not delivery.pool]
                 delivery.ask(data_follows=False)
                 asked.append(delivery)
         if asked:
             self._await(asked)
             said.update({delivery.pool: iter(delivery.rcpt_replies) for delivery in asked})
-        if replies := in_order(map(_pool, self.new), said):
-            new, self.new = self.new[: len(replies)], self.new[len(replies) :]
+        if replies := in_order(shares, said):
+            answered = len(replies)
+            new, self.new = self.new[:answered], self.new[answered:]
+            self._new_shares, later = self._new_shares[:answered], self._new_shares[answered:]
             self._client.answer(*replies)
             self._settle(new, replies)
+            self._new_shares = later
 
     def _accept(self, new: Sequence[Destination], shares: Sequence[Share]) -> None:
         if shares and not self._shares:
@@ -232,14 +294,20 @@ class Transaction:
         """Keep those that were accepted; note and log the others."""
         shares = self._new_shares or [*map(_pool, new)]
         why: dict[Share, Iterator[str]] = {share: repeat(each.trouble) for share, each in self._deliveries.items()}
-        why[Failure.TOO_MANY] = repeat(Failure.TOO_MANY.value.what)
+        why.update((failure, repeat(failure.value.what)) for failure in _TURNED_AWAY)
         why[None] = iter([shown(each.route.reason, MAX_TEXT) for each in new if each.pool is None])
         answered = list(zip(new, replies, in_order(shares, why), strict=True))
         accepted = [reply.code < 300 for reply in replies]
         self._accept([*compress(new, accepted)], [*compress(self._new_shares, accepted)])
-        for destination, share in zip(new, shares, strict=True):
-            if isinstance(share, Failure) and destination.pool is not None:
-                destination.pool.counts.deferred += 1
+        for destination, reply, share in zip(new, replies, shares, strict=True):
+            pool = destination.pool
+            if pool is not None and isinstance(share, Failure):
+                pool.counts.deferred += 1
+                pool.counts.mailbox_busy += share is Failure.MAILBOX_BUSY
+            elif pool is not None and reply.negative:
+                if is_over_user_limit(reply):
+                    pool.mailboxes.learn(destination.mailbox)
+                self._deliveries[share].commit.let_go((destination,))
         if all(accepted):
             return
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)
@@ -265,16 +333,30 @@ class Transaction:
             if delivery.pool.splits and _is_too_much(delivery, groups):
                 deliveries = self._spread(groups, said)
                 break
+        self._hand_over(said)
         for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
 
+    def _hand_over(self, said: Mapping[Share, Iterator[Reply]]) -> None:
+        """Places at mailboxes are the deliveries' from now on; those of who was asked for before are already."""
+        shares: dict[Share, list[Destination]] = {}
+        for each, share in zip(self.new, self._new_shares or map(_pool, self.new), strict=True):
+            if each.pool is not None and said.get(each.pool, _UNKNOWN) is _UNKNOWN:
+                shares.setdefault(share, []).append(each)
+        self._entered = ()
+        for share, those in shares.items():
+            if not isinstance(share, Failure):
+                self._deliveries[share].commit.hold(those)
+            elif share is Failure.TOO_MANY:
+                admission.leave_mailboxes(those)
+
     def _gather(self, groups: Groups, said: dict[Share, Iterator[Reply]]) -> list[Delivery]:
         """A session for each that needs one. All those to `ask`."""
         said.update(dict.fromkeys(groups, _UNKNOWN))
         # One after the other in an order that all transactions share, as far as nobody has to give anything back.
-        everybody = sorted(self._deliveries.values(), key=_name)
+        everybody = sorted(self._deliveries.values(), key=attrgetter("pool.backend.name"))
         gather(everybody, self._client.flush, partial(self._answer_first, groups, said))
         return [delivery for delivery in everybody if delivery.accounts.asked]
 
@@ -288,7 +370,11 @@ class Transaction:
             pool: repeat(pool) if pool in asked_first else self._room(pool) for pool in groups
         }
         shares_of[None] = repeat(None)
-        shares = self._new_shares = [next(shares_of[destination.pool]) for destination in self.new]
+        before = self._new_shares or repeat(None)
+        shares = self._new_shares = [
+            share if isinstance(share, Failure) else next(shares_of[each.pool])
+            for each, share in zip(self.new, before, strict=False)
+        ]
         for share, delivery in self._deliveries.items():
             if delivery.pool in groups and delivery.pool not in asked_first and delivery.state is not _NEW:
                 delivery.reserve([each for each, its in zip(self.new, shares, strict=True) if its is share], None)
@@ -334,22 +420,21 @@ class Transaction:
                 self._parts.bare.warn(self._client.name, self._client.peer, destination.path)
         self._refused |= {*destinations}
 
-    def _park(self) -> None:
-        """Wait until the route of no new recipient is on hold any more, or the time is up."""
+    def _park(self, before: frozenset[Destination]) -> None:
+        """Wait until the route of no new recipient but those is on hold any more, or the time is up."""
         config = self._parts.current().config
         deadline = time.monotonic() + config.hold_timeout
         with self._parking.place(config.hold_limit) as granted:
             if granted:
                 self._step = "held"
-                for delivery in self._deliveries.values():
-                    delivery.give_back()
-            while granted and any(destination.route.held for destination in self.new):
+                self._give_places_back()
+            while granted and any(each.route.held and each not in before for each in self.new):
                 self._client.flush()
                 if not self._parking.wait_for_change(deadline):
                     break
-                before, self.new = self.new, []
-                for destination in before:
-                    if destination.route.held:
+                parked, self.new = self.new, []
+                for destination in parked:
+                    if destination.route.held and destination not in before:
                         self.add([destination.recipient])
                     else:
                         self.new.append(destination)
@@ -430,6 +515,7 @@ class Transaction:
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
         self._close()
+        admission.leave_mailboxes(self._entered)
         given_up = self._accepted[self._answered :]
         asked = len(given_up) + (len(self.new) if self._asking else 0)
         given_up += self.new
@@ -470,7 +556,7 @@ class Transaction:
             self._note_refused(accepted, replies, troubles)
         stream = self._client.stream
         if stream is not None and stream.ended and self._client.is_gone():
-            troubles = _unheard(accepted, replies, troubles)
+            troubles = unheard(accepted, replies, troubles)
         log_recipients(self._message, accepted, replies, troubles, time.monotonic() - self._began)
 
     def _note_refused(
@@ -511,15 +597,3 @@ def _failure(destination: Destination) -> Failure:
     """Of one without a backend."""
     refusal = destination.route.refusal
     return Failure.INTERNAL if refusal is None else WITHOUT_ROUTE[refusal]
-
-
-def _unheard(destinations: Sequence[Destination], replies: Sequence[Reply], troubles: Sequence[str]) -> Sequence[str]:
-    """Count those who got it although the client, which was not told, will send it again; what the log says of all."""
-    for destination, reply in zip(destinations, replies, strict=True):
-        if reply.positive and destination.pool is not None:
-            destination.pool.counts.unheard += 1
-    return [f"{why}; client gone" if why else "client gone" for why in troubles or repeat("", len(replies))]
-
-
-def _name(delivery: Delivery) -> str:
-    return delivery.pool.backend.name

@@ -24,19 +24,21 @@ class Destination:
         route: where the recipient's mail goes.
         generation: the number of the one that `route` is of.
         pool: of that generation, None where there is no backend.
+        mailbox: where the mail ends, as far as it can be told: the address without detail.
         command: the RCPT line for a backend, with CRLF.
         path: the recipient in the log, escaped.
         via: the backend in the log, escaped.
         to: both.
     """
 
-    __slots__ = ("command", "generation", "path", "pool", "recipient", "route", "to", "via")
+    __slots__ = ("command", "generation", "mailbox", "path", "pool", "recipient", "route", "to", "via")
 
     def __init__(self, recipient: Recipient, route: Route, generation: int, pool: BackendPool | None) -> None:
         self.recipient = recipient
         self.route = route
         self.generation = generation
         self.pool = pool
+        self.mailbox = (route.mailboxes or route.keys)[-1]
         self.command = RCPT + recipient.path + b"\r\n"
         self.path = printable(recipient.path)
         self.via = intern(f"backend={'-' if pool is None else _in_one_line(pool.name)}")
@@ -74,6 +76,8 @@ class Destinations(dict[bytes, Destination]):
     def _made(self, recipient: Recipient) -> Destination:
         route = self._routing.route(recipient)
         pool = None if route.backend is None else self._pools[route.backend]
+        if pool is not None:
+            pool.mailboxes.forget_idle()
         destination = Destination(recipient, route, self._generation, pool)
         alike = self._routing.constant and route.trouble is None and recipient.orcpt is None
         if alike and len(recipient.path) <= _LONGEST_PATH:

@@ -40,6 +40,11 @@ class Generation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "destinations", Destinations(self.number, self.routing, self.pools))
 
+    def replaced(self) -> None:
+        """Another one is in force: who waits for a place at a mailbox is to look where that is now."""
+        for pool in self.pools.values():
+            pool.mailboxes.routes_changed()
+
 
 CurrentGeneration: TypeAlias = Callable[[], Generation]
 """Gives the generation that is in force at the moment of the call."""
@@ -67,11 +72,16 @@ def retire(previous: Generation, current: Generation | None = None) -> "list[gev
 def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], share: Share) -> Generation:
     def pool(name: str) -> BackendPool:
         backend = config.backends[name]
-        backend = replace(backend, max_connections=share.part(backend.max_connections))
+        backend = replace(
+            backend,
+            max_connections=share.part(backend.max_connections),
+            max_per_user=share.part(backend.max_per_user),
+        )
         old = pools.get(name)
         if old and old.backend == backend and old.hostname == config.hostname:
             return old
-        return BackendPool(backend, config.hostname, old.counts if old else None)
+        mailboxes = old.mailboxes if old and old.backend.address == backend.address else None
+        return BackendPool(backend, config.hostname, old.counts if old else None, mailboxes)
 
     config.users.open()
     routing = Routing(config.users, config.key_rules, config.fallback_backend)

@@ -83,7 +83,9 @@ class ConfigManager(Reloads):
         For a process whose configuration nobody can change any more. `run` must have ended.
         """
         nobody = dataclasses.replace(self._generation.config, users=StaticTable(), fallback_backend=None)
-        self._generation = next_generation(nobody, self._generation)
+        previous = self._generation
+        self._generation = next_generation(nobody, previous)
+        previous.replaced()
         self._generation_changed()
 
     def compare(self, path: str, but: Sequence[str] = ()) -> dict[str, Any] | ConfigError:
@@ -127,6 +129,7 @@ class ConfigManager(Reloads):
         config, changes = loaded.config, _described(previous.config, loaded)
         self._generation = next_generation(config, previous)
         retire(previous, self._generation)
+        previous.replaced()
         self.loaded = time.time()
         self._generation_changed()
         # The old generation may be held until the collector comes. In a thread: a million users take 6 ms to let go.

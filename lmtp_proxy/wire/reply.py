@@ -177,6 +177,7 @@ BACKEND_AUTH = _own(451, "4.7.0 Backend refused our authentication, try again la
 BACKEND_MISUNDERSTANDS = _own(451, "4.3.0 Backend does not take our commands, try again later")
 BACKEND_CLOSING = _own(451, "4.3.2 Backend is not accepting mail now, try again later")
 BACKEND_BUSY = _own(451, "4.3.2 Too many deliveries to the backend, try again later")
+MAILBOX_BUSY = _own(451, "4.2.1 Too many deliveries to this mailbox at a time, try again later")
 NO_SMTPUTF8 = _own(553, "5.6.7 The backend of this user takes no internationalized addresses")
 INTERNAL_ERROR = _own(451, "4.3.0 Internal error, try again later")
 

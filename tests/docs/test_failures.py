@@ -21,6 +21,10 @@ README_ROWS: dict[Failure, list[str]] = {
     Failure.LOOKUP: ["the table cannot be asked"],
     Failure.BUSY: ["`max_connections` of this store in use for longer than `connect`"],
     Failure.TOO_MANY: ["more recipients than the store takes in one message, and no place for a second transaction"],
+    Failure.TOO_MANY_OF_ONE: ["more than `max_per_user` recipients of one mailbox in one message"],
+    Failure.MAILBOX_BUSY: [
+        "`max_per_user` recipients of this mailbox under way, and no reply for them in 2 s, or as many waiting",
+    ],
     Failure.CONNECT: ["store: connection refused, no socket, no route, timeout"],
     Failure.AUTH: [
         "store: wants authentication, or refuses ours (an alarm in the log: it concerns all of its users)",
@@ -57,6 +61,8 @@ MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.LOOKUP: [("Before a store is asked", "the table cannot be asked")],
     Failure.BUSY: [("Before a store is asked", "max_connections of the store in use")],
     Failure.TOO_MANY: [("Before a store is asked", "more recipients than the store takes")],
+    Failure.TOO_MANY_OF_ONE: [("Before a store is asked", "more than max_per_user recipients")],
+    Failure.MAILBOX_BUSY: [("Before a store is asked", "max_per_user recipients of the mailbox")],
     Failure.NO_SMTPUTF8: [("Before a store is asked", "an internationalized address")],
     Failure.INTERNAL: [("Before a store is asked", "an error of the proxy itself")],
     Failure.CONNECT: [("Connecting", "refused, no socket")],

@@ -213,7 +213,7 @@ def test_what_was_being_opened_is_kept_when_it_is_greeted_after_all() -> None:
 
 def test_a_place_that_is_never_greeted_is_free_again() -> None:
     """Its opener fails when nobody waits for it any more: two places are enough for two clients from then on."""
-    with few(1, max_connections=2, timeouts={"greeting": 1, "connect": 4}) as (proxy, backend):
+    with few(1, max_connections=2, max_per_user=2, timeouts={"greeting": 1, "connect": 4}) as (proxy, backend):
         for _ in range(3):
             first, second = proxy.client(), proxy.client()
             begin(first, "1@x")

@@ -214,7 +214,7 @@ def test_a_client_that_took_no_replies_gets_no_second_message_delivered() -> Non
 def test_half_closed_clients_that_wait_do_not_stop_the_others() -> None:
     with FakeBackend(Script(data=(Hang(),))) as backend:
         config = config_of({"a": backend}, timeouts={"shutdown": 0.5})
-        config["backends"]["a"] = {**backend.config, "max_connections": 100}
+        config["backends"]["a"] = {**backend.config, "max_connections": 100, "max_per_user": 100}
         with ProxyProcess(config) as proxy, ExitStack() as clients:
             for _ in range(40):
                 client = clients.enter_context(proxy.client())

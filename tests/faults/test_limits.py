@@ -17,7 +17,7 @@ from tests.support.proxy import ProxyProcess, config_of
 
 def limited(backend: FakeBackend, connections: int, connect: float) -> dict[str, dict[str, object]]:
     config = config_of({"a": backend}, timeouts={"connect": connect})
-    config["backends"]["a"] = {**backend.config, "max_connections": connections}
+    config["backends"]["a"] = {**backend.config, "max_connections": connections, "max_per_user": 100}
     return config
 
 

@@ -184,7 +184,7 @@ def test_a_wait_for_a_connection_is_counted() -> None:
     go = threading.Event()
     with FakeBackend(replace(HEALTHY, final=(Await(go), *HEALTHY.final))) as store:
         config = config_of({"old": store}, {"alice": "old"}, ignoreDomain=True)
-        config["backends"]["old"]["max_connections"] = 1  # type: ignore[index]
+        config["backends"]["old"].update(max_connections=1, max_per_user=2)  # type: ignore[attr-defined]
         proxy = ProxyProcess(config, workers=1)
         address = add_metrics(proxy)
         with proxy, proxy.client() as one, proxy.client() as other:

@@ -23,7 +23,7 @@ STRAY = ("250 2.0.0 late", "550 5.1.1 late User unknown", "554 5.6.0 late")
 def keeping() -> Iterator[Pair]:
     with FakeBackend() as a, FakeBackend() as b:
         config = config_of({"a": a, "b": b})
-        config["backends"]["a"] = {**a.config, "idle_timeout": 60, "max_connections": 1}
+        config["backends"]["a"] = {**a.config, "idle_timeout": 60, "max_connections": 1, "max_per_user": 5}
         with ProxyProcess(config) as proxy:
             yield Pair(proxy, a, b)
 

@@ -21,7 +21,7 @@ from tests.support.script import FULL_OFFER, HEALTHY, Await, Close, Pause, Scrip
 LOCKSTEP = tuple(word for word in FULL_OFFER if word != "PIPELINING")
 CONNECT = 6.0  # seconds: long enough for others to be served meanwhile, on a busy machine, too
 TIMEOUTS = {"connect": CONNECT, "greeting": CONNECT, "command": 20, "final_reply": 30}
-ONE = {"max_connections": 1, "idle_timeout": 30}
+ONE = {"max_connections": 1, "max_per_user": 100, "idle_timeout": 30}
 
 
 @contextmanager

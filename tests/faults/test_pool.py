@@ -302,7 +302,7 @@ def test_one_that_died_and_has_no_successor_delays_no_other_backend() -> None:
 
 
 def test_who_waits_for_a_place_gets_it_in_turn_and_the_connection_with_it() -> None:
-    with site(HEALTHY, max_connections=2) as (proxy, backend):
+    with site(HEALTHY, max_connections=2, max_per_user=8) as (proxy, backend):
         clients = [proxy.client() for _ in range(8)]
         for number, client in enumerate(clients):
             client.send(f"MAIL FROM:<{number}@x>\r\nRCPT TO:<u@a>\r\nDATA\r\n".encode())
@@ -324,7 +324,7 @@ def test_who_waits_for_a_place_gets_it_in_turn_and_the_connection_with_it() -> N
 def test_without_a_place_in_time_it_is_451_for_these_recipients() -> None:
     release = threading.Event()
     script = Script(final=(Await(release), *say("250 2.0.0 stored")))
-    with site(script, max_connections=1, timeouts={"connect": 0.5}) as (proxy, backend):
+    with site(script, max_connections=1, max_per_user=2, timeouts={"connect": 0.5}) as (proxy, backend):
         with proxy.client() as first, proxy.client() as second:
             first.envelope("1@x", ["u@a"])
             first.send(b"x\r\n.\r\n")

@@ -487,7 +487,7 @@ def test_the_limits_are_those_of_all_together() -> None:
         proxy = controlled({"old": old, "new": new}, {ALICE: "old"}, workers=2, max_clients=5)
         proxy.workers = 2
         site = Site(old, new, proxy)
-        site.set_backend("old", max_connections=3)
+        site.set_backend("old", max_connections=3, max_per_user=20)
         with proxy:
             backends = {backend["name"]: backend for backend in site.status["backends"]}
             assert (backends["old"]["max_connections"], backends["new"]["max_connections"]) == (3, 20)

@@ -339,19 +339,19 @@ class LooksFirst(Delivery):
 
     def _pass_commit_point(self, session: BackendSession) -> None:
         session.stirred()
-        self._commit.look()
-        self._commit.enter()
+        self.commit.look()
+        self.commit.enter()
 
 
 class DoesNotLook(Delivery):
     def _pass_commit_point(self, session: BackendSession) -> None:
-        self._commit.enter()
+        self.commit.enter()
 
 
 class DoesNotEnter(Delivery):
     def _pass_commit_point(self, session: BackendSession) -> None:
         session.stirred()
-        self._commit.look()
+        self.commit.look()
 
 
 class LooksOnce(Delivery):

@@ -23,6 +23,7 @@ from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Client, Transaction
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
+from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.routing import Routing
@@ -267,8 +268,8 @@ def test_no_dot_after_a_move_among_many_messages(
 class TrustsWhoWasNotHeld(Transaction):
     """After a hold, takes the reload that ended it for the one in which all were routed."""
 
-    def _park(self) -> None:
-        super()._park()
+    def _park(self, before: frozenset[Destination]) -> None:
+        super()._park(before)
         self._message.generation = self._parts.current().number
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from tests.support.conversation import Conversation, Ended
+from tests.support.conversation import Conversation, Ended, Users
 from tests.support.patience import SOON
 from tests.support.record import SeenConnection, SeenTransaction
 from tests.support.script import HEALTHY, Script
@@ -27,7 +27,7 @@ class FakeBackend:
     "listening", "refused" (an address without a listener), "absent" (no socket file; refused on TCP) or
     "full" (its backlog is full). `script` may be exchanged at any time, or be a function of the connection's number.
     `processes`: serves so many connections at a time; the next ones are accepted and hear nothing until one ends.
-    `address`: of TCP; port 0 is any that is free.
+    `address`: of TCP; port 0 is any that is free. `users`: refuses RCPTs above a limit for each, as Dovecot 2.4 does.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class FakeBackend:
         receive_buffer: int | None = None,
         processes: int = 10_000,
         address: tuple[str, int] = ("127.0.0.1", 0),
+        users: Users | None = None,
     ) -> None:
+        self._users = users
         self._processes = threading.Semaphore(processes)
         self.script = script
         self.transport = transport
@@ -180,7 +182,7 @@ class FakeBackend:
             thread.start()
 
     def _serve(self, sock: socket.socket, seen: SeenConnection, script: Script) -> None:
-        talk = Conversation(sock, seen, script, self.keep_body, self._changed)
+        talk = Conversation(sock, seen, script, self.keep_body, self._changed, self._users)
         try:
             with self._processes:
                 if not self._stopping:

@@ -12,13 +12,46 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from tests.support.record import BodyReader, SeenConnection, SeenRecipient, SeenTransaction, code_of
-from tests.support.script import Await, Close, Drip, Flood, Hang, Pause, Reset, Script, Send, Stall, Step, Steps
+from tests.support.script import Await, Close, Drip, Flood, Hang, Pause, Reset, Script, Send, Stall, Step, Steps, say
 
 GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 MAX_LINE = 1 << 20  # the peer under test never sends such a line; a limit keeps a broken test from eating memory
+
+
+class Users:
+    """How many recipients of one user a store has, over all connections, from RCPT to the final reply or RSET.
+
+    As Dovecot 2.4 counts them: a detail is no other user, and above `limit` RCPT is refused. A message takes `seconds`.
+    """
+
+    def __init__(self, limit: int, seconds: float = 0.0) -> None:
+        self.limit = limit
+        self.seconds = seconds
+        self.most: Counter[str] = Counter()
+        self.refused = 0
+        self._now: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def of(self, path: str) -> str:
+        local_part, _, domain = path.partition("@")
+        return f"{local_part.partition('+')[0]}@{domain}".lower()
+
+    def enter(self, user: str) -> bool:
+        with self._lock:
+            if self._now[user] >= self.limit:
+                self.refused += 1
+                return False
+            self._now[user] += 1
+            self.most[user] = max(self.most[user], self._now[user])
+            return True
+
+    def leave(self, user: str) -> None:
+        with self._lock:
+            self._now[user] -= 1
 
 
 class Ended(Exception):
@@ -29,8 +62,16 @@ class Conversation:
     """One connection: reads commands, performs the script's steps, fills the record."""
 
     def __init__(
-        self, sock: socket.socket, seen: SeenConnection, script: Script, keep_body: bool, changed: threading.Condition
+        self,
+        sock: socket.socket,
+        seen: SeenConnection,
+        script: Script,
+        keep_body: bool,
+        changed: threading.Condition,
+        users: Users | None = None,
     ) -> None:
+        self._users = users
+        self._counted: list[str] = []
         self._sock = sock
         self._seen = seen
         self._script = script
@@ -42,6 +83,12 @@ class Conversation:
         self._authenticated = script.credentials is None
 
     def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._uncount()
+
+    def _run(self) -> None:
         self._perform(self._script.greeting)
         while True:
             line = self._read_line()
@@ -69,6 +116,7 @@ class Conversation:
             self._data()
         elif verb == b"RSET":
             self._current = None
+            self._uncount()
             self._perform(script.rset)
         elif verb == b"QUIT":
             self._perform(script.quit)
@@ -138,6 +186,13 @@ class Conversation:
         recipient = SeenRecipient(line, _path(line))
         with self._changed:
             self._current.recipients.append(recipient)
+        if self._users is not None:
+            user = self._users.of(recipient.path)
+            if not self._users.enter(user):
+                text = f"451 4.3.0 <{recipient.path}> Too many concurrent deliveries for user"
+                recipient.answer = self._perform(say(text))
+                return
+            self._counted.append(user)
         again = self._script.rcpt_again if len(self._seen.transactions) > 1 else None
         usual = self._script.rcpt if again is None else again
         recipient.answer = self._perform(self._script.rcpt_by.get(recipient.path, usual))
@@ -165,6 +220,9 @@ class Conversation:
         for position, recipient in enumerate(transaction.accepted):
             by_address = script.final_by.get(recipient.path, script.final)
             recipient.final = b""
+            if self._users is not None:
+                time.sleep(self._users.seconds)
+                self._uncount(self._users.of(recipient.path))
             recipient.final = self._perform(script.final_at.get(position, by_address), recipient)
         self._current = None
         self._perform(script.after_finals)
@@ -186,6 +244,12 @@ class Conversation:
             except (Ended, ConnectionError):
                 body.flush()
                 raise
+
+    def _uncount(self, user: str | None = None) -> None:
+        for each in [user] if user is not None else tuple(self._counted):
+            assert self._users is not None
+            self._users.leave(each)
+            self._counted.remove(each)
 
     # -- the wire -------------------------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ config:
   receipts: /var/lib/receipts
   trusted: [192.0.2.0/24, "::1"]
 backends:
-  old: {socket: /run/old, idle_timeout: 12, restart_grace: 0, recipients_per_transaction: 1}
+  old: {socket: /run/old, idle_timeout: 12, restart_grace: 0, recipients_per_transaction: 1, max_per_user: 7}
   new:
     host: store.example.org
     port: 2003
@@ -221,10 +221,11 @@ users:
         receipts="/var/lib/receipts",
         trusted=(ip_network("192.0.2.0/24"), ip_network("::1/128")),
         backends={
-            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts, 0.0, 0, 1),
+            "old": Backend("old", UnixAddress("/run/old"), None, None, 20, 12.0, timeouts, 0.0, 0, 1, 7),
             "new": Backend(
                 *("new", TcpAddress("store.example.org", 2003), "admin", "pässword ", 3, 0.0),
                 dataclasses.replace(timeouts, command=5),
+                max_per_user=1,
             ),
             "third": Backend("third", TcpAddress("192.0.2.1", 24), "a b", "0123", 20, 30.0, timeouts),
         },
@@ -622,6 +623,7 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
         ),
         (["host: h", "port:"], [f"6: backends.b.port: {EMPTY}"]),
         (["socket: /a", "max_connections: 0"], [f'6: backends.b.max_connections: {NUMBER.format(1, 10000)}"0"']),
+        (["socket: /a", "max_per_user: 0"], [f'6: backends.b.max_per_user: {NUMBER.format(1, 10000)}"0"']),
         (["socket: /a", "tls: no"], ["6: backends.b.tls: unknown key"]),
         (["socket: /a", "idle_timeout: x"], [f'6: backends.b.idle_timeout: {SECONDS}"x"']),
         (["socket: /a", "idle_timeout: -1"], [f'6: backends.b.idle_timeout: {SECONDS}"-1"']),
@@ -1258,3 +1260,11 @@ def test_a_host_name_that_cannot_be(tmp_path: Path) -> None:
     file.write_text("config: {socket: /s}\nbackends:\n  a: {host: " + "x" * 64 + ".test, port: 24}\n")
     with pytest.raises(ConfigError, match=r"x\.yml:3: backends\.a\.host: has more than 63 characters between two dots"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(("connections", "per_user"), [(1, 1), (2, 1), (3, 1), (4, 2), (19, 9), (20, 10), (1000, 10)])
+def test_a_mailbox_may_have_half_of_the_connections_and_ten_at_most(
+    load: Load, connections: int, per_user: int
+) -> None:
+    text = f"config: {{socket: /run/s}}\nbackends:\n  a: {{socket: /run/a, max_connections: {connections}}}\n"
+    assert load(text).backends["a"].max_per_user == per_user

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How many recipients of one mailbox a backend has at a time; further ones wait in order, while that mailbox moves.
+
+A store locks a mailbox while it is synced or repaired, and says nothing meanwhile: its deliveries must not take all
+connections. Dovecot 2.4 takes 10 at a time for one user and refuses others (`lmtp_user_concurrency_limit`). What counts
+is a place at the mailbox, from RCPT to the final reply. It waits, but does no other I/O.
+"""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from gevent.event import Event
+
+_log = logging.getLogger(__name__)
+# Seconds since a reply for a mailbox in which it is worth waiting for the next one. Long against what a store needs to
+# file a message, short against a lock that is held by a sync.
+_MOVES = 2.0
+# Seconds in which a limit is obeyed that the store has taught. Each lesson costs a message Postfix' 300 s.
+_REMEMBERED_LESSON = 300.0
+# Mailboxes that are remembered although nothing is under way for them: to forget each and to remember it again with the
+# next message costs more than to count it.
+_IDLE = 1000
+
+
+class HasMailbox(Protocol):
+    """Who has a place."""
+
+    @property
+    def mailbox(self) -> str:
+        """Where."""
+
+
+class Mailboxes:
+    """The places at the mailboxes of one backend.
+
+    Attributes:
+        limit: places at each mailbox, now.
+    """
+
+    def __init__(self, name: str) -> None:
+        """name: of the backend, for people."""
+        self._name = name
+        self._most: float = math.inf  # as configured
+        self._lesson: float = math.inf  # what the store said
+        self._lesson_ends = 0.0
+        self.limit: float = math.inf
+        self._taken: dict[str, int] = {}
+        self._remembered = _IDLE
+        self._queues: dict[str, deque[_Turn]] = {}
+        # When the last reply came for a mailbox that was full since it was empty last, or when it became full.
+        self._heard: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        waiting = sum(map(len, self._queues.values()))
+        return f"<Mailboxes of {self._name} taken={sum(self._taken.values())} limit={self.limit:g} waiting={waiting}>"
+
+    # --- the limit ---------------------------------------------------------------------------------------------------
+
+    def configure(self, most: int) -> None:
+        """So many at each mailbox, from now on."""
+        self._most = most
+        self._set_limit()
+
+    def learn(self, mailbox: str) -> None:
+        """The store refused a recipient, who has a place, because it has too many of this mailbox."""
+        if self._lesson == math.inf:
+            _log.warning(
+                "backend %s takes fewer recipients of one user at a time than max_per_user=%g: for %g s it is given "
+                "fewer; set max_per_user to its limit (of Dovecot 2.4: lmtp_user_concurrency_limit)",
+                self._name,
+                self._most,
+                _REMEMBERED_LESSON,
+            )
+        # It may still count some that are over, or have others from elsewhere: one lesson does not say all.
+        self._lesson = min(self.limit, max(1, self._taken.get(mailbox, 0) - 1, self.limit // 2))
+        self._lesson_ends = time.monotonic() + _REMEMBERED_LESSON
+        self._set_limit()
+
+    def _forget_lesson(self) -> bool:
+        """Whether there was one, and its time is up."""
+        if self._lesson == math.inf or time.monotonic() < self._lesson_ends:
+            return False
+        self._lesson = math.inf
+        self._set_limit()
+        return True
+
+    def _set_limit(self) -> None:
+        self.limit = min(self._most, self._lesson)
+        for mailbox in tuple(self._queues):
+            self._hand_on(mailbox)
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def enter(self, mailbox: str) -> bool:
+        """Take a place at this mailbox, if one is free: who waits for one is before."""
+        number = self._taken.get(mailbox, 0) + 1
+        if number >= self.limit:
+            return self._enter_last(mailbox, number)
+        self._taken[mailbox] = number
+        return True
+
+    def _enter_last(self, mailbox: str, number: int) -> bool:
+        if number > self.limit:
+            return self._forget_lesson() and self.enter(mailbox)
+        self._taken[mailbox] = number
+        self._heard.setdefault(mailbox, time.monotonic())
+        return True
+
+    def leave(self, recipients: Iterable[HasMailbox], replied: bool) -> None:
+        """Give back the place of each of these. replied: the store has answered for them."""
+        taken, heard = self._taken, self._heard
+        for recipient in recipients:
+            taken[recipient.mailbox] -= 1
+            if heard and recipient.mailbox in heard:
+                if replied:
+                    heard[recipient.mailbox] = time.monotonic()
+                self._hand_on(recipient.mailbox)
+
+    def forget_idle(self) -> None:
+        """To be called before another mailbox may become known."""
+        if len(self._taken) >= self._remembered:
+            self._taken = {mailbox: number for mailbox, number in self._taken.items() if number}
+            self._remembered = 2 * len(self._taken) + _IDLE
+
+    def _hand_on(self, mailbox: str) -> None:
+        """What is free goes to whoever has waited longest, one after the other."""
+        queue, taken = self._queues.get(mailbox), self._taken
+        while queue:
+            turn = queue[0]
+            number = min(turn.wanted - turn.granted, self.limit - taken.get(mailbox, 0))
+            if number <= 0:
+                return
+            taken[mailbox] = taken.get(mailbox, 0) + int(number)
+            turn.granted += int(number)
+            if turn.granted < turn.wanted:
+                return
+            queue.popleft()
+            turn.event.set()
+        self._queues.pop(mailbox, None)
+        if not taken.get(mailbox):
+            self._heard.pop(mailbox, None)
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def wait(
+        self, mailbox: str, wanted: int, until: float, before_wait: Callable[[], None], stays: Callable[[], bool]
+    ) -> int:
+        """Take so many places at a mailbox; wait for them while it moves. How many there were, the first come first.
+
+        No more than `limit` can be wanted, and no more than that wait. until: time.monotonic. before_wait: called
+        before that. stays: asked each time that routes have changed, whether it still goes on.
+        """
+        now = time.monotonic()
+        self._forget_lesson()
+        queue = self._queues.setdefault(mailbox, deque())
+        if sum(turn.wanted for turn in queue) + wanted > self.limit:
+            until = now
+            if queue:
+                return 0
+        turn = _Turn(wanted)
+        queue.append(turn)
+        self._heard.setdefault(mailbox, now)
+        try:
+            self._hand_on(mailbox)
+            if turn.granted < wanted and now < min(until, self._heard[mailbox] + _MOVES):
+                before_wait()
+            while turn.granted < wanted:
+                turn.event.clear()
+                left = min(until, self._heard[mailbox] + _MOVES) - time.monotonic()
+                if left <= 0 or (turn.event.wait(left) and turn.granted < wanted and not stays()):
+                    break
+        except BaseException:
+            self._give_up(mailbox, turn)
+            if turn.granted:
+                self._taken[mailbox] -= turn.granted
+                self._hand_on(mailbox)
+            raise
+        self._give_up(mailbox, turn)
+        return turn.granted
+
+    def _give_up(self, mailbox: str, turn: "_Turn") -> None:
+        """It waits no more, and the next one is the first."""
+        queue = self._queues.get(mailbox)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            self._hand_on(mailbox)
+
+    def routes_changed(self) -> None:
+        """Who waits is to look whether the mailbox is still here."""
+        for queue in self._queues.values():
+            for turn in queue:
+                turn.event.set()
+
+
+class _Turn:
+    """Of one who waits for places."""
+
+    __slots__ = ("event", "granted", "wanted")
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.granted = 0
+        self.event = Event()

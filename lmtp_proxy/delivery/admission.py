@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Places at the mailboxes of a transaction's new recipients, before any backend is asked for them.
+
+Who has to wait holds no place at a backend, and waits at one mailbox after the other in an order that all transactions
+share: two that wait for each other would both fail. Nothing is known here of deliveries.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+
+from lmtp_proxy.backends.failure import Failure
+from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.generations.destination import Destination
+from lmtp_proxy.generations.generation import CurrentGeneration
+
+
+def enter_mailboxes(destinations: Sequence[Destination]) -> bool:
+    """Take a place at the mailbox of each of these who has a backend, or none at all."""
+    for number, destination in enumerate(destinations):
+        pool = destination.pool
+        if pool is not None and not pool.mailboxes.enter(destination.mailbox):
+            leave_mailboxes(destinations[:number])
+            return False
+    return True
+
+
+def leave_mailboxes(destinations: Iterable[Destination]) -> None:
+    """Give the places back, without a reply."""
+    for destination in destinations:
+        if destination.pool is not None:
+            destination.pool.mailboxes.leave((destination,), replied=False)
+
+
+def place_of(destination: Destination) -> tuple[str, str]:
+    """The backend and the mailbox, in the order in which they are waited for."""
+    return destination.pool.backend.name if destination.pool else "", destination.mailbox
+
+
+def places_of(held: Iterable[Sequence[Destination]]) -> Mapping[tuple[str, str], int]:
+    """How many there are of each."""
+    return Counter(map(place_of, chain.from_iterable(held)))
+
+
+def admit(
+    new: Sequence[Destination],
+    entered: list[Destination],
+    held: Mapping[tuple[str, str], int],
+    began: float,
+    before_wait: Callable[[], None],
+    stays: Callable[[Destination], bool],
+) -> Mapping[int, Failure]:
+    """As `enter_mailboxes`, after a wait if need be; by position those of `new` who are turned away, and why.
+
+    Args:
+        entered: takes the others as they get their places, those without a backend apart.
+        held: places that the transaction has already, by `place_of`. Whoever has one at a mailbox behind another in
+            the order does not wait for that.
+        began: when the wait began (time.monotonic).
+        before_wait: called before each wait.
+        stays: asked whenever routes have changed, whether this one's mail still goes to the same mailbox.
+    """
+    turned_away: dict[int, Failure] = {}
+    positions: dict[tuple[str, str], list[int]] = {}
+    for position, destination in enumerate(new):
+        if destination.pool is not None:
+            positions.setdefault(place_of(destination), []).append(position)
+    last = max(held, default=("", ""))
+    for place, wanted in sorted(positions.items()):
+        first = new[wanted[0]]
+        pool = first.pool
+        assert pool is not None
+        # Nobody waits for what is given back only when the same transaction has ended.
+        room = max(0, int(pool.mailboxes.limit) - held.get(place, 0))
+        turned_away.update(dict.fromkeys(wanted[room:], Failure.TOO_MANY_OF_ONE))
+        wanted = wanted[:room]
+        if wanted:
+            until = began + pool.backend.timeouts.connect if last < place else -math.inf
+            got = _enter(pool, first, len(wanted), until, before_wait, stays)
+            entered += [new[position] for position in wanted[:got]]
+            turned_away.update(dict.fromkeys(wanted[got:], Failure.MAILBOX_BUSY))
+    return turned_away
+
+
+def _enter(
+    pool: BackendPool,
+    destination: Destination,
+    wanted: int,
+    until: float,
+    before_wait: Callable[[], None],
+    stays: Callable[[Destination], bool],
+) -> int:
+    def waits() -> None:
+        pool.counts.held_back += wanted
+        before_wait()
+
+    return pool.mailboxes.wait(destination.mailbox, wanted, until, waits, lambda: stays(destination))
+
+
+def is_same_mailbox(one: Destination, other: Destination) -> bool:
+    """Of the same backend, too; or neither has one."""
+    if one.pool is None or other.pool is None:
+        return one.pool is other.pool
+    return one.pool.mailboxes is other.pool.mailboxes and one.mailbox == other.mailbox
+
+
+def is_still_there(current: CurrentGeneration, destination: Destination) -> bool:
+    """Its mail goes to the same mailbox now."""
+    return is_same_mailbox(destination, current().destinations.of(destination.recipient))

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The places at the mailboxes of a backend: never above the limit, none lost, first come first served."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+
+import gevent
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtp_proxy.backends import mailboxes as module
+from lmtp_proxy.backends.mailboxes import Mailboxes
+
+
+@dataclass(frozen=True)
+class Recipient:
+    mailbox: str
+
+
+A, B = Recipient("a"), Recipient("b")
+FOREVER = 60.0
+
+
+def of(limit: int) -> Mailboxes:
+    made = Mailboxes("store")
+    made.configure(limit)
+    return made
+
+
+def wait(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER, stays: Callable[[], bool] = lambda: True) -> int:
+    return places.wait("a", wanted, time.monotonic() + seconds, lambda: None, stays)
+
+
+def waiting(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER) -> "gevent.Greenlet[..., int]":
+    """In the queue when this returns."""
+    greenlet = gevent.spawn(wait, places, wanted, seconds)
+    gevent.sleep(0)
+    return greenlet
+
+
+def fill(places: Mailboxes, number: int) -> None:
+    assert all(places.enter("a") for _ in range(number))
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+
+def test_each_mailbox_has_so_many() -> None:
+    places = of(2)
+    assert [places.enter("a") for _ in range(3)] == [True, True, False]
+    assert places.enter("b")
+    assert repr(places) == "<Mailboxes of store taken=3 limit=2 waiting=0>"
+    places.leave([A], replied=True)
+    assert [places.enter("a"), places.enter("a")] == [True, False]
+
+
+def test_what_is_given_back_goes_to_whoever_came_first() -> None:
+    places = of(2)
+    fill(places, 2)
+    first, second = waiting(places), waiting(places)
+    assert not places.enter("a")
+    for greenlet in (first, second):
+        assert not greenlet.ready()
+        places.leave([A], replied=True)
+        assert not places.enter("a"), "in front of whoever waits"
+        assert greenlet.get(timeout=1) == 1
+    assert "taken=2 limit=2 waiting=0" in repr(places)
+
+
+def test_no_more_wait_than_may_be_delivered() -> None:
+    places = of(2)
+    fill(places, 2)
+    greenlets = [waiting(places), waiting(places)]
+    assert wait(places) == 0
+    places.leave([A, A], replied=True)
+    assert gevent.joinall(greenlets, timeout=1) and [each.value for each in greenlets] == [1, 1]
+
+
+def test_several_are_gathered_for_one_and_those_behind_wait() -> None:
+    places = of(3)
+    fill(places, 3)
+    many, one = waiting(places, 2), waiting(places)
+    places.leave([A], replied=True)
+    gevent.sleep(0)
+    assert not many.ready() and not one.ready()
+    places.leave([A, A], replied=True)
+    assert (many.get(timeout=1), one.get(timeout=1)) == (2, 1)
+
+
+def test_who_is_out_of_time_takes_what_there_was() -> None:
+    places = of(3)
+    fill(places, 2)
+    assert wait(places, 3, 0.05) == 1
+    assert wait(places, 1, -1) == 0
+    assert "taken=3" in repr(places)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_waited_for_while_there_are_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOVES", 0.2)
+    places = of(2)
+    fill(places, 2)
+    began = time.monotonic()
+    assert wait(places) == 0
+    assert 0.15 < time.monotonic() - began < 2
+    began = time.monotonic()
+    assert wait(places) == 0, "nothing has come since"
+    assert time.monotonic() - began < 0.15
+    places.leave([A], replied=True)
+    fill(places, 1)
+    greenlet = waiting(places)
+    gevent.sleep(0.1)
+    places.leave([A], replied=True)
+    assert greenlet.get(timeout=1) == 1
+
+
+def test_what_ends_without_a_reply_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOVES", 0.1)
+    places = of(2)
+    fill(places, 2)
+    gevent.sleep(0.15)
+    places.leave([A], replied=False)
+    fill(places, 1)
+    assert wait(places) == 0
+    places.leave([A, A], replied=False)
+    fill(places, 2)  # nobody knows of what was before
+    began = time.monotonic()
+    assert wait(places) == 0
+    assert time.monotonic() - began > 0.05
+
+
+# --- whoever does not wait any more -----------------------------------------------------------------------------------
+
+
+def test_who_is_killed_gives_back_what_they_had() -> None:
+    places = of(3)
+    fill(places, 3)
+    many, behind = waiting(places, 2), waiting(places)
+    places.leave([A], replied=True)
+    many.kill()
+    assert behind.get(timeout=1) == 1
+    assert "taken=3 limit=3 waiting=0" in repr(places)
+
+
+def test_what_fails_before_the_wait_leaves_no_turn() -> None:
+    places = of(1)
+    fill(places, 1)
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        places.wait("a", 1, time.monotonic() + 9, fails, lambda: True)
+    assert "waiting=0" in repr(places)
+    places.leave([A], replied=True)
+    assert places.enter("a")
+
+
+def test_a_change_of_routes_wakes_whoever_is_elsewhere_now() -> None:
+    places = of(1)
+    fill(places, 1)
+    moved = gevent.spawn(wait, places, 1, FOREVER, lambda: False)
+    stays = waiting(of(1))  # of another backend
+    places.routes_changed()
+    assert moved.get(timeout=1) == 0
+    stays.get(timeout=1)
+    greenlet = waiting(places)
+    places.routes_changed()
+    gevent.sleep(0.05)
+    assert not greenlet.ready()
+    places.leave([A], replied=True)
+    assert greenlet.get(timeout=1) == 1
+
+
+# --- limits that change -----------------------------------------------------------------------------------------------
+
+
+def test_a_higher_limit_lets_them_in_and_a_lower_one_waits() -> None:
+    places = of(2)
+    fill(places, 2)
+    greenlet = waiting(places)
+    places.configure(3)
+    assert greenlet.get(timeout=1) == 1
+    places.configure(1)
+    greenlet = waiting(places)
+    places.leave([A, A], replied=True)
+    gevent.sleep(0.02)
+    assert not greenlet.ready()
+    places.leave([A], replied=True)
+    assert greenlet.get(timeout=1) == 1
+
+
+def test_a_store_teaches_a_lower_one_and_it_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED_LESSON", 0.1)
+    places = of(10)
+    fill(places, 7)
+    for limit in (6, 5):
+        places.learn("a")
+        places.leave([A], replied=True)
+        assert places.limit == limit
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend store takes fewer recipients of one user at a time than max_per_user=10: for 0.1 s it is given fewer; "
+        "set max_per_user to its limit (of Dovecot 2.4: lmtp_user_concurrency_limit)"
+    ]
+    assert not places.enter("a")
+    gevent.sleep(0.15)
+    assert places.enter("a") and places.limit == 10
+
+
+def test_one_lesson_does_not_say_all() -> None:
+    """The store has others from elsewhere: with one of ours it is not down to nothing."""
+    places = of(8)
+    for limit in (4, 2, 1, 1):
+        fill(places, 1)
+        places.learn("a")
+        places.leave([A], replied=True)
+        assert places.limit == limit
+    places.configure(1)
+    assert places.limit == 1
+
+
+def test_what_is_idle_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_IDLE", 10)
+    places = of(2)
+    fill(places, 1)
+    for number in range(1000):
+        places.forget_idle()
+        assert places.enter(str(number))
+        places.leave([Recipient(str(number))], replied=True)
+        assert len(places._taken) <= 1000  # the first time is that of the module
+    places.forget_idle()
+    assert places._taken["a"] == 1
+    assert len(places._taken) < 20
+
+
+class GaveUp(Exception):
+    """As a client that has gone."""
+
+
+# --- all at once ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), limit=st.integers(1, 4), people=st.integers(2, 20))
+def test_never_above_the_limit_none_lost_first_come_first_served(seed: int, limit: int, people: int) -> None:
+    random = Random(seed)
+    places = of(limit)
+    has = {"a": 0, "b": 0}
+    came: dict[str, list[object]] = {"a": [], "b": []}
+
+    def asked(mailbox: str, wanted: int) -> int:
+        """As `wait`; whoever came before has places by then, or has given up."""
+        mine: list[object] = []
+
+        def before_wait() -> None:
+            mine.append(places._queues[mailbox][-1])
+            came[mailbox] += mine
+
+        until = time.monotonic() + random.choice([-1, 0.002, 9, 9])
+        got = places.wait(mailbox, wanted, until, before_wait, lambda: random.random() < 0.7)
+        if mine and got == wanted:
+            before = came[mailbox][: came[mailbox].index(mine[0])]
+            assert not any(turn in before for turn in places._queues.get(mailbox, ()))
+        has[mailbox] += got
+        assert has[mailbox] <= limit
+        return got
+
+    def one() -> None:
+        for _ in range(random.randrange(1, 4)):
+            gevent.sleep(random.random() * 0.002)
+            mailbox, got = random.choice("ab"), 0
+            with gevent.Timeout(random.choice([0.001, 9, 9]), GaveUp()), suppress(GaveUp):
+                got = asked(mailbox, random.randrange(1, limit + 1))
+            gevent.sleep(random.random() * 0.002)
+            has[mailbox] -= got
+            places.leave([Recipient(mailbox)] * got, replied=random.random() < 0.8)
+
+    greenlets = [gevent.spawn(one) for _ in range(people)]
+    while not all(greenlet.ready() for greenlet in greenlets):
+        gevent.sleep(0.001)
+        if random.random() < 0.1:
+            places.routes_changed()
+    for greenlet in greenlets:
+        greenlet.get()
+    assert has == {"a": 0, "b": 0}
+    assert "taken=0" in repr(places) and "waiting=0" in repr(places)
+    assert not places._queues and not places._heard
