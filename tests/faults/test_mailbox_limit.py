@@ -18,6 +18,7 @@ from tests.faults.test_pool import codes
 from tests.support.backend import FakeBackend
 from tests.support.client import LmtpClient, Outcome
 from tests.support.conversation import Users
+from tests.support.http import add_metrics, fetch, series, value
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import HEALTHY, Await, Script, say
 
@@ -355,6 +356,24 @@ def test_a_reload_does_not_change_who_is_first_and_a_higher_limit_lets_them_in()
         proxy.reload()
         assert replies(waiting[1], 2) == [250, 354]
         lock.open.set()
+
+
+def test_who_is_held_back_and_who_is_refused_is_counted() -> None:
+    lock = Lock()
+    with FakeBackend(lock.script) as store:
+        config = config_of({"a": store})
+        config["backends"]["a"]["max_per_user"] = 1  # type: ignore[index]
+        proxy = ProxyProcess(config, workers=1)
+        address = add_metrics(proxy)
+        with proxy, locked(proxy, store, 1):
+            assert codes(timed(proxy, "alice@a", "bob@a")[0]) == [451, 250]
+            time.sleep(MOVES)
+            assert codes(timed(proxy, "alice@a")[0]) == [451]
+            found = series(fetch(address, "/metrics").text)
+            assert value(found, "backend_held_back_recipients_total", backend="a") == 1
+            assert value(found, "backend_mailbox_busy_recipients_total", backend="a") == 2
+            assert value(found, "recipients_total", backend="a", outcome="deferred") == 2
+            lock.open.set()
 
 
 # --- as Dovecot 2.4 has it --------------------------------------------------------------------------------------------
