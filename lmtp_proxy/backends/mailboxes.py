@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from gevent.event import Event
@@ -101,6 +101,19 @@ class Mailboxes:
         if number >= self.limit:
             return self._enter_last(mailbox, number)
         self._taken[mailbox] = number
+        return True
+
+    def enter_all(self, recipients: Sequence[HasMailbox]) -> bool:
+        """A place for each of these, or none at all."""
+        taken, limit = self._taken, self.limit
+        for entered, recipient in enumerate(recipients):
+            mailbox = recipient.mailbox
+            number = taken.get(mailbox, 0) + 1
+            if number < limit:
+                taken[mailbox] = number
+            elif not self._enter_last(mailbox, number):
+                self.leave(recipients[:entered], replied=False)
+                return False
         return True
 
     def _enter_last(self, mailbox: str, number: int) -> bool:

@@ -13,16 +13,17 @@ from itertools import chain
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.generations.destination import Destination
-from lmtp_proxy.generations.generation import CurrentGeneration
+from lmtp_proxy.generations.generation import CurrentGeneration, Generation
 
 
-def enter_mailboxes(destinations: Sequence[Destination]) -> bool:
-    """Take a place at the mailbox of each of these who has a backend, or none at all."""
-    for number, destination in enumerate(destinations):
-        pool = destination.pool
-        if pool is not None and not pool.mailboxes.enter(destination.mailbox):
-            leave_mailboxes(destinations[:number])
-            return False
+def enter_mailboxes(groups: Mapping[BackendPool, Sequence[Destination]]) -> bool:
+    """Take a place at the mailbox of each of these, or none at all."""
+    for pool, group in groups.items():
+        if not pool.mailboxes.enter_all(group):
+            for entered, those in groups.items():
+                if entered is pool:
+                    return False
+                entered.mailboxes.leave(those, replied=False)
     return True
 
 
@@ -103,6 +104,12 @@ def is_same_mailbox(one: Destination, other: Destination) -> bool:
     if one.pool is None or other.pool is None:
         return one.pool is other.pool
     return one.pool.mailboxes is other.pool.mailboxes and one.mailbox == other.mailbox
+
+
+def routed_anew(generation: Generation, destinations: Iterable[Destination]) -> list[Destination]:
+    """In this one, but for those without a backend."""
+    of = generation.destinations.of
+    return [each if each.pool is None else of(each.recipient) for each in destinations]
 
 
 def is_still_there(current: CurrentGeneration, destination: Destination) -> bool:

@@ -155,11 +155,10 @@ class Transaction:
             groups, without = self._park_held(groups, without)
         new = self.new
         pool = new[0].pool
-        # One alone, as most messages have it, without more calls than need be.
         if (
             pool.mailboxes.enter(new[0].mailbox)
             if len(new) == 1 and pool is not None
-            else admission.enter_mailboxes(new)
+            else admission.enter_mailboxes(groups)
         ):
             self._entered = new
         else:
@@ -206,7 +205,11 @@ class Transaction:
             number = min(destination.generation for group in groups.values() for destination in group)
             entered = self._entered = []
             turned_away = admission.admit(self.new, entered, held, began, self._give_places_back, stays)
-            if self._parts.current().number == number or self._is_routed_as_before():
+            if self._parts.current().number == number:
+                break
+            before, self.new = self.new, admission.routed_anew(self._parts.current(), self.new)
+            self._message.generation = 0  # of which these are is not known for all
+            if all(map(admission.is_same_mailbox, before, self.new)):
                 break
             self._entered = ()
             admission.leave_mailboxes(entered)
@@ -221,13 +224,6 @@ class Transaction:
         for delivery in self._deliveries.values():
             delivery.give_back()
         self._client.flush()
-
-    def _is_routed_as_before(self) -> bool:
-        """All that have a backend are routed anew; whether the mailbox of each is still at the same one."""
-        before, of = self.new, self._parts.current().destinations.of
-        self.new = [each if each.pool is None else of(each.recipient) for each in before]
-        self._message.generation = 0  # of which these are is not known for all
-        return all(map(admission.is_same_mailbox, before, self.new))
 
     def _ask(self, groups: Groups, without: Sequence[Destination], data_follows: bool) -> Sequence[Reply]:
         """All backends at once, each for its group. The replies, in the order of the new recipients."""
@@ -333,7 +329,12 @@ class Transaction:
             if delivery.pool.splits and _is_too_much(delivery, groups):
                 deliveries = self._spread(groups, said)
                 break
-        self._hand_over(said)
+        if lacking or self._new_shares:
+            self._hand_over(said)
+        else:
+            self._entered = ()
+            for delivery in deliveries:
+                delivery.commit.hold(groups[delivery.pool])
         for delivery in deliveries:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
