@@ -104,7 +104,8 @@ def site() -> Iterator[Site]:
         proxy = controlled(backends, {ALICE: "old", BOB: "old"}, workers=2, timeouts={"shutdown": 8})
         proxy.workers = 2
         site = Site(old, new, proxy)
-        site.set_backend("old", max_connections=200)  # one worker may get many messages before the other gets its first
+        # One worker may get many messages before the other gets its first.
+        site.set_backend("old", max_connections=200, max_per_user=200)
         with proxy:
             yield site
 
