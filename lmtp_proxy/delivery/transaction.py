@@ -387,14 +387,9 @@ class Transaction:
         """A share for each further recipient of this backend."""
         for share, delivery in [*self._deliveries.items()]:
             if delivery.pool is pool:
-                over = delivery.over and share is pool  # then all get what that one says
-                room = (
-                    math.inf
-                    if over
-                    else 0
-                    if delivery.over or delivery.state is _NEW
-                    else pool.most_recipients - len(delivery.accounts.told_yes)
-                )
+                room = pool.most_recipients - len(delivery.accounts.told_yes)
+                if delivery.over or delivery.state is _NEW:
+                    room = math.inf if delivery.over and share is pool else 0  # then all get what that one says
                 while room > 0:
                     yield share
                     room -= 1
