@@ -35,6 +35,7 @@ PROMISED = {
     "LATE_XFORWARD": (503, "5.5.1"),
     "NO_RECIPIENTS": (503, "5.5.1"),
     "TOO_MANY_RECIPIENTS": (452, "4.5.3"),
+    "MAILBOX_BUSY": (451, "4.2.1"),
     "TOO_MANY_ERRORS": (421, None),
     "SIZE_TOO_BIG": (552, "5.3.4"),
     "AMBIGUOUS_DATA": (550, "5.6.0"),
