@@ -45,6 +45,7 @@ class Mailboxes:
         """name: of the backend, for people."""
         self._name = name
         self._most: float = math.inf  # as configured
+        self._at_once: float = math.inf  # with those who wait
         self._lesson: float = math.inf  # what the store said
         self._lesson_ends = 0.0
         self.limit: float = math.inf
@@ -60,9 +61,14 @@ class Mailboxes:
 
     # --- the limit ---------------------------------------------------------------------------------------------------
 
-    def configure(self, most: int) -> None:
-        """So many at each mailbox, from now on."""
+    def configure(self, most: int, whole: int | None = None) -> None:
+        """So many at each mailbox, from now on.
+
+        whole: in all processes together, if there are several; as many may be here and wait as if this one were alone:
+        the kernel spreads clients unevenly.
+        """
         self._most = most
+        self._at_once = 2 * (whole or most)
         self._set_limit()
 
     def learn(self, mailbox: str) -> None:
@@ -160,17 +166,29 @@ class Mailboxes:
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(
-        self, mailbox: str, wanted: int, until: float, before_wait: Callable[[], None], stays: Callable[[], bool]
+        self,
+        mailbox: str,
+        wanted: int,
+        until: float,
+        before_wait: Callable[[], None],
+        stays: Callable[[], bool],
+        owes: Callable[[float], bool],
     ) -> int:
         """Take so many places at a mailbox; wait for them while it moves. How many there were, the first come first.
 
-        No more than `limit` can be wanted, and no more than that wait. until: time.monotonic. before_wait: called
-        before that. stays: asked each time that routes have changed, whether it still goes on.
+        No more than `limit` can be wanted, and as many wait as may be delivered; after a lesson the more.
+
+        Args:
+            until: time.monotonic.
+            before_wait: called before that.
+            stays: asked each time that routes have changed, whether it still goes on.
+            owes: asked when there was no reply for a while, whether the store owes one for this mailbox since this
+                time; else it is not the mailbox that stands still, but a client or another store.
         """
         now = time.monotonic()
         self._forget_lesson()
         queue = self._queues.setdefault(mailbox, deque())
-        if sum(turn.wanted for turn in queue) + wanted > self.limit:
+        if sum(turn.wanted for turn in queue) + wanted > self._at_once - self.limit:
             until = now
             if queue:
                 return 0
@@ -179,11 +197,11 @@ class Mailboxes:
         self._heard.setdefault(mailbox, now)
         try:
             self._hand_on(mailbox)
-            if turn.granted < wanted and now < min(until, self._heard[mailbox] + _MOVES):
+            if turn.granted < wanted and self._patience(mailbox, until, owes) > 0:
                 before_wait()
             while turn.granted < wanted:
                 turn.event.clear()
-                left = min(until, self._heard[mailbox] + _MOVES) - time.monotonic()
+                left = self._patience(mailbox, until, owes)
                 if left <= 0 or (turn.event.wait(left) and turn.granted < wanted and not stays()):
                     break
         except BaseException:
@@ -194,6 +212,13 @@ class Mailboxes:
             raise
         self._give_up(mailbox, turn)
         return turn.granted
+
+    def _patience(self, mailbox: str, until: float, owes: Callable[[float], bool]) -> float:
+        """Seconds in which something may come; not more than 0 if it stands still, or the time is up."""
+        now = time.monotonic()
+        if now < until and now >= self._heard[mailbox] + _MOVES and not owes(now - _MOVES):
+            self._heard[mailbox] = now
+        return min(until, self._heard[mailbox] + _MOVES) - now
 
     def _give_up(self, mailbox: str, turn: "_Turn") -> None:
         """It waits no more, and the next one is the first."""

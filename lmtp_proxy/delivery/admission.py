@@ -2,16 +2,19 @@
 """Places at the mailboxes of a transaction's new recipients, before any backend is asked for them.
 
 Who has to wait holds no place at a backend, and waits at one mailbox after the other in an order that all transactions
-share: two that wait for each other would both fail. Nothing is known here of deliveries.
+share: two that wait for each other would both fail. Of deliveries only their commit points are known here.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.pool import BackendPool
+from lmtp_proxy.delivery.commit import CommitPoint
+from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import CurrentGeneration, Generation
 
@@ -51,6 +54,7 @@ def admit(
     began: float,
     before_wait: Callable[[], None],
     stays: Callable[[Destination], bool],
+    owed: Callable[[Destination, float], bool],
 ) -> Mapping[int, Failure]:
     """As `enter_mailboxes`, after a wait if need be; by position those of `new` who are turned away, and why.
 
@@ -61,6 +65,7 @@ def admit(
         began: when the wait began (time.monotonic).
         before_wait: called before each wait.
         stays: asked whenever routes have changed, whether this one's mail still goes to the same mailbox.
+        owed: asked before it is given up, whether the backend owes a reply for this mailbox since a time.
     """
     turned_away: dict[int, Failure] = {}
     positions: dict[tuple[str, str], list[int]] = {}
@@ -78,7 +83,7 @@ def admit(
         wanted = wanted[:room]
         if wanted:
             until = began + pool.backend.timeouts.connect if last < place else -math.inf
-            got = _enter(pool, first, len(wanted), until, before_wait, stays)
+            got = _enter(pool, first, len(wanted), until, before_wait, stays, owed)
             entered += [new[position] for position in wanted[:got]]
             turned_away.update(dict.fromkeys(wanted[got:], Failure.MAILBOX_BUSY))
     return turned_away
@@ -91,12 +96,15 @@ def _enter(
     until: float,
     before_wait: Callable[[], None],
     stays: Callable[[Destination], bool],
+    owed: Callable[[Destination, float], bool],
 ) -> int:
     def waits() -> None:
         pool.counts.held_back += wanted
         before_wait()
 
-    return pool.mailboxes.wait(destination.mailbox, wanted, until, waits, lambda: stays(destination))
+    return pool.mailboxes.wait(
+        destination.mailbox, wanted, until, waits, lambda: stays(destination), partial(owed, destination)
+    )
 
 
 def is_same_mailbox(one: Destination, other: Destination) -> bool:
@@ -115,3 +123,11 @@ def routed_anew(generation: Generation, destinations: Iterable[Destination]) -> 
 def is_still_there(current: CurrentGeneration, destination: Destination) -> bool:
     """Its mail goes to the same mailbox now."""
     return is_same_mailbox(destination, current().destinations.of(destination.recipient))
+
+
+def is_owed(in_flight: InFlight, destination: Destination, since: float) -> bool:
+    """Its backend has had the final dot of a message to its mailbox since this time, and has not answered."""
+    pool, mailbox = destination.pool, destination.mailbox
+    return pool is not None and any(
+        isinstance(flight, CommitPoint) and flight.owes(pool, mailbox, since) for flight in in_flight
+    )

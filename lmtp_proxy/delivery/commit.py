@@ -164,6 +164,12 @@ class CommitPoint:
             self.let_go(self._accounts.accepted[self._answered : answered])
             self._answered = answered
 
+    def owes(self, pool: BackendPool, mailbox: str, since: float) -> bool:
+        """Whether the backend has had the final dot since this time, and has not answered for this mailbox."""
+        if self.phase is not _FINAL_DOT or self._pool.mailboxes is not pool.mailboxes or self._dot_at > since:
+            return False
+        return any(destination.mailbox == mailbox for destination in self.held)
+
     # --- the point itself --------------------------------------------------------------------------------------------
 
     def enter(self) -> None:

@@ -200,11 +200,12 @@ class Transaction:
         began = time.monotonic()
         held = admission.places_of(each.commit.held for each in self._deliveries.values())
         stays = partial(admission.is_still_there, self._parts.current)
+        owed = partial(admission.is_owed, self._parts.in_flight)
         turned_away: Mapping[int, Failure] = {}
         while groups:
             number = min(destination.generation for group in groups.values() for destination in group)
             entered = self._entered = []
-            turned_away = admission.admit(self.new, entered, held, began, self._give_places_back, stays)
+            turned_away = admission.admit(self.new, entered, held, began, self._give_places_back, stays, owed)
             if self._parts.current().number == number:
                 break
             before, self.new = self.new, admission.routed_anew(self._parts.current(), self.new)

@@ -79,9 +79,12 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], s
         )
         old = pools.get(name)
         if old and old.backend == backend and old.hostname == config.hostname:
-            return old
-        mailboxes = old.mailboxes if old and old.backend.address == backend.address else None
-        return BackendPool(backend, config.hostname, old.counts if old else None, mailboxes)
+            made = old
+        else:
+            mailboxes = old.mailboxes if old and old.backend.address == backend.address else None
+            made = BackendPool(backend, config.hostname, old.counts if old else None, mailboxes)
+        made.mailboxes.configure(backend.max_per_user, config.backends[name].max_per_user)
+        return made
 
     config.users.open()
     routing = Routing(config.users, config.key_rules, config.fallback_backend)

@@ -62,7 +62,8 @@ def sinks() -> Iterator[tuple[Sink, Sink]]:
 
 @pytest.mark.timeout(300)
 def test_100_sessions_of_50_messages_each_without_an_error(sinks: tuple[Sink, Sink], start_proxy: Start) -> None:
-    backends = {name: {"socket": str(sink.socket)} for name, sink in zip(("old", "new"), sinks, strict=True)}
+    limits = {"max_per_user": SESSIONS}  # all mail is to one user at each store
+    backends = {name: {"socket": str(sink.socket), **limits} for name, sink in zip(("old", "new"), sinks, strict=True)}
     users = {"u@example.test": "old", "2u@example.test": "new"}
     proxy = start_proxy({"config": {}, "backends": backends, "users": users})
     command = program("smtp-source")

@@ -89,7 +89,7 @@ def test_what_counts_is_the_value_in_force(move: Move) -> None:
 @BOTH_MODES
 def test_a_move_that_meets_it_ends_with_1_and_is_undone(move: Move) -> None:
     text = cut(move, 60)
-    moved = run(move, "move", "--no-preflight", "user000@example.org", "old")
+    moved = run(move, "move", "--no-preflight", "--also", "user000@example.org", "old")
     assert moved.status == 1, moved
     said = " ".join(moved.err.split())
     assert "would remove 60 of 200 users" in said and "was put back as it was, so nothing was changed" in said

@@ -28,7 +28,13 @@ def test_a_run_on_a_terminal_and_one_ctrl_c(stand: Stand, tmp_path: Path) -> Non
     command = shlex.join([sys.executable, str(PROGRAM), *arguments])
     terminal = Tmux(tmp_path / "tmux", 80, 24, f"LC_ALL=C.UTF-8 {command}; echo status $?; sleep 60")
     try:
-        screen = terminal.shows(lambda lines: any("final sync" in line and "offline" in line for line in lines), 40)
+        screen = terminal.shows(
+            lambda lines: all(
+                any(words in line for line in lines)
+                for words in ("final sync", ", offline ", ": failed: sync: exit 75")
+            ),
+            40,
+        )
         text = "\n".join(screen)
         assert re.search(r"━+ *\d+/12 \d+ %", text), text
         assert f"{USERS[0]}: failed: sync: exit 75: no \\x1b[31mlogin[/]" in text

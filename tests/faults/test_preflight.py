@@ -47,6 +47,7 @@ def running() -> Iterator[Asked]:
         config["backends"]["new"] = {
             **store.config,
             "max_connections": 3,
+            "max_per_user": 3,
             "timeouts": {"connect": COMMAND / 2, "greeting": COMMAND, "command": COMMAND},
         }
         proxy = ProxyProcess(config)

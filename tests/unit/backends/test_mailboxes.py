@@ -32,7 +32,12 @@ def of(limit: int) -> Mailboxes:
 
 
 def wait(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER, stays: Callable[[], bool] = lambda: True) -> int:
-    return places.wait("a", wanted, time.monotonic() + seconds, lambda: None, stays)
+    return places.wait("a", wanted, time.monotonic() + seconds, lambda: None, stays, owed)
+
+
+def owed(_since: float) -> bool:
+    """The mailbox is what stands still."""
+    return True
 
 
 def waiting(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER) -> "gevent.Greenlet[..., int]":
@@ -78,6 +83,35 @@ def test_no_more_wait_than_may_be_delivered() -> None:
     assert wait(places) == 0
     places.leave([A, A], replied=True)
     assert gevent.joinall(greenlets, timeout=1) and [each.value for each in greenlets] == [1, 1]
+
+
+def test_in_one_of_several_processes_as_many_wait_as_if_it_were_alone() -> None:
+    places = of(2)
+    places.configure(1, 2)
+    fill(places, 1)
+    queue = [waiting(places) for _ in range(3)]
+    assert wait(places) == 0
+    for _ in range(3):
+        places.leave([A], replied=True)
+    assert [each.get(timeout=FOREVER) for each in queue] == [1, 1, 1]
+
+
+def test_where_no_reply_is_owed_it_does_not_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOVES", 0.05)
+    places = of(1)
+    fill(places, 1)
+    began = time.monotonic()
+    answers = iter([False, False, False, True])
+    asked: list[float] = []
+
+    def owes(since: float) -> bool:
+        asked.append(since)
+        return next(answers)
+
+    assert places.wait("a", 1, began + FOREVER, lambda: None, lambda: True, owes) == 0
+    assert len(asked) == 4 and 4 * 0.05 <= time.monotonic() - began < FOREVER
+    assert all(since <= time.monotonic() - 0.05 for since in asked)
+    assert places.wait("a", 1, time.monotonic() + 0.2, lambda: None, lambda: True, lambda since: False) == 0
 
 
 def test_several_are_gathered_for_one_and_those_behind_wait() -> None:
@@ -156,7 +190,7 @@ def test_what_fails_before_the_wait_leaves_no_turn() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        places.wait("a", 1, time.monotonic() + 9, fails, lambda: True)
+        places.wait("a", 1, time.monotonic() + 9, fails, lambda: True, owed)
     assert "waiting=0" in repr(places)
     places.leave([A], replied=True)
     assert places.enter("a")
@@ -265,7 +299,7 @@ def test_never_above_the_limit_none_lost_first_come_first_served(seed: int, limi
             came[mailbox] += mine
 
         until = time.monotonic() + random.choice([-1, 0.002, 9, 9])
-        got = places.wait(mailbox, wanted, until, before_wait, lambda: random.random() < 0.7)
+        got = places.wait(mailbox, wanted, until, before_wait, lambda: random.random() < 0.7, owed)
         if mine and got == wanted:
             before = came[mailbox][: came[mailbox].index(mine[0])]
             assert not any(turn in before for turn in places._queues.get(mailbox, ()))
