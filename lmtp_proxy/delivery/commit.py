@@ -5,6 +5,7 @@ Here it is decided whether a final dot may still go to this backend, and here a 
 into records. It does not talk to the backend and does not know the other deliveries of the transaction.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -78,13 +79,14 @@ class CommitPoint:
         number: of its last entering; see Flight.
         octets: of the message, sent so far.
         began: time.monotonic.
+        asked_at: when the envelope, later the final dot went out (time.monotonic); math.inf while neither has.
         held: those who have a place at their mailbox.
         ended: it did.
     """
 
     __slots__ = (
-        *("_accounts", "_answered", "_dot_at", "_message", "_parts", "_pool"),
-        *("began", "ended", "held", "number", "octets", "phase"),
+        *("_accounts", "_answered", "_message", "_parts", "_pool"),
+        *("asked_at", "began", "ended", "held", "number", "octets", "phase"),
     )
 
     def __init__(self, pool: BackendPool, message: Message, parts: ProcessParts, accounts: Accounts) -> None:
@@ -92,11 +94,11 @@ class CommitPoint:
         self.number = 0
         self.octets = 0
         self.began = time.monotonic()
+        self.asked_at = math.inf
         self._accounts = accounts
         self.held: Sequence[Destination] = ()
         self.ended = False
         self._answered = 0  # of the accepted ones, with their places given back
-        self._dot_at = 0.0  # time.monotonic
         self._pool = pool
         self._message = message
         self._parts = parts
@@ -165,10 +167,11 @@ class CommitPoint:
             self._answered = answered
 
     def owes(self, pool: BackendPool, mailbox: str, since: float) -> bool:
-        """Whether the backend has had the final dot since this time, and has not answered for this mailbox."""
-        if self.phase is not _FINAL_DOT or self._pool.mailboxes is not pool.mailboxes or self._dot_at > since:
+        """Whether the backend has had RCPT or the final dot since this time, and has not answered for this mailbox."""
+        if self.asked_at > since or self._pool.mailboxes is not pool.mailboxes:
             return False
-        return any(destination.mailbox == mailbox for destination in self.held)
+        unanswered = self.held if self.phase is _FINAL_DOT else self._accounts.asked
+        return any(destination.mailbox == mailbox for destination in unanswered)
 
     # --- the point itself --------------------------------------------------------------------------------------------
 
@@ -185,7 +188,7 @@ class CommitPoint:
         if generation.number != self._message.generation:
             self._look_again(generation)
         self.phase = _FINAL_DOT
-        self._dot_at = time.monotonic()
+        self.asked_at = time.monotonic()
         if self._pool.per_recipient is not None:
             self._pool.sends(len(self._accounts.accepted))
 
@@ -217,7 +220,7 @@ class CommitPoint:
                 self._pool.mailboxes.leave(held, self.phase is _FINAL_DOT)
             if self.phase is _FINAL_DOT:
                 pool = self._pool
-                pool.counts.replies.observe(time.monotonic() - self._dot_at)
+                pool.counts.replies.observe(time.monotonic() - self.asked_at)
                 if pool.per_recipient is not None:
                     pool.gave(len(self._accounts.replies), len(self._accounts.accepted))
                 if parts.receipts.path is not None:
@@ -243,7 +246,7 @@ class CommitPoint:
     def ended_by(self, error: BackendError) -> None:
         """The dot went out, and no more replies come. Where the backend said nothing for so long that it can have
         nothing more to say (it may close at last), it may be one that gives too few."""
-        quiet = time.monotonic() - self._dot_at >= self._pool.backend.timeouts.command
+        quiet = time.monotonic() - self.asked_at >= self._pool.backend.timeouts.command
         if error.failure is Failure.SILENT or (error.failure is Failure.GONE and quiet):
             self._pool.gave(len(self._accounts.replies), len(self._accounts.accepted))
 

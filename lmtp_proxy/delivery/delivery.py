@@ -10,6 +10,7 @@ does not know the other backends; what is said to its own, and in which order, t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
@@ -134,6 +135,7 @@ class Delivery:
         elif self.state is _OPEN and (session := self.session) is not None:
             self.state, self.session = _NEW, None
             self.accounts.ask_again()
+            self.commit.asked_at = math.inf
             self.rcpt_replies = ()
             self._reset(session)
 
@@ -184,6 +186,7 @@ class Delivery:
         if octets:
             self.state = _ASKED
             session.deadline.envelope()
+            self.commit.asked_at = session.deadline.asked_at
             session.put(octets)
 
     def _may_take(self, destination: Destination) -> bool:
