@@ -2,6 +2,8 @@
 """What a start would trip over, or mail after it, beyond what the configuration file says: places, rights, modules.
 
 `--check` looks at all of it, and a start at what its process will need. A message names the user who lacks a right.
+`--check=file` looks at none of it: a reload changes neither sockets nor rights, and what one store has wrong at this
+moment is no reason to keep back a change that concerns others.
 Nothing is bound, connected to or changed.
 """
 
@@ -30,10 +32,25 @@ def check(config: Config) -> tuple[str, ...]:
     if os.geteuid() == 0:  # who else checks need not be who starts
         check_run_as(config)
     if config.run_as is not None and os.geteuid() not in (0, account(config.run_as).pw_uid):
-        return _notes(config)  # of the rest nobody can tell
+        return notes_on(config)  # of the rest nobody can tell
     errors, notes = _stores(config)
     _refuse(config, [*_places(config), *_files(config), *errors])
-    return *_notes(config), *(f"{config.path}: {note}" for note in notes)
+    return *notes_on(config), *(f"{config.path}: {note}" for note in notes)
+
+
+def notes_on(config: Config) -> tuple[str, ...]:
+    """What is right in the files and may not be what was meant, one line each."""
+    if not len(config.users) and config.fallback_backend is None:
+        what = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
+        return *config.notes, f"{config.path}: {what}"
+    odd = [key for key in config.users if not _PLAIN.fullmatch(key) and not _is_address(key)]
+    odd.sort(key=config.users.line)
+    what = "is no address that RCPT would take as it stands: is it meant for any mail?"
+    notes = [
+        f'{path}:{line}: users: "{shown(key)}" {what}' for key in odd[:_SHOWN] for path, line in [config.place(key)]
+    ]
+    more = [f"{config.path}: and {len(odd) - _SHOWN} more notes"] if len(odd) > _SHOWN else []
+    return *config.notes, *notes, *more
 
 
 def check_run_as(config: Config) -> None:
@@ -77,20 +94,6 @@ def account(name: str) -> pwd.struct_passwd:
 def _refuse(config: Config, errors: list[str]) -> None:
     if errors:
         raise ConfigError(tuple(f"{config.path}: {error}" for error in errors))
-
-
-def _notes(config: Config) -> tuple[str, ...]:
-    if not len(config.users) and config.fallback_backend is None:
-        what = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
-        return *config.notes, f"{config.path}: {what}"
-    odd = [key for key in config.users if not _PLAIN.fullmatch(key) and not _is_address(key)]
-    odd.sort(key=config.users.line)
-    what = "is no address that RCPT would take as it stands: is it meant for any mail?"
-    notes = [
-        f'{path}:{line}: users: "{shown(key)}" {what}' for key in odd[:_SHOWN] for path, line in [config.place(key)]
-    ]
-    more = [f"{config.path}: and {len(odd) - _SHOWN} more notes"] if len(odd) > _SHOWN else []
-    return *config.notes, *notes, *more
 
 
 def _is_address(key: str) -> bool:

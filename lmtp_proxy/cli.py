@@ -16,7 +16,7 @@ from functools import partial
 from importlib import import_module
 
 from lmtp_proxy import __version__
-from lmtp_proxy.check import account, check, check_files, check_run_as
+from lmtp_proxy.check import account, check, check_files, check_run_as, notes_on
 from lmtp_proxy.config.loading import load
 from lmtp_proxy.config.values import Config, ConfigError, named
 from lmtp_proxy.log import log_trouble
@@ -50,7 +50,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         config = load(options.config)
         if options.check:
-            lost = say(sys.stdout, [*(f"note: {note}" for note in check(config)), _summary(config)])
+            notes = check(config) if options.check == "all" else notes_on(config)
+            lost = say(sys.stdout, [*(f"note: {note}" for note in notes), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
         return _run(config, daemonise=options.daemonize)
     except ConfigError as error:
@@ -78,7 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         help="configuration file location (default: %(default)s)",
     )
     parser.add_argument("-D", "--daemonize", action="store_true", help="run in the background")
-    parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="all",
+        choices=("all", "file"),
+        help="validate the configuration and what a start needs, and exit; file: what a reload reads, alone",
+    )
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
     parser.formatter_class = argparse.HelpFormatter
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.support.proxy import PROGRAM, yaml_of
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user: run the tests as root")
@@ -134,6 +136,31 @@ def test_run_as_may_connect_by_its_group(place: Place) -> None:
     os.chmod(place.store, 0o660)
     place.config["config"]["run_as"] = "nobody"
     assert place.notes() == []
+
+
+@root
+@pytest.mark.skipif(SETPRIV is None, reason="setpriv (util-linux) takes rights away from root")
+def test_what_systemd_asks_before_a_reload_is_the_file_alone(place: Place, directory: Path) -> None:
+    """A store of which one right is wrong keeps back no change that concerns others; nor does a socket of systemd's.
+
+    The service may not write where that is: /var/spool/postfix is read-only to it.
+    """
+    unit = (ROOT / "debian/lmtp-proxy.service").read_text()
+    [arguments] = re.findall(r"(?m)^ExecReload=/usr/bin/lmtp-proxy (.*)$", unit)
+    words = arguments.replace("${CONFIG}", str(place.path)).split()
+    os.chmod(place.store, 0o600)
+    place.config["config"]["run_as"] = "nobody"
+    assert [error.partition(":")[0] for error in place.errors()] == ["backends.old.socket"]
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "") and f"{place.path}: OK: 1 users" in done.stdout
+    del place.config["config"]["run_as"]
+    os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
+    assert {error.partition(":")[0] for error in place.errors(prefix=WEAK)} == {
+        "config.socket", "config.control.socket"
+    }  # fmt: skip
+    assert command(*words, prefix=WEAK).returncode == 0
+    place.config["users"]["bob"] = "nwe"
+    assert place.errors()[-1:] != [] and command(*words).returncode == 1
 
 
 def test_a_store_that_is_not_there_now_is_a_note(place: Place) -> None:
