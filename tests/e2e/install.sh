@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side, and
-# aiosmtpd;
+# aiosmtpd; Ansible, from PyPI;
 # Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
 # HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
 # versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
@@ -23,8 +23,10 @@ SHOWN="tmux chromium fonts-dejavu-core"
 # Unpacked, and what they are linked with or made ready by.
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
 FOR_MTAS="libdb5.3 libevent-2.1-7 libgnutls-dane0 libidn12 libldap-2.5-0 libnsl2 libpcre2-8-0 libwrap0 m4 util-linux"
-PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
+PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-venv python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db debootstrap systemd-container"
+# From PyPI, in an environment of its own.
+ANSIBLE="ansible-core==2.19.*"
 # A root of its own, with what the package needs, that tests/packaging boots.
 BOOTED="systemd,systemd-sysv,dbus,adduser,procps,python3,python3-daemon,python3-gevent,python3-idna,python3-prometheus-client,python3-setproctitle,python3-yaml"
 
@@ -54,13 +56,18 @@ mtas_are_unpacked() {
     [ -x "$E2E_STATE/mtas/usr/sbin/exim4" ] && [ "$(cat "$E2E_STATE/mtas.packages" 2>/dev/null)" = "$MTAS" ]
 }
 
+ansible_is_there() {
+    [ "$(cat "$E2E_STATE/ansible.packages" 2>/dev/null)" = "$ANSIBLE" ]
+}
+
 # Made, or known to be impossible here: a machine without the right to mount or to make devices.
 root_is_made() {
     [ "$(cat "$E2E_STATE/booted.packages" 2>/dev/null)" = "$BOOTED" ]
 }
 
 everything_is_there() {
-    [ -z "$(missing_packages)" ] && imapd_is_unpacked && mtas_are_unpacked && root_is_made
+    [ -z "$(missing_packages)" ] && imapd_is_unpacked && mtas_are_unpacked && ansible_is_there &&
+        root_is_made
 }
 
 apt_get() {
@@ -134,6 +141,13 @@ unpack_mtas() {
     rm -rf "$work"
 }
 
+install_ansible() {
+    rm -rf "$E2E_STATE/ansible" "$E2E_STATE/ansible.packages"
+    /usr/bin/python3 -m venv "$E2E_STATE/ansible"
+    "$E2E_STATE/ansible/bin/python" -m pip install -q --disable-pip-version-check "$ANSIBLE"
+    echo "$ANSIBLE" >"$E2E_STATE/ansible.packages"
+}
+
 # From where this machine has its own packages. Where it cannot be made the tests that boot it are skipped, and say so.
 make_root() {
     rm -rf "$E2E_STATE"/booted "$E2E_STATE"/booted.*
@@ -173,6 +187,7 @@ missing=$(missing_packages)
 [ -z "$missing" ] || install_packages $missing
 imapd_is_unpacked || unpack_imapd
 mtas_are_unpacked || unpack_mtas
+ansible_is_there || install_ansible
 root_is_made || make_root
 everything_is_there || die "something is still missing: $(missing_packages)"
 echo "tests/e2e/install.sh: done"

@@ -18,6 +18,7 @@ UNPACKED = Path(os.environ.get("LMTP_PROXY_E2E_STATE", "/var/lib/lmtp-proxy-e2e"
 """Where install.sh keeps what cannot be installed beside Cyrus and Postfix."""
 UNPACKED_MTAS = UNPACKED / "mtas"
 """Exim, Sendmail and OpenSMTPD, with the paths of their packages."""
+ANSIBLE = UNPACKED / "ansible/bin/ansible-playbook"
 
 
 def program(name: str) -> str | None:
@@ -110,6 +111,13 @@ def missing_for_aiosmtpd() -> str | None:
     """Why aiosmtpd cannot be run here, in one line; None when it can."""
     if subprocess.run([SYSTEM_PYTHON, "-c", "import aiosmtpd.lmtp"], capture_output=True, check=False).returncode != 0:
         return f"not installed: aiosmtpd (python3-aiosmtpd); to install: {INSTALL}"
+    return None
+
+
+def missing_for_ansible() -> str | None:
+    """Why no play can be run here, in one line; None when it can."""
+    if not ANSIBLE.exists():
+        return f"not installed: Ansible (ansible-core, from PyPI); to install: {INSTALL}"
     return None
 
 
