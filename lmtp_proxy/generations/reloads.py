@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from gevent.event import AsyncResult, Event
@@ -87,6 +87,7 @@ class NotedDrain:
         done: nothing is left to wait for.
         waited: seconds.
         uncertain: deliveries of the last hour for these users whose outcome is unknown.
+        began: of the monotonic clock: nobody sets that back.
     """
 
     when: float
@@ -95,11 +96,12 @@ class NotedDrain:
     done: bool = False
     waited: float = 0.0
     uncertain: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     def ended(self, done: bool, uncertain: int) -> None:
         """It was answered."""
         self.done, self.uncertain = done, uncertain
-        self.waited = time.time() - self.when
+        self.waited = time.monotonic() - self.began
 
 
 Outcome = Reloaded | ReloadRefused
@@ -141,6 +143,7 @@ def _in_short(outcome: Outcome) -> str:
 def _event_json(event: Outcome | NotedDrain) -> dict[str, object]:
     if isinstance(event, NotedDrain):
         values = asdict(event)
+        del values["began"]
         return {"kind": "drain", "time": iso_time(values.pop("when")), **values, "users": list(event.users)}
     told = {"kind": "reload", **(reload_json(event) or {})}
     return {**told, "moved": moved_json(event.moved)} if isinstance(event, Reloaded) else told
