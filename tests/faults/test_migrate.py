@@ -534,6 +534,18 @@ def test_somebody_else_moves_a_user_amid(stand: Stand) -> None:
 # --- when no more users are begun ------------------------------------------------------------------------------------
 
 
+def test_an_edit_by_hand_that_a_move_puts_in_force_is_named(stand: Stand) -> None:
+    """On the screen and in the journal; nobody is there to be asked, so the run goes on."""
+    stand.proxy.config["users"][BOB] = "new"
+    stand.proxy.write_config()
+    ended = stand.run(ALICE)
+    what = f"somebody else had edited the file, and with this move is in force: 1 user moved from old to new: {BOB}"
+    assert ended.status == 0 and f"{ALICE}: {what}" in ended.err, ended
+    assert stand.backends() == {ALICE: "new", BOB: "new", "zoe@example.org": "new"}
+    steps = stand.verb("--json", "status", ALICE).document["users"][ALICE]["steps"]
+    assert [step["step"] for step in steps if what in step["output"]] == ["park"], steps
+
+
 def test_every_seventh_fails(stand: Stand) -> None:
     users = many(28)
     stand.set_users(dict.fromkeys(users, "old"))
