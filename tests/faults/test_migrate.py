@@ -468,7 +468,7 @@ def test_a_sync_that_a_dead_runner_left_is_ended_before_anything_else(stand: Sta
     ended = stand.run(BOB)
     assert ended.status == 0, ended
     assert not os.path.exists(f"/proc/{orphan}")
-    assert "1 in the hands of a run that died are taken up first" in ended.err
+    assert "1 user in the hands of a run that died is taken up first" in ended.err
     assert [call for call in stand.site.calls("ended") if call.document["pid"] == orphan] == []
     assert stand.states() == {ALICE: "done", BOB: "done"}, "also the one who was not asked for"
 

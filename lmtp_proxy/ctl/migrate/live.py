@@ -148,7 +148,7 @@ class LiveWatcher:
     def _write(self, style: str, text: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(f"{time.strftime('%H:%M:%S')} {safe(text)}", style=style))
+        self._console.print(Text(f"{time.strftime('%H:%M:%S %z')} {safe(text)}", style=style))
 
     def _picture(self) -> "RenderableType":
         """All that is drawn, as high and as wide as the screen takes it."""
@@ -195,7 +195,7 @@ class LiveWatcher:
         if left <= 0 or not ended:
             return f"{span(taken)} so far"
         rest = left * taken / ended
-        until = time.strftime("%H:%M", time.localtime(time.time() + rest))
+        until = time.strftime("%H:%M %z", time.localtime(time.time() + rest))
         return f"{span(taken)} so far, about {span(max(1.0, rest))} left, until {until}"
 
     def _users(self, columns: int, room: int) -> "list[Text]":

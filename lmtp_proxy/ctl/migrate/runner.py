@@ -161,7 +161,8 @@ class Runner:
         self._waiting = deque(user for user in everybody if user not in refused)
         self._first = len(in_hand)
         if in_hand:
-            self._watcher.note(f"{len(in_hand):,} in the hands of a run that died are taken up first")
+            are = "is" if len(in_hand) == 1 else "are"
+            self._watcher.note(f"{count(len(in_hand), 'user')} in the hands of a run that died {are} taken up first")
         parts = parts_of(plan, number, self._journal, self._proxy, self._watcher, self._cancel)
         parts = replace(parts, cuts_over=self._cuts_over)
         self._orders.forget_jobs()  # it was for the run of before; who paused that meant the users
