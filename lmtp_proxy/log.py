@@ -20,7 +20,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, TypeAlias
 
 from lmtp_proxy.config.values import FACILITIES, Log
-from lmtp_proxy.text import iso_time, local_time
+from lmtp_proxy.text import iso_time, zoned_time
 
 DEFAULT_SYSLOG = "/dev/log"
 _LONGEST = 65536  # octets of a datagram: one that is larger than the socket's buffer (212,992) would never go out
@@ -206,10 +206,10 @@ class StreamChannel:
         self._begun = 0  # octets of the first line to send that are out already
         self.trouble = ""
         self._second = 0
-        self._time = ""  # of it
+        self._time = self._zone = ""  # of it
 
     def lines(self, level: int, texts: Sequence[str]) -> list[bytes]:
-        """See Channel. The time is as the logging module has it: local, with milliseconds."""
+        """See Channel. The time is local, with milliseconds and its distance from UTC."""
         if self._bare or self._is_journal:
             beginning = f"<{_severity(level)}>" if self._is_journal else ""
             beginning += f"{self._pid.lstrip()} " if self._pid and not self._bare else ""
@@ -217,9 +217,9 @@ class StreamChannel:
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)
-            self._time = local_time(now)
+            self._time, self._zone = zoned_time(now).rsplit(" ", 1)
         name = logging.getLevelName(level) + self._pid
-        beginning = f"{self._time},{int(now * 1000) % 1000:03d} {name} "
+        beginning = f"{self._time},{int(now * 1000) % 1000:03d} {self._zone} {name} "
         return [f"{beginning}{text}\n".encode("utf-8", "backslashreplace") for text in texts]
 
     def lines_alike(self, level: int, beginning: str, middles: Sequence[str], end: str) -> list[bytes]:

@@ -83,11 +83,9 @@ def iso_time(when: float) -> str:
     return f"{time.strftime(ISO_FORMAT, time.gmtime(whole))}.{milliseconds:03d}Z"
 
 
-def local_time(when: float) -> str:
-    """`2026-11-23 23:09:23` on this machine's clock, of seconds since the epoch."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
-
-
 def zoned_time(when: float) -> str:
-    """`2026-11-24 00:09:23 +0100`: the same for those who may read it elsewhere, or on the night of the change."""
+    """`2026-11-24 00:09:23 +0100` on this machine's clock, of seconds since the epoch.
+
+    With the distance from UTC for those who may read it elsewhere, or on the night of the change.
+    """
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(when))

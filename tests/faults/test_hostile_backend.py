@@ -53,7 +53,7 @@ def test_no_reply_writes_log_lines_of_its_own(pair: Pair) -> None:
         client.quit()
     pair.proxy.wait_log("to=<u@a>", since=since)
     for line in pair.proxy.log().splitlines():
-        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", line), line
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [+-]\d{4} [A-Z]+ ", line), line
         assert line.isprintable()
 
 
