@@ -2,8 +2,8 @@
 """What a start would trip over, or mail after it, beyond what the configuration file says: places, rights, modules.
 
 `--check` looks at all of it, and a start at what its process will need. A message names the user who lacks a right.
-`--check=file` looks at none of it: a reload changes neither sockets nor rights, and what one store has wrong at this
-moment is no reason to keep back a change that concerns others.
+What one store has wrong at this moment is no reason to keep back what concerns others: `--check=start`, before an
+upgrade restarts the proxy, only notes it, and `--check=file`, before a reload, looks at neither places nor rights.
 Nothing is bound, connected to or changed.
 """
 
@@ -27,13 +27,19 @@ _PLAIN = re.compile(r"[a-z0-9_.+\-]*(?:@[a-z0-9.\-]+)?")  # what nearly all keys
 _SHOWN = 20  # of a long list
 
 
-def check(config: Config) -> tuple[str, ...]:
-    """All that can be told before a start. Returns notes, one line each; raises ConfigError."""
+def check(config: Config, *, stores: bool = True) -> tuple[str, ...]:
+    """All that can be told before a start. Returns notes, one line each; raises ConfigError.
+
+    Args:
+        stores: a store that the user who serves may not use is an error; else a note, as a start does without it.
+    """
     if os.geteuid() == 0:  # who else checks need not be who starts
         check_run_as(config)
     if config.run_as is not None and os.geteuid() not in (0, account(config.run_as).pw_uid):
         return notes_on(config)  # of the rest nobody can tell
     errors, notes = _stores(config)
+    if not stores:
+        errors, notes = [], errors + notes
     _refuse(config, [*_places(config), *_files(config), *errors])
     return *notes_on(config), *(f"{config.path}: {note}" for note in notes)
 

@@ -50,7 +50,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         config = load(options.config)
         if options.check:
-            notes = check(config) if options.check == "all" else notes_on(config)
+            notes = notes_on(config) if options.check == "file" else check(config, stores=options.check == "all")
             lost = say(sys.stdout, [*(f"note: {note}" for note in notes), _summary(config)])
             return 0 if lost is None else say_lost("lmtp-proxy", lost)
         return _run(config, daemonise=options.daemonize)
@@ -83,8 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         nargs="?",
         const="all",
-        choices=("all", "file"),
-        help="validate the configuration and what a start needs, and exit; file: what a reload reads, alone",
+        choices=("all", "start", "file"),
+        help="validate the configuration and what mail needs, and exit; start: and what a start needs; "
+        "file: it alone, as a reload reads it",
     )
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
     parser.formatter_class = argparse.HelpFormatter

@@ -163,6 +163,23 @@ def test_what_systemd_asks_before_a_reload_is_the_file_alone(place: Place, direc
     assert place.errors()[-1:] != [] and command(*words).returncode == 1
 
 
+@root
+def test_an_upgrade_restarts_also_where_one_store_may_not_be_used(place: Place, directory: Path) -> None:
+    """The one that runs may not either, and would take no reload from then on. Without its files no start works."""
+    script = (ROOT / "debian/lmtp-proxy.postinst").read_text()
+    [arguments] = re.findall(r"(?m)^ +if lmtp-proxy (.*) >/dev/null; then$", script)
+    words = arguments.replace('"$CONFIG"', str(place.path)).split()
+    os.chmod(place.store, 0o600)
+    place.config["config"]["run_as"] = "nobody"
+    [error] = place.errors()
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "") and f"note: {place.path}: {error}" in done.stdout.splitlines()
+    place.config["config"]["receipts"] = str(directory / "missing/r.db")
+    assert len(place.errors()) == 2
+    done = command(*words)
+    assert done.returncode == 1 and "config.receipts: nobody cannot write in" in done.stderr
+
+
 def test_a_store_that_is_not_there_now_is_a_note(place: Place) -> None:
     """It may come back; what is not right in the file is an error, what is not so now is none."""
     place.config["backends"]["new"] = {"socket": "/nonexistent/lmtp"}
