@@ -8,6 +8,8 @@ import random
 import re
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from lmtp_proxy.ctl.move import move as move_users
 from tests.faults.conftest import Move
 from tests.faults.test_ctl import DRAINED, in_flight, pieces, run
 from tests.support.backend import FakeBackend
-from tests.support.ctl import Answer, FakeControl, Run, controlled, ctl, end_ctl, http, start_ctl
+from tests.support.ctl import PROGRAM, Answer, FakeControl, Run, controlled, ctl, end_ctl, http, start_ctl
 from tests.support.patience import SOON
 from tests.support.proxy import BOTH_MODES
 from tests.support.script import Await, Close, Pause, Script, say
@@ -406,6 +408,15 @@ def test_an_unusable_list_changes_nothing(move: Move, tmp_path: Path, content: b
     if content is not None:
         (tmp_path / "list").write_bytes(content)
     assert message in refused(move, "--file", str(tmp_path / "list"), "new", status=64 if content else 1).error
+
+
+def test_a_list_from_a_standard_input_that_is_closed(move: Move) -> None:
+    """As a service or a script may have it."""
+    before = text_of(move)
+    words = [sys.executable, str(PROGRAM), "-c", move.proxy.config_path, "move", "--file", "-", "reject"]
+    done = subprocess.run(["/bin/sh", "-c", '"$@" <&-', "sh", *words], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == "lmtp-proxyctl: stdin: is closed; nothing was changed\n" and text_of(move) == before
 
 
 # --- who is on no line -----------------------------------------------------------------------------------------------
