@@ -218,7 +218,9 @@ class Transaction:
             groups, _ = self._park_held(*by_pool(self.new), self._refused)
         if turned_away:
             self._new_shares = [turned_away.get(number, each.pool) for number, each in enumerate(self.new)]
-        return by_pool([each for number, each in enumerate(self.new) if number not in turned_away])
+        groups, without = by_pool([each for number, each in enumerate(self.new) if number not in turned_away])
+        self._entered = [*chain.from_iterable(groups.values())]  # as they are routed now
+        return groups, without
 
     def _give_places_back(self) -> None:
         """Of backends, before a wait that is not for them: who is waited for may wait for these."""

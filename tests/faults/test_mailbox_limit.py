@@ -376,6 +376,39 @@ def test_who_is_held_back_and_who_is_refused_is_counted() -> None:
             lock.open.set()
 
 
+@pytest.mark.parametrize("changed", [{}, {"idle_timeout": 7}], ids=["nothing", "its backend"])
+def test_who_waited_while_something_was_reloaded_has_a_place_like_others(changed: dict[str, object]) -> None:
+    """Behind the mailbox a place at another store is waited for, so that alice's store is asked before."""
+    lock = Lock()
+    script = replace(lock.script, rcpt_by={"alice+no@a": say("550 5.1.1 no")})
+    with FakeBackend(script) as store, FakeBackend() as other:
+        config = config_of({"a": store, "b": other}, {"alice@a": "a", "@b": "b"})
+        config["backends"]["a"] = {**config["backends"]["a"], "max_per_user": 1}  # type: ignore[dict-item]
+        config["backends"]["b"] = {**config["backends"]["b"], "max_connections": 1}  # type: ignore[dict-item]
+        with (
+            ProxyProcess(config, workers=1) as proxy,
+            locked(proxy, store, 1) as clients,
+            proxy.client() as taker,
+            proxy.client() as waits,
+        ):
+            assert taker.envelope("s@x", ["t@b"]).data is not None
+            sent(waits, "alice+no@a", "v@b")
+            assert replies(waits, 1) == [250]
+            assert waits.silent(0.2)
+            proxy.config["backends"]["a"].update(changed)  # type: ignore[attr-defined]
+            proxy.reload()
+            lock.open.set()
+            assert replies(clients[0], 1) == [250]
+            assert replies(waits, 1) == [550]
+            taker.send(DOT)
+            assert replies(taker, 1) == [250]
+            assert replies(waits, 2) == [250, 354]
+            waits.send(DOT)
+            assert replies(waits, 1) == [250]
+            for _ in range(2):
+                assert codes(timed(proxy, "alice@a")[0]) == [250]
+
+
 # --- as Dovecot 2.4 has it --------------------------------------------------------------------------------------------
 
 
