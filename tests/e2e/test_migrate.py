@@ -137,7 +137,7 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
     patient_stack: Stack, perdition: Perdition
 ) -> None:
     stack = patient_stack
-    users = stack.users(49)
+    users = stack.users(50)
     failing = users[6::7]
     rng = random.Random(6)
     with stand_for(stack, perdition, users, "cyrus-to-dovecot.yml") as stand:
