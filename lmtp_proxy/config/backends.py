@@ -7,15 +7,21 @@ It opens no connection and looks no name up.
 
 import os
 import stat
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.types import Section
-from lmtp_proxy.config.values import RESERVED, Address, Backend, TcpAddress, Timeouts, UnixAddress, is_own_listener
+from lmtp_proxy.config.values import (
+    RESERVED,
+    TIMEOUTS_OF_ONE,
+    Address,
+    Backend,
+    TcpAddress,
+    Timeouts,
+    UnixAddress,
+    is_own_listener,
+)
 
-TIMEOUTS = tuple(field.name for field in fields(Timeouts))
-_PROXY_TIMEOUTS = ("client_idle", "message", "shutdown")  # not a matter of any one backend
-TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS)
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),
     *("max_connections", "max_per_user", "idle_timeout", "max_messages", "recipients_per_transaction"),

@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any, TypedDict
 
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.config.values import NAMES_IN_THE_FILE, Config
 from lmtp_proxy.routing.static_table import StaticTable, changes
 from lmtp_proxy.text import count, shown
 
 _NAMED = 3  # of those whom a reload would remove
 _SHOWN = 20  # users of one group; the count is exact
 _SECTIONS = frozenset({"path", "backends", "users"})
-_IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as the attribute is
 
 
 class UserChanges(TypedDict):
@@ -125,7 +124,7 @@ def difference(old: Config, new: Config, users: UserChanges) -> dict[str, Any]:
     answer: dict[str, Any] = {**users, "backends": _backends(old, new)}
     names = [item.name for item in dataclasses.fields(Config) if item.compare and item.name not in _SECTIONS]
     changed = [name for name in names if getattr(old, name) != getattr(new, name)]
-    answer["config"] = [f"config.{_IN_THE_FILE.get(name, name)}" for name in changed]
+    answer["config"] = [f"config.{NAMES_IN_THE_FILE.get(name, name)}" for name in changed]
     removed = too_many_removed(old, users)
     answer["notes"] = [*new.notes, *([removed] if removed else [])]
     return answer

@@ -18,6 +18,8 @@ from lmtp_proxy.config.users import Doubt, FlatUsers, undefined
 from lmtp_proxy.config.users_files import digest_of
 from lmtp_proxy.config.values import (
     RESERVED,
+    TIMEOUTS,
+    TIMEOUTS_OF_ONE,
     Address,
     Backend,
     Config,
@@ -175,10 +177,10 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
-    "config.timeouts": config_backends.TIMEOUTS,
+    "config.timeouts": TIMEOUTS,
     "config.log": ("syslog", "facility", "level", "format"),
     "backends.*": config_backends.KEYS,
-    "backends.*.timeouts": config_backends.TIMEOUTS_OF_ONE,
+    "backends.*.timeouts": TIMEOUTS_OF_ONE,
 }
 
 

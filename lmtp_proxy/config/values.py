@@ -9,7 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lmtp_proxy.routing.keys import KeyRules
@@ -46,6 +46,8 @@ class ConfigError(Exception):
 
 
 RESERVED = frozenset({"reject", "hold"})  # what a user can have in place of a backend
+
+NAMES_IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not called as the attribute is
 
 LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
@@ -103,6 +105,12 @@ class Timeouts:
     client_idle: float = 300.0
     message: float = 3600.0
     shutdown: float = 30.0
+
+
+TIMEOUTS = tuple(field.name for field in fields(Timeouts))
+_PROXY_TIMEOUTS = ("client_idle", "message", "shutdown")  # not a matter of any one backend
+TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS)
+"""Those that a backend may have of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.clients.session import SessionState
-from lmtp_proxy.config.values import Backend, Config, TcpAddress, UnixAddress
+from lmtp_proxy.config.values import (
+    NAMES_IN_THE_FILE,
+    TIMEOUTS_OF_ONE,
+    Backend,
+    Config,
+    TcpAddress,
+    UnixAddress,
+)
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.control.request import HttpProblem, Request, bad, slices
 from lmtp_proxy.counts import counters_of
@@ -97,10 +104,6 @@ def backend_json(pool: BackendPool, users: int) -> Json:
 
 _UNSHOWN = frozenset({"path", "digest", "files", "modified", "notes", "users", "users_per_backend"})
 """Of a configuration: what is no key, or too much to look at."""
-_KEYS = {"ignore_domain": "ignoreDomain"}
-"""Those whose name in the file is another one."""
-_OF_ONE = frozenset({"connect", "greeting", "command", "data_write", "final_reply"})
-"""The timeouts that a backend may have of its own."""
 
 
 def config_json(config: Config) -> Json:
@@ -109,7 +112,7 @@ def config_json(config: Config) -> Json:
     if len(config.socket) == 1:  # as it is written mostly
         [shown["socket"]] = shown["socket"]
     backends = shown.pop("backends")
-    return {"config": {_KEYS.get(name, name): value for name, value in shown.items()}, "backends": backends}
+    return {"config": {NAMES_IN_THE_FILE.get(name, name): value for name, value in shown.items()}, "backends": backends}
 
 
 def _names(values: "DataclassInstance") -> list[str]:
@@ -132,7 +135,7 @@ def _value_json(name: str, value: Any) -> Any:
     inner = {key: _value_json(key, getattr(value, key)) for key in _names(value)}  # type: ignore[arg-type]
     if isinstance(value, Backend):  # whose name is the key before
         del inner["name"]
-        inner["timeouts"] = {key: each for key, each in inner["timeouts"].items() if key in _OF_ONE}
+        inner["timeouts"] = {key: each for key, each in inner["timeouts"].items() if key in TIMEOUTS_OF_ONE}
         address = inner.pop("address")
         where = {"host": address[0], "port": address[1]} if isinstance(address, list) else {"socket": address}
         return {**where, **inner}
