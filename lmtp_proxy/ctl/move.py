@@ -32,6 +32,9 @@ _PREFLIGHT = 600.0  # for one batch; the backend's own timeouts end it before
 _BATCH = 1000  # recipients of one preflight
 _SHOWN = 20  # refused users that are named
 
+NO_ROOM = (452, 552)
+"""Replies to RCPT by which a store knows the user, whose mailbox may be full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -332,7 +335,7 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
         answer = _ask(client, order.backend, recipients, partial(_tick, progress, doing))
         for user, reply in _replies(client, answer, batch, recipients):
             code, said = reply.integer("code"), f"it said {reply.text('reply')}"
-            if code in (452, 552):
+            if code in NO_ROOM:
                 full.append(f"{safe(user)}: no room on {order.backend}? {said}")
             elif code // 100 == 5:
                 missing.append(f"{safe(user)}: account missing on {order.backend}? {said}")

@@ -10,11 +10,11 @@ from functools import partial
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient
 from lmtp_proxy.ctl.drain import DONE, REFUSED, Failed, Outcome, Progress
+from lmtp_proxy.ctl.move import NO_ROOM
 from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.text import count, span
 
 _LONGEST = 600.0  # seconds for one store; its own timeouts end it before
-_FULL = (452, 552)  # of a mailbox or a store without room, which knows the user
 
 
 def probe(client: ControlClient, backends: Sequence[str], users: Sequence[str], progress: Progress) -> Outcome:
@@ -47,7 +47,7 @@ def _tick(progress: Progress, name: str, _waited: float) -> None:
 
 def _taken(reply: Answer) -> bool:
     code = reply.integer("code")
-    return code // 100 == 2 or code in _FULL
+    return code // 100 == 2 or code in NO_ROOM
 
 
 def _store(answer: Answer) -> list[str]:

@@ -18,7 +18,7 @@ from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, 
 from lmtp_proxy.ctl.drain import DONE, UNCERTAIN, UNPROVEN, Failed, Progress
 from lmtp_proxy.ctl.migrate.hooks import Cancel
 from lmtp_proxy.ctl.migrate.turns import Turns
-from lmtp_proxy.ctl.move import Order, move
+from lmtp_proxy.ctl.move import NO_ROOM, Order, move
 from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.text import count, span
 
@@ -186,7 +186,7 @@ class Proxy:
                 raise ProxyError(f"{show.place(answer)} does not take mail: {refused}")
             [reply] = answer.objects("replies")
             code, said = reply.integer("code"), f"{backend} said {reply.text('reply')}"
-        if code in (452, 552):  # it is full, perhaps: no reason for `move` either
+        if code in NO_ROOM:  # it is full, perhaps: no reason for `move` either
             return f"{said}: is there room?"
         if code // 100 != 2:
             raise ProxyError(f"{said}: is the account missing there?" if code // 100 == 5 else said)
