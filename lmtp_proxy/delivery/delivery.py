@@ -487,8 +487,9 @@ class Delivery:
                 accounts.replies = [*accounts.replies, *replies] if accounts.replies else replies
                 self.pool.counts.sent += len(replies)
             else:
+                known = accounts.replies = [*accounts.replies]  # one that is odd ends it, and those before it stand
                 for reply in replies:
-                    accounts.replies = [*accounts.replies, judge(_TO_DOT, reply)]
+                    known.append(judge(_TO_DOT, reply))
                     self.pool.counts.count((reply,))
         if session.stream is not None and session.stream.full:
             return session.deadline.wait_on("write: timed out")
