@@ -57,7 +57,8 @@ class BackendPool:
     Attributes:
         backend: which; its `max_connections` are those of this process.
         hostname: what we call ourselves in LHLO.
-        counts, mailboxes: may be those of an earlier pool.
+        counts, mailboxes: may be those of an earlier pool; whoever makes a pool configures the mailboxes, whose limit
+            has to do with those of all processes.
         down: the last attempt to open a session failed, and nothing has gone well since.
         trouble: why, escaped.
         most_recipients: in one transaction: the least of what is configured, what the last session said, and what
@@ -74,7 +75,6 @@ class BackendPool:
         self.hostname = hostname
         self.counts = counts or Counts()
         self.mailboxes = mailboxes or Mailboxes(backend.name)
-        self.mailboxes.configure(backend.max_per_user)
         self.down = False
         self.trouble = ""
         self.name = f"{backend.name}[{backend.address}]"

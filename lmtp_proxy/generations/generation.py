@@ -83,7 +83,7 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], s
         else:
             mailboxes = old.mailboxes if old and old.backend.address == backend.address else None
             made = BackendPool(backend, config.hostname, old.counts if old else None, mailboxes)
-        made.mailboxes.configure(backend.max_per_user, config.backends[name].max_per_user)
+        made.mailboxes.configure(backend.max_per_user, whole=config.backends[name].max_per_user)
         return made
 
     config.users.open()
