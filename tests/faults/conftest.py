@@ -30,6 +30,15 @@ class Move:
     new: FakeBackend
     proxy: ProxyProcess
 
+    def delivered(self, user: str) -> str:
+        """The store that a mail for `user` reaches now."""
+        before = [len(store.transactions()) for store in (self.old, self.new)]
+        with self.proxy.client() as client:
+            assert client.deliver("after@x", [user]).verdict(0).positive
+            client.quit()
+        after = [len(store.transactions()) for store in (self.old, self.new)]
+        return {(1, 0): "old", (0, 1): "new"}[after[0] - before[0], after[1] - before[1]]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def processes(request: pytest.FixtureRequest) -> Iterator[None]:

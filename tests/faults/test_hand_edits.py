@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.conftest import Move
 from tests.faults.test_ctl import run
-from tests.faults.test_move import ALICE, BOB, USERS, delivered, flat, text_of
+from tests.faults.test_move import ALICE, BOB, USERS, flat, text_of
 from tests.support.backend import FakeBackend
 from tests.support.control import ControlConnection
 from tests.support.ctl import controlled, end_ctl, start_ctl
@@ -42,7 +42,7 @@ def test_an_edit_that_moves_others_is_named_and_nothing_changes(move: Move) -> N
         assert f"1 user moved from new to reject: {BOB}" in flat(ended.err)
         assert "edited by somebody else" in ended.error and "nothing was changed; reload first, or" in ended.error
         assert text_of(move) == text
-    assert delivered(move, ALICE) == "old" and delivered(move, BOB) == "new"
+    assert move.delivered(ALICE) == "old" and move.delivered(BOB) == "new"
     document = run(move, "--json", "move", ALICE, "new").document
     assert document["also"] == [f"1 user moved from new to reject: {BOB}"] and document["status"] == 1
 
@@ -54,7 +54,7 @@ def test_also_puts_it_in_force_and_says_so(move: Move) -> None:
     assert ended.status == 0
     named = f"warning: also in force now, by an edit of somebody else: 1 user moved from new to old: {BOB}"
     assert named in flat(ended.err)
-    assert delivered(move, BOB) == "old" and delivered(move, ALICE) == "new"
+    assert move.delivered(BOB) == "old" and move.delivered(ALICE) == "new"
     assert run(move, "move", ALICE, "old").err == "", "and it is the configuration in force now"
 
 
@@ -64,14 +64,14 @@ def test_an_edit_of_the_very_users_is_nobody_elses(move: Move) -> None:
     edit(move, f'"{ALICE}": old', f'"{ALICE}": new')
     ended = run(move, "move", ALICE, "new")
     assert (ended.status, ended.err) == (0, "") and "was on new already" in ended.out
-    assert delivered(move, ALICE) == "new"
+    assert move.delivered(ALICE) == "new"
     edit(move, f'"{CAROL}": old', f'"{CAROL}": new')
     ended = run(move, "move", ALICE, CAROL, "old")
     assert (ended.status, ended.err) == (0, "")
     edit(move, f'"{CAROL}": old', f'"{CAROL}": new')
     ended = run(move, "move", ALICE, "old")
     assert ended.status == 1 and CAROL in ended.err, "also where nothing is to be edited"
-    assert delivered(move, CAROL) == "old"
+    assert move.delivered(CAROL) == "old"
 
 
 @BOTH_MODES
@@ -106,7 +106,7 @@ def test_an_edit_that_is_made_while_the_first_is_named(move: Move) -> None:
     edit(move, f'"{CAROL}": old', f'"{CAROL}": new')
     ended = end_ctl(process, began)
     assert ended.status == 0, ended
-    assert BOB in ended.err and (CAROL in ended.err or delivered(move, CAROL) == "old")
+    assert BOB in ended.err and (CAROL in ended.err or move.delivered(CAROL) == "old")
 
 
 @pytest.mark.parametrize(

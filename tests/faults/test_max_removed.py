@@ -39,14 +39,6 @@ def cut(move: Move, lines: int, text: str | None = None) -> str:
     return text
 
 
-def delivered(move: Move, user: str) -> str:
-    before = len(move.new.transactions())
-    with move.proxy.client() as client:
-        assert client.deliver("s@x", [user]).verdict(0).positive
-        client.quit()
-    return "new" if len(move.new.transactions()) > before else "old"
-
-
 @BOTH_MODES
 def test_a_reload_of_a_cut_file_is_refused_whoever_asks_and_force_is_the_way(move: Move) -> None:
     whole = Path(move.proxy.config_path).read_text()
@@ -57,13 +49,13 @@ def test_a_reload_of_a_cut_file_is_refused_whoever_asks_and_force_is_the_way(mov
     assert why in move.proxy.log() and "config.max_removed allows (10%, which is 20)" in move.proxy.log()
     refused = run(move, "reload")
     assert refused.status == 1 and why in " ".join(refused.err.split()) and "--force" in refused.err
-    assert delivered(move, LAST) == "new", "not to the fallback's store"
+    assert move.delivered(LAST) == "new", "not to the fallback's store"
     checked = run(move, "--json", "check").document
     assert checked["errors"] == [] and why in checked["notes"][0]
 
     forced = run(move, "reload", "--force")
     assert forced.status == 0 and "21 removed" in " ".join(forced.out.split()), forced
-    assert delivered(move, LAST) == "old"
+    assert move.delivered(LAST) == "old"
     cut(move, 180, whole)
     assert run(move, "reload").status == 1, "force is for one reload"
 
@@ -94,11 +86,11 @@ def test_a_move_that_meets_it_ends_with_1_and_is_undone(move: Move) -> None:
     said = " ".join(moved.err.split())
     assert "would remove 60 of 200 users" in said and "was put back as it was, so nothing was changed" in said
     assert Path(move.proxy.config_path).read_text() == text
-    assert delivered(move, "user000@example.org") == delivered(move, LAST) == "new"
+    assert move.delivered("user000@example.org") == move.delivered(LAST) == "new"
 
 
 def test_a_start_has_nothing_to_compare_with(move: Move) -> None:
     cut(move, 60)
     assert move.proxy.stop() == 0
     move.proxy.start()
-    assert delivered(move, LAST) == "old" and delivered(move, "user000@example.org") == "new"
+    assert move.delivered(LAST) == "old" and move.delivered("user000@example.org") == "new"

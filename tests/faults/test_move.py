@@ -57,16 +57,6 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def delivered(move: Move, user: str) -> str:
-    """The store that a mail for `user` reaches now."""
-    before = [len(store.transactions()) for store in (move.old, move.new)]
-    with move.proxy.client() as client:
-        assert client.deliver("after@x", [user]).verdict(0).positive
-        client.quit()
-    after = [len(store.transactions()) for store in (move.old, move.new)]
-    return {(1, 0): "old", (0, 1): "new"}[after[0] - before[0], after[1] - before[1]]
-
-
 # --- it moves --------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +68,7 @@ def test_one_user(move: Move) -> None:
     ), ended
     assert (ended.status, ended.err) == (0, "")
     assert text_of(move) == before.replace(f'"{ALICE}": old', f'"{ALICE}": new') != before
-    assert delivered(move, ALICE) == "new" and delivered(move, "carol@example.org") == "old"
+    assert move.delivered(ALICE) == "new" and move.delivered("carol@example.org") == "old"
     asked = [seen for seen in move.new.transactions() if not seen.dotted]
     assert [recipient.path for seen in asked for recipient in seen.recipients] == [ALICE], "the preflight"
 
@@ -103,7 +93,7 @@ def test_a_user_who_stands_elsewhere_is_refused(move: Move, users: str, line: in
     assert ended.status == 1 and "nothing was changed" in ended.error, ended
     assert f"{move.proxy.config_path}:{number}: users.{ALICE} {why}" in flat(ended.err)
     assert text_of(move) == text and os.stat(move.proxy.config_path).st_ino == before.st_ino
-    assert delivered(move, ALICE) == "old"
+    assert move.delivered(ALICE) == "old"
 
 
 def test_in_a_file_that_a_script_dumped_exactly_the_named_users_change(move: Move) -> None:
@@ -119,7 +109,7 @@ def test_in_a_file_that_a_script_dumped_exactly_the_named_users_change(move: Mov
     assert ended.status == 0, ended
     after = text.replace("dave: *c", "dave: new").replace(f"{ALICE}: old", f"{ALICE}: new")
     assert text_of(move) == after != text
-    assert delivered(move, ALICE) == delivered(move, "dave") == "new" and delivered(move, "erin") == "old"
+    assert move.delivered(ALICE) == move.delivered("dave") == "new" and move.delivered("erin") == "old"
 
 
 def test_the_whole_command_is_fast(move: Move) -> None:
@@ -201,7 +191,7 @@ def test_the_move_waits_for_the_dot_and_says_so(move: Move) -> None:
     assert flat(ended.err).startswith(
         f"waiting for 1 delivery to old[{move.old.path}]: {ALICE} from <slow@x>, dot sent"
     )
-    assert delivered(move, ALICE) == "new"
+    assert move.delivered(ALICE) == "new"
     assert all(seen.dot_at is None or seen.dot_at < end for seen in move.old.transactions())
 
 
@@ -713,7 +703,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
                 else:
                     assert ended.status == 0, ended
                 proxy.start()
-                assert delivered(move, ALICE) == backend_of(ALICE, text)
+                assert move.delivered(ALICE) == backend_of(ALICE, text)
         finally:
             proxy.close()
     print(f"seed {seed}, statuses {statuses}")

@@ -47,14 +47,6 @@ def check(move: Move) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def delivered(move: Move, user: str) -> str:
-    before = len(move.new.transactions())
-    with move.proxy.client() as client:
-        assert client.deliver("s@x", [user]).verdict(0).positive
-        client.quit()
-    return "new" if len(move.new.transactions()) > before else "old"
-
-
 @BOTH_MODES
 def test_move_writes_the_file_that_has_the_user_and_new_ones_go_to_its_own(move: Move) -> None:
     tool, main = file(move, "tools.d/10-ldap.yml"), Path(move.proxy.config_path)
@@ -68,12 +60,12 @@ def test_move_writes_the_file_that_has_the_user_and_new_ones_go_to_its_own(move:
     )
     assert file(move, "moved.users").read_text() == "dave@example.org: new\n"
     assert main.read_bytes() == before
-    assert [delivered(move, user) for user in (ALICE, "dave@example.org", BOB, CAROL)] == ["new", "new", "new", "old"]
+    assert [move.delivered(user) for user in (ALICE, "dave@example.org", BOB, CAROL)] == ["new", "new", "new", "old"]
     assert run(move, "move", CAROL, "new").status == 0
-    assert main.read_bytes() != before and delivered(move, CAROL) == "new"
+    assert main.read_bytes() != before and move.delivered(CAROL) == "new"
     assert move.proxy.stop() == 0
     move.proxy.start()
-    assert delivered(move, ALICE) == "new"
+    assert move.delivered(ALICE) == "new"
 
 
 @BOTH_MODES
@@ -92,7 +84,7 @@ def test_what_is_shown_names_the_file(move: Move) -> None:
     assert "differs" in said(run(move, "status"))
     assert "1 user moved from old to new: alice@example.org" in said(run(move, "check"))
     assert "1 moved" in move.proxy.signal_reload()
-    assert "differs" not in said(run(move, "status")) and delivered(move, ALICE) == "new"
+    assert "differs" not in said(run(move, "status")) and move.delivered(ALICE) == "new"
 
 
 @BOTH_MODES
@@ -116,7 +108,7 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_named(move: Move, name: str
     for ended in (run(move, "reload"), run(move, "move", "--no-preflight", CAROL, "new"), run(move, "check")):
         assert ended.status == 1 and why in said(ended)
     assert (path.read_text() if path.exists() else None) == text
-    assert delivered(move, ALICE) == delivered(move, CAROL) == "old"
+    assert move.delivered(ALICE) == move.delivered(CAROL) == "old"
 
 
 def test_a_half_written_file_is_refused_by_its_name(move: Move) -> None:
@@ -130,7 +122,7 @@ def test_a_half_written_file_is_refused_by_its_name(move: Move) -> None:
     path.write_text(lines[: lines.index("user9@")])
     assert "stays active" in move.proxy.signal_reload()
     assert f"{path}: users: would remove 31 of 42 users" in move.proxy.log()
-    assert delivered(move, "user39@example.org") == "new"
+    assert move.delivered("user39@example.org") == "new"
 
 
 def test_check_reads_all(move: Move) -> None:
@@ -176,4 +168,4 @@ def test_large_files_are_loaded_aside(move: Move) -> None:
     )
     ended = run(move, "move", "more00007@example.org", "old")
     assert ended.status == 0 and re.search(r"new -> old, generation 3", said(ended))
-    assert delivered(move, "more00007@example.org") == "old"
+    assert move.delivered("more00007@example.org") == "old"
