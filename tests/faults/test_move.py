@@ -692,6 +692,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_file_that_is_the_truth() -> None:
                 proxy.wait()
                 text = text_of(move)
                 statuses[ended.status] = statuses.get(ended.status, 0) + 1
+                # A move takes longer than before where others use the machine now: too early, then later; and back.
+                whole *= {1: 1.2, 3: 1.0}.get(ended.status, 1 / 1.2)
                 assert text in (before, after), (seed, text)
                 assert (text == after) == (ended.status in (0, 2, 3)), (seed, ended)
                 if ended.status == 3:

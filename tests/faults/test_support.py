@@ -143,6 +143,18 @@ def test_who_heard_no_is_not_asked_on_a_second_session(answer: str) -> None:
                 check_earned(Outcome("s", ["a", "b"], good, rcpts, good, [good, good]), [backend, backend])
 
 
+def test_who_is_turned_away_by_the_proxy_is_not_asked_for() -> None:
+    good = Reply(250, (b"2.0.0 ok",))
+    busy = Reply(451, (b"4.2.1 Too many deliveries to this mailbox at a time, try again later",))
+    with FakeBackend() as backend, connect(backend) as client:
+        client.deliver("s", ["b"])
+        turned_away = Outcome("s", ["a", "b"], good, [busy, good], good, [None, good])
+        check_earned(turned_away, [backend, backend])
+        client.deliver("t", ["a", "b"])
+        with pytest.raises(AssertionError):  # but was
+            check_earned(Outcome("t", ["a", "b"], good, [busy, good], good, [None, good]), [backend, backend])
+
+
 def test_yaml_of_nested_values() -> None:
     text = yaml_of({"config": {"socket": ["::1", 24], "n": 0.5}, "users": {}, "b": {"no": {"x": True, "p": 'ä"'}}})
     assert text == 'config:\n  socket: ["::1", 24]\n  n: 0.5\nusers: {}\nb:\n  no:\n    x: true\n    p: "ä\\""\n'
