@@ -1,11 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Installs what the end-to-end tests need on Debian 12: Postfix, Cyrus, Dovecot, Perdition and mbsync side by side, and
-# aiosmtpd; Ansible, from PyPI;
-# Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
+# Installs what the end-to-end tests need on Debian 12 and 13: Postfix, Cyrus, Dovecot, Perdition and mbsync side by
+# side, and aiosmtpd; Ansible, from PyPI; Exim, Sendmail and OpenSMTPD, which deliver through the proxy, too;
 # HAProxy, beside which the bench measures; a terminal and a browser, in which tests look at what is shown; Debian's own
 # versions of the Python packages for the test run with the system's Python; and what tests/packaging builds the Debian
-# package with, and a small Debian that it boots.
+# package with, and a small Debian of the same release that it boots.
 #
 #   sudo tests/e2e/install.sh
 #
@@ -22,13 +21,18 @@ SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy 
 SHOWN="tmux chromium fonts-dejavu-core"
 # Unpacked, and what they are linked with or made ready by.
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
-FOR_MTAS="libdb5.3 libevent-2.1-7 libgnutls-dane0 libidn12 libldap-2.5-0 libnsl2 libpcre2-8-0 libwrap0 m4 util-linux"
+FOR_MTAS="libidn12 libnsl2 libpcre2-8-0 libwrap0 m4 util-linux"
+RELEASE=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+case $RELEASE in
+    bookworm) FOR_MTAS="$FOR_MTAS libdb5.3 libevent-2.1-7 libgnutls-dane0 libldap-2.5-0" ;;
+    *) FOR_MTAS="$FOR_MTAS libdb5.3t64 libevent-2.1-7t64 libgnutls-dane0t64 libldap2" ;;
+esac
 PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-venv python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
 PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db debootstrap systemd-container"
 # From PyPI, in an environment of its own.
 ANSIBLE="ansible-core==2.19.*"
 # A root of its own, with what the package needs, that tests/packaging boots.
-BOOTED="systemd,systemd-sysv,dbus,adduser,procps,python3,python3-daemon,python3-gevent,python3-idna,python3-prometheus-client,python3-setproctitle,python3-yaml"
+BOOTED="systemd systemd-sysv dbus adduser procps python3 python3-daemon python3-gevent python3-idna python3-prometheus-client python3-setproctitle python3-yaml"
 
 die() {
     echo "tests/e2e/install.sh: $*" >&2
@@ -53,7 +57,7 @@ imapd_is_unpacked() {
 
 # A new list of them is unpacked anew; new versions are not looked for, as they need not fit anything here.
 mtas_are_unpacked() {
-    [ -x "$E2E_STATE/mtas/usr/sbin/exim4" ] && [ "$(cat "$E2E_STATE/mtas.packages" 2>/dev/null)" = "$MTAS" ]
+    [ -x "$E2E_STATE/mtas/usr/sbin/exim4" ] && [ "$(cat "$E2E_STATE/mtas.packages" 2>/dev/null)" = "$RELEASE $MTAS" ]
 }
 
 ansible_is_there() {
@@ -62,7 +66,7 @@ ansible_is_there() {
 
 # Made, or known to be impossible here: a machine without the right to mount or to make devices.
 root_is_made() {
-    [ "$(cat "$E2E_STATE/booted.packages" 2>/dev/null)" = "$BOOTED" ]
+    [ "$(cat "$E2E_STATE/booted.packages" 2>/dev/null)" = "$RELEASE $BOOTED" ]
 }
 
 everything_is_there() {
@@ -137,7 +141,7 @@ unpack_mtas() {
     for package in "$work"/*.deb; do
         dpkg -x "$package" "$E2E_STATE/mtas"
     done
-    echo "$MTAS" >"$E2E_STATE/mtas.packages"
+    echo "$RELEASE $MTAS" >"$E2E_STATE/mtas.packages"
     rm -rf "$work"
 }
 
@@ -148,19 +152,17 @@ install_ansible() {
     echo "$ANSIBLE" >"$E2E_STATE/ansible.packages"
 }
 
-# From where this machine has its own packages. Where it cannot be made the tests that boot it are skipped, and say so.
+# Where it cannot be made the tests that boot it are skipped, and say so.
 make_root() {
-    rm -rf "$E2E_STATE"/booted "$E2E_STATE"/booted.*
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
-    if ! debootstrap --variant=minbase --include="$BOOTED" bookworm "$E2E_STATE/booted" \
-        "${mirror:-http://deb.debian.org/debian}"; then
-        echo "tests/e2e/install.sh: debootstrap failed: the tests that boot a Debian will be skipped" >&2
-        tail -n 1 "$E2E_STATE/booted/debootstrap/debootstrap.log" >"$E2E_STATE/booted.cannot" 2>/dev/null ||
-            echo "debootstrap failed" >"$E2E_STATE/booted.cannot"
-        rm -rf "$E2E_STATE/booted"
+    rm -f "$E2E_STATE/booted.cannot"
+    # shellcheck disable=SC2086 # a list of words
+    if ! tests/trixie/root.sh make "$RELEASE" "$E2E_STATE/booted" $BOOTED 2>"$E2E_STATE/booted.said"; then
+        cat "$E2E_STATE/booted.said" >&2
+        echo "tests/e2e/install.sh: the tests that boot a Debian will be skipped" >&2
+        tail -n 1 "$E2E_STATE/booted.said" >"$E2E_STATE/booted.cannot"
     fi
-    rm -rf "$E2E_STATE"/booted/var/cache/apt/archives/*.deb
-    echo "$BOOTED" >"$E2E_STATE/booted.packages"
+    rm -f "$E2E_STATE/booted.said"
+    echo "$RELEASE $BOOTED" >"$E2E_STATE/booted.packages"
 }
 
 command -v apt-get >/dev/null 2>&1 && command -v dpkg-query >/dev/null 2>&1 ||
@@ -172,6 +174,7 @@ if everything_is_there; then
 fi
 
 [ "$(id -u)" = 0 ] || die "must be run as root: sudo tests/e2e/install.sh"
+cd "$(dirname "$(readlink -f "$0")")/../.."
 
 mkdir -p "$E2E_STATE"
 chmod 755 "$E2E_STATE"

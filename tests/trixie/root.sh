@@ -72,6 +72,8 @@ inside() {
         mkdir "$root.over/upper" "$root.over/work" "$root.over/root"
         mount -t overlay -o "lowerdir=$root,upperdir=$root.over/upper,workdir=$root.over/work" overlay "$root.over/root"
         root=$root.over/root
+    else
+        mount --bind "$root" "$root" # a mount point, as the root of who makes namespaces in there has to be
     fi
     mount -t proc proc "$root/proc"
     mount --rbind /sys "$root/sys"
