@@ -270,11 +270,13 @@ def _of_section(part: UsersPart, names: Set[str] | None, rules: KeyRules, seen: 
             section.note(user, _NO_WILDCARD)
         first = seen.setdefault(key, _First(part, user, node))
         if first.user == user and first.part is part:
-            # A name that no backend has may be anything, and not to be written as UTF-8.
-            if names is not None and node.text in names:
-                records.texts.append(f"{key}\t{node.text}".encode())
+            if names is not None:
+                # A name that no backend has may be anything, and not to be written as UTF-8. Who is on it is in the
+                # table all the same, so that SameKey is raised for them, too.
+                name = node.text if node.text in names else "reject"
+                records.texts.append(f"{key}\t{name}".encode())
                 records.lines.append(part.before + node.line)
-                records.counts[node.text] += 1
+                records.counts[name] += 1
         elif first.part is not part:
             where = f"stands in {first.part.name}, too, on line {first.node.line}"
             who = "" if first.user == user else f" as {shown(first.user)}"

@@ -138,6 +138,15 @@ def test_who_is_in_two_files_is_an_error_that_names_both(site: Site, plain: bool
     ]
 
 
+@pytest.mark.parametrize("name, plain", [("olt", True), ("", False), ("|\n  x", False)])
+def test_also_if_the_first_has_another_error(site: Site, name: str, plain: bool) -> None:
+    """Which the second is not to wait for: they would be found one by one."""
+    quote = "" if plain else "&x "
+    found = errors(site({"a": f"alice@x: {name}\n", "b": f"bob@x: {quote}old\nALICE@x: old\n"}, "[a, b]"))
+    assert [error.split(": ", 2)[:2] for error in found] == [["a:1", "alice@x"], ["b:2", "ALICE@x"]]
+    assert "ALICE@x: stands in a, too, on line 1 as alice@x: take one of the two out" in found[1]
+
+
 def test_every_error_names_its_file_and_line(site: Site) -> None:
     main = site(
         {
