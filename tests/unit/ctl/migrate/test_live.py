@@ -85,6 +85,9 @@ def test_whoever_calls_it_is_not_held_up_by_a_terminal_that_takes_nothing(tmp_pa
     watcher.ended(SUMMARY)
     assert time.monotonic() - began < 2 * SOON
     on_again.set()
+    assert watcher._thread is not None
+    watcher._thread.join(SOON)
+    assert not watcher._thread.is_alive(), "it would draw while another test takes rich away"
 
 
 def test_a_terminal_that_goes_away_takes_nothing_along() -> None:
