@@ -32,6 +32,7 @@ MAX_BODY = 4 * 2**20
 _SECONDS = 10.0  # for each of: waiting for a request, the whole request, the whole answer
 _LINGER = 1.0  # seconds in which a refused client may go on sending, so that it comes to read why
 _MAX_HEAD = 65536
+_BUFFER = 8192  # octets; Python 3.14 would take 128 KiB for each connection, and read beyond _MAX_HEAD at once
 _CHUNK_OVERHEAD = 2**20
 _DIGITS = re.compile("[0-9]{1,18}")
 
@@ -89,7 +90,7 @@ class _Octets(io.RawIOBase):
             raise _RequestRefused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s")
         self._sock.settimeout(remaining)
         try:
-            count = self._sock.recv_into(buffer)
+            count = self._sock.recv_into(buffer, min(len(buffer), self._left))
         except TimeoutError:
             raise _RequestRefused(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {_SECONDS:g} s") from None
         self._left -= count
@@ -111,7 +112,7 @@ class Handler(WSGIHandler):
         super().__init__(sock, address, server)
         self.rfile.close()  # pywsgi's own, which knows no deadline
         self._octets = _Octets(sock)
-        self.rfile = io.BufferedReader(self._octets)
+        self.rfile = io.BufferedReader(self._octets, _BUFFER)
 
     def handle(self) -> None:
         """Serve requests until the connection is to be closed."""
