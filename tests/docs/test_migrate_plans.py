@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The plans that are shipped are plans, and their scripts do no harm to a name of whatever kind.
 
-tests/e2e/test_migrate.py runs them in front of real servers.
+tests/e2e/test_migrate.py and test_migrate_releases.py run them in front of real servers.
 """
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import stat
@@ -24,6 +25,9 @@ from tests import ROOT
 PLANS = ROOT / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"
 SCRIPTS = ("mail-state", "mbsync-user", "perdition-map", "same-mail", "same-state")
+CONFIGURATIONS = (
+    "cyrus-to-dovecot-2.3.conf", "cyrus-to-dovecot-2.4.conf", "dovecot-to-dovecot-2.4.conf", "same-mail.conf",
+)  # fmt: skip
 NAMES = ("alice", "-n", "a b", 'a"b', "a'b", "$(touch pwned)", "a;touch pwned", "ü漢", "a\\tb", "a.*", "a&b", "*")
 
 
@@ -44,7 +48,21 @@ def test_a_plan_is_complete_and_names_scripts_that_are_there(path: Path) -> None
 
 def test_there_are_no_other_files() -> None:
     names = {path.name for path in PLANS.iterdir() if path.name != "__pycache__"}
-    assert names == {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "imapsync.yml", "mailboxes.py", *SCRIPTS}
+    plans = {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "dovecot-to-dovecot.yml", "imapsync.yml"}
+    assert names == plans | {*CONFIGURATIONS, "mailboxes.py", *SCRIPTS}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_is_of_a_plan_that_names_its_place(name: str) -> None:
+    """Its first line says where it goes, and whose it is."""
+    first, second, *_ = (PLANS / name).read_text("utf-8").splitlines()
+    place = re.match(r"# (/etc/[\w/.-]+\.conf)\b", first)
+    of = re.findall(r"\b[\w-]+\.yml\b", f"{first} {second}")
+    assert place is not None and of and "Mode 0600" in f"{first} {second}"
+    for plan in of:
+        text = (PLANS / plan).read_text("utf-8")
+        assert place[1] in text
+        assert any(place[1] in hook.arguments for hook in load_plan(str(PLANS / plan)).hooks.values())
 
 
 def values(plan: Plan, user: str) -> Mapping[str, str]:

@@ -5,11 +5,13 @@ The plan's own scripts are run, and find their files by the environment variable
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +21,13 @@ from tests import ROOT
 from tests.support.proxy import ProxyProcess
 
 from .conftest import Stack
+from .dovecot_conf import PLANS
 from .mail import message
 from .perdition import Perdition
 from .postfix import DOMAIN
-from .requirements import DOVEADM, program
-from .stores import PASSWORD, Store
+from .requirements import program
+from .stores import PASSWORD, Dovecot, Store
 
-PLANS = ROOT / "etc" / "migrate"
 OLD_MAIL = 3
 """Messages that each user has from the beginning, in each of two folders."""
 
@@ -40,20 +42,22 @@ class MigrateStand:
         perdition: Perdition,
         proxy: ProxyProcess,
         plan: str,
+        old: Store | None = None,
         new: Store | None = None,
     ) -> None:
         self.stack = stack
         self.proxy = proxy
         self.perdition = perdition
         self.directory = directory
-        self.old, self.new = stack.old, new or stack.new
+        self.old, self.new = old or stack.old, new or stack.new
         self.plan = directory / "plan.yml"
         self.journal = directory / "migrate.db"
         self.list = directory / "users"
         commands = directory / "bin"
         commands.mkdir()
+        dovecot = self.new if isinstance(self.new, Dovecot) else stack.new
         for name, command in {
-            "doveadm": f'exec {DOVEADM} "$@"',
+            "doveadm": f'exec {shlex.join(dovecot.doveadm())} "$@"',
             "postqueue": f'exec {program("postqueue")} -c {stack.postfix.directory}/etc "$@"',
         }.items():
             (commands / name).write_text(f"#!/bin/sh\n{command}\n", "ascii")
@@ -64,7 +68,7 @@ class MigrateStand:
             "LC_ALL": "C.UTF-8",
             "PERDITION_MAP": str(perdition.map_text),
             "PERDITION_PID": str(perdition.pid_file),
-            "DOVEADM_CONFIG": str(stack.new.migration_conf),
+            "DOVEADM_CONFIG": str(dovecot.migration_conf),
             "STATES": str(directory / "states"),
             "PASSWORDS": str(directory / "passwords"),
             "MBSYNC_SSL": "None",
@@ -72,7 +76,7 @@ class MigrateStand:
         text = (PLANS / plan).read_text("utf-8")
         for there, here in {
             "/usr/share/lmtp-proxy/migrate": str(PLANS),
-            "/etc/dovecot/migration.conf": str(stack.new.migration_conf),
+            "/etc/dovecot/migration.conf": str(dovecot.migration_conf),
             "/etc/lmtp-proxy/same-mail.conf": str(directory / "same-mail.conf"),
             "192.0.2.10:143": f"127.0.0.1:{self.old.imap_port}",
             "192.0.2.20:143": f"127.0.0.1:{self.new.imap_port}",
@@ -98,14 +102,14 @@ class MigrateStand:
 
     def _fill(self, user: str) -> None:
         with self.old.imap(user) as imap:
-            imap.create("INBOX.Sent")
-            for folder in ("INBOX", "INBOX.Sent"):
+            imap.create(f"{self.old.prefix}Sent")
+            for folder in ("INBOX", f"{self.old.prefix}Sent"):
                 for number in range(OLD_MAIL):
                     text = message(f"{folder}-{number}-{user}", [user]).content
                     imap.append(folder, r"(\Seen)" if number else "", "", text)
 
     def folders(self, store: Store, user: str) -> dict[str, Counter[str]]:
-        """The Message-IDs in each folder."""
+        """The Message-IDs in each folder, by its name without the store's prefix."""
         found = {}
         with store.imap(user) as imap:
             for line in imap.list()[1]:
@@ -113,7 +117,9 @@ class MigrateStand:
                 name = line.decode("ascii").rpartition(' "." ')[2].strip('"')
                 assert imap.select(name, readonly=True)[0] == "OK"
                 _, parts = imap.fetch("1:*", "(BODY.PEEK[HEADER.FIELDS (MESSAGE-ID)])")
-                found[name] = Counter(part[1].decode("ascii").strip() for part in parts if isinstance(part, tuple))
+                found[name.removeprefix(store.prefix)] = Counter(
+                    part[1].decode("ascii").strip() for part in parts if isinstance(part, tuple)
+                )
         return found
 
     def check_folders(self, users: Sequence[str]) -> None:
@@ -123,7 +129,7 @@ class MigrateStand:
         for user, old, new in found:
             assert old.keys() == new.keys(), user
             assert {name: +(old[name] - new[name]) for name in old if old[name] - new[name]} == {}, user
-            assert old["INBOX.Sent"] == new["INBOX.Sent"] and old["INBOX.Sent"].total() == OLD_MAIL
+            assert old["Sent"] == new["Sent"] and old["Sent"].total() == OLD_MAIL
 
     def server_of(self, user: str) -> str:
         """old, new or blocked, as Perdition's map has it."""
@@ -190,16 +196,17 @@ class MigrateStand:
 
 @contextmanager
 def credentials(stand: MigrateStand, users: Sequence[str]) -> Iterator[None]:
-    """What mbsync-user and same-mail log in with."""
-    passwords, config = stand.directory / "passwords", stand.directory / "same-mail.conf"
+    """What mbsync-user and same-mail log in with: the latter by the file that is shipped for it."""
+    passwords, path = stand.directory / "passwords", stand.directory / "same-mail.conf"
     passwords.write_text("".join(f"{user}:{PASSWORD}\n" for user in users), "ascii")
-    config.write_text(
-        "".join(
-            f"[{name}]\nserver = 127.0.0.1:{store.imap_port}\nadmin = cyrus\npassword = {PASSWORD}\ntls = no\n"
-            for name, store in (("old", stand.old), ("new", stand.new))
-        ),
-        "ascii",
-    )
-    for file in (passwords, config):
-        file.chmod(0o600)
+    config = ConfigParser(inline_comment_prefixes="#")
+    config.read(PLANS / path.name)
+    for name, store in (("old", stand.old), ("new", stand.new)):
+        settings = {"server": f"127.0.0.1:{store.imap_port}", "admin": store.admin, "password": PASSWORD, "tls": "no"}
+        assert config[name].keys() == settings.keys()
+        config[name].update(settings)
+    with open(path, "w", encoding="ascii") as file:
+        config.write(file)
+    for each in (passwords, path):
+        each.chmod(0o600)
     yield

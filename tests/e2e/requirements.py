@@ -14,6 +14,8 @@ CYRUS_BIN = Path("/usr/lib/cyrus/bin")
 POSTFIX_DAEMONS = Path("/usr/lib/postfix/sbin")
 DOVECOT = Path("/usr/sbin/dovecot")
 DOVEADM = Path("/usr/bin/doveadm")
+DOVECOT_LMTP = Path("/usr/lib/dovecot/lmtp")
+SASLPASSWD = "/usr/sbin/saslpasswd2"
 UNPACKED = Path(os.environ.get("LMTP_PROXY_E2E_STATE", "/var/lib/lmtp-proxy-e2e"))
 """Where install.sh keeps what cannot be installed beside Cyrus and Postfix."""
 UNPACKED_MTAS = UNPACKED / "mtas"
@@ -26,14 +28,35 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=SBIN)
 
 
-def dovecot_imap_programs() -> Path | None:
-    """The directory of Dovecot's `imap` and `imap-login`: unpacked by install.sh, or installed as usual."""
-    if not DOVECOT.exists():
+def dovecot_imap_programs(root: Path = Path("/")) -> Path | None:
+    """The directory of Dovecot's `imap` and `imap-login`: unpacked by install.sh, or installed as usual.
+
+    root: of what is asked about; the path is as it is seen there.
+    """
+    if not _there(root, DOVECOT):
         return None
     for directory in (UNPACKED / "dovecot-imapd/usr/lib/dovecot", Path("/usr/lib/dovecot")):
-        if all((directory / name).exists() for name in ("imap", "imap-login")):
+        if all(_there(root, directory / name) for name in ("imap", "imap-login")):
             return directory
     return None
+
+
+def missing_stores(root: Path = Path("/")) -> list[str]:
+    """What of Cyrus and Dovecot is not installed below this root."""
+    return [
+        name
+        for name, there in (
+            ("Cyrus (cyrus-imapd)", _there(root, CYRUS_BIN / "lmtpd") and _there(root, CYRUS_BIN / "imapd")),
+            ("saslpasswd2 (sasl2-bin)", _there(root, Path(SASLPASSWD))),
+            ("Dovecot (dovecot-core, dovecot-lmtpd)", _there(root, DOVECOT) and _there(root, DOVECOT_LMTP)),
+            ("Dovecot's imap (dovecot-imapd)", dovecot_imap_programs(root)),
+        )
+        if not there
+    ]
+
+
+def _there(root: Path, path: Path) -> bool:
+    return (root / path.relative_to("/")).exists()
 
 
 def perdition_map() -> Path | None:
@@ -43,17 +66,9 @@ def perdition_map() -> Path | None:
 
 def missing_for_servers() -> str | None:
     """Why Postfix, Cyrus and Dovecot cannot be started here, in one line; None when they can."""
-    absent = [
-        name
-        for name, there in (
-            ("Postfix (postfix)", program("postfix") and (POSTFIX_DAEMONS / "lmtp").exists()),
-            ("Cyrus (cyrus-imapd)", (CYRUS_BIN / "lmtpd").exists() and (CYRUS_BIN / "imapd").exists()),
-            ("saslpasswd2 (sasl2-bin)", program("saslpasswd2")),
-            ("Dovecot (dovecot-core, dovecot-lmtpd)", DOVECOT.exists() and Path("/usr/lib/dovecot/lmtp").exists()),
-            ("Dovecot's imap (dovecot-imapd)", dovecot_imap_programs()),
-        )
-        if not there
-    ]
+    absent = missing_stores()
+    if not program("postfix") or not (POSTFIX_DAEMONS / "lmtp").exists():
+        absent.insert(0, "Postfix (postfix)")
     if absent:
         return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
     if os.geteuid() != 0:

@@ -4,7 +4,7 @@
 Cyrus takes LMTP on a unix socket (trusted) and on three TCP ports that want authentication, one for each mechanism
 that the proxy knows. Dovecot takes LMTP on a unix socket and on a TCP port. Both are read back over IMAP. Neither knows
 a mailbox that `add_users` did not make. The directory's path must be short (unix sockets) and its parents open to
-everybody. Dovecot can copy a mailbox out of Cyrus.
+everybody. Dovecot can copy a mailbox out of another store. Each may be that of another Debian release.
 """
 
 import abc
@@ -15,26 +15,35 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from .dovecot_conf import Settings, migration_conf, server_conf
+from .machine import HERE, Machine
 from .process import Pid, accepts_tcp, accepts_unix, end_family, free_port, kill_family, wait_until
-from .requirements import CYRUS_BIN, DOVEADM, DOVECOT, dovecot_imap_programs, program, run
+from .requirements import CYRUS_BIN, DOVEADM, DOVECOT, SASLPASSWD, dovecot_imap_programs
 
 PASSWORD = "secret"
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
-
-IMAP_SERVICES = ("imap", "imap-login", "imap-hibernate", "imap-urlauth", "imap-urlauth-login", "imap-urlauth-worker")
-"""The Dovecot services whose programs come with its IMAP package."""
 
 
 class Store(abc.ABC):
     """One server: start and stop as often as wanted, mailboxes stay."""
 
     name = ""
+    _package = ""
+    """Debian's, whose version it has."""
+    admin = ""
+    """Who may log in for any other user, with PASSWORD."""
+    prefix = "INBOX."
+    """Before the names of all folders but INBOX."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, machine: Machine) -> None:
         self.directory = directory
+        self.machine = machine
         self.imap_port = free_port()
         self.lmtp_socket = directory / "lmtp"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.machine.version(self._package)} ({self.machine.release})"
 
     @abc.abstractmethod
     def _command(self) -> list[str]:
@@ -58,7 +67,11 @@ class Store(abc.ABC):
         assert self._process is None, f"{self.name} runs already"
         with open(self.directory / "out", "ab") as output:
             self._process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                self.machine.command(*self._command()),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         wait_until(self._serves, 30, lambda: f"{self.name} serving; it said:\n{self.log()}")
 
@@ -123,15 +136,15 @@ class Store(abc.ABC):
 
 class Cyrus(Store):
     name = "Cyrus"
+    _package = "cyrus-imapd"
     lmtp_user = "lmtp"
     """Who may authenticate to the LMTP TCP ports, with PASSWORD."""
     admin = "cyrus"
-    """Who may log in for any other user, with PASSWORD."""
 
     _server_name = "old.example.test"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, machine: Machine = HERE) -> None:
+        super().__init__(directory, machine)
         self.lmtp_ports = {mechanism: free_port() for mechanism in MECHANISMS}
         """The LMTP port on 127.0.0.1 that offers this AUTH mechanism alone."""
         self._configure()
@@ -181,14 +194,12 @@ class Cyrus(Store):
         )
         for user in (self.admin, self.lmtp_user):
             self.set_password(user)
-        run("chown", "-R", "cyrus:mail", str(base))
+        self.machine.run("chown", "-R", "cyrus:mail", str(base))
 
     def set_password(self, user: str) -> None:
         """From now on `user` can log in with PASSWORD; `imap` needs no such thing."""
-        saslpasswd = program("saslpasswd2")
-        assert saslpasswd is not None
-        base = self.directory
-        run(saslpasswd, "-f", f"{base}/sasldb2", "-c", "-p", "-u", self._server_name, user, stdin=PASSWORD)
+        arguments = ["-f", f"{self.directory}/sasldb2", "-c", "-p", "-u", self._server_name, user]
+        self.machine.run(SASLPASSWD, *arguments, stdin=PASSWORD)
 
     def _command(self) -> list[str]:
         base = self.directory
@@ -214,12 +225,17 @@ def _service(mechanism: str) -> str:
 
 class Dovecot(Store):
     name = "Dovecot"
+    _package = "dovecot-core"
+    admin = "admin"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, machine: Machine = HERE, prefix: str = "INBOX.") -> None:
+        super().__init__(directory, machine)
+        self.prefix = prefix
         self.lmtp_port = free_port()
-        self._users = directory / "users"
         self._owner = pwd.getpwnam("nobody")
+        programs = dovecot_imap_programs(machine.root or Path("/"))
+        assert programs is not None
+        self._settings = Settings(directory, self.imap_port, self.lmtp_port, self.lmtp_socket, programs, prefix)
         self._configure()
 
     def _configure(self) -> None:
@@ -228,82 +244,31 @@ class Dovecot(Store):
             (base / part).mkdir(exist_ok=True)
         for part in ("mail", "tmp"):
             os.chown(base / part, self._owner.pw_uid, self._owner.pw_gid)
-        self._users.touch()
-        programs = dovecot_imap_programs()
-        assert programs is not None
-        # the master looks for every one of these, used or not
-        services = "".join(f"service {name} {{\n  executable = {programs}/{name}\n}}\n" for name in IMAP_SERVICES)
-        # no fsync: a crash of the server, as the tests make it, loses nothing that the kernel has
-        (base / "dovecot.conf").write_text(
-            f"""\
-protocols = imap lmtp
-listen = 127.0.0.1
-base_dir = {base}/run
-state_dir = {base}/state
-log_path = {base}/log
-mail_temp_dir = {base}/tmp
-ssl = no
-disable_plaintext_auth = no
-auth_username_format = %Ln
-first_valid_uid = 1
-mail_location = sdbox:~/sdbox
-namespace inbox {{
-  inbox = yes
-  separator = .
-  prefix = INBOX.
-}}
-mail_fsync = never
-passdb {{
-  driver = passwd-file
-  args = {self._users}
-}}
-userdb {{
-  driver = passwd-file
-  args = {self._users}
-}}
-service imap-login {{
-  inet_listener imap {{
-    port = {self.imap_port}
-  }}
-  inet_listener imaps {{
-    port = 0
-  }}
-}}
-{services}service lmtp {{
-  unix_listener {self.lmtp_socket} {{
-    mode = 0666
-  }}
-  inet_listener lmtp {{
-    port = {self.lmtp_port}
-  }}
-}}
-protocol lmtp {{
-  postmaster_address = postmaster@example.test
-}}
-""",
-            "utf-8",
-        )
+        self._settings.users.touch()
+        self._settings.masters.write_text(f"{self.admin}:{{PLAIN}}{PASSWORD}::::::\n", "ascii")
+        conf = server_conf(self.machine.dovecot_version, self._settings)
+        (base / "dovecot.conf").write_text(conf, "utf-8")
 
-    def copy_from(self, old: Cyrus) -> None:
-        """Lets `backup` log in to `old`, as its administrator for each user."""
-        # without the prefix here dsync 2.3 takes the INBOX for a mailbox that was lost
-        self.migration_conf.write_text(
-            "!include dovecot.conf\nnamespace inbox {\n  prefix =\n}\n"
-            f"imapc_host = 127.0.0.1\nimapc_port = {old.imap_port}\nimapc_master_user = {old.admin}\n"
-            f"imapc_password = {PASSWORD}\nimapc_list_prefix = INBOX\nimapc_features = rfc822.size fetch-headers\n"
-            "mail_prefetch_count = 20\n",
-            "utf-8",
-        )
+    def copy_from(self, old: Store) -> None:
+        """Lets `backup` log in to `old`, as its administrator for each user: by the file that is shipped for it."""
+        version = "2.4" if self.machine.dovecot_version >= (2, 4) else "2.3"
+        shipped = f"{old.name.lower()}-to-dovecot-{version}.conf"
+        text = migration_conf(shipped, "127.0.0.1", old.imap_port, old.admin, PASSWORD)
+        self.migration_conf.write_text(text, "utf-8")
 
     @property
     def migration_conf(self) -> Path:
         """The configuration file of `doveadm backup`."""
         return self.directory / "migration.conf"
 
+    def doveadm(self, *arguments: str) -> list[str]:
+        """The command that is this store's doveadm."""
+        return self.machine.command(str(DOVEADM), *arguments)
+
     def backup(self, user: str) -> None:
         """`doveadm backup`: makes `user`'s mailboxes here exactly what they are in the store of `copy_from`."""
+        command = self.doveadm("-c", str(self.migration_conf), "backup", "-R", "-u", user, "imapc:")
         for _ in range(5):
-            command = [str(DOVEADM), "-c", str(self.migration_conf), "backup", "-R", "-u", user, "imapc:"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             if done.returncode != 2:  # 2: something changed meanwhile, run it again
                 break
@@ -316,7 +281,7 @@ protocol lmtp {{
 
     def add_users(self, users: Iterable[str]) -> None:
         uid, gid = self._owner.pw_uid, self._owner.pw_gid
-        with open(self._users, "a", encoding="utf-8") as file:
+        with open(self._settings.users, "a", encoding="utf-8") as file:
             for user in users:
                 file.write(f"{user}:{{PLAIN}}{PASSWORD}:{uid}:{gid}::{self.directory}/mail/{user}::\n")
 

@@ -29,13 +29,13 @@ from tests.support.passed import PassedSocketProxy, listening_unix
 from .conftest import Stack
 from .cutover import deliver_the_rest
 from .flow import Flow
-from .mail import check_copies, read_back
+from .mail import Found, check_copies, read_back
 from .migrate_stand import MigrateStand, credentials
 from .perdition import Perdition
 from .process import wait_until
 from .requirements import DOVEADM
 from .slow_relay import SlowRelay
-from .stores import PASSWORD, Cyrus
+from .stores import PASSWORD, Cyrus, Store
 
 LARGE = 8 * 2**20
 RATE = 18
@@ -49,17 +49,25 @@ NOISE = 5
 
 @contextmanager
 def stand_for(
-    stack: Stack, perdition: Perdition, users: Sequence[str], plan: str, new: Cyrus | None = None
+    stack: Stack,
+    perdition: Perdition,
+    users: Sequence[str],
+    plan: str,
+    *,
+    old: Store | None = None,
+    new: Store | None = None,
 ) -> Iterator[MigrateStand]:
-    """Everything running, a slow old store, the users on it with some mail, the proxy on a socket that outlives it."""
+    """Everything running, a slow old store, the users on it with some mail, the proxy on a socket that outlives it.
+
+    old, new: in place of those of the stack; the users have an empty mailbox in both.
+    """
+    old, new = old or stack.old, new or stack.new
     with ExitStack() as cleanup:
         slow = stack.proxy_socket.with_name("slow")
-        cleanup.enter_context(SlowRelay(slow, stack.old.lmtp_socket, commit_delay=0.3, rate=8e6))
+        cleanup.enter_context(SlowRelay(slow, old.lmtp_socket, commit_delay=0.3, rate=8e6))
         directory = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="lpr-", dir="/tmp")))
         config = stack.config(dict.fromkeys(users, "old"), receipts=str(directory / "receipts.db"))
-        config["backends"]["old"] = {"socket": str(slow)}
-        if new is not None:
-            config["backends"]["new"] = {"socket": str(new.lmtp_socket)}
+        config["backends"] = {"old": {"socket": str(slow)}, "new": {"socket": str(new.lmtp_socket)}}
         path = stack.proxy_socket
         path.unlink(missing_ok=True)
         cleanup.callback(path.unlink, missing_ok=True)
@@ -67,11 +75,22 @@ def stand_for(
         os.chown(path, pwd.getpwnam("postfix").pw_uid, grp.getgrnam("postfix").gr_gid)
         proxy = cleanup.enter_context(PassedSocketProxy(config, listener))
         cleanup.callback(lambda: print("The proxy's log:", *proxy.log().splitlines()[-60:], sep="\n"))
-        stand = MigrateStand(stack, directory, perdition, proxy, plan, new)
+        stand = MigrateStand(stack, directory, perdition, proxy, plan, old, new)
         stand.fill(users)
-        perdition.start(stack.old.imap_port)
+        perdition.start(old.imap_port)
         cleanup.callback(lambda: print("The runs' log:", *stand.log().splitlines()[-200:], sep="\n"))
         yield stand
+
+
+def found_where_they_are(
+    stand: MigrateStand, moved: Sequence[str], stayed: Sequence[str]
+) -> tuple[dict[tuple[str, str], list[Found]], list[tuple[str, str]]]:
+    """Each user's mail in the store that is theirs now, and what of it a moved user has in the old one alone."""
+    found = {
+        key: [replace(copy, content=_TUID.sub(b"", copy.content, 1)) for copy in copies]
+        for key, copies in (read_back([stand.new], moved) | read_back([stand.old], stayed)).items()
+    }
+    return found, [key for key in read_back([stand.old], moved) if key not in found]
 
 
 def check(stand: MigrateStand, flow: Flow, moved: Sequence[str], stayed: Sequence[str]) -> None:
@@ -79,15 +98,11 @@ def check(stand: MigrateStand, flow: Flow, moved: Sequence[str], stayed: Sequenc
     assert {user: stand.server_of(user) for user in moved} == dict.fromkeys(moved, "new")
     stand.check_folders(moved)
     # all mail is there once, unchanged, where its user is now; old mail has no place among it
-    found = {
-        key: [replace(copy, content=_TUID.sub(b"", copy.content, 1)) for copy in copies]
-        for key, copies in (read_back([stand.new], moved) | read_back([stand.old], stayed)).items()
-    }
+    found, left = found_where_they_are(stand, moved, stayed)
     check_copies(flow.messages, found)
     assert {user for (_, user), copies in found.items() if len(copies) > 1} == set()
     # a moved user's old mailbox has nothing that the final sync had not brought, and stayers have nothing elsewhere
-    left = read_back([stand.old], moved)
-    assert [key for key in left if key not in found] == []
+    assert left == []
     assert read_back([stand.new], stayed) == {}
     attempts = stack.postfix.attempts(flow.queue_ids.values())
     assert {attempt.status for attempt in attempts} <= {"sent", "deferred"}
@@ -237,7 +252,7 @@ def test_from_cyrus_to_cyrus_with_mbsync(patient_stack: Stack, perdition: Perdit
         cleanup.callback(new.stop)
         new.start()
         new.add_users([*users])
-        with stand_for(stack, perdition, users, "cyrus-to-cyrus.yml", new) as stand, credentials(stand, users):
+        with stand_for(stack, perdition, users, "cyrus-to-cyrus.yml", new=new) as stand, credentials(stand, users):
             flow = Flow(stack.postfix, "mbsync", users, rate=8, large_every=1000, large_size=LARGE)
             with flow.running():
                 time.sleep(1)

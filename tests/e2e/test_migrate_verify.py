@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import Stack
-from .migrate_stand import PLANS, credentials
+from .dovecot_conf import PLANS
+from .migrate_stand import credentials
 from .perdition import Perdition
 from .requirements import DOVEADM
 from .stores import PASSWORD, Cyrus
@@ -208,7 +209,7 @@ def test_nobody_is_moved_whom_mbsync_did_not_copy(
     users = patient_stack.users(2)
     second_cyrus.add_users(users)
     with (
-        stand_for(patient_stack, perdition, users, "cyrus-to-cyrus.yml", second_cyrus) as stand,
+        stand_for(patient_stack, perdition, users, "cyrus-to-cyrus.yml", new=second_cyrus) as stand,
         credentials(stand, users),
     ):
         mbsync = stand.directory / "bin" / "mbsync"
