@@ -65,6 +65,12 @@ def test_a_configuration_is_of_a_plan_that_names_its_place(name: str) -> None:
         assert any(place[1] in hook.arguments for hook in load_plan(str(PLANS / plan)).hooks.values())
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if "dovecot" in name])
+def test_the_page_shows_what_is_shipped(name: str) -> None:
+    lines = [line for line in (PLANS / name).read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    assert "```\n" + "\n".join(lines) + "\n```\n" in PAGE
+
+
 def values(plan: Plan, user: str) -> Mapping[str, str]:
     return plan.values(user, "old")
 

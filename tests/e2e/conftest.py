@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.proxy import ProxyProcess
+from tests.support.roots import CannotBeMade
 
+from .machine import Machine, other_release
 from .mail import SENDER
 from .perdition import Perdition
 from .postfix import Postfix
@@ -148,6 +150,17 @@ def perdition(patient_stack: Stack) -> Iterator[Perdition]:
     finally:
         server.stop()
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def other_machine() -> Machine:
+    """The stores of the other Debian release."""
+    try:
+        return other_release()
+    except CannotBeMade as error:
+        pytest.skip(str(error))
+    except AssertionError as error:
+        pytest.skip(f"the stores of another Debian release cannot be had: {error}")
 
 
 Start = Callable[[Mapping[str, Mapping[str, object]]], ProxyProcess]

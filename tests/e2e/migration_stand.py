@@ -5,6 +5,7 @@ The page names the files and addresses of a whole installation; here each stands
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from tests.support.proxy import ProxyProcess
 from .conftest import PEOPLE, Stack
 from .perdition import Perdition
 from .postfix import DOMAIN
-from .requirements import DOVEADM, program
+from .requirements import program
 from .shell_doc import File, Shell
 from .stores import PASSWORD
 
@@ -70,7 +71,7 @@ class MigrationStand:
         journal = f"""$(case "$1 $2" in "migrate "[a-z]*) echo --journal {directory}/migrate.db ;; esac)"""
         for name, command in {
             "lmtp-proxyctl": f'{sys.executable} {ROOT}/bin/lmtp-proxyctl -c {self.proxy.config_path} "$@" {journal}',
-            "doveadm": f'{DOVEADM} $([ "$1" = -c ] || echo -c {new.directory}/dovecot.conf) "$@"',
+            "doveadm": f'{shlex.join(new.doveadm())} $([ "$1" = -c ] || echo -c {new.directory}/dovecot.conf) "$@"',
             "postqueue": f'{program("postqueue")} -c {stack.postfix.directory}/etc "$@"',
             "sendmail": f'{program("sendmail")} -C {stack.postfix.directory}/etc "$@"',
         }.items():
@@ -105,8 +106,11 @@ class MigrationStand:
         return replaced(line, back)  # not the numbers
 
     def install(self, file: File) -> None:
-        """Puts a file of the page in its place; that of the proxy starts it."""
-        path = Path(self.here(file.path))
+        """Puts a file of the page in its place; that of the proxy starts it. One for another Dovecot is passed over."""
+        path, new = Path(self.here(file.path)), self._stack.new
+        is_2_4 = "dovecot_config_version" in file.text
+        if path == new.migration_conf and is_2_4 != (new.machine.dovecot_version >= (2, 4)):
+            return
         if str(path) == self.proxy.config_path:
             self.proxy.write_config(self.here(file.text))
             self.proxy.start()

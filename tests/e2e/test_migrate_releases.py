@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.roots import CannotBeMade
-
 from .conftest import Stack
 from .flow import Flow
-from .machine import HERE, Machine, other_release
+from .machine import HERE, Machine
 from .mail import check_copies
 from .migrate_stand import MigrateStand, credentials
 from .perdition import Perdition
@@ -32,16 +30,10 @@ from .test_migrate import LARGE, NOISE, RATE, found_where_they_are, stand_for
 KILLS = 5
 
 
-@pytest.fixture(scope="session")
-def releases() -> dict[str, Machine]:
+@pytest.fixture
+def releases(other_machine: Machine) -> dict[str, Machine]:
     """By name."""
-    try:
-        other = other_release()
-    except CannotBeMade as error:
-        pytest.skip(str(error))
-    except AssertionError as error:
-        pytest.skip(f"the stores of another Debian release cannot be had: {error}")
-    return {machine.release: machine for machine in (HERE, other)}
+    return {machine.release: machine for machine in (HERE, other_machine)}
 
 
 Make = Callable[[Path, Machine], Store]
