@@ -380,11 +380,6 @@ class BackendPool:
         for session in sessions:
             self._close(self._unkeep(session))
 
-    def reopen(self, session: BackendSession) -> BackendSession:
-        """A new session in the place of one that is dead, or not fit for use. Raises BackendError."""
-        session.close()
-        return self.open(fresh=True)
-
     # --- how many recipients in a transaction ------------------------------------------------------------------------
 
     def sends(self, of: int) -> None:

@@ -23,9 +23,10 @@ from lmtp_proxy.clients.pace import OVER, Pace
 from lmtp_proxy.clients.refusals import RefusalLog
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch, DotClock
 from lmtp_proxy.config.values import Config, Timeouts
+from lmtp_proxy.delivery.client import Client
 from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.parking import Parking
-from lmtp_proxy.delivery.transaction import Client, Transaction
+from lmtp_proxy.delivery.transaction import Transaction
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say

@@ -16,6 +16,7 @@ In the order of their imports:
     fan_out        several deliveries at once
     admission      places at the mailboxes of new recipients
     log            one log line per recipient
+    client         what a transaction may do to its client
     parking        where recipients on `hold` wait
     transaction    the fan-out, and replies in RCPT order
 """

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 _NO_RECIPIENTS = (503, 554)  # to DATA: RFC 2033 section 4.2, RFC 5321 section 3.3
 
-_NEW, _RESERVED, _OPEN, _ASKED = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.OPEN, DeliveryState.ASKED
+_NEW, _RESERVED, _ANEW, _OPEN = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.ANEW, DeliveryState.OPEN
+_ASKED = DeliveryState.ASKED
 _DOUBTED, _PROVING, _OVER = DeliveryState.DOUBTED, DeliveryState.PROVING, DeliveryState.OVER
 _DATA, _NO_ROOM, _DOT = DeliveryState.DATA, DeliveryState.NO_ROOM, DeliveryState.DOT
 _HEARING, _HEARING_LAST = DeliveryState.HEARING, DeliveryState.HEARING_LAST
@@ -94,7 +95,7 @@ class Delivery:
     def lacks_session(self) -> bool:
         """It has none, and somebody is asked for, or waits for its final replies."""
         state, accounts = self.state, self.accounts
-        return state is _RESERVED or (state is _NEW and bool(accounts.asked or accounts.accepted))
+        return state is _RESERVED or state is _ANEW or (state is _NEW and bool(accounts.asked or accounts.accepted))
 
     # --- a session ---------------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class Delivery:
             self.take_place(before_wait)
         else:
             self.rcpt_replies = ()
-        return self.state is _RESERVED or self.state is _NEW
+        return self.session is None and self.state is not _OVER
 
     def take_place(
         self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
@@ -129,7 +130,7 @@ class Delivery:
 
         It is NEW then, and those whom its backend has accepted are asked for again with the next `ask`.
         """
-        if self.state is _RESERVED:
+        if self.state is _RESERVED or self.state is _ANEW:
             self.state = _NEW
             self.pool.cancel()
         elif self.state is _OPEN and (session := self.session) is not None:
@@ -142,25 +143,26 @@ class Delivery:
     def open(self) -> None:
         """Open a session on the place that is reserved."""
         try:
-            self.session = self.pool.open()
+            self.session = self.pool.open(fresh=self.state is _ANEW)
         except BackendError as error:
             self.fail(error)
         else:
             self.state = _OPEN
 
-    def _replaced(self, session: BackendSession) -> BackendSession:
-        """A new one for one that served an earlier transaction, and is dead or not fit for use. Raises BackendError."""
-        self.state, self.session = _RESERVED, None
-        session = self.session = self.pool.reopen(session)
-        self.state = _OPEN
-        return session
+    def _replace(self, session: BackendSession) -> None:
+        """It served an earlier transaction, and is dead or not fit for use: a new one is to be opened in its place.
+
+        Nobody waits for that here: others need not be kept waiting meanwhile.
+        """
+        self.state, self.session = _ANEW, None
+        session.close()
 
     # --- the envelope ------------------------------------------------------------------------------------------------
 
     def ask(self, data_follows: bool) -> None:
         """Send MAIL (once), RCPT of those for whom the place was taken, and DATA if the client has said that already.
 
-        When `advance` is done, all rcpt_replies are known.
+        When `advance` is done, all rcpt_replies are known; or it is ANEW, and there are none.
         """
         session = self.session
         if session is None:
@@ -170,8 +172,9 @@ class Delivery:
         try:
             if session.stirred():
                 if session.protocol.stale:
-                    session = self._replaced(session)
-                elif not self._quiet(session):
+                    self._replace(session)
+                    return
+                if not self._quiet(session):
                     return
             self._send_envelope(session)
         except BackendError as error:
@@ -376,8 +379,8 @@ class Delivery:
 
     # --- the envelope, on a second session ---------------------------------------------------------------------------
 
-    def _envelope_failed(self, error: BackendError) -> bool:
-        """Whether the step is done: on a session that takes the place of a dead or tired one it begins anew."""
+    def _envelope_failed(self, error: BackendError) -> None:
+        """The step is done, unless a session is to take the place of a dead or tired one: there it begins anew."""
         session, accounts = self.session, self.accounts
         asks = accounts.asked or accounts.accepted
         if session is not None and asks and self._may_ask_again(session, error):
@@ -385,15 +388,11 @@ class Delivery:
             self.rcpt_replies = ()
             if error.failure.value.retry is Retry.IF_UNHEARD and (error.failure is Failure.SILENT or session.lost):
                 self.pool.condemn(session.deadline.asked_at)
-            try:
-                self._send_envelope(self._replaced(session))
-                return self.state is not _ASKED and self.advance()
-            except BackendError as again:
-                error = again
+            self._replace(session)
+            return
         self.fail(error)
         if accounts.asked:
             self._answer_asked()
-        return True
 
     # --- the message -------------------------------------------------------------------------------------------------
 
@@ -517,8 +516,8 @@ class Delivery:
             return state is _HEARING and session.protocol.state is ClientState.DATA
         except BackendError as error:
             if self.accounts.asked or self.commit.phase is _IN_ENVELOPE:
-                return self._envelope_failed(error)
-            if self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
+                self._envelope_failed(error)
+            elif self.state is _DOT or self.state is _NO_ROOM or self.state is _HEARING_LAST:
                 self._fail_at_the_end(error)
             else:
                 self._fail_amid_data(error)
@@ -556,7 +555,7 @@ class Delivery:
         self.commit.given_up(reason)
         state, self.state = self.state, _OVER
         session, self.session = self.session, None
-        if state is _RESERVED:
+        if state is _RESERVED or state is _ANEW:
             self.pool.cancel()
         elif session is not None:
             if state is _OPEN and self._failure is None:

@@ -26,6 +26,8 @@ _A_LITTLE = 0.02
 # connection on a network takes, or a place of a store that is busy and well; short against what people notice.
 _BEFORE_GIVING_BACK = 0.2
 _AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
+_ANEW = DeliveryState.ANEW
+_AWAITS_SESSION = (DeliveryState.RESERVED, _ANEW)
 _Each = TypeVar("_Each")
 
 Share: TypeAlias = BackendPool | Delivery | Failure | None
@@ -86,6 +88,7 @@ def gather(deliveries: Sequence[Delivery], before_wait: Callable[[], None], mean
     Args:
         before_wait: called before each wait.
         meanwhile: called before they give it back, for what may be asked and said without the one that is waited for.
+            Whose session turns out then to be dead gets another one.
     """
     a_little = patience = _BEFORE_GIVING_BACK
     waited: dict[Delivery, float] = defaultdict(float)
@@ -96,7 +99,10 @@ def gather(deliveries: Sequence[Delivery], before_wait: Callable[[], None], mean
         try:
             while not _are_ready(getting, patience):
                 meanwhile()
-                if unfinished := [each for each, greenlet in getting.items() if not greenlet.ready()]:
+                unfinished = [each for each, greenlet in getting.items() if not greenlet.ready()]
+                if anew := [each for each in deliveries if each.state is _ANEW and each not in unfinished]:
+                    getting.update((each, gevent.spawn(_get_session, each, waited, again=again)) for each in anew)
+                elif unfinished:
                     for delivery in deliveries:
                         if delivery not in unfinished:
                             delivery.give_back()
@@ -125,7 +131,7 @@ def _get_session(delivery: Delivery, waited: dict[Delivery, float], *, again: bo
         seconds = max(0.0, delivery.pool.backend.timeouts.connect - waited[delivery])
         delivery.take_place(_flushed, seconds, again=again)
         waited[delivery] += time.monotonic() - began
-    if delivery.state is DeliveryState.RESERVED:
+    if delivery.state in _AWAITS_SESSION:
         delivery.open()
 
 

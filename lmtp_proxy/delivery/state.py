@@ -9,6 +9,7 @@ class DeliveryState(enum.Enum):
 
     NEW = "no place in the pool"
     RESERVED = "a place, on which a session has to be opened"
+    ANEW = "the same, in the place of one that was dead or not fit for use: a new one, to be asked anew"
     OPEN = "a session, on which nothing is outstanding"
     ASKED = "replies to MAIL, RCPT or DATA are to come"
     DOUBTED = "MAIL or DATA seems to be refused; RSET and DATA have to tell whether that was its reply"

@@ -7,7 +7,7 @@ backend's failure means is settled in its Delivery; what the client's failure me
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, compress, repeat
 from operator import attrgetter
@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure, is_over_user_limit
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery import admission
+from lmtp_proxy.delivery.client import Client
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
 from lmtp_proxy.delivery.fan_out import Share, by_pool, gather, in_order, open_all, wait_for_all, wait_for_one
@@ -25,44 +26,12 @@ from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
-from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply, worst_code
 
 Groups: TypeAlias = Mapping[BackendPool, Sequence[Destination]]
-
-
-class Client:
-    """What a transaction may do to its client.
-
-    Attributes:
-        name: the session's id, for the log.
-        peer: where it comes from, for the log.
-        answer: take the next replies that are owed, without I/O.
-        flush: send what was taken; called before each wait, and never fails once the message is complete.
-        stream: only looked at for its end.
-        is_gone: asked then, whether it is known not to hear any more what is answered.
-    """
-
-    __slots__ = ("answer", "flush", "is_gone", "name", "peer", "stream")
-
-    def __init__(
-        self,
-        name: str,
-        answer: Callable[..., None],
-        flush: Callable[[], None],
-        peer: str = "",
-        stream: Stream | None = None,
-        is_gone: Callable[[], bool] = bool,
-    ) -> None:
-        self.name = name
-        self.stream = stream
-        self.is_gone = is_gone
-        self.peer = peer
-        self.answer = answer
-        self.flush = flush
 
 
 class TransactionSummary(NamedTuple):
@@ -82,7 +51,10 @@ class TransactionSummary(NamedTuple):
 
 
 _NOBODY: frozenset[Destination] = frozenset()
-_TURNED_AWAY = (Failure.TOO_MANY, Failure.TOO_MANY_OF_ONE, Failure.MAILBOX_BUSY)  # before the backend was asked
+# What those get who are turned away before their backend is asked.
+_TURNED_AWAY: dict[Share, Iterator[Reply]] = {
+    failure: repeat(failure.reply) for failure in (Failure.TOO_MANY, Failure.TOO_MANY_OF_ONE, Failure.MAILBOX_BUSY)
+}
 
 
 class Transaction:
@@ -243,11 +215,11 @@ class Transaction:
                     self._entered = ()
                     delivery.ask(data_follows)
                     wait_for_one(delivery, None if data_follows else flush, None)
+                    if not delivery.rcpt_replies:
+                        self._ask_anew(groups, {pool: _UNKNOWN}, data_follows=data_follows)
                     return delivery.rcpt_replies
-        said: dict[Share, Iterator[Reply]] = {
-            None: iter([_failure(destination).reply for destination in without]),
-            **{failure: repeat(failure.reply) for failure in _TURNED_AWAY},
-        }
+        said = _TURNED_AWAY.copy()
+        said[None] = iter([_failure(destination).reply for destination in without])
         self._ask_all(groups, said, data_follows=data_follows)
         for share, delivery in self._deliveries.items():
             if said.get(share, _UNKNOWN) is _UNKNOWN:
@@ -259,20 +231,20 @@ class Transaction:
 
         said: to whom was asked for already, from the first who has not been answered.
         """
-        asked: list[Delivery] = []
+        asked: dict[Share, Delivery] = {}
         shares = self._new_shares or [*map(_pool, self.new)]
         for share in shares:
-            if said[share] is _UNKNOWN and self._deliveries[share] not in asked:
+            if said[share] is _UNKNOWN and share not in asked:
                 delivery = self._deliveries[share]
                 if delivery.lacks_session or _is_too_much(delivery, groups):
                     break
                 delivery.commit.hold([each for each in self._entered if each.pool is delivery.pool])
                 self._entered = [each for each in self._entered if each.pool is not delivery.pool]
                 delivery.ask(data_follows=False)
-                asked.append(delivery)
+                asked[share] = delivery
         if asked:
-            self._await(asked)
-            said.update({delivery.pool: iter(delivery.rcpt_replies) for delivery in asked})
+            self._await([*asked.values()])
+            said.update((share, iter(each.rcpt_replies)) for share, each in asked.items() if not each.lacks_session)
         if replies := in_order(shares, said):
             answered = len(replies)
             new, self.new = self.new[:answered], self.new[answered:]
@@ -293,7 +265,7 @@ class Transaction:
         """Keep those that were accepted; note and log the others."""
         shares = self._new_shares or [*map(_pool, new)]
         why: dict[Share, Iterator[str]] = {share: repeat(each.trouble) for share, each in self._deliveries.items()}
-        why.update((failure, repeat(failure.value.what)) for failure in _TURNED_AWAY)
+        why.update((share, repeat(share.value.what)) for share in shares if isinstance(share, Failure))
         why[None] = iter([shown(each.route.reason, MAX_TEXT) for each in new if each.pool is None])
         answered = list(zip(new, replies, in_order(shares, why), strict=True))
         accepted = [reply.code < 300 for reply in replies]
@@ -327,13 +299,14 @@ class Transaction:
             if delivery.reserve(groups[delivery.pool], None):
                 lacking = True
         if lacking:
+            said.update(dict.fromkeys(groups, _UNKNOWN))
             deliveries = self._gather(groups, said)
         for delivery in deliveries:
             if delivery.pool.splits and _is_too_much(delivery, groups):
                 deliveries = self._spread(groups, said)
                 break
         if lacking or self._new_shares:
-            self._hand_over(said)
+            self._hand_over()
         else:
             self._entered = ()
             for delivery in deliveries:
@@ -342,12 +315,26 @@ class Transaction:
             delivery.ask(data_follows)
         # Whoever has said DATA already can do nothing with the reply to MAIL; it goes out with the others.
         self._await(deliveries, flush=not data_follows)
+        if lacking or not all(map(_rcpt_replies, deliveries)):
+            self._ask_anew(groups, said, data_follows=data_follows)
 
-    def _hand_over(self, said: Mapping[Share, Iterator[Reply]]) -> None:
+    def _ask_anew(self, groups: Groups, said: dict[Share, Iterator[Reply]], *, data_follows: bool) -> None:
+        """Those whose session was dead or not fit for use, once they have another one. Nobody else waits for it."""
+        while any(delivery.state is _ANEW for delivery in self._deliveries.values()):
+            for share, delivery in self._deliveries.items():
+                if said.get(share, _UNKNOWN) is _UNKNOWN:
+                    said[share] = _UNKNOWN if delivery.lacks_session else iter(delivery.rcpt_replies)
+            deliveries = self._gather(groups, said)
+            for delivery in deliveries:
+                delivery.ask(data_follows)
+            self._await(deliveries, flush=not data_follows)
+
+    def _hand_over(self) -> None:
         """Places at mailboxes are the deliveries' from now on; those of who was asked for before are already."""
         shares: dict[Share, list[Destination]] = {}
+        entered = {each.pool for each in self._entered}
         for each, share in zip(self.new, self._new_shares or map(_pool, self.new), strict=True):
-            if each.pool is not None and said.get(each.pool, _UNKNOWN) is _UNKNOWN:
+            if each.pool is not None and each.pool in entered:
                 shares.setdefault(share, []).append(each)
         self._entered = ()
         for share, those in shares.items():
@@ -358,7 +345,6 @@ class Transaction:
 
     def _gather(self, groups: Groups, said: dict[Share, Iterator[Reply]]) -> list[Delivery]:
         """A session for each that needs one. All those to `ask`."""
-        said.update(dict.fromkeys(groups, _UNKNOWN))
         # One after the other in an order that all transactions share, as far as nobody has to give anything back.
         everybody = sorted(self._deliveries.values(), key=attrgetter("pool.backend.name"))
         gather(everybody, self._client.flush, partial(self._answer_first, groups, said))
@@ -459,6 +445,12 @@ class Transaction:
     def await_data(self, asked: list[Delivery]) -> None:
         """Wait until each takes the message, or has failed."""
         self._await(asked)
+        while anew := [delivery for delivery in asked if delivery.state is _ANEW]:
+            self._client.flush()
+            open_all(anew)
+            for delivery in anew:
+                delivery.ask(data_follows=True)
+            self._await(anew)
 
     def write(self, octets: bytes, dot: float) -> None:
         """A piece of the message to every backend that still takes it; returns when all have taken it or failed.
@@ -581,9 +573,10 @@ class Transaction:
                 delivery.abandon()
 
 
-_NEW, _OPEN, _RESERVED = DeliveryState.NEW, DeliveryState.OPEN, DeliveryState.RESERVED
+_NEW, _RESERVED, _ANEW, _OPEN = DeliveryState.NEW, DeliveryState.RESERVED, DeliveryState.ANEW, DeliveryState.OPEN
 _UNKNOWN: Iterator[Reply] = iter(())  # of those who were not asked for yet
 _pool = attrgetter("pool")
+_rcpt_replies = attrgetter("rcpt_replies")
 
 
 def _is_too_much(delivery: Delivery, groups: Groups) -> bool:

@@ -139,6 +139,61 @@ def test_a_restarted_store_holds_up_no_other(order: list[str]) -> None:
         assert len([seen for seen in well.transactions("slow@x") if seen.dotted]) == 1
 
 
+@contextmanager
+def tired(opened: threading.Event) -> Iterator[FakeBackend]:
+    """A store that ends its connection at the second message, and greets the next one when `opened` is set."""
+    first = replace(HEALTHY, mail_again=(*say("421 4.3.2 enough"), Close()))
+    then = replace(HEALTHY, greeting=(Await(opened), *say("220 at last")))
+    with FakeBackend(lambda index: then if index else first) as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["at once", "one by one"])
+@pytest.mark.parametrize("order", [["u@a", "v@z"], ["v@z", "u@a"]], ids=["before", "behind"])
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_connection_in_the_place_of_a_tired_one_holds_up_no_other(order: list[str], data: bool, comes: bool) -> None:
+    """As one for which there was none before. A place at a store that has been told DATA is kept."""
+    opened = threading.Event()
+    with FakeBackend() as well, tired(opened) as store, site({"a": well, "z": store}) as proxy:
+        assert deliver(proxy, "first@a", "first@z")[0] == [250, 250]
+        with proxy.client() as client:
+            began = time.monotonic()
+            begin(client, *order, data=data)
+            if order[0] == "u@a":
+                assert client.reply().code == 250
+            assert time.monotonic() - began < CONNECT / 2
+            if not data:
+                for _ in range(3):
+                    told, lasted = deliver(proxy, "other@a")
+                    assert told == [250] and lasted < CONNECT / 2
+            if comes:
+                opened.set()
+            expected = {"u@a": 250, "v@z": 250 if comes else 451}
+            waited_for = order if order[0] == "v@z" else order[1:]
+            assert [client.reply().code for _ in waited_for] == [expected[each] for each in waited_for]
+            if not data:
+                client.send(b"DATA\r\n")
+            assert end(client, 1 + comes) == [250] * (1 + comes)
+            client.quit()
+        assert [len([seen for seen in each.transactions("slow@x") if seen.dotted]) for each in (well, store)] == [
+            1,
+            comes,
+        ]
+        assert deliver(proxy, "last@a")[0] == [250]
+
+
+def test_several_connections_are_opened_anew_at_the_same_time_for_data() -> None:
+    """Both stores refuse it on a connection that was used before."""
+    slow = replace(HEALTHY, greeting=(Pause(2), *say("220 slow")), data_again=say("452 4.4.5 enough"))
+    with FakeBackend(slow) as a, FakeBackend(slow) as z, site({"a": a, "z": z}) as proxy, proxy.client() as client:
+        assert codes(client.deliver("1@x", ["u@a", "u@z"], pipelined=False)) == [250, 250]
+        for name in ("2@x", "3@x"):
+            began = time.monotonic()
+            assert codes(client.deliver(name, ["u@a", "u@z"], pipelined=False)) == [250, 250]
+            assert 2 < time.monotonic() - began < 3.8
+        client.quit()
+
+
 # --- a place is waited for --------------------------------------------------------------------------------------------
 
 
@@ -178,6 +233,33 @@ def test_who_waits_for_a_place_gives_back_those_at_other_stores(pipelined: bool)
             assert end(client, 2) == [250, 250]
             client.quit()
         assert [len([seen for seen in each.transactions("slow@x") if seen.dotted]) for each in (a, z)] == [1, 1]
+
+
+@pytest.mark.parametrize("most", [1, 4], ids=["one connection", "one of a mailbox"])
+def test_a_kept_connection_that_ends_while_another_store_is_waited_for_keeps_no_place(most: int) -> None:
+    """Neither at the store, nor, when all is over, at the mailbox: that of each recipient is given back once."""
+    opened = threading.Event()
+    opened.set()
+    keys = {"a": {"max_connections": most, "max_per_user": 1}}
+    with tired(opened) as a, FakeBackend() as z, site({"a": a, "z": z}, **keys) as proxy, proxy.client() as client:
+        assert deliver(proxy, "first@a")[0] == [250]
+        with taken(proxy, "t@z") as taker:
+            began = time.monotonic()
+            begin(client, "u@a", "v@z")
+            assert client.reply().code == 250
+            assert time.monotonic() - began < CONNECT / 2
+            told, lasted = deliver(proxy, "other@a")
+            assert told == [250] and lasted < CONNECT / 2
+            give(taker)
+        assert client.reply().code == 250
+        assert end(client, 2) == [250, 250]
+        assert [len([seen for seen in each.transactions("slow@x") if seen.dotted]) for each in (a, z)] == [1, 1]
+        if most > 1:
+            with taken(proxy, "u@a"):
+                begin(client, "u@a", data=False)
+                assert client.silent(0.5), "one at a time"
+                assert client.reply().code == 451
+        client.quit()
 
 
 def test_nobody_waits_at_a_store_for_a_place_at_another_where_data_is_waited_for() -> None:

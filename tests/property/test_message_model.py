@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
+from lmtp_proxy.delivery.client import Client
 from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
-from lmtp_proxy.delivery.transaction import Client, Transaction
+from lmtp_proxy.delivery.transaction import Transaction
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
