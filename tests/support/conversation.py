@@ -261,7 +261,8 @@ class Conversation:
             more = step.data if isinstance(step, Send | Drip) else b""
             if more and recipient is not None:  # recorded before it is sent: the peer may be quicker than this thread
                 recipient.final = sent + more
-                recipient.final_at = time.monotonic()
+                lasts = step.interval * len(more) if isinstance(step, Drip) else 0.0
+                recipient.final_at = time.monotonic() + lasts
             try:
                 self._step(step, body)
             except Ended:
