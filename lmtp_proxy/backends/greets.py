@@ -8,7 +8,7 @@ import time
 _log = logging.getLogger(__name__)
 # Seconds in which no more connections are opened than a store was found to greet. Long against `greeting`, which it
 # costs to find out; short against the life of a store's configuration.
-_REMEMBERED = 60.0
+REMEMBERED = 60.0
 
 
 class Greets:
@@ -39,7 +39,7 @@ class Greets:
     def learn(self, serving: int) -> None:
         """A store that serves so many connections did not greet one more."""
         self.most = max(1, min(serving, self._configured))
-        self._ends = time.monotonic() + _REMEMBERED
+        self._ends = time.monotonic() + REMEMBERED
         if self._told != self.most:
             self._told = self.most
             _log.warning(

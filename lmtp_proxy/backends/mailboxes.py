@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 _MOVES = 2.0
 # Seconds in which a limit is obeyed that the store has taught. Each lesson costs a message Postfix' 300 s.
 _REMEMBERED_LESSON = 300.0
+# Seconds after which whoever waits out of order looks whether others wait for what they have.
+_LOOKS = 0.2
 # Mailboxes that are remembered although nothing is under way for them: to forget each and to remember it again with the
 # next message costs more than to count it.
 _IDLE = 1000
@@ -47,7 +49,11 @@ class Mailboxes:
         self._most: float = math.inf  # as configured
         self._at_once: float = math.inf  # with those who wait
         self._lesson: float = math.inf  # what the store said
-        self._lesson_ends = 0.0
+        self._lesson_began, self._lesson_ends = 0.0, math.inf
+        self._limit_before: float = math.inf  # that lesson, which all refusals of the same burst are one of
+        self._refused: dict[str, int] = {}  # in it
+        self._room = 1.0  # for this part of `_most` it has connections
+        self._room_ends = math.inf
         self.limit: float = math.inf
         self._taken: dict[str, int] = {}
         self._remembered = _IDLE
@@ -67,12 +73,18 @@ class Mailboxes:
         whole: in all processes together, if there are several; as many may be here and wait as if this one were alone:
         the kernel spreads clients unevenly.
         """
+        if most != self._most:
+            self._room = 1.0
         self._most = most
         self._at_once = 2 * (whole or most)
         self._set_limit()
 
-    def learn(self, mailbox: str) -> None:
-        """The store refused a recipient, who has a place, because it has too many of this mailbox."""
+    def learn(self, mailbox: str, asked_at: float) -> None:
+        """The store refused a recipient, who has a place, because it has too many of this mailbox.
+
+        asked_at: when RCPT was sent (time.monotonic).
+        """
+        now = time.monotonic()
         if self._lesson == math.inf:
             _log.warning(
                 "backend %s takes fewer recipients of one user at a time than max_per_user=%g: for %g s it is given "
@@ -81,21 +93,39 @@ class Mailboxes:
                 self._most,
                 _REMEMBERED_LESSON,
             )
-        # It may still count some that are over, or have others from elsewhere: one lesson does not say all.
-        self._lesson = min(self.limit, max(1, self._taken.get(mailbox, 0) - 1, self.limit // 2))
-        self._lesson_ends = time.monotonic() + _REMEMBERED_LESSON
+        if asked_at >= self._lesson_began:
+            self._lesson_began, self._limit_before, self._refused = now, self.limit, {}
+        before = self._refused.get(mailbox, 0)
+        self._refused[mailbox] = before + 1
+        # How many it had then nobody knows: those that it took may be over by now. If all places were taken at a time
+        # since the mailbox was empty, it may have been so many. And it may have others from elsewhere: one lesson does
+        # not say all.
+        had = self._limit_before if mailbox in self._heard else self._taken.get(mailbox, 0) + before
+        self._lesson = min(self.limit, max(1, had - before - 1, self._limit_before // 2))
+        self._lesson_ends = now + _REMEMBERED_LESSON
+        self._set_limit()
+
+    def narrow(self, connections: int, of: int, seconds: float) -> None:
+        """For so long the store has so many connections, of those that were configured: no mailbox takes the last."""
+        self._room = connections / of
+        self._room_ends = time.monotonic() + seconds
         self._set_limit()
 
     def _forget_lesson(self) -> bool:
-        """Whether there was one, and its time is up."""
-        if self._lesson == math.inf or time.monotonic() < self._lesson_ends:
+        """Whether there was one, or a lack of connections, and its time is up."""
+        now = time.monotonic()
+        if now < min(self._lesson_ends, self._room_ends):
             return False
-        self._lesson = math.inf
+        if now >= self._lesson_ends:
+            self._lesson, self._lesson_ends = math.inf, math.inf
+        if now >= self._room_ends:
+            self._room, self._room_ends = 1.0, math.inf
         self._set_limit()
         return True
 
     def _set_limit(self) -> None:
-        self.limit = min(self._most, self._lesson)
+        most = self._most if self._room == 1 else max(1, int(self._most * self._room))
+        self.limit = min(most, self._lesson)
         for mailbox in tuple(self._queues):
             self._hand_on(mailbox)
 
@@ -173,6 +203,7 @@ class Mailboxes:
         before_wait: Callable[[], None],
         stays: Callable[[], bool],
         owes: Callable[[float], bool],
+        yields: Callable[[], bool] | None = None,
     ) -> int:
         """Take so many places at a mailbox; wait for them while it moves. How many there were, the first come first.
 
@@ -184,6 +215,7 @@ class Mailboxes:
             stays: asked each time that routes have changed, whether it still goes on.
             owes: asked when there was no reply for a while, whether the store owes one for this mailbox since this
                 time; else it is not the mailbox that stands still, but a client or another store.
+            yields: asked before and while it waits out of order, whether it must not: others wait for what it has.
         """
         now = time.monotonic()
         self._forget_lesson()
@@ -197,12 +229,15 @@ class Mailboxes:
         self._heard.setdefault(mailbox, now)
         try:
             self._hand_on(mailbox)
-            if turn.granted < wanted and self._patience(mailbox, until, owes) > 0:
+            if turn.granted < wanted and self._patience(mailbox, until, owes) > 0 and not (yields and yields()):
                 before_wait()
             while turn.granted < wanted:
                 turn.event.clear()
                 left = self._patience(mailbox, until, owes)
-                if left <= 0 or (turn.event.wait(left) and turn.granted < wanted and not stays()):
+                if left <= 0 or (yields is not None and yields()):
+                    break
+                woken = turn.event.wait(left if yields is None else min(left, _LOOKS))
+                if woken and turn.granted < wanted and not stays():
                     break
         except BaseException:
             self._give_up(mailbox, turn)
@@ -226,6 +261,10 @@ class Mailboxes:
         if queue is not None and turn in queue:
             queue.remove(turn)
             self._hand_on(mailbox)
+
+    def waiting(self, mailbox: str) -> int:
+        """How many transactions wait for places at this mailbox."""
+        return len(self._queues.get(mailbox, ()))
 
     def routes_changed(self) -> None:
         """Who waits is to look whether the mailbox is still here."""

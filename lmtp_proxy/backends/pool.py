@@ -22,7 +22,7 @@ from gevent.event import AsyncResult
 
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
-from lmtp_proxy.backends.greets import Greets
+from lmtp_proxy.backends.greets import REMEMBERED, Greets
 from lmtp_proxy.backends.mailboxes import Mailboxes
 from lmtp_proxy.backends.per_recipient import PerRecipient
 from lmtp_proxy.backends.uses import uses
@@ -243,7 +243,7 @@ class BackendPool:
             session = self._next_released(turn)
         except gevent.Timeout:
             if any(not each.protocol.expected for each in self._serving()):  # it is their clients who take long
-                self._greets.learn(len(self._serving()))
+                self._greets_no_more()
             else:
                 self._is_down(error)
             raise error from None
@@ -253,7 +253,7 @@ class BackendPool:
             raise
         finally:
             self._opens_no_more(turn)
-        self._greets.learn(len(self._serving()))
+        self._greets_no_more()
         self._give_place(None)
         return session
 
@@ -342,7 +342,7 @@ class BackendPool:
             if error.failure is Failure.CLOSING:
                 return  # that may be for want of room: those that it serves will show
             if answers:
-                self._greets.learn(len(self._serving()))
+                self._greets_no_more()
                 return
         back_off = error.failure.value.back_off
         waits = back_off is BackOff.IF_SLOW and lasted >= self._slow
@@ -352,6 +352,12 @@ class BackendPool:
             self._is_down(error)
         else:
             self.trouble = error.reason
+
+    def _greets_no_more(self) -> None:
+        """Than those that it serves, of which one mailbox is not to take the last."""
+        greets = self._greets
+        greets.learn(len(self._serving()))
+        self.mailboxes.narrow(greets.most, self.backend.max_connections, REMEMBERED)
 
     def _is_down(self, error: BackendError) -> None:
         self.trouble = error.reason

@@ -2,14 +2,14 @@
 """Places at the mailboxes of a transaction's new recipients, before any backend is asked for them.
 
 Who has to wait holds no place at a backend, and waits at one mailbox after the other in an order that all transactions
-share: two that wait for each other would both fail. Of deliveries only their commit points are known here.
+share: two that wait for each other would both fail. Who has been given a place that stands behind in it, as a client
+that says one command after the other may, waits only while nobody waits for that. Of deliveries only their commit
+points are known here.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.pool import BackendPool
@@ -42,15 +42,10 @@ def place_of(destination: Destination) -> tuple[str, str]:
     return destination.pool.backend.name if destination.pool else "", destination.mailbox
 
 
-def places_of(held: Iterable[Sequence[Destination]]) -> Mapping[tuple[str, str], int]:
-    """How many there are of each."""
-    return Counter(map(place_of, chain.from_iterable(held)))
-
-
 def admit(
     new: Sequence[Destination],
     entered: list[Destination],
-    held: Mapping[tuple[str, str], int],
+    held: Sequence[Destination],
     began: float,
     before_wait: Callable[[], None],
     stays: Callable[[Destination], bool],
@@ -60,8 +55,7 @@ def admit(
 
     Args:
         entered: takes the others as they get their places, those without a backend apart.
-        held: places that the transaction has already, by `place_of`. Whoever has one at a mailbox behind another in
-            the order does not wait for that.
+        held: those who have their place already, in the same transaction.
         began: when the wait began (time.monotonic).
         before_wait: called before each wait.
         stays: asked whenever routes have changed, whether this one's mail still goes to the same mailbox.
@@ -72,18 +66,20 @@ def admit(
     for position, destination in enumerate(new):
         if destination.pool is not None:
             positions.setdefault(place_of(destination), []).append(position)
-    last = max(held, default=("", ""))
+    has = Counter(map(place_of, held))
+    last = max(has, default=("", ""))
     for place, wanted in sorted(positions.items()):
         first = new[wanted[0]]
         pool = first.pool
         assert pool is not None
         # Nobody waits for what is given back only when the same transaction has ended.
-        room = max(0, int(pool.mailboxes.limit) - held.get(place, 0))
+        room = max(0, int(pool.mailboxes.limit) - has[place])
         turned_away.update(dict.fromkeys(wanted[room:], Failure.TOO_MANY_OF_ONE))
         wanted = wanted[:room]
         if wanted:
-            until = began + pool.backend.timeouts.connect if last < place else -math.inf
-            got = _enter(pool, first, len(wanted), until, before_wait, stays, owed)
+            until = began + pool.backend.timeouts.connect
+            yields = None if last < place else partial(_is_waited_for, held, place)
+            got = _enter(pool, first, len(wanted), until, before_wait, stays, owed, yields)
             entered += [new[position] for position in wanted[:got]]
             turned_away.update(dict.fromkeys(wanted[got:], Failure.MAILBOX_BUSY))
     return turned_away
@@ -97,13 +93,23 @@ def _enter(
     before_wait: Callable[[], None],
     stays: Callable[[Destination], bool],
     owed: Callable[[Destination, float], bool],
+    yields: Callable[[], bool] | None,
 ) -> int:
     def waits() -> None:
         pool.counts.held_back += wanted
         before_wait()
 
     return pool.mailboxes.wait(
-        destination.mailbox, wanted, until, waits, lambda: stays(destination), partial(owed, destination)
+        destination.mailbox, wanted, until, waits, lambda: stays(destination), partial(owed, destination), yields
+    )
+
+
+def _is_waited_for(held: Iterable[Destination], place: tuple[str, str]) -> bool:
+    """By others: one of these, from where the transaction itself waits on, in the order."""
+    return any(
+        each.pool is not None and each.pool.mailboxes.waiting(each.mailbox) > (place_of(each) == place)
+        for each in held
+        if place_of(each) >= place
     )
 
 

@@ -170,7 +170,7 @@ class Transaction:
     def _hold_back(self, groups: Groups) -> tuple[Groups, Sequence[Destination]]:
         """As `by_pool` has those who get a place at their mailbox, maybe after a wait; the others are turned away."""
         began = time.monotonic()
-        held = admission.places_of(each.commit.held for each in self._deliveries.values())
+        held = [*chain.from_iterable(each.commit.held for each in self._deliveries.values())]
         stays = partial(admission.is_still_there, self._parts.current)
         owed = partial(admission.is_owed, self._parts.in_flight)
         turned_away: Mapping[int, Failure] = {}
@@ -276,9 +276,10 @@ class Transaction:
                 pool.counts.deferred += 1
                 pool.counts.mailbox_busy += share is Failure.MAILBOX_BUSY
             elif pool is not None and reply.negative:
+                commit = self._deliveries[share].commit
                 if is_over_user_limit(reply):
-                    pool.mailboxes.learn(destination.mailbox)
-                self._deliveries[share].commit.let_go((destination,))
+                    pool.mailboxes.learn(destination.mailbox, commit.asked_at)
+                commit.let_go((destination,))
         if all(accepted):
             return
         destinations, replies, troubles = zip(*[each for each in answered if each[1].code >= 300], strict=True)

@@ -20,7 +20,7 @@ from tests.support.client import LmtpClient, Outcome
 from tests.support.conversation import Users
 from tests.support.http import add_metrics, fetch, series, value
 from tests.support.proxy import ProxyProcess, config_of
-from tests.support.script import HEALTHY, Await, Script, say
+from tests.support.script import HEALTHY, Await, Close, Script, say
 
 DOT = b"x\r\n.\r\n"
 BUSY = "451 4.2.1 Too many deliveries to this mailbox at a time, try again later"
@@ -100,6 +100,31 @@ def test_a_locked_mailbox_does_not_stop_its_store() -> None:
                 client.send(DOT)
         lock.open.set()
         assert [replies(client, 1) for text, client in heard if text != BUSY] == [[250]] * 2
+
+
+def test_a_locked_mailbox_does_not_stop_a_store_that_has_fewer_connections_than_was_thought() -> None:
+    """Three, of eight: one mailbox had half of eight, which is all of them."""
+    lock = Lock()
+    full = Script(greeting=(*say("421 4.3.2 too many connections"), Close()))
+    with FakeBackend(lambda index: lock.script if index < 3 else full) as store:
+        config = config_of({"a": store}, idle_timeout=30)
+        config["backends"]["a"] = {**config["backends"]["a"], "max_connections": 8}  # type: ignore[dict-item]
+        with ProxyProcess(config, workers=1) as proxy, ExitStack() as stack:
+            bobs = [f"{number}@a" for number in range(20)]
+            clients = [sent(stack.enter_context(proxy.client()), bob) for bob in bobs[:3]]
+            assert [replies(client, 3) for client in clients] == [[250, 250, 354]] * 3
+            for client in clients:
+                client.send(DOT)
+                assert replies(client, 1) == [250]
+            assert burst(proxy, 60, 6, bobs) == {250: 60}
+            proxy.wait_log("greets no more than 3 connections at a time, of max_connections=8")
+            clients = [sent(stack.enter_context(proxy.client()), "alice@a") for _ in range(3)]
+            assert replies(clients[0], 3) == [250, 250, 354]
+            clients[0].send(DOT)
+            outcome, seconds = timed(proxy, "bob@a")
+            assert codes(outcome) == [250] and seconds < 1
+            lock.open.set()
+            assert replies(clients[0], 1) == [250]
 
 
 def test_without_progress_it_is_refused_at_once() -> None:
@@ -197,16 +222,68 @@ def test_a_place_of_whoever_is_refused_is_free_again() -> None:
             assert codes(outcome) == [550, 250]
 
 
-def test_mailboxes_are_waited_for_in_one_order() -> None:
-    """Two clients that say one command after the other, and each wait for what the other one has, would both fail."""
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_who_has_a_place_at_another_mailbox_waits_as_well(pipelined: bool) -> None:
+    """Wherever that stands in the order: nobody waits for it."""
     lock = Lock()
-    with site(lock.script, max_per_user=1) as (proxy, store), locked(proxy, store, 1), proxy.client() as client:
-        began = time.monotonic()
-        outcome = client.envelope("s@x", ["bob@b", "alice@a"], pipelined=False)
-        assert [each.code for each in outcome.rcpts] == [250, 451]
-        assert time.monotonic() - began < 1
-        assert codes(client.finals_after(outcome, DOT)) == [250, 451]
+    with (
+        site(lock.script, max_per_user=1) as (proxy, store),
+        locked(proxy, store, 1) as clients,
+        proxy.client() as client,
+    ):
+        if pipelined:
+            sent(client, "bob@b", "alice@a")
+            assert replies(client, 1) == [250]
+        else:
+            assert client.command("MAIL FROM:<s@x>").positive
+            assert client.command("RCPT TO:<bob@b>").positive
+            client.send(b"RCPT TO:<alice@a>\r\nDATA\r\n")
+        assert client.silent(0.5)
         lock.open.set()
+        assert replies(clients[0], 1) == [250]
+        assert replies(client, 3 if pipelined else 2)[-2:] == [250, 354]
+        client.send(DOT)
+        assert replies(client, 2) == [250, 250]
+
+
+def test_two_that_wait_for_each_others_mailbox_do_not_both_wait() -> None:
+    """They say one command after the other: who waits out of order goes on without."""
+    with site(max_per_user=1) as (proxy, _), ExitStack() as stack:
+        clients = [stack.enter_context(proxy.client()) for _ in range(2)]
+        mailboxes = ["alice@a", "bob@a"]
+        for client, mailbox in zip(clients, mailboxes, strict=True):
+            assert client.command("MAIL FROM:<s@x>").positive
+            assert client.command(f"RCPT TO:<{mailbox}>").positive
+        began = time.monotonic()
+        for client, mailbox in zip(reversed(clients), mailboxes, strict=True):
+            client.send(f"RCPT TO:<{mailbox}>\r\nDATA\r\n".encode())
+            assert client is clients[0] or client.silent(0.5)
+        assert replies(clients[1], 2) == [451, 354]
+        clients[1].send(DOT)
+        assert replies(clients[1], 1) == [250]
+        assert replies(clients[0], 2) == [250, 354]
+        clients[0].send(DOT)
+        assert replies(clients[0], 2) == [250, 250]
+        assert time.monotonic() - began < MOVES
+
+
+def test_two_of_one_mailbox_that_each_want_another_place_do_not_both_wait() -> None:
+    with site(max_per_user=2) as (proxy, _), ExitStack() as stack:
+        clients = [stack.enter_context(proxy.client()) for _ in range(2)]
+        for client in clients:
+            assert client.command("MAIL FROM:<s@x>").positive
+            assert client.command("RCPT TO:<alice@a>").positive
+        began = time.monotonic()
+        for client in clients:
+            client.send(b"RCPT TO:<alice+x@a>\r\nDATA\r\n")
+            assert client is clients[1] or client.silent(0.5)
+        ended = {}
+        for number in (1, 0):
+            ended[number] = replies(clients[number], 2)
+            clients[number].send(DOT)
+            ended[number] += replies(clients[number], 1 if ended[number][0] == 451 else 2)
+        assert ended == {1: [451, 354, 250], 0: [250, 354, 250, 250]}
+        assert time.monotonic() - began < MOVES
 
 
 def test_a_place_at_a_store_is_not_held_while_one_at_a_mailbox_is_waited_for() -> None:

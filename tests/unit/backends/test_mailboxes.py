@@ -236,8 +236,9 @@ def test_a_store_teaches_a_lower_one_and_it_is_forgotten(
     monkeypatch.setattr(module, "_REMEMBERED_LESSON", 0.1)
     places = of(10)
     fill(places, 7)
+    asked_at = time.monotonic()
     for limit in (6, 5):
-        places.learn("a")
+        places.learn("a", asked_at)
         places.leave([A], replied=True)
         assert places.limit == limit
     assert [record.getMessage() for record in caplog.records] == [
@@ -254,11 +255,86 @@ def test_one_lesson_does_not_say_all() -> None:
     places = of(8)
     for limit in (4, 2, 1, 1):
         fill(places, 1)
-        places.learn("a")
+        places.learn("a", time.monotonic())
         places.leave([A], replied=True)
         assert places.limit == limit
     places.configure(1)
     assert places.limit == 1
+
+
+@pytest.mark.parametrize("asked", [12, 10, 6, 5])
+def test_refusals_that_are_read_when_the_accepted_ones_are_over_teach_no_less_than_it_takes(asked: int) -> None:
+    """It takes 4, and its answers to those that it refused come last. All are one lesson, or a few."""
+    places = of(20)
+    taken = []
+    for _ in range(5):
+        number = min(asked, int(places.limit))
+        fill(places, number)
+        asked_at = time.monotonic()
+        places.leave([A] * 4, replied=True)
+        for _ in range(number - 4):
+            places.learn("a", asked_at)
+            places.leave([A], replied=True)
+        taken.append(places.limit)
+    assert taken[-1] == 4 and min(taken) == 4
+    assert taken[0] >= 10, "at once no less than half"
+
+
+def test_refusals_for_several_mailboxes_are_one_lesson() -> None:
+    places = of(20)
+    asked_at = time.monotonic()
+    for mailbox in "aabb":
+        assert places.enter(mailbox)
+    for mailbox in "abab":
+        places.learn(mailbox, asked_at)
+        places.leave([Recipient(mailbox)], replied=True)
+    assert places.limit == 10
+
+
+def test_fewer_connections_are_fewer_places_for_a_while() -> None:
+    """No mailbox takes the last of those that there are; that somebody wants it to have more than all is heeded."""
+    places = of(10)
+    places.narrow(4, of=20, seconds=0.1)
+    assert places.limit == 2
+    fill(places, 2)
+    assert not places.enter("a")
+    gevent.sleep(0.15)
+    assert places.enter("a") and places.limit == 10
+    for connections, limit in ((1, 1), (2, 1), (19, 9), (20, 10)):
+        places.narrow(connections, of=20, seconds=FOREVER)
+        assert places.limit == limit
+    places.narrow(1, of=20, seconds=FOREVER)
+    places.configure(100)
+    assert places.limit == 100
+    places.narrow(1, of=20, seconds=FOREVER)
+    assert places.limit == 5
+
+
+# --- out of order -----------------------------------------------------------------------------------------------------
+
+
+def test_who_has_what_others_wait_for_does_not_wait() -> None:
+    places = of(1)
+    fill(places, 1)
+    began = time.monotonic()
+    greenlet = gevent.spawn(
+        places.wait, "a", 1, began + FOREVER, lambda: None, lambda: True, owed, lambda: bool(places.waiting("b"))
+    )
+    gevent.sleep(0.3)
+    assert not greenlet.ready()
+    assert places.enter("b")
+    other = gevent.spawn(places.wait, "b", 1, began + FOREVER, lambda: None, lambda: True, owed)
+    assert greenlet.get(timeout=1) == 0
+    places.leave([B], replied=True)
+    assert other.get(timeout=1) == 1
+    other = gevent.spawn(places.wait, "b", 1, began + FOREVER, lambda: None, lambda: True, owed)
+    gevent.sleep(0)
+    told: list[bool] = []
+    got = places.wait(
+        "a", 1, began + FOREVER, lambda: told.append(True), lambda: True, owed, lambda: bool(places.waiting("b"))
+    )
+    assert (got, told) == (0, [])
+    other.kill()
 
 
 def test_what_is_idle_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
