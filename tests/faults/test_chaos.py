@@ -66,6 +66,8 @@ def script_for(seed: int, kept: bool) -> Script:
     script = Script(offer=generator.choice((("PIPELINING", "8BITMIME"), ("8BITMIME",), ("PIPELINING", "SIZE"))))
     if generator.random() < (0.25 if kept else 0.45):
         return replace(script, mail_again=fault(generator)) if kept else script
+    if kept and generator.random() < 0.15:  # later, as at the greeting, it is asked again, and nobody hears of it
+        return script.at(generator.choice(("mail", "rcpt", "data", "final")), say("421 4.3.2 going down"))
     phase = generator.choice(PHASES)
     if phase == "body":
         return replace(script, body=BodyTrigger(generator.choice((0, 10, 2000)), fault(generator)))
