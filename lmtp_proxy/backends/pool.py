@@ -222,8 +222,9 @@ class BackendPool:
             # Whoever waited is gone, but its place stays reserved.
             if not turn.ready():
                 opener.kill(block=False)
-            elif (session := _unclaimed(turn)) is not None:
-                session.close()
+                turn.rawlink(_close_unclaimed)  # it may come before that
+            else:
+                _close_unclaimed(turn)
             raise
         finally:
             self._opens_no_more(turn)
@@ -523,6 +524,11 @@ def _outcome(turn: _Opening, timeout: float | None) -> BackendSession:
 def _unclaimed(turn: _Opening) -> BackendSession | None:
     """What came for somebody who does not wait any more."""
     return None if isinstance(turn.value, Exception) else turn.value
+
+
+def _close_unclaimed(turn: _Opening) -> None:
+    if (session := _unclaimed(turn)) is not None:
+        session.close()
 
 
 def _conversation() -> type[BackendSession]:

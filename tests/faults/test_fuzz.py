@@ -119,7 +119,7 @@ def undisturbed(proxy: ProxyProcess) -> Iterator[None]:
     finally:
         neighbour.stop()
     neighbour.delays.check(SLOWEST)
-    assert proxy.settles(fds), f"{proxy.descriptors()} descriptors, {fds} before"
+    assert proxy.settles(fds), f"{proxy.descriptors()} descriptors, {fds} before: {proxy.open_files()}"
     assert proxy.status("VmRSS") - rss < MOST
     assert proxy.process is not None and proxy.process.poll() is None
     assert "Traceback" not in proxy.log(), proxy.log()

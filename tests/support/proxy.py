@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGUSR1
 from types import TracebackType
@@ -294,6 +295,15 @@ class ProxyProcess:
     def descriptors(self) -> int:
         """How many file descriptors are open, in all processes."""
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.pid, *self.worker_pids))
+
+    def open_files(self) -> list[str]:
+        """What these are, for whoever finds too many."""
+        found = []
+        for pid in (self.pid, *self.worker_pids):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):  # closed in the meantime
+                    found.append(f"{pid}/{number}: {os.readlink(f'/proc/{pid}/fd/{number}')}")
+        return found
 
     def settles(self, descriptors: int, timeout: float = SOON) -> bool:
         """True when the number of descriptors comes down to `descriptors` within `timeout` seconds."""
