@@ -323,24 +323,39 @@ def test_as_a_daemon_that_became_somebody_else() -> None:
             done = subprocess.run(command, cwd=proxy.directory, capture_output=True, timeout=2 * SOON, text=True)
             assert done.returncode == 0 and "no syslog at /nonexistent" in done.stderr, done
             assert done.stderr.count("\n") == 1
+            assert verdict(proxy, "user000001") == "250"
+            assert verdict(proxy, "carol") == "450"
+            proxy.write_config(text_of(proxy, more="  carol: old\n"))
+            os.chmod(proxy.config_path, 0o644)
             pid = int(Path(proxy.pid_path).read_text())
-            try:
-                assert verdict(proxy, "user000001") == "250"
-                assert verdict(proxy, "carol") == "450"
-                proxy.write_config(text_of(proxy, more="  carol: old\n"))
-                os.chmod(proxy.config_path, 0o644)
-                os.kill(pid, signal.SIGUSR1)
-                deadline = time.monotonic() + PATIENCE
-                while verdict(proxy, "carol") != "250":
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-                assert verdict(proxy, "user000001") == "250"
-                assert children(pid) == []
-            finally:
-                os.kill(pid, signal.SIGTERM)
-                assert gone(pid)
+            os.kill(pid, signal.SIGUSR1)
+            deadline = time.monotonic() + PATIENCE
+            while verdict(proxy, "carol") != "250":
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert verdict(proxy, "user000001") == "250"
+            assert children(pid) == []
         finally:
+            for each in daemons(proxy.directory):  # also one that is there although the command failed
+                os.kill(each, signal.SIGTERM)
+                assert gone(each)
             proxy.close()
+
+
+def daemons(directory: str) -> list[int]:
+    """The processes that have a socket of their own in this directory."""
+    inodes = {
+        f"socket:[{line.split()[6]}]"
+        for line in Path("/proc/net/unix").read_text().splitlines()
+        if line.split()[-1].startswith(f"{directory}/")
+    }
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended
+            links = {os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+            if links & inodes:
+                found.append(int(pid))
+    return found
 
 
 def verdict(proxy: ProxyProcess, user: str) -> str:
