@@ -13,7 +13,7 @@ from tests.faults.conftest import Move
 from tests.support.backend import FakeBackend
 from tests.support.client import SMALL_BODY, LmtpClient
 from tests.support.ctl import Run, controlled, ctl
-from tests.support.proxy import BOTH_MODES
+from tests.support.proxy import BOTH_MODES, ProxyProcess, config_of
 from tests.support.script import Await, Script, say
 
 U_LABEL, A_LABEL = "anna@bücher.example", "anna@xn--bcher-kva.example"
@@ -117,3 +117,20 @@ def test_two_spellings_with_two_backends_are_an_error_that_names_both_lines(move
     said = " ".join(refused.err.split())
     assert f":{len(lines) + 1}: users.{A_LABEL}: is the same user as {U_LABEL} on line {first}, who is on old" in said
     assert delivered(move, A_LABEL) == "old"
+
+
+# --- reverse-paths ----------------------------------------------------------------------------------------------------
+
+ODD_SENDERS = ["root@web$1", "a@b+c.example", "user@host#3", "root@", "u@x'", "u@a/b", "x@exa!mple.example"]
+
+
+@pytest.mark.parametrize("sender", ODD_SENDERS)
+def test_a_reverse_path_that_postfix_sends_is_left_to_the_store(sender: str) -> None:
+    """Refused here it loses mail and bounce; a recipient of this kind is refused."""
+    with FakeBackend() as store, ProxyProcess(config_of({"a": store})) as proxy, proxy.client() as client:
+        outcome = client.deliver(sender, ["u@a"])
+        assert [outcome.verdict(0).code] == [250]
+        assert [each.line for each in store.transactions(sender)] == [f"MAIL FROM:<{sender}>".encode()]
+        assert client.command("MAIL FROM:<s@x>").positive
+        assert client.command(f"RCPT TO:<{sender}>").code == 501
+        client.quit()
