@@ -17,6 +17,7 @@ In the order of their imports:
     admission      places at the mailboxes of new recipients
     log            one log line per recipient
     client         what a transaction may do to its client
+    summary        what an operator sees of a transaction
     parking        where recipients on `hold` wait
     transaction    the fan-out, and replies in RCPT order
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, compress, repeat
 from operator import attrgetter
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure, is_over_user_limit
 from lmtp_proxy.backends.pool import BackendPool
@@ -23,6 +23,7 @@ from lmtp_proxy.delivery.fan_out import Share, by_pool, gather, in_order, open_a
 from lmtp_proxy.delivery.log import log_aborted, log_recipients, unheard
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.state import DeliveryState
+from lmtp_proxy.delivery.summary import TransactionSummary
 from lmtp_proxy.delivery.uncertain import HEAD
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
@@ -32,23 +33,6 @@ from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply, worst_code
 
 Groups: TypeAlias = Mapping[BackendPool, Sequence[Destination]]
-
-
-class TransactionSummary(NamedTuple):
-    """A transaction for an operator.
-
-    Attributes:
-        state: envelope, held or data.
-        sender: with angle brackets.
-        recipients: accepted so far, or asked for.
-        octets: received of the message.
-    """
-
-    state: str
-    sender: bytes
-    recipients: int
-    octets: int
-
 
 _NOBODY: frozenset[Destination] = frozenset()
 # What those get who are turned away before their backend is asked.
