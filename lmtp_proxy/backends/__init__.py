@@ -12,5 +12,6 @@ In the order of their imports:
     greets         how many connections a backend greets at a time
     uses           what connections in use wait for, in words
     pool           the connections to one backend: how many, which are kept
+    test_message   the mail that shows where a store puts mail
     preflight      asks a backend whether it would take mail for some users
 """

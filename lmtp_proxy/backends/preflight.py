@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Asks a backend whether it would take mail for some recipients: everything but DATA, on a connection of its own.
 
-The answers are the backend's, unjudged: what they mean for a move is decided by whoever asked. A backend that fails is
-a result, too, so nothing is raised. It knows no users, routes or tables.
+Or hands it one mail, for whom it takes mail for, to see where it puts that. The answers are the backend's, unjudged:
+what they mean for a move is decided by whoever asked. A backend that fails is a result, too, so nothing is raised. It
+knows no users, routes or tables.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Preflight:
         replies: those it gave.
         offers: of its LHLO, each with its parameters; as sent but for the case of the keyword, not escaped.
         ready: seconds until MAIL could be said; None if it never could.
+        final: the reply to the message, None if none was sent or no reply came.
         seconds: of all, but for QUIT.
     """
 
@@ -44,11 +46,17 @@ class Preflight:
     replies: list[tuple[Recipient, Reply]] = field(default_factory=list)
     offers: list[str] = field(default_factory=list)
     ready: float | None = None
+    final: Reply | None = None
     seconds: float = 0.0
 
 
 def preflight(
-    pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool], *, mail: bool = True
+    pool: BackendPool,
+    recipients: Sequence[Recipient],
+    wanted: Callable[[], bool],
+    *,
+    mail: bool = True,
+    message: bytes | None = None,
 ) -> Preflight:
     """LHLO (and AUTH), MAIL FROM:<>, RCPT for each recipient, RSET, QUIT; without recipients no RCPT.
 
@@ -57,18 +65,26 @@ def preflight(
     Args:
         wanted: asked before each wait; False ends it.
         mail: also without recipients MAIL is said.
+        message: sent, once, if there is one recipient and the backend takes mail for them; with CRLF, and without a
+            dot at the start of a line.
     """
     began = time.monotonic()
     result = Preflight()
     try:
-        _preflight(pool, recipients, wanted, result, mail=mail or bool(recipients))
+        _preflight(pool, recipients, wanted, result, mail=mail or bool(recipients), message=message)
     finally:
         result.seconds = time.monotonic() - began
     return result
 
 
 def _preflight(
-    pool: BackendPool, recipients: Sequence[Recipient], wanted: Callable[[], bool], result: Preflight, *, mail: bool
+    pool: BackendPool,
+    recipients: Sequence[Recipient],
+    wanted: Callable[[], bool],
+    result: Preflight,
+    *,
+    mail: bool,
+    message: bytes | None,
 ) -> None:
     began = time.monotonic()
     session: BackendSession | None = None
@@ -91,6 +107,8 @@ def _preflight(
             if number:
                 _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
             _ask(session, group, wanted, result)
+        if message is not None and [reply.positive for _, reply in result.replies] == [True] and wanted():
+            result.final = _deliver(session, message)
         asked = True
         _positive(Command.RSET, _converse(session, Command.RSET, [b"RSET"], wanted))
         ended_well = True
@@ -151,6 +169,24 @@ def _converse(
         if not wanted():
             raise BackendError(Failure.INTERNAL, "nobody waits for the answer any more")
         yield session.read_reply(time.monotonic() + seconds).with_enhanced()
+
+
+def _deliver(session: BackendSession, message: bytes) -> Reply:
+    """The reply to the message. Raises BackendError."""
+    timeouts = session.backend.timeouts
+    session.write(session.protocol.data(), time.monotonic() + timeouts.command)
+    [reply] = session.awaited(time.monotonic() + timeouts.command)
+    if reply.code != 354:
+        raise _unusable(Command.DATA, reply)
+    session.protocol.dot_begun(1)
+    try:
+        session.write(message + b".\r\n", time.monotonic() + timeouts.data_write)
+        [reply] = session.awaited(time.monotonic() + timeouts.final_reply)
+    except BackendError as error:
+        raise BackendError(error.failure, f"{error.reason}; the message may be delivered") from error
+    if not (reply.positive or reply.negative):
+        raise _unusable(Command.FINAL_DOT, reply)
+    return reply
 
 
 def _positive(command: Command, replies: Iterator[Reply]) -> None:

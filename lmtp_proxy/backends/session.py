@@ -217,6 +217,14 @@ class BackendSession(smtplib.LMTP):
         except RemoteProtocolError as error:
             raise of_fault(error) from error
 
+    def awaited(self, deadline: float) -> Sequence[Reply]:
+        """The same, waited for until `deadline` (time.monotonic). Raises BackendError for silence, too."""
+        while not (replies := self.replies()):
+            if time.monotonic() >= deadline:
+                raise BackendError(Failure.SILENT, "no answer in time")
+            self._open_stream().wait(deadline)
+        return replies
+
     def read_reply(self, deadline: float) -> Reply:
         """The next reply as it came, waited for. What has arrived is read even after `deadline` (time.monotonic).
 

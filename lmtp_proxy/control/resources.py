@@ -17,6 +17,7 @@ from gevent.lock import BoundedSemaphore
 from lmtp_proxy import __version__
 from lmtp_proxy.backends.failure import WITHOUT_ROUTE
 from lmtp_proxy.backends.preflight import preflight
+from lmtp_proxy.backends.test_message import make_test_message
 from lmtp_proxy.config.values import ConfigError
 from lmtp_proxy.control.application import Json, Resources
 from lmtp_proxy.control.json import (
@@ -205,10 +206,13 @@ class Application(ControlApplication):
         }
 
     def _preflight(self, request: Request) -> Json:
-        document = request.document("backend", "recipients", "mail", long=True)
+        document = request.document("backend", "recipients", "mail", "deliver", long=True)
         name = document.text("backend")
         texts = document.texts("recipients", least=0)
         mail = "mail" not in document.values or document.flag("mail")
+        deliver = "deliver" in document.values and document.flag("deliver")
+        if deliver and len(texts) != 1:
+            raise bad('"deliver" is for one recipient')
         generation = self._generation
         smtputf8 = generation.config.smtputf8
         recipients = [
@@ -218,13 +222,14 @@ class Application(ControlApplication):
         ]
         if (pool := generation.pools.get(name)) is None:
             raise HttpProblem(HTTPStatus.NOT_FOUND, f'there is no backend "{shown(name)}"')
-        request.log(f"preflight {name}", texts)
+        message_id, message = make_test_message(generation.config.hostname) if deliver else (None, None)
+        request.log(f"preflight {name}" if message_id is None else f"test mail {message_id} to {name}", texts)
         places = self._preflights.setdefault(name, BoundedSemaphore(_AT_ONCE))
         while not places.acquire(timeout=_LOOK):
             if request.gone():
                 return {}
         try:
-            result = preflight(pool, recipients, lambda: not request.gone(), mail=mail)
+            result = preflight(pool, recipients, lambda: not request.gone(), mail=mail, message=message)
         finally:
             places.release()
         return {
@@ -242,6 +247,8 @@ class Application(ControlApplication):
                 }
                 for recipient, reply in result.replies
             ],
+            "message_id": message_id,
+            "final": result.final and {"code": result.final.code, "reply": shown(str(result.final), MAX_TEXT)},
         }
 
     def _receipts_of(self, request: Request) -> Json:

@@ -193,8 +193,10 @@ def _probe(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.probe import probe
 
-    users = keys_of(given(options.rcpt), "nothing was asked")
-    return probe(_client(options), options.backends, users, progress)
+    if options.deliver is not None and (options.rcpt or len(options.backends) != 1):
+        options.parser.error("--deliver is for one BACKEND, and goes without --rcpt")
+    users = keys_of(given([options.deliver] if options.deliver is not None else options.rcpt), "nothing was asked")
+    return probe(_client(options), options.backends, users, progress, deliver=options.deliver is not None)
 
 
 def _check(options: argparse.Namespace, progress: Progress) -> Outcome:
@@ -336,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
         "Whether the stores can be reached, and would take mail: connect, LHLO, no message",
         "The running proxy asks each of them, with its own user, credentials and deadlines, and says what it offers "
         "and how long it took. With --rcpt also MAIL, RCPT and RSET. Waits for their answers. Exit status 1 if one "
-        "does not answer, or takes no mail for a user.",
+        "does not answer, or takes no mail for a user. With --deliver one store is sent a test mail.",
     )
     verb.add_argument("backends", type=text, nargs="*", metavar="BACKEND", help="default: all")
     verb.add_argument(
@@ -346,6 +348,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="USER",
         help="would it take their mail? as often as wanted",
+    )
+    verb.add_argument(
+        "--deliver", type=text, metavar="USER", help="send the one BACKEND a test mail for this user, and look there"
     )
     verb = add(
         "check",

@@ -235,7 +235,7 @@ class MergedApplication(ControlApplication):
         return self._by_one(request, "GET", "/lookup")
 
     def _preflight(self, request: Request) -> Json:
-        document = request.document("backend", "recipients", "mail", long=True)
+        document = request.document("backend", "recipients", "mail", "deliver", long=True)
         request.log(f"preflight {document.text('backend')}", document.texts("recipients", least=0))
         return self._by_one(request, "POST", "/preflight")
 

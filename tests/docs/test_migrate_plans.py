@@ -24,7 +24,7 @@ from tests import ROOT
 
 PLANS = ROOT / "etc" / "migrate"
 INSTALLED = "/usr/share/lmtp-proxy/migrate/"
-SCRIPTS = ("mail-state", "mbsync-user", "perdition-map", "same-mail", "same-state")
+SCRIPTS = ("kept-apart", "mail-state", "mbsync-user", "perdition-map", "same-mail", "same-state")
 CONFIGURATIONS = (
     "cyrus-to-dovecot-2.3.conf", "cyrus-to-dovecot-2.4.conf", "dovecot-to-dovecot-2.4.conf", "same-mail.conf",
 )  # fmt: skip
@@ -38,18 +38,18 @@ def plans() -> list[Path]:
 @pytest.mark.parametrize("path", plans(), ids=lambda path: path.stem)
 def test_a_plan_is_complete_and_names_scripts_that_are_there(path: Path) -> None:
     plan = load_plan(str(path))
-    assert {"sync", "final_sync", "block", "verify", "redirect", "unblock"} <= plan.hooks.keys()
-    for hook in plan.hooks.values():
+    assert {"prove", "sync", "final_sync", "block", "verify", "redirect", "unblock"} <= plan.hooks.keys()
+    for name, hook in plan.hooks.items():
         assert not hook.shell
         if hook.program.startswith(INSTALLED):
             assert os.access(PLANS / hook.program.removeprefix(INSTALLED), os.X_OK)
-        assert any("{user}" in argument for argument in hook.arguments)
+        assert any(("{to}" if name == "prove" else "{user}") in argument for argument in hook.arguments)
 
 
 def test_there_are_no_other_files() -> None:
     names = {path.name for path in PLANS.iterdir() if path.name != "__pycache__"}
     plans = {"cyrus-to-cyrus.yml", "cyrus-to-dovecot.yml", "dovecot-to-dovecot.yml", "imapsync.yml"}
-    assert names == plans | {*CONFIGURATIONS, "mailboxes.py", *SCRIPTS}
+    assert names == plans | {*CONFIGURATIONS, "by_imap.py", "mailboxes.py", *SCRIPTS}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

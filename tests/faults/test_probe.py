@@ -26,11 +26,17 @@ class Stores:
 
     def probe(self, *arguments: str) -> Run:
         """No store ever sees a message, and all connections end."""
+        done = self.deliver(*arguments)
+        for store in (self.old, self.new):
+            assert not [line for line in self.said(store) if line.upper().startswith((b"DATA", b"BDAT"))]
+        return done
+
+    def deliver(self, *arguments: str) -> Run:
+        """The same, and one of them may see a message."""
         socket = str(self.proxy.config["config"]["control"]["socket"])  # type: ignore[index]
         done = ctl("--socket", socket, *arguments)
         for store in (self.old, self.new):
             assert store.wait_closed()
-            assert not [line for line in self.said(store) if line.upper().startswith((b"DATA", b"BDAT"))]
         return done
 
     @staticmethod
@@ -90,4 +96,64 @@ def test_names_that_are_wrong(stores: Stores) -> None:
     what = "there is no backend nwe in the running configuration, did you mean new?; nothing was asked"
     assert (done.status, done.error) == (1, what)
     assert stores.probe("probe", "--rcpt", "a@b@c").status == 64
+    assert stores.said(stores.old) == stores.said(stores.new) == []
+
+
+# --- a test mail -----------------------------------------------------------------------------------------------------
+
+
+def test_one_store_is_sent_one_mail_for_one_user(stores: Stores) -> None:
+    done = stores.deliver("--json", "probe", "--deliver", "alice@x", "new")
+    assert (done.status, done.err) == (0, "")
+    [store] = done.document["backends"]
+    message_id = store["message_id"]
+    assert re.fullmatch(r"<lmtp-proxy-test\.[0-9a-f]{24}@[^<>@\s]+>", message_id)
+    assert store["ok"] and store["final"]["code"] == 250 and store["refused"] is None
+    said = [line.partition(b" ")[0].upper() for line in stores.said(stores.new)]
+    assert said == [b"LHLO", b"MAIL", b"RCPT", b"DATA", b"RSET", b"QUIT"] and stores.said(stores.old) == []
+    [seen] = [seen for seen in stores.new.transactions() if seen.dotted]
+    assert (seen.sender, [each.path for each in seen.recipients]) == ("", ["alice@x"])
+    assert seen.body is not None
+    data = seen.body.bytes
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    assert f"Message-ID: {message_id}".encode() in lines and b"Auto-Submitted: auto-generated" in lines
+    assert {line.partition(b":")[0] for line in lines} >= {b"From", b"To", b"Date", b"Subject"}
+    assert body and b"\n." not in data and data.count(b"\n") == data.count(b"\r\n")
+
+    again = stores.deliver("probe", "new", "--deliver", "<alice@x>")
+    assert re.search(r"(?m)^    alice@x: 250 ", again.out)
+    assert re.search(r"(?m)^    test mail <lmtp-proxy-test\.\S+ 250 ", re.sub(r"\n {8}", " ", again.out))
+    assert message_id not in again.out and again.status == 0
+
+
+@pytest.mark.parametrize(
+    "script, said, dotted",
+    [
+        (Script(rcpt_by={"alice@x": say("550 5.1.1 no such user")}), "    FAILED: alice@x: 550 5.1.1 no such", False),
+        (Script(rcpt_by={"alice@x": say("452 4.2.2 full")}), "    alice@x: 452 4.2.2 full", False),
+        (Script(mail=say("451 4.3.0 not now")), "in reply to MAIL: 451 4.3.0 not now", False),
+        (Script(data=say("451 4.3.0 not now")), "in reply to DATA: 451 4.3.0 not now", False),
+        (Script(data=(Close(),)), "it closed the connection", False),
+        (Script(final=say("552 5.2.2 quota")), "    FAILED: test mail <lmtp-proxy-test.", True),
+        (Script(final=(Close(),)), "it closed the connection; the message may be delivered", True),
+        (Script(final=say("421 4.3.2 bye")), "it said 421 4.3.2 bye; the message may be delivered", True),
+    ],
+    ids=["no user", "full", "MAIL", "DATA", "gone at DATA", "final", "gone", "421"],
+)
+def test_a_store_that_does_not_take_it(stores: Stores, script: Script, said: str, dotted: bool) -> None:
+    stores.new.script = script
+    done = stores.deliver("probe", "new", "--deliver", "alice@x")
+    assert (done.status, done.error) == (1, "1 of 1 store is not as wanted")
+    assert said in re.sub(r"\n {8,}", " ", done.out), done.out
+    assert any(seen.dotted for seen in stores.new.transactions()) == dotted
+
+
+def test_a_mail_is_for_one_user_and_one_store(stores: Stores) -> None:
+    for arguments in (
+        ("--deliver", "a@x"), ("--deliver", "a@x", "old", "new"), ("--deliver", "a@x", "--rcpt", "b@x", "new"),
+        ("--deliver", "a@b@c", "new"),
+    ):  # fmt: skip
+        assert stores.probe("probe", *arguments).status == 64
+    assert stores.probe("probe", "--deliver", "a@x", "nwe").status == 1
     assert stores.said(stores.old) == stores.said(stores.new) == []

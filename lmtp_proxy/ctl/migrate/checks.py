@@ -60,7 +60,7 @@ def journal_problem(plan: Plan) -> str | None:
 
 def commands(plan: Plan, user: str) -> list[str]:
     """What is run for the user, in this order, as a shell would have to be told."""
-    steps = (("sync", plan.old), ("block", plan.old), ("final_sync", plan.old), ("verify", plan.old),
+    steps = (("prove", ""), ("sync", plan.old), ("block", plan.old), ("final_sync", plan.old), ("verify", plan.old),
              ("redirect", plan.new), ("unblock", plan.new))  # fmt: skip
     return [
         f"{name}: {shlex.join(plan.hooks[name].filled(plan.values(user, now)))}"

@@ -6,7 +6,7 @@ nothing and asks nobody whether the backends exist.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Mapping as Mapping_
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -20,6 +20,7 @@ PLACEHOLDERS: Final = ("user", "address", "from", "to", "now")
 PARKS: Final = ("reject", "hold")
 # Seconds that each may take if the plan does not say. A timeout never hits what is only slow: it is for what hangs.
 HOOKS: Final = {
+    "prove": 300.0,
     "sync": 6 * 3600.0,
     "final_sync": 3600.0,
     "block": 120.0,
@@ -31,6 +32,8 @@ HOOKS: Final = {
     "on_attention": 120.0,
 }
 MIRRORS: Final = ("sync", "final_sync")
+OF_NO_USER: Final = {"prove": ("from", "to")}
+"""What is run for no one user, and the placeholders that stand for something in it."""
 KEYS: Final = (
     *("from", "to", "park", "domain", *HOOKS, "max_syncs", "sync_again_above", "on_uncertain", "requeue", "journal"),
     "drain_timeout",
@@ -121,10 +124,10 @@ class Plan:
     drain_timeout: float = 600.0
 
     def address(self, user: str) -> str:
-        return f"{user}@{self.domain}" if self.domain and "@" not in user else user
+        return f"{user}@{self.domain}" if self.domain and user and "@" not in user else user
 
     def values(self, user: str, now: str) -> dict[str, str]:
-        """now: the backend that the user is on, as the command shall see it."""
+        """now: the backend that the user is on, as the command shall see it. Both are empty for OF_NO_USER."""
         return {"user": user, "address": self.address(user), "from": self.old, "to": self.new, "now": now}
 
 
@@ -193,8 +196,9 @@ def _hook(top: Section, name: str) -> Hook | None:
     node = top.node(name)
     if node is None:
         return None
+    placeholders = OF_NO_USER.get(name, PLACEHOLDERS)
     if isinstance(node, Sequence):
-        arguments = _arguments(top, name, node)
+        arguments = _arguments(top, name, node, placeholders)
         return Hook(arguments, HOOKS[name]) if arguments else None
     if not isinstance(node, Mapping):
         top.fail(name, 'must be an argument list, as [program, "{user}"], or a mapping with `command`')
@@ -222,18 +226,21 @@ def _hook(top: Section, name: str) -> Hook | None:
     if not isinstance(command, Sequence):
         section.fail("command", 'must be an argument list, as [program, "{user}"]; a text is for `shell: yes`')
         return None
-    arguments = _arguments(section, "command", command)
+    arguments = _arguments(section, "command", command, placeholders)
     return Hook(arguments, timeout, again, attempts, False, ok, retries) if arguments else None
 
 
-def _arguments(section: Section, key: str, node: Sequence, *, filled: bool = True) -> tuple[str, ...]:
+def _arguments(
+    section: Section, key: str, node: Sequence, placeholders: Collection[str], *, filled: bool = True
+) -> tuple[str, ...]:
     texts = list(_texts(section, key, node))
     for text, line in texts if filled else ():
         for match in _BRACES.finditer(text):
-            if match[0] not in ("{{", "}}") and match[1] not in PLACEHOLDERS:
-                names = " ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-                what = f"{shown(match[0], 60)} is no placeholder; there are {names}; a brace itself is {{{{ or }}}}"
-                section.fail(key, what, line)
+            if match[0] not in ("{{", "}}") and match[1] not in placeholders:
+                names = " ".join(f"{{{name}}}" for name in placeholders)
+                here = " here" if match[1] in PLACEHOLDERS else ""
+                what = f"is no placeholder{here}; there are {names}; a brace itself is {{{{ or }}}}"
+                section.fail(key, f"{shown(match[0], 60)} {what}", line)
     if not node.items or (texts and not texts[0][0]):
         section.fail(key, "names no program", node.line)
         return ()
@@ -288,7 +295,7 @@ def _requeue(top: Section) -> tuple[str, ...] | None:
     if not isinstance(node, Sequence):
         top.fail("requeue", "must be the argument list that calls postqueue, as [postqueue], or no")
         return None
-    arguments = _arguments(top, "requeue", node, filled=False)
+    arguments = _arguments(top, "requeue", node, (), filled=False)
     return arguments[:-1] if arguments[-1:] == ("-i",) else arguments  # it is added with each queue id
 
 

@@ -25,7 +25,7 @@ from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.left_behind import settle, take_lock
 from lmtp_proxy.ctl.migrate.orders import RunOrders
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, environment, parse_plan
-from lmtp_proxy.ctl.migrate.proxy import Requeued
+from lmtp_proxy.ctl.migrate.proxy import Interrupted, Requeued
 from lmtp_proxy.ctl.migrate.states import (
     COPIED,
     DONE,
@@ -39,7 +39,7 @@ from lmtp_proxy.ctl.migrate.states import (
 from lmtp_proxy.ctl.migrate.steps import Ask, AskedProxy, Ended, Parts, Steps, Stop, of_another_plan
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
 from lmtp_proxy.ctl.migrate.window import Window
-from lmtp_proxy.text import count
+from lmtp_proxy.text import count, span
 
 _log = logging.getLogger(__name__)  # for mistakes of ours alone; without a handler that is the standard error
 
@@ -130,6 +130,8 @@ class Runner:
         self._waiting: deque[str] = deque()  # in hand first
         self._copied: dict[str, float] = {}  # seconds of the last sync of those who wait for the cutover
         self._first = 0  # how many of them are in the hands of a dead run
+        self._unproven = False  # nobody else is begun before `prove` has ended well
+        self._refused = False  # it has not, and so nothing was begun
         self._stopped: str | None = None
         self._ended: dict[str, Ended] = {}
         self._running = 0
@@ -160,6 +162,7 @@ class Runner:
         in_hand = [user for user in in_hand if user not in refused]
         self._waiting = deque(user for user in everybody if user not in refused)
         self._first = len(in_hand)
+        to_begin = set(self._waiting).difference(in_hand, done)
         if in_hand:
             are = "is" if len(in_hand) == 1 else "are"
             self._watcher.note(f"{count(len(in_hand), 'user')} in the hands of a run that died {are} taken up first")
@@ -167,8 +170,12 @@ class Runner:
         parts = replace(parts, cuts_over=self._cuts_over)
         self._orders.forget_jobs()  # it was for the run of before; who paused that meant the users
         with self._handlers():
+            if "prove" in plan.hooks and to_begin:
+                self._unproven = True
+                self._threads.append(threading.Thread(target=self._prove, args=(parts, not in_hand), name="prove"))
+                self._threads[-1].start()
             with self._change:
-                while self._running or (self._waiting and self._stopped is None):
+                while self._running or self._unproven or (self._waiting and self._stopped is None):
                     self._look_at_orders()
                     self._begin_threads(parts)
                     self._change.wait(_TURN)  # signals are handled in between
@@ -271,12 +278,36 @@ class Runner:
         except (Stop, Ask, JournalError) as error:
             self._watcher.note(f"{user}: {error}")
 
+    def _prove(self, parts: Parts, alone: bool) -> None:
+        """The plan's command before anybody is begun: it ends well, or nobody is.
+
+        Users in the hands of a dead run do not wait for it: they were begun after a proof, and may be offline.
+        alone: there are none.
+        """
+        self._watcher.note(f"prove: {self._plan.new}")
+        why = None
+        try:
+            seconds = Steps("", replace(parts, watcher=Silent()), muted=True).hook("prove", "")
+            self._watcher.note(f"prove: {self._plan.new}: ok ({span(seconds)})")
+        except (Stop, Ask) as error:
+            why = str(error)
+        except Interrupted:
+            why = "prove: interrupted"
+        except Exception as error:  # noqa: BLE001  (the main thread waits for an end)
+            _log.exception("prove: internal error")
+            why = f"prove: internal error: {type(error).__name__}: {error}"
+        with self._change:
+            self._unproven = False
+            if why is not None:
+                self._refused, self._stopped = alone, why
+            self._change.notify_all()
+
     def _next(self) -> str | None:
-        """The next user to take; waits while the run is paused, and for the window. None: no more for this thread."""
+        """The next user to take; waits for proof, window and while paused. None: no more for this thread."""
         with self._change:
             told = False
             while self._waiting and self._stopped is None and self._alive <= self._jobs:
-                if not self._first and self._orders.paused() is not None:
+                if not self._first and (self._unproven or self._orders.paused() is not None):
                     self._change.wait(_TURN)
                     continue
                 if not self._first and (wait := self._closed_for()):
@@ -392,7 +423,7 @@ class Runner:
         failed = sum(each.error is not None for each in ended) - attention - rolled_back
         unstarted = total - len(self._ended) + rolled_back
         if unstarted or self._journal_failed:
-            status = STOPPED
+            status = REFUSED if self._refused else STOPPED
         else:
             status = SOME_FAILED if failed or attention or skipped else ALL_DONE
         summary = Summary(
@@ -405,7 +436,7 @@ class Runner:
             unstarted=unstarted,
             skipped=skipped,
             seconds=seconds,
-            stopped=self._stopped if status == STOPPED else None,
+            stopped=self._stopped if status in (REFUSED, STOPPED) else None,
             status=status,
             copied=copied,
         )

@@ -48,6 +48,15 @@ def test_a_whole_plan() -> None:
     assert parse_plan(LEAST + "requeue: no\n", "p.yml").requeue is None
 
 
+def test_what_is_proven_is_about_no_user() -> None:
+    plan = parse_plan(LEAST + "domain: example.org\nprove: [kept-apart, '{from}', '{to}', test1]\n", "p.yml")
+    hook, values = plan.hooks["prove"], plan.values("", "")
+    assert hook.timeout == 300 and hook.filled(values) == ("kept-apart", "old", "new", "test1")
+    assert environment(values) == {
+        "MIGRATE_USER": "", "MIGRATE_ADDRESS": "", "MIGRATE_FROM": "old", "MIGRATE_TO": "new", "MIGRATE_NOW": "",
+    }  # fmt: skip
+
+
 def filled(argument: str, user: str) -> str:
     plan = parse_plan(LEAST.replace("'{user}'", argument), "p.yml")
     return plan.hooks["sync"].filled(plan.values(user, "old"))[1]
@@ -94,6 +103,10 @@ def test_a_shell_gets_names_as_values_only() -> None:
         (LEAST + "verify: [v, 'a{b']\n",
          ["p.yml:5: verify: { is no placeholder; there are {user} {address} {from} {to} {now}; a brace itself is {{ or "
           "}}"]),
+        (LEAST + "prove: [v, '{user}']\n",
+         ["p.yml:5: prove: {user} is no placeholder here; there are {from} {to}; a brace itself is {{ or }}"]),
+        (LEAST + "prove: {command: [v, '{to}', '{now}']}\n",
+         ["p.yml:5: prove.command: {now} is no placeholder here; there are {from} {to}; a brace itself is {{ or }}"]),
         (LEAST + "verify: ['{user}']\n", ["p.yml:5: verify: the program cannot depend on the user"]),
         (LEAST + "verify: []\n", ["p.yml:5: verify: names no program"]),
         (LEAST + "verify: [v, {user: 1}]\n",
