@@ -19,7 +19,7 @@ from .mail import SENDER
 from .perdition import Perdition
 from .postfix import Postfix
 from .requirements import missing_for_migration, missing_for_servers
-from .stores import Cyrus, Dovecot
+from .stores import TEST_USERS, Cyrus, Dovecot
 
 PEOPLE = ("alice", "bob", "carol", "dave", "erin", "frank", "grace")
 """Users with an account in Dovecot and nothing else, for the one test that names them."""
@@ -93,7 +93,7 @@ def servers() -> Iterator[Stack]:
         unused = [f"u{number:03}" for number in range(500)]
         straight = {"straight-old.test": old.lmtp_socket, "straight-new.test": new.lmtp_socket}
         stack = Stack(Postfix(directory / "postfix", proxy_socket, straight), old, new, proxy_socket, unused)
-        new.add_users([SENDER, *PEOPLE, *unused])
+        new.add_users([SENDER, *PEOPLE, *TEST_USERS, *unused])
         new.copy_from(old)
         for server in (old, new, stack.postfix):
             cleanup.callback(server.stop)

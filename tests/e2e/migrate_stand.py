@@ -26,14 +26,14 @@ from .mail import message
 from .perdition import Perdition
 from .postfix import DOMAIN
 from .requirements import program
-from .stores import PASSWORD, Dovecot, Store
+from .stores import PASSWORD, TEST_USERS, Dovecot, Store
 
 OLD_MAIL = 3
 """Messages that each user has from the beginning, in each of two folders."""
 
 
 class MigrateStand:
-    """`old` and `new` are stores; Perdition stands before both."""
+    """`old` and `new` are stores, TEST_USERS have accounts on the latter; Perdition stands before both."""
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class MigrateStand:
         dovecot = self.new if isinstance(self.new, Dovecot) else stack.new
         for name, command in {
             "doveadm": f'exec {shlex.join(dovecot.doveadm())} "$@"',
+            "lmtp-proxyctl": f'exec {sys.executable} {ROOT}/bin/lmtp-proxyctl -c {proxy.config_path} "$@"',
             "postqueue": f'exec {program("postqueue")} -c {stack.postfix.directory}/etc "$@"',
         }.items():
             (commands / name).write_text(f"#!/bin/sh\n{command}\n", "ascii")
@@ -76,6 +77,8 @@ class MigrateStand:
         text = (PLANS / plan).read_text("utf-8")
         for there, here in {
             "/usr/share/lmtp-proxy/migrate": str(PLANS),
+            f"{PLANS}/kept-apart": f"{PLANS}/kept-apart, --domain, {DOMAIN}",
+            "test1@example.org, test2@example.org": ", ".join(TEST_USERS),
             "/etc/dovecot/migration.conf": str(dovecot.migration_conf),
             "/etc/lmtp-proxy/same-mail.conf": str(directory / "same-mail.conf"),
             "192.0.2.10:143": f"127.0.0.1:{self.old.imap_port}",

@@ -21,6 +21,8 @@ from .process import Pid, accepts_tcp, accepts_unix, end_family, free_port, kill
 from .requirements import CYRUS_BIN, DOVEADM, DOVECOT, SASLPASSWD, dovecot_imap_programs
 
 PASSWORD = "secret"
+TEST_USERS = ("test1", "test2")
+"""Those whom a plan proves a new store with."""
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
 
 

@@ -35,7 +35,7 @@ from .perdition import Perdition
 from .process import wait_until
 from .requirements import DOVEADM
 from .slow_relay import SlowRelay
-from .stores import PASSWORD, Cyrus, Store
+from .stores import PASSWORD, TEST_USERS, Cyrus, Store
 
 LARGE = 8 * 2**20
 RATE = 18
@@ -251,7 +251,7 @@ def test_from_cyrus_to_cyrus_with_mbsync(patient_stack: Stack, perdition: Perdit
             stack.old.set_password(user)
         cleanup.callback(new.stop)
         new.start()
-        new.add_users([*users])
+        new.add_users([*users, *TEST_USERS])
         with stand_for(stack, perdition, users, "cyrus-to-cyrus.yml", new=new) as stand, credentials(stand, users):
             flow = Flow(stack.postfix, "mbsync", users, rate=8, large_every=1000, large_size=LARGE)
             with flow.running():

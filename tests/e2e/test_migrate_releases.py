@@ -27,7 +27,7 @@ from .migrate_stand import MigrateStand, credentials
 from .perdition import Perdition
 from .process import wait_until
 from .requirements import program, run
-from .stores import Cyrus, Dovecot, Store
+from .stores import TEST_USERS, Cyrus, Dovecot, Store
 from .test_migrate import LARGE, NOISE, RATE, found_where_they_are, stand_for
 
 KILLS = 5
@@ -71,13 +71,13 @@ def stores(plan: str, releases: dict[str, Machine], directory: Path, users: Sequ
             store = make(base, releases[release])
             cleanup.callback(end, store)
             if isinstance(store, Dovecot):
-                store.add_users(users)
+                store.add_users([*users, *TEST_USERS])
                 store.start()
                 # a first mail makes the mailbox, and two first mails at once get in each other's way
                 assert [store.messages(user) for user in users] == [[]] * len(users)
             else:
                 store.start()
-                store.add_users(users)
+                store.add_users([*users, *TEST_USERS])
             found.append(store)
         old, new = found
         if isinstance(new, Dovecot):

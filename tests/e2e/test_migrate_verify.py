@@ -16,7 +16,7 @@ from .dovecot_conf import PLANS
 from .migrate_stand import credentials
 from .perdition import Perdition
 from .requirements import DOVEADM
-from .stores import PASSWORD, Cyrus
+from .stores import PASSWORD, TEST_USERS, Cyrus
 from .test_migrate import stand_for
 
 MAILS = 6
@@ -207,7 +207,7 @@ def test_nobody_is_moved_whom_mbsync_did_not_copy(
     patient_stack: Stack, perdition: Perdition, second_cyrus: Cyrus
 ) -> None:
     users = patient_stack.users(2)
-    second_cyrus.add_users(users)
+    second_cyrus.add_users([*users, *TEST_USERS])
     with (
         stand_for(patient_stack, perdition, users, "cyrus-to-cyrus.yml", new=second_cyrus) as stand,
         credentials(stand, users),
