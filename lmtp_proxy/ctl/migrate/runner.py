@@ -285,22 +285,21 @@ class Runner:
         alone: there are none.
         """
         self._watcher.note(f"prove: {self._plan.new}")
-        why = None
+        why: str | None = "prove: internal error"
         try:
             seconds = Steps("", replace(parts, watcher=Silent()), muted=True).hook("prove", "")
             self._watcher.note(f"prove: {self._plan.new}: ok ({span(seconds)})")
+            why = None
         except (Stop, Ask) as error:
             why = str(error)
         except Interrupted:
             why = "prove: interrupted"
-        except Exception as error:  # noqa: BLE001  (the main thread waits for an end)
-            _log.exception("prove: internal error")
-            why = f"prove: internal error: {type(error).__name__}: {error}"
-        with self._change:
-            self._unproven = False
-            if why is not None:
-                self._refused, self._stopped = alone, why
-            self._change.notify_all()
+        finally:
+            with self._change:
+                self._unproven = False
+                if why is not None:
+                    self._refused, self._stopped = alone, why
+                self._change.notify_all()
 
     def _next(self) -> str | None:
         """The next user to take; waits for proof, window and while paused. None: no more for this thread."""
