@@ -5,16 +5,19 @@ import configparser
 import imaplib
 import re
 import ssl
+from datetime import datetime, timezone
 
-from mailboxes import Folder, Trouble
+from mailboxes import NOT_THE_USERS, Folder, Trouble
 
 LIST = re.compile(rb'\((?P<flags>[^)]*)\) (?:"(?P<separator>\\?.)"|NIL) (?P<name>.*)', re.DOTALL)
-NUMBER = re.compile(rb"(\d+) \(")
+NUMBER = re.compile(rb"\A(\d+) \(")
 SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
 FLAGS = re.compile(rb"\bFLAGS \(([^()]*)\)")
+DATE = re.compile(rb'\bINTERNALDATE "([^"]*)"')
 UNFOLDED = re.compile(rb"[^\s:]+:.*\r?\n(?:[ \t].*\r?\n)*")
 KEPT = {b"\\seen": "\\Seen", b"\\answered": "\\Answered", b"\\flagged": "\\Flagged", b"\\draft": "\\Draft",
         b"\\deleted": "\\Deleted"}  # fmt: skip
+NOT_KEYWORDS = {flag.encode().lower() for flag in NOT_THE_USERS}
 KEYS = {"server", "admin", "password", "tls", "prefix"}
 
 
@@ -32,8 +35,11 @@ def stores(path, *names):
     return config
 
 
-def folders(server, where, user):
-    """The address of the server, and Folders by name: without the prefix, with . between."""
+def folders(server, where, user, *, keywords=False, dates=False):
+    """The address of the server, and Folders by name: without the prefix, with . between.
+
+    keywords, dates: are a part of what a message is, too.
+    """
     try:
         with login(server, where, user) as imap:
             found = {}
@@ -45,7 +51,7 @@ def folders(server, where, user):
                 plain = "INBOX" if plain.upper() == "INBOX" else plain.replace(separator, ".")
                 if plain in found:
                     raise Trouble(f"{where}: two folders are {plain} without {prefix}")
-                found[plain] = Folder(messages=messages(imap, where, name))
+                found[plain] = Folder(messages=messages(imap, where, name, keywords, dates))
             peer = imap.sock.getpeername()[:2]
     except (OSError, imaplib.IMAP4.error) as error:
         raise Trouble(f"{where}: {server.get('server')}: {error}") from None
@@ -93,8 +99,8 @@ def names(imap, where):
         yield name, (match["separator"] or b".").decode()[-1]
 
 
-def messages(imap, where, name):
-    """What a Folder has of each: Message-ID and size, flags."""
+def messages(imap, where, name, keywords, dates):
+    """What a Folder has of each: Message-ID and size and perhaps date; flags."""
     quoted = b'"' + re.sub(rb'(["\\])', rb"\\\1", name) + b'"'
     status, answer = imap.select(quoted.decode("latin-1"), readonly=True)
     if status != "OK":
@@ -102,15 +108,17 @@ def messages(imap, where, name):
     number = int(answer[0])
     if number == 0:
         return []
-    status, parts = imap.fetch("1:*", "(FLAGS RFC822.SIZE BODY.PEEK[HEADER.FIELDS (MESSAGE-ID X-TUID)])")
+    date_too = " INTERNALDATE" if dates else ""
+    status, parts = imap.fetch("1:*", f"(FLAGS RFC822.SIZE{date_too} BODY.PEEK[HEADER.FIELDS (MESSAGE-ID X-TUID)])")
     if status != "OK":
         raise Trouble(f"{where}: FETCH in {name!r}: {parts!r}")
     found = {}
     for head, header in records(parts):
-        which, size, flags = NUMBER.match(head), SIZE.search(head), FLAGS.search(head)
-        if which is None or size is None or flags is None or int(which[1]) in found:
+        which, size, flags, date = (each.search(head) for each in (NUMBER, SIZE, FLAGS, DATE))
+        if which is None or size is None or flags is None or int(which[1]) in found or (dates and date is None):
             raise Trouble(f"{where}: FETCH in {name!r}: not understood: {head!r}")
-        found[int(which[1])] = message(int(size[1]), flags[1].split(), header)
+        arrived = moment(where, name, date[1]) if dates else ""
+        found[int(which[1])] = message(int(size[1]), kept(flags[1].split(), keywords), header, arrived)
     if found.keys() != set(range(1, number + 1)):
         raise Trouble(f"{where}: {name!r}: {number} messages, of {len(found)} was told")
     return list(found.values())
@@ -133,7 +141,25 @@ def records(parts):
         yield record
 
 
-def message(size, flags, header):
+def moment(where, name, date):
+    """An INTERNALDATE, as the same text for the same moment: zones differ, and " 5-Mar-2011" may be "05-Mar-2011"."""
+    try:
+        when = datetime.strptime(date.decode("ascii").strip(), "%d-%b-%Y %H:%M:%S %z").astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise Trouble(f"{where}: {name!r}: no INTERNALDATE: {date!r}") from None
+    return f", arrived {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def kept(flags, keywords):
+    """Those that are to be the same. Keywords are the same in both letter cases."""
+    found = {KEPT[flag.lower()] for flag in flags if flag.lower() in KEPT}
+    if keywords:
+        own = {flag.lower() for flag in flags if not flag.startswith(b"\\")} - NOT_KEYWORDS
+        found |= {flag.decode("ascii", "backslashreplace") for flag in own}
+    return frozenset(found)
+
+
+def message(size, flags, header, arrived):
     identity, added = b"", 0
     for line in UNFOLDED.findall(header):
         if line.lower().startswith(b"message-id:"):
@@ -141,4 +167,4 @@ def message(size, flags, header):
         else:
             added += len(line)  # a mark of mbsync's own
     text = identity.decode("ascii", "backslashreplace") or "(no Message-ID)"
-    return f"{text} ({size - added} octets)", frozenset(KEPT[flag.lower()] for flag in flags if flag.lower() in KEPT)
+    return f"{text} ({size - added} octets{arrived})", flags

@@ -249,11 +249,13 @@ def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 # --- same-mail -------------------------------------------------------------------------------------------------------
 
 
-def same_mail(directory: Path, old: FakeImap, new: FakeImap, user: str = USER) -> "subprocess.CompletedProcess[str]":
+def same_mail(
+    directory: Path, old: FakeImap, new: FakeImap, user: str = USER, *, compare: str = ""
+) -> "subprocess.CompletedProcess[str]":
     config = directory / "same-mail.conf"
     config.write_text(
         f"[old]\nserver = {old.address}\nadmin = cyrus\npassword = secret\ntls = no\nprefix = INBOX.\n"
-        f"[new]\nserver = {new.address}\nadmin = cyrus\npassword = secret\ntls = no\n",
+        f"[new]\nserver = {new.address}\nadmin = cyrus\npassword = secret\ntls = no\n{compare}",
         "ascii",
     )
     return subprocess.run(
@@ -286,6 +288,76 @@ def test_same_mail_over_imap(tmp_path: Path, manner: str) -> None:
         done = same_mail(tmp_path, old, new)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "4 folders, 13 messages, the same in both stores\n"
+
+
+ALL = "[compare]\nkeywords = yes\ndates = yes\n"
+NOTHING_MORE = ("", "[compare]\n", "[compare]\nkeywords = no\ndates = no\n")
+
+
+@pytest.mark.parametrize("manner", ["", "own zone", "of the copy", "no dates", "odd dates"])
+@pytest.mark.parametrize("compare", [ALL, *NOTHING_MORE], ids=repr)
+def test_same_mail_compares_when_messages_arrived_if_it_is_told_to(tmp_path: Path, compare: str, manner: str) -> None:
+    old, new = servers(OLD, manner)
+    with old, new:
+        done = same_mail(tmp_path, old, new, compare=compare)
+    if compare != ALL or manner in ("", "own zone"):
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "4 folders, 13 messages, the same in both stores\n"
+    elif manner == "of the copy":
+        assert done.returncode == 1
+        first = "<1.inbox.alice@example.org> (1001 octets, arrived {}"
+        assert f"INBOX: 8 only in the old store: {first.format('2011-03-05 02:04:41 UTC)')}" in done.stdout
+        assert f"INBOX: 8 only in the new store: {first.format('2026-11-30 19:18:47 UTC)')}" in done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert ("not understood" if manner == "no dates" else "no INTERNALDATE: b'2011-03-05T02:04:") in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (r"\Answered \Seen $Forwarded", None),
+        (r"\Seen $forwarded \Answered \Recent $HasAttachment", None),
+        (r"\Answered \Seen", r"$forwarded \Answered \Seen in the old store, \Answered \Seen in the new one"),
+        (r"\Answered \Seen $Forwarded NonJunk", r"$forwarded \Answered \Seen nonjunk in the new one"),
+    ],
+)
+def test_same_mail_compares_keywords_if_it_is_told_to(tmp_path: Path, flags: str, said: str | None) -> None:
+    old, new = servers(changed("Sent", 2, flags=flags))
+    with old, new:
+        for compare in NOTHING_MORE:
+            assert same_mail(tmp_path, old, new, compare=compare).returncode == 0
+        done = same_mail(tmp_path, old, new, compare=ALL)
+    assert (done.returncode, done.stderr) == (int(said is not None), "")
+    assert (said or "the same in both stores") in done.stdout
+
+
+@pytest.mark.parametrize(
+    "folder, mails, said",
+    [
+        ("Junk", [], None),
+        ("Trash", [], "Trash: only in the new store, with 0 messages"),
+        ("Junk", OLD["INBOX"], "Junk: only in the new store, with 8 messages"),
+    ],
+)
+def test_a_folder_that_the_new_store_makes_is_no_difference_while_it_is_empty(
+    tmp_path: Path, folder: str, mails: list[Mail], said: str | None
+) -> None:
+    old, new = servers({**OLD, folder: mails})
+    with old, new:
+        assert same_mail(tmp_path, old, new).returncode == 1
+        done = same_mail(tmp_path, old, new, compare="[compare]\nmade_by_new = Drafts, Junk, INBOX, a b\n")
+    assert (done.returncode, done.stderr) == (int(said is not None), "")
+    assert (said or "4 folders, 13 messages, the same in both stores") in done.stdout
+
+
+@pytest.mark.parametrize("sync", ["nothing", "an empty folder less", "empty folders"])
+def test_no_folder_of_the_old_store_is_one_that_the_new_one_makes(tmp_path: Path, sync: str) -> None:
+    copied, said = SYNCS[sync]
+    old, new = servers(copied)
+    with old, new:
+        done = same_mail(tmp_path, old, new, compare="[compare]\nmade_by_new = INBOX, Sent, a b\n")
+    assert done.returncode == 1 and said in done.stdout
 
 
 @pytest.mark.parametrize("sync", SYNCS)
@@ -345,6 +417,9 @@ def test_who_may_not_log_in_is_refused(tmp_path: Path) -> None:
         ("[old]\nserver = 127.0.0.1:1\npasswort = x\n[new]\n", "unknown: passwort"),
         ("[old]\nserver = 127.0.0.1:1\npassword = x\ntls = maybe\n[new]\nserver = 127.0.0.1:1\n", "[old] needs"),
         ("[old]\nserver = 127.0.0.1:1\npassword = x\n[new]\nserver = 127.0.0.1:1\npassword = x\n", "refused"),
+        ("[old]\n[new]\n[compare]\ndate = yes\n", "[compare]: unknown: date"),
+        ("[old]\n[new]\n[compare]\ndates = perhaps\n", "Not a boolean: perhaps"),
+        ("[old]\n[new]\n[Compare]\ndates = yes\n", "unknown: [Compare]"),
     ],
 )
 def test_a_configuration_that_says_not_enough_is_refused(tmp_path: Path, text: str, said: str) -> None:

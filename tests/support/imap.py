@@ -28,6 +28,10 @@ class FakeImap:
         "odd list"       answers LIST in another way
         "no folders"     has nothing for LIST
         "preauth"        asks for no login
+        "own zone"       dates are of another zone, with a day of two digits
+        "of the copy"    all messages arrived when they were copied
+        "no dates"       says nothing of dates
+        "odd dates"      writes dates in another way
     """
 
     def __init__(self, users: Mapping[str, Folders], manner: str = "") -> None:
@@ -92,26 +96,37 @@ class _Conversation:
                 self._messages = self._folders[rest[0].strip('"')]
                 self.say(f"* {len(self._messages)} EXISTS")
             elif command == "FETCH":
-                self._fetch()
+                self._fetch(dates="INTERNALDATE" in rest[0])
             elif command == "LOGOUT":
                 self.say("* BYE")
             self.say(f"{tag} {done}")
 
-    def _fetch(self) -> None:
+    def _fetch(self, dates: bool) -> None:
         manner = self._fake.manner
         messages = [*enumerate(self._messages, 1)]
         if manner == "fewer":
             messages = messages[:-1]
         elif manner == "twice":
             messages = [messages[0], *messages]
+        dates = dates and manner != "no dates"
         for number, (_, identity, size, flags) in messages:
             header = f"Message-ID: {identity}\r\n\r\n"
             told = [] if manner == "no flags" else [f"FLAGS ({flags})"]
             after = f" {told.pop()}" if manner == "flags last" else ""
             told += [] if manner == "no size" else [f"RFC822.SIZE {size}"]
+            told += [f'INTERNALDATE "{_date(size % 60, manner)}"'] if dates else []
             told.append(f"BODY[HEADER.FIELDS (MESSAGE-ID X-TUID)] {{{len(header)}}}")
             self.say(f"* {number} FETCH ({' '.join(told)}")
             self.say(f"{header}{after})")
+
+
+def _date(second: int, manner: str) -> str:
+    """When a message arrived, or when a server of this manner says it did."""
+    return {
+        "own zone": f"04-Mar-2011 23:04:{second:02} -0300",
+        "of the copy": "30-Nov-2026 19:18:47 +0000",
+        "odd dates": f"2011-03-05T02:04:{second:02}Z",
+    }.get(manner, f" 5-Mar-2011 02:04:{second:02} +0000")
 
 
 def prefixed(folders: Folders, prefix: str = "INBOX.") -> Folders:
