@@ -77,14 +77,43 @@ def values(plan: Plan, user: str) -> Mapping[str, str]:
 
 @pytest.mark.parametrize("user", NAMES)
 def test_a_name_is_one_argument_of_imapsync(user: str) -> None:
-    """All that is known of this plan: it was not run."""
-    path = PLANS / "imapsync.yml"
-    assert "NOT RUN" in path.read_text("utf-8")
-    plan = load_plan(str(path))
-    arguments = plan.hooks["sync"].filled(values(plan, user))
+    arguments = imapsync_arguments(user)
     assert arguments[0] == "imapsync"
     assert [arguments[arguments.index(option) + 1] for option in ("--user1", "--user2")] == [user, user]
+    assert arguments.count(user) == 2
+
+
+def imapsync_arguments(user: str) -> tuple[str, ...]:
+    plan = load_plan(str(PLANS / "imapsync.yml"))
     assert plan.hooks["final_sync"] == plan.hooks["sync"]
+    return plan.hooks["sync"].filled(values(plan, user))
+
+
+def test_imapsync_has_its_passwords_from_files_and_checks_whom_it_sends_them_to() -> None:
+    """What it does with them is seen by tests/e2e/test_imapsync.py."""
+    arguments = imapsync_arguments("alice")
+    for number, name in ((1, "old"), (2, "new")):
+        assert arguments[arguments.index(f"--passfile{number}") + 1] == f"/etc/lmtp-proxy/{name}.password"
+        assert f"--tls{number}" in arguments
+        assert arguments[arguments.index(f"--sslargs{number}") + 1] == "SSL_verify_mode=1"
+    assert not [word for word in arguments if word.startswith(("--password", "--oauth", "--showpasswords"))]
+    assert arguments[arguments.index("--pidfile") + 1] == ""
+
+
+def test_the_page_and_the_plan_for_imapsync_agree() -> None:
+    """Of each option that the page speaks of: in the plan, or left out of it."""
+    arguments = imapsync_arguments("alice")
+    table = PAGE.partition("| imapsync 2.229 |")[2].partition("\n\n")[0]
+    against = [row.split(" | ")[1] for row in table.splitlines() if row.startswith("| ") and " | " in row[2:]]
+    wanted, unwanted = set[str](), set[str]()
+    for cell in against:
+        for text in re.findall(r"(?:[Nn]ot? )?`--[^`]+`", cell):
+            words = text.partition("`")[2].rstrip("`").split()
+            (unwanted if text[0] in "Nn" else wanted).update(words)
+    assert {"--useheader", "ALL", "--syncduplicates", "--noskipsize", "--delete2", "--delete2folders"} < wanted
+    assert unwanted == {"--addheader", "--automap", "--useuid"}
+    assert wanted - {'""'} <= {*arguments}
+    assert not unwanted & {*arguments}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
