@@ -5,7 +5,7 @@ import configparser
 import imaplib
 import re
 import ssl
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from mailboxes import NOT_THE_USERS, Folder, Trouble
 
@@ -144,7 +144,7 @@ def records(parts):
 def moment(where, name, date):
     """An INTERNALDATE, as the same text for the same moment: zones differ, and " 5-Mar-2011" may be "05-Mar-2011"."""
     try:
-        when = datetime.strptime(date.decode("ascii").strip(), "%d-%b-%Y %H:%M:%S %z").astimezone(timezone.utc)
+        when = datetime.strptime(date.decode("ascii").strip(), "%d-%b-%Y %H:%M:%S %z").astimezone(UTC)
     except (ValueError, OverflowError):
         raise Trouble(f"{where}: {name!r}: no INTERNALDATE: {date!r}") from None
     return f", arrived {when:%Y-%m-%d %H:%M:%S} UTC"
