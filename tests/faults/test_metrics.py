@@ -443,7 +443,7 @@ def test_an_address_that_is_not_loopback_is_warned_of() -> None:
     with FakeBackend() as store:
         proxy = ProxyProcess(config_of({"old": store}, {"a": "old"}, metrics=["0.0.0.0", port]))
         with proxy:
-            assert re.search(rf"WARNING.* 0\.0\.0\.0:{port} \(config.metrics\) is no loopback address", proxy.log())
+            proxy.wait_log(rf"WARNING.* 0\.0\.0\.0:{port} \(config.metrics\) is no loopback address")
             assert fetch(("127.0.0.1", port), "/metrics").code == 200
 
 

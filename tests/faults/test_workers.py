@@ -212,9 +212,12 @@ def test_a_drain_whose_worker_is_killed_claims_nothing(site: Site) -> None:
 
 
 def test_a_worker_that_is_told_to_end_leaves_no_doubt(site: Site) -> None:
-    site.old.script = Script(final=(Pause(1.0), *say("250 2.0.0 stored")))
+    go = threading.Event()
+    site.old.script = Script(final=(Await(go), *say("250 2.0.0 stored")))
     client, worker = site.send_dot()
     os.kill(worker, SIGTERM)
+    site.proxy.wait_log(rf"\[{worker}\] stopping: 1 sessions? ha(s|ve) a transaction to finish")
+    go.set()
     assert client.reply().positive
     client.close()
     site.proxy.wait_log(rf"pid {worker}\) ended: exit status 0")
