@@ -17,7 +17,7 @@ from tests.support.proxy import ProxyProcess
 from .conftest import PEOPLE, Stack
 from .perdition import Perdition
 from .postfix import DOMAIN
-from .requirements import program
+from .requirements import program, run
 from .shell_doc import File, Shell
 from .stores import PASSWORD
 
@@ -67,6 +67,8 @@ class MigrationStand:
             "split -l 50": "split -l 5",
             "example.org": DOMAIN,
         }
+        if not run(str(program("mbsync")), "--version").startswith("isync 1.4"):
+            self._meanings["SSLType"] = "TLSType"  # as the page says
         # the page has the journal where it is by default
         journal = f"""$(case "$1 $2" in "migrate "[a-z]*) echo --journal {directory}/migrate.db ;; esac)"""
         for name, command in {
