@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# FINDING: with mail_path = .../%u Dovecot 2.4 answers 250 to everybody and keeps all mail in one folder that is named %u.
+#
+# Software:  Dovecot 2.4.1, Debian 13's dovecot-core, dovecot-imapd, dovecot-lmtpd 1:2.4.1+dfsg1-6+deb13u7.
+# Behaviour: %u is the user in 2.3, and Dovecot 2.4 writes it as %{user}. It still takes the old form, as plain text: no error and
+#            no warning when the configuration is read, at the start, or with a mail. One mailbox then holds the mail of all users,
+#            and each of them sees it; every reply is a success.
+# Seen on 2026-11-30:
+#            doveconf -> exit 0, 0 errors and warnings
+#            mail for alice -> 250
+#            mail for bob -> 250
+#            alice has: for alice, for bob
+#            bob has: for alice, for bob
+#            folders: %u
+#            log: 0 errors and warnings
+# Exit:      0 as described, 1 it changed, 77 no root or the pinned packages are not to be had.
+set -euo pipefail
+
+tmp=$(mktemp -d)
+pid=
+cleanup() {
+    if [ -n "$pid" ]; then kill -9 "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true; fi
+    rm -rf "$tmp"
+}
+trap cleanup EXIT
+skip() { echo "SKIP: $*"; exit 77; }
+
+[ "$(id -u)" = 0 ] || skip "run as root: Dovecot of Debian 13 needs a root of its own"
+command -v python3 >/dev/null || skip "no python3"
+chmod 755 "$tmp"
+cd "$tmp"
+mkdir -p apt/lists/partial apt/cache/archives/partial root
+version=1:2.4.1+dfsg1-6+deb13u7
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${mirror%/} trixie main" >apt/sources
+: >apt/status
+apt=(apt-get -qq -o "Dir::State=$tmp/apt" -o "Dir::State::status=$tmp/apt/status" -o "Dir::Cache=$tmp/apt/cache"
+    -o "Dir::Etc::sourcelist=$tmp/apt/sources" -o Dir::Etc::sourceparts=/dev/null -o APT::Sandbox::User=root)
+{ "${apt[@]}" update && "${apt[@]}" install -y --download-only --no-install-recommends base-files \
+    dovecot-{core,imapd,lmtpd}="$version"; } >log 2>&1 || skip "Dovecot $version is not to be had: $(tail -n 1 log)"
+for package in apt/cache/archives/*.deb; do dpkg -x "$package" root; done
+printf '%s:x:%s:%s::/:/bin/false\n' root 0 0 nobody 65534 65534 >root/etc/passwd
+printf '%s:x:%s:\n' root 0 nogroup 65534 >root/etc/group
+mkdir -p root/{dev,proc,t/mail,t/home} && chown 65534 root/t/{mail,home}
+cat >root/t/conf <<'EOF'
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+protocols = imap lmtp
+listen = 127.0.0.1
+base_dir = /t/run
+state_dir = /t/state
+log_path = /t/log
+ssl = no
+default_internal_user = nobody
+default_internal_group = nogroup
+default_login_user = nobody
+mail_driver = maildir
+mail_path = /t/mail/%u
+passdb static {
+  password = secret
+}
+userdb static {
+  fields {
+    uid = nobody
+    gid = nogroup
+    home = /t/home/%{user | username}
+  }
+}
+service imap-login {
+  inet_listener imap {
+    port = 0
+  }
+  inet_listener imaps {
+    port = 0
+  }
+}
+service lmtp {
+  unix_listener /t/lmtp {
+    mode = 0600
+  }
+}
+protocol lmtp {
+  auth_username_format = %{user | username | lower}
+  postmaster_address = postmaster@example.test
+}
+EOF
+inside=(unshare --mount --pid --fork --kill-child bash -c
+    'mount --rbind /dev root/dev && mount -t proc proc root/proc && exec chroot root "$@"' bash)
+"${inside[@]}" dovecot --version >version 2>&1 || skip "Dovecot does not start here: $(head -n 1 version)"
+cat version
+"${inside[@]}" dovecot -F -c /t/conf >out 2>&1 & pid=$!
+for _ in $(seq 100); do [ ! -S root/t/lmtp ] || break; sleep 0.1; done
+cat >send.py <<'EOF'
+import smtplib, sys
+for user in sys.argv[2:]:
+    with smtplib.LMTP(sys.argv[1]) as lmtp:
+        lmtp.ehlo(), lmtp.mail("s@example.test"), lmtp.rcpt(f"{user}@example.test")
+        code, _ = lmtp.data(f"Subject: for {user}\n\nhello\n".encode())
+        print(f"mail for {user} -> {code}")
+EOF
+seen=$(
+    status=0
+    "${inside[@]}" doveconf -n -c /t/conf >conf.out 2>&1 || status=$?
+    echo "doveconf -> exit $status, $(grep -v -e mtab conf.out | grep -c -i -e error: -e warning: || true) errors and warnings"
+    python3 send.py "$tmp/root/t/lmtp" alice bob
+    for user in alice bob; do
+        "${inside[@]}" doveadm -c /t/conf fetch -u $user hdr.subject mailbox INBOX 2>/dev/null | sed -n 's/^hdr.subject: //p' |
+            sort | paste -s -d , | sed "s/,/, /g; s/^/$user has: /"
+    done
+    echo "folders: $(ls root/t/mail)"
+    echo "log: $(grep -v -e mtab root/t/log | grep -c -e Error: -e Warning: || true) errors and warnings"
+)
+expected='doveconf -> exit 0, 0 errors and warnings
+mail for alice -> 250
+mail for bob -> 250
+alice has: for alice, for bob
+bob has: for alice, for bob
+folders: %u
+log: 0 errors and warnings'
+echo "$seen"
+if [ "$seen" = "$expected" ]; then
+    echo "AS DESCRIBED: all users have one mailbox, and nothing says so"
+else
+    echo "CHANGED: expected"; echo "$expected"; exit 1
+fi
