@@ -58,6 +58,7 @@ class Mailboxes:
         self._taken: dict[str, int] = {}
         self._remembered = _IDLE
         self._queues: dict[str, deque[_Turn]] = {}
+        self._under_way: dict[str, int] = {}  # when the store had too many: no more while anybody waits who was refused
         # When the last reply came for a mailbox that was full since it was empty last, or when it became full.
         self._heard: dict[str, float] = {}
 
@@ -104,6 +105,15 @@ class Mailboxes:
         self._lesson = min(self.limit, max(1, had - before - 1, self._limit_before // 2))
         self._lesson_ends = now + _REMEMBERED_LESSON
         self._set_limit()
+
+    def leave_crowded(self, mailbox: str) -> None:
+        """As `leave`, for one whom the store refused; they wait for a place, with which they may ask it again.
+
+        Each is handed on only in place of another that was under way.
+        """
+        self._taken[mailbox] -= 1
+        others = max(1, self._taken[mailbox])
+        self._under_way[mailbox] = min(others, self._under_way.get(mailbox, others))
 
     def narrow(self, connections: int, of: int, seconds: float) -> None:
         """For so long the store has so many connections, of those that were configured: no mailbox takes the last."""
@@ -178,9 +188,10 @@ class Mailboxes:
     def _hand_on(self, mailbox: str) -> None:
         """What is free goes to whoever has waited longest, one after the other."""
         queue, taken = self._queues.get(mailbox), self._taken
+        limit = min(self.limit, self._under_way.get(mailbox, self.limit))
         while queue:
             turn = queue[0]
-            number = min(turn.wanted - turn.granted, self.limit - taken.get(mailbox, 0))
+            number = min(turn.wanted - turn.granted, limit - taken.get(mailbox, 0))
             if number <= 0:
                 return
             taken[mailbox] = taken.get(mailbox, 0) + int(number)
@@ -190,6 +201,7 @@ class Mailboxes:
             queue.popleft()
             turn.event.set()
         self._queues.pop(mailbox, None)
+        self._under_way.pop(mailbox, None)
         if not taken.get(mailbox):
             self._heard.pop(mailbox, None)
 

@@ -18,6 +18,7 @@ In the order of their imports:
     log            one log line per recipient
     client         what a transaction may do to its client
     summary        what an operator sees of a transaction
+    unrouted       recipients without a backend
     parking        where recipients on `hold` wait
     transaction    the fan-out, and replies in RCPT order
 """

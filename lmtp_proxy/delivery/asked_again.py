@@ -6,7 +6,7 @@ Nothing is known here of connections, or of who is told what when.
 
 from collections.abc import Mapping, Sequence
 
-from lmtp_proxy.backends.failure import BackendError, Retry
+from lmtp_proxy.backends.failure import BackendError, Retry, is_over_user_limit
 from lmtp_proxy.delivery.in_flight import Phase
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.wire.client import ClientProtocol
@@ -26,10 +26,10 @@ def may_ask_again(error: BackendError, protocol: ClientProtocol, phase: Phase) -
 
 
 def none_was_taken(replies: Sequence[Reply]) -> Reply | None:
-    """To RCPT: one of the 4xx, where nobody was accepted and somebody deferred."""
+    """To RCPT: one of the 4xx that may be about the session, where nobody was accepted and somebody deferred."""
     if any(reply.code < 400 for reply in replies):
         return None
-    return next((reply for reply in replies if reply.code < 500), None)
+    return next((reply for reply in replies if reply.code < 500 and not is_over_user_limit(reply)), None)
 
 
 class AskedAgain:

@@ -16,7 +16,7 @@ from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.accounts import Accounts
 from lmtp_proxy.delivery.bare_names import BareNames
 from lmtp_proxy.delivery.in_flight import InFlight, Phase
-from lmtp_proxy.delivery.uncertain import Uncertain, message_id
+from lmtp_proxy.delivery.uncertain import HEAD, Uncertain, message_id
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import CurrentGeneration, Generation
@@ -46,6 +46,11 @@ class Message:
         self.generation = 0
         self.head = head
         self.size = size
+
+    def keep_head(self, octets: bytes) -> None:
+        """Of its next octets those that belong to the first."""
+        if (missing := HEAD - len(self.head)) > 0:
+            self.head += octets[:missing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,16 @@ class CommitPoint:
                 held.remove(destination)
             self.held = held
             self._pool.mailboxes.leave(destinations, replied=True)
+
+    def let_go_refused(self, destinations: Sequence[Destination]) -> None:
+        """The backend has too many for their mailboxes; they are to ask it again, with another place."""
+        mailboxes = self._pool.mailboxes
+        held = [*self.held]
+        for destination in destinations:
+            mailboxes.learn(destination.mailbox, self.asked_at)
+            held.remove(destination)
+            mailboxes.leave_crowded(destination.mailbox)
+        self.held = held
 
     def some_answered(self) -> None:
         """Some have their final reply, others wait for theirs."""

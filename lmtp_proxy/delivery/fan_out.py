@@ -49,6 +49,12 @@ def by_pool(
     return groups, nowhere
 
 
+def is_too_much(delivery: Delivery, groups: Mapping[BackendPool, Sequence[Destination]]) -> bool:
+    """Its backend does not take so many recipients in one transaction."""
+    pool = delivery.pool
+    return len(groups.get(pool, ())) + len(delivery.accounts.told_yes) > pool.most_recipients
+
+
 def in_order(shares: Iterable[Share], of_each: Mapping[Share, Iterator[_Each]]) -> list[_Each]:
     """The next value of each of these, up to the first that has no more."""
     found: list[_Each] = []

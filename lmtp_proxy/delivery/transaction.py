@@ -13,21 +13,29 @@ from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import TypeAlias
 
-from lmtp_proxy.backends.failure import WITHOUT_ROUTE, Failure, is_over_user_limit
+from lmtp_proxy.backends.failure import Failure, is_over_user_limit
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery import admission
 from lmtp_proxy.delivery.client import Client
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
-from lmtp_proxy.delivery.fan_out import Share, by_pool, gather, in_order, open_all, wait_for_all, wait_for_one
+from lmtp_proxy.delivery.fan_out import (
+    Share,
+    by_pool,
+    gather,
+    in_order,
+    is_too_much,
+    open_all,
+    wait_for_all,
+    wait_for_one,
+)
 from lmtp_proxy.delivery.log import log_aborted, log_recipients, unheard
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.state import DeliveryState
 from lmtp_proxy.delivery.summary import TransactionSummary
-from lmtp_proxy.delivery.uncertain import HEAD
+from lmtp_proxy.delivery.unrouted import failure_of, note_unrouted
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.generations.generation import Generation
-from lmtp_proxy.routing.routing import NoRoute
 from lmtp_proxy.text import MAX_TEXT, shown
 from lmtp_proxy.wire.envelope import Envelope, Recipient
 from lmtp_proxy.wire.reply import Reply, worst_code
@@ -106,13 +114,15 @@ class Transaction:
 
         data_follows: the client has said DATA behind them, so the backends can be told, too.
         """
-        groups, without = by_pool(self.new)
+        new = self.new
+        groups, without = by_pool(new)
         if without:
             groups, without = self._park_held(groups, without)
-        new = self.new
-        pool = new[0].pool
+            new = self.new
+        first = new[0]
+        pool = first.pool
         if (
-            pool.mailboxes.enter(new[0].mailbox)
+            pool.mailboxes.enter(first.mailbox)
             if len(new) == 1 and pool is not None
             else admission.enter_mailboxes(groups)
         ):
@@ -121,18 +131,25 @@ class Transaction:
             groups, without = self._hold_back(groups)
         self._asking = True
         replies = self._ask(groups, without, data_follows)
+        if worst_code(replies) >= 300:
+            self._answer_some_refused(self._asked_again(replies, data_follows))
+            return
         new = self.new
         if len(replies) != len(new):
             raise RuntimeError(f"{len(replies)} replies for {len(new)} recipients")
         self.new = []  # not before: a client that vanishes until here leaves a log line for each
         self._asking = False
         self._client.answer(*replies)
-        if worst_code(replies) >= 300:
-            self._settle(new, replies)
-        elif self._shares or self._new_shares:
+        if self._shares or self._new_shares:
             self._accept(new, self._new_shares)
         else:
             self._accepted += new
+
+    def _answer_some_refused(self, replies: Sequence[Reply]) -> None:
+        new, self.new = self.new, []
+        self._asking = False
+        self._client.answer(*replies)
+        self._settle(new, replies)
 
     def _park_held(
         self, groups: Groups, without: Sequence[Destination], before: frozenset[Destination] = _NOBODY
@@ -203,12 +220,37 @@ class Transaction:
                         self._ask_anew(groups, {pool: _UNKNOWN}, data_follows=data_follows)
                     return delivery.rcpt_replies
         said = _TURNED_AWAY.copy()
-        said[None] = iter([_failure(destination).reply for destination in without])
+        said[None] = iter([failure_of(destination).reply for destination in without])
         self._ask_all(groups, said, data_follows=data_follows)
         for share, delivery in self._deliveries.items():
             if said.get(share, _UNKNOWN) is _UNKNOWN:
                 said[share] = iter(delivery.rcpt_replies)
         return in_order(self._new_shares or map(_pool, self.new), said)
+
+    def _asked_again(self, replies: Sequence[Reply], data_follows: bool) -> Sequence[Reply]:
+        """As `_ask` has them, from the only backend; where it need not be the last word, those of a second time.
+
+        A store that has too many of a mailbox is asked again when that mailbox has moved. Who waited in vain for one
+        from which they were moved meanwhile, is asked for where they are now.
+        """
+        new, deliveries = self.new, [*self._deliveries.values()]
+        pool = new[0].pool if new else None
+        if len(deliveries) != 1 or pool is None or self._new_shares or any(each.pool is not pool for each in new):
+            return replies
+        [delivery] = deliveries
+        if delivery.state is _OPEN and all(map(is_over_user_limit, replies)):
+            delivery.commit.let_go_refused(new)
+        elif delivery.over and replies[0].code < 500 and not delivery.accounts.told_yes:
+            self.new = admission.routed_anew(self._parts.current(), new)
+            if all(each.pool is pool for each in self.new):
+                return replies
+            self._message.generation = 0  # of which these are is not known for all
+            del self._deliveries[pool]
+        else:
+            return replies
+        pool.counts.deferred -= len(new)  # nobody has been told so
+        groups, without = self._hold_back(self._park_held(*by_pool(self.new))[0])
+        return self._ask(groups, without, data_follows)
 
     def _answer_first(self, groups: Groups, said: dict[Share, Iterator[Reply]]) -> None:
         """A store is waited for: whoever stands before its first recipient is asked for without it, and answered.
@@ -220,7 +262,7 @@ class Transaction:
         for share in shares:
             if said[share] is _UNKNOWN and share not in asked:
                 delivery = self._deliveries[share]
-                if delivery.lacks_session or _is_too_much(delivery, groups):
+                if delivery.lacks_session or is_too_much(delivery, groups):
                     break
                 delivery.commit.hold([each for each in self._entered if each.pool is delivery.pool])
                 self._entered = [each for each in self._entered if each.pool is not delivery.pool]
@@ -287,7 +329,7 @@ class Transaction:
             said.update(dict.fromkeys(groups, _UNKNOWN))
             deliveries = self._gather(groups, said)
         for delivery in deliveries:
-            if delivery.pool.splits and _is_too_much(delivery, groups):
+            if delivery.pool.splits and is_too_much(delivery, groups):
                 deliveries = self._spread(groups, said)
                 break
         if lacking or self._new_shares:
@@ -378,16 +420,7 @@ class Transaction:
                 yield delivery
 
     def _refuse(self, destinations: Sequence[Destination]) -> None:
-        """Count those without a backend, and note them: who moves one of them meanwhile and then asks what was deferred
-        does not wait for what the others in this message wait for."""
-        tallies, receipts, queue_id = self._parts.tallies, self._parts.receipts, self._envelope.queue_id
-        for destination in destinations:
-            route, failure = destination.route, _failure(destination)
-            counter = failure.value.counter
-            setattr(tallies, counter, getattr(tallies, counter) + 1)
-            receipts.refused(destination, failure.reply, queue_id, shown(route.reason, MAX_TEXT))
-            if route.refusal is NoRoute.BARE:
-                self._parts.bare.warn(self._client.name, self._client.peer, destination.path)
+        note_unrouted(self._parts, self._client, self._envelope.queue_id, destinations)
         self._refused |= {*destinations}
 
     def _park(self, before: frozenset[Destination]) -> None:
@@ -442,8 +475,9 @@ class Transaction:
 
         dot: when the client can have sent its final dot at the earliest (time.monotonic).
         """
-        self._message.size += len(octets)
-        self._keep_head(octets)
+        message = self._message
+        message.size += len(octets)
+        message.keep_head(octets)
         wanted = self._wanted()
         for delivery in wanted:
             delivery.write(octets, dot)
@@ -459,7 +493,7 @@ class Transaction:
         message = self._message
         message.size = size
         if message.head:
-            self._keep_head(last)
+            message.keep_head(last)
         else:
             message.head = last  # all of it: nothing is to be copied, and it goes when the message does
         try:
@@ -482,11 +516,6 @@ class Transaction:
                     else:
                         delivery.accounts.refuse(refusal)
                 self._answer_known()
-
-    def _keep_head(self, octets: bytes) -> None:
-        message = self._message
-        if (missing := HEAD - len(message.head)) > 0:
-            message.head += octets[:missing]
 
     def abort(self, why: str) -> None:
         """Nothing more comes from the client, or nothing can be done for it: the backends see no final dot."""
@@ -562,15 +591,3 @@ _NEW, _RESERVED, _ANEW, _OPEN = DeliveryState.NEW, DeliveryState.RESERVED, Deliv
 _UNKNOWN: Iterator[Reply] = iter(())  # of those who were not asked for yet
 _pool = attrgetter("pool")
 _rcpt_replies = attrgetter("rcpt_replies")
-
-
-def _is_too_much(delivery: Delivery, groups: Groups) -> bool:
-    """Its backend does not take so many recipients in one transaction."""
-    pool = delivery.pool
-    return len(groups.get(pool, ())) + len(delivery.accounts.told_yes) > pool.most_recipients
-
-
-def _failure(destination: Destination) -> Failure:
-    """Of one without a backend."""
-    refusal = destination.route.refusal
-    return Failure.INTERNAL if refusal is None else WITHOUT_ROUTE[refusal]

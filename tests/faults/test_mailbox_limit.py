@@ -541,9 +541,65 @@ def test_a_store_that_takes_fewer_teaches_it() -> None:
     users = Users(4, seconds=0.005)
     with site(users=users, max_per_user=20) as (proxy, _):
         first = burst(proxy, 100, 12, ["alice@a"])
-        assert first[451] > 0 and first[250] + first[451] == 100
+        assert users.refused > 0 and first[250] + first[451] == 100
         refused = users.refused
         assert burst(proxy, 200, 8, ["alice@a", "alice+x@a"]) == {250: 200}
         assert users.refused == refused
         assert proxy.log().count("takes fewer recipients of one user at a time than max_per_user=20") == 1
         assert "alice" not in proxy.log().split("takes fewer recipients")[1].split("\n")[0]
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_what_teaches_it_is_asked_again_when_the_mailbox_has_moved(pipelined: bool, used: bool) -> None:
+    """Also of a message in which somebody was accepted before, and on connections that were used before."""
+    users = Users(4)
+    with site(users=users, max_per_user=20) as (proxy, store), ExitStack() as stack:
+        clients = [stack.enter_context(proxy.client()) for _ in range(7)]
+        if used:
+            for number, client in enumerate(clients):
+                assert client.envelope("s@x", [f"{number}@a"]).data is not None
+            for client in clients:
+                client.send(DOT)
+                assert replies(client, 1) == [250]
+        opened = len(store.connections)
+        for number, client in enumerate(clients):
+            if number < 4:
+                assert client.envelope("s@x", ["alice@a"]).data is not None
+            elif pipelined:
+                sent(client, "alice@a")
+                assert replies(client, 1) == [250]
+            else:
+                assert client.command("MAIL FROM:<s@x>").positive
+                assert client.command("RCPT TO:<bob@a>").positive
+                client.send(b"RCPT TO:<alice+x@a>\r\n")
+            assert number < 4 or store.wait_for(lambda number=number: users.refused == number - 3)  # type: ignore[misc]
+        assert all(client.silent(0.1) for client in clients[4:])
+        for number in range(7):
+            clients[number].send(DOT)
+            assert replies(clients[number], 1) == [250]
+            if number < 3:
+                waited = clients[number + 4]
+                assert replies(waited, 1) == [250], "in order"
+                if not pipelined:
+                    waited.send(b"DATA\r\n")
+                assert replies(waited, 1) == [354]
+        if not pipelined:
+            assert [replies(client, 1) for client in clients[4:]] == [[250]] * 3
+        assert (users.most["alice@a"], users.refused) == (4, 3)
+        assert not used or not pipelined or len(store.connections) <= opened + 3
+        assert " status=deferred" not in proxy.log()
+
+
+def test_a_user_for_whom_the_store_has_deliveries_from_elsewhere_is_deferred() -> None:
+    """As soon as it is asked again in vain."""
+    script = replace(HEALTHY, rcpt=say("451 4.3.0 <alice@a> Too many concurrent deliveries for user"))
+    with FakeBackend(script) as store:
+        proxy = ProxyProcess(config_of({"a": store}), workers=1)
+        address = add_metrics(proxy)
+        with proxy:
+            outcome, seconds = timed(proxy, "alice@a")
+            assert codes(outcome) == [451] and seconds < MOVES
+            assert len([each for seen in store.transactions() for each in seen.recipients]) == 2
+            found = series(fetch(address, "/metrics").text)
+            assert value(found, "recipients_total", backend="a", outcome="deferred") == 1

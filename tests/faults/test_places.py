@@ -425,6 +425,34 @@ def test_who_is_on_hold_in_vain_leaves_the_others_of_the_message() -> None:
         client.quit()
 
 
+@pytest.mark.parametrize("to", ["z", "reject", "hold"])
+@pytest.mark.parametrize("why", ["no place", *AWAY])
+def test_who_is_moved_while_they_wait_in_vain_is_asked_for_where_they_are_now(why: str, to: str) -> None:
+    with ExitStack() as stack:
+        a = stack.enter_context(FakeBackend() if why == "no place" else away(why, threading.Event()))
+        z = stack.enter_context(FakeBackend())
+        proxy = stack.enter_context(site({"a": a, "z": z}))
+        proxy.config["config"]["hold_timeout"] = 1
+        if why == "no place":
+            stack.enter_context(taken(proxy, "t@a"))
+        client = stack.enter_context(proxy.client())
+        began = time.monotonic()
+        begin(client, "u@a", data=False)
+        assert client.silent(0.3)
+        proxy.route("u@a", to)
+        assert client.reply().code == (250 if to == "z" else 450)
+        assert time.monotonic() - began < CONNECT + SOON / 2
+        if to == "z":
+            client.send(b"RCPT TO:<w@z>\r\nDATA\r\n")
+            assert client.reply().code == 250
+            assert end(client, 2) == [250, 250]
+            assert [each.path for each in z.transactions("slow@x")[0].recipients] == ["u@a", "w@z"]
+        client.quit()
+        assert not [seen for seen in a.transactions("slow@x") if seen.recipients]
+        if to != "z":
+            proxy.wait_log("to=<u@a>, backend=-, .*status=deferred")
+
+
 def test_a_store_that_refuses_everybody_is_left_to_others() -> None:
     """Nobody is to be asked for there again."""
     with (

@@ -310,6 +310,29 @@ def test_fewer_connections_are_fewer_places_for_a_while() -> None:
     assert places.limit == 5
 
 
+def test_who_was_refused_waits_for_the_end_of_another_whatever_the_limit() -> None:
+    places = of(20)
+    fill(places, 6)
+    waits = []
+    for under_way in (5, 4):
+        places.learn("a", time.monotonic())
+        places.leave_crowded("a")
+        assert f"taken={under_way} " in repr(places) and places.limit >= 5
+        waits.append(waiting(places))
+    gevent.sleep(0)
+    assert not any(greenlet.ready() for greenlet in waits)
+    for greenlet in waits:
+        places.leave([A], replied=True)
+        assert greenlet.get(timeout=1) == 1
+        assert "taken=4 " in repr(places)
+    places.leave([A] * 4, replied=True)
+    places.enter("a")
+    places.learn("a", time.monotonic())
+    places.leave_crowded("a")
+    assert wait(places) == 1, "there is no other of ours"
+    assert not places._under_way
+
+
 # --- out of order -----------------------------------------------------------------------------------------------------
 
 
@@ -402,4 +425,4 @@ def test_never_above_the_limit_none_lost_first_come_first_served(seed: int, limi
         greenlet.get()
     assert has == {"a": 0, "b": 0}
     assert "taken=0" in repr(places) and "waiting=0" in repr(places)
-    assert not places._queues and not places._heard
+    assert not places._queues and not places._heard and not places._under_way

@@ -11,6 +11,8 @@ from lmtp_proxy.wire.reply import Reply
 
 YES, LATER, NO = Reply(250, (b"2.1.5 yes",)), Reply(452, (b"4.4.5 enough",)), Reply(550, (b"5.1.1 no",))
 
+BUSY = Reply(451, (b"4.3.0 <u> Too many concurrent deliveries for user",))  # it is not about the session
+
 
 def connection(transactions: int, *said: bytes) -> ClientProtocol:
     """In a transaction, with these replies to MAIL and what follows."""
@@ -51,7 +53,8 @@ def test_what_another_connection_would_say_as_well(failure: Failure) -> None:
 
 @pytest.mark.parametrize(
     ("replies", "found"),
-    [([], None), ([LATER], LATER), ([NO], None), ([NO, LATER], LATER), ([LATER, YES], None), ([YES], None)],
-)
+    [([], None), ([LATER], LATER), ([NO], None), ([NO, LATER], LATER), ([LATER, YES], None), ([YES], None),
+     ([BUSY, NO], None), ([BUSY, LATER], LATER)],
+)  # fmt: skip
 def test_nobody_was_taken_and_somebody_deferred(replies: list[Reply], found: Reply | None) -> None:
     assert none_was_taken(replies) is found
