@@ -8,8 +8,41 @@ was given, with the former one as ORCPT.
 import subprocess
 from pathlib import Path
 
+from .machine import HERE
 from .process import Pid, accepts_unix, end_family, free_port, wait_until
 from .requirements import DOVECOT
+
+_IN_2_3 = """\
+auth_username_format = %Ln
+passdb {{
+  driver = static
+  args = proxy=y host={host} port={port} nopassword=y
+}}
+userdb {{
+  driver = static
+  args = uid=nobody gid=nogroup home={home}
+}}
+"""
+_IN_2_4 = """\
+dovecot_config_version = 2.4.0
+dovecot_storage_version = 2.4.0
+auth_username_format = %{{user | username | lower}}
+passdb static {{
+  fields {{
+    proxy = yes
+    host = {host}
+    port = {port}
+    nopassword = yes
+  }}
+}}
+userdb static {{
+  fields {{
+    uid = nobody
+    gid = nogroup
+    home = {home}
+  }}
+}}
+"""
 
 
 class DovecotProxy:
@@ -21,9 +54,11 @@ class DovecotProxy:
         self.directory = directory
         self.socket = directory / "lmtp"
         self._process: subprocess.Popen[bytes] | None = None
+        language = _IN_2_4 if HERE.dovecot_version >= (2, 4) else _IN_2_3
         host, port = nexthop
         (directory / "dovecot.conf").write_text(
-            f"""\
+            language.format(host=host, port=port, home=directory)
+            + f"""\
 protocols = lmtp
 listen = 127.0.0.1
 base_dir = {directory}/run
@@ -31,15 +66,6 @@ state_dir = {directory}/state
 log_path = {directory}/log
 ssl = no
 lmtp_proxy = yes
-auth_username_format = %Ln
-passdb {{
-  driver = static
-  args = proxy=y host={host} port={port} nopassword=y
-}}
-userdb {{
-  driver = static
-  args = uid=nobody gid=nogroup home={directory}
-}}
 service lmtp {{
   unix_listener {self.socket} {{
     mode = 0666
