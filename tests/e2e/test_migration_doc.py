@@ -20,7 +20,7 @@ from .postfix import DOMAIN
 from .process import wait_until
 from .shell_doc import Command, File, Shell, differences, steps
 from .slow_relay import SlowRelay
-from .stores import PASSWORD, Cyrus, Dovecot
+from .stores import PASSWORD, TEST_USERS, Cyrus, Dovecot
 
 ALIKE = {
     r"waited [\d.]+ m?s for \d+ deliver(?:y|ies)|nothing in flight \([\d.]+ m?s\)": "all is quiet",  # some milliseconds
@@ -43,7 +43,7 @@ def page_stack(request: pytest.FixtureRequest, patient_stack: Stack) -> Iterator
         for part in (directory, directory / "cyrus", directory / "dovecot"):
             part.mkdir()
         old, new = Cyrus(directory / "cyrus"), Dovecot(directory / "dovecot", other)
-        new.add_users([SENDER, *PEOPLE, *patient_stack.unused])
+        new.add_users([SENDER, *PEOPLE, *TEST_USERS, *patient_stack.unused])
         new.copy_from(old)
         for store in (old, new):
             cleanup.callback(store.stop)
