@@ -123,15 +123,20 @@ def test_an_unearned_2xx_is_found() -> None:
                 check_earned(Outcome("s", ["a", "b"], good, [good, good], good, list(finals)), [backend, backend])
 
 
+def ask_and_deliver(backend: FakeBackend, first: LmtpClient, to: str, code: int) -> None:
+    """The first session is asked for `a`; on a second one the message comes for another."""
+    for line, expected in (("MAIL FROM:<s>", 250), ("RCPT TO:<a>", code)):
+        first.send(f"{line}\r\n".encode())
+        assert first.reply().code == expected
+    with connect(backend) as second:
+        second.deliver("s", [to])
+
+
 @pytest.mark.parametrize("answer", ["550 5.1.1 no", "250 2.1.5 ok"])
 def test_who_heard_no_is_not_asked_on_a_second_session(answer: str) -> None:
     good, bad = Reply(250, (b"2.0.0 ok",)), Reply(550, (b"5.1.1 no",))
     with FakeBackend(Script(rcpt_by={"a": say(answer)})) as backend, connect(backend) as first:
-        for line, code in (("MAIL FROM:<s>", 250), ("RCPT TO:<a>", int(answer[:3]))):
-            first.send(f"{line}\r\n".encode())
-            assert first.reply().code == code
-        with connect(backend) as second:
-            second.deliver("s", ["b"])
+        ask_and_deliver(backend, first, "b", int(answer[:3]))
         refused = Outcome("s", ["a", "b"], good, [bad, good], good, [None, good])
         if answer.startswith("250"):  # then the first session had no reason not to be asked again
             with pytest.raises(AssertionError):
@@ -141,6 +146,22 @@ def test_who_heard_no_is_not_asked_on_a_second_session(answer: str) -> None:
         for rcpts in ([good, good], [good, bad]):
             with pytest.raises(AssertionError):
                 check_earned(Outcome("s", ["a", "b"], good, rcpts, good, [good, good]), [backend, backend])
+
+
+@pytest.mark.parametrize("answer", ["450 4.2.1 no", "250 2.1.5 ok"])
+def test_the_same_address_twice_of_which_one_was_refused_on_an_earlier_session(answer: str) -> None:
+    good, bad = Reply(250, (b"2.0.0 ok",)), Reply(450, (b"4.2.1 no",))
+    scripts = [Script(rcpt=say(answer)), Script()]
+    with FakeBackend(lambda index: scripts[index]) as backend, connect(backend) as first:
+        ask_and_deliver(backend, first, "a", int(answer[:3]))
+        refused = Outcome("s", ["a", "a"], good, [bad, good], good, [None, good])
+        if answer.startswith("250"):
+            with pytest.raises(AssertionError):
+                check_earned(refused, [backend, backend])
+        else:
+            check_earned(refused, [backend, backend])
+        with pytest.raises(AssertionError):  # the one that it took
+            check_earned(Outcome("s", ["a", "a"], good, [bad, good], good, [None, bad]), [backend, backend])
 
 
 def test_who_is_turned_away_by_the_proxy_is_not_asked_for() -> None:
