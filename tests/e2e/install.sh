@@ -18,6 +18,7 @@ POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db python3-aiosmtpd"
+TOOLS="ca-certificates git iproute2 make procps"
 SHOWN="tmux chromium fonts-dejavu-core"
 # Unpacked, and what they are linked with or made ready by.
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
@@ -28,7 +29,7 @@ case $RELEASE in
     *) FOR_MTAS="$FOR_MTAS libdb5.3t64 libevent-2.1-7t64 libgnutls-dane0t64 libldap2" ;;
 esac
 PYTHON="python3-gevent python3-daemon python3-yaml python3-setproctitle python3-prometheus-client python3-idna python3-rich python3-venv python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis"
-PACKAGING="dpkg-dev debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db debootstrap systemd-container"
+PACKAGING="build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian systemd man-db debootstrap systemd-container"
 # From PyPI, in an environment of its own.
 ANSIBLE="ansible-core==2.19.*"
 # A root of its own, with what the package needs, that tests/packaging boots.
@@ -44,7 +45,7 @@ installed_version() {
 }
 
 missing_packages() {
-    for package in $SERVERS $SHOWN $FOR_MTAS $PYTHON $PACKAGING; do
+    for package in $SERVERS $TOOLS $SHOWN $FOR_MTAS $PYTHON $PACKAGING; do
         [ -n "$(installed_version "$package")" ] || printf '%s ' "$package"
     done
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A Debian 12 that systemd has booted, in a container of its own: for what only a running systemd can show.
+"""A Debian of this machine's release, booted in a container of its own: for what only a running systemd can show.
 
 The root is made once, by tests/e2e/install.sh; what a test writes there goes to memory and is gone with the container.
 It has a network of its own, in which it is alone.
@@ -76,7 +76,8 @@ class Booted:
 
     def run(self, *words: str, statuses: Sequence[int] = (0,)) -> str:
         """What a command says in there; AssertionError for another exit status."""
-        enter = ["nsenter", "--all", "--target", str(self._leader)]
+        # --root: where the tests run in a root of their own, the namespace alone would lead to the machine's
+        enter = ["nsenter", "--all", "--root", "--target", str(self._leader)]
         done = subprocess.run(
             [*enter, *words], env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
         )

@@ -2,6 +2,7 @@
 """Fixtures: the package, built once from what is in the checkout, and the machine, for one test at a time."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,8 +24,8 @@ _TOOLS = ("dpkg-buildpackage", "lintian", "systemd-analyze", "systemd-sysusers",
 def missing_for_building() -> str | None:
     """Why the package cannot be built here, in one line; None when it can."""
     release = Path("/etc/os-release").read_text("utf-8") if Path("/etc/os-release").exists() else ""
-    if "ID=debian\n" not in release or 'VERSION_ID="12"' not in release:
-        return "the package is for Debian 12"
+    if "ID=debian\n" not in release or not re.search(r"VERSION_ID=\"1[23]\"", release):
+        return "the package is for Debian 12 and 13"
     absent = [tool for tool in _TOOLS if program(tool) is None]
     if absent:
         return f"not installed: {', '.join(absent)}; to install: {INSTALL}"
