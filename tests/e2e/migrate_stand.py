@@ -25,9 +25,12 @@ from .dovecot_conf import PLANS
 from .mail import message
 from .perdition import Perdition
 from .postfix import DOMAIN
+from .process import wait_until
 from .requirements import program
 from .stores import PASSWORD, TEST_USERS, Dovecot, Store
 
+PROVEN = " prove: new: ok "
+"""In what a run says once its new store is proven."""
 OLD_MAIL = 3
 """Messages that each user has from the beginning, in each of two folders."""
 
@@ -159,6 +162,13 @@ class MigrateStand:
                 stderr=log,
                 env=self._environment,
             )
+
+    def begin_proven(self) -> "subprocess.Popen[bytes]":
+        """The same, now that the store is proven and users are begun, however long that took; or it has ended."""
+        proofs = self.log().count(PROVEN)
+        process = self.begin()
+        wait_until(lambda: self.log().count(PROVEN) > proofs or process.poll() is not None, 60, self.log)
+        return process
 
     def run(self, *arguments: str, timeout: float = 150) -> int:
         """A whole run: its exit status."""

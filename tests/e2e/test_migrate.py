@@ -166,8 +166,8 @@ def test_ten_times_killed_and_resumed_while_syncs_fail_and_the_proxy_restarts(
         kills, parked = 0, Counter[str]()
         with flow.running():
             for number in range(10):
-                process = stand.begin()
-                until = time.monotonic() + rng.uniform(0.8, 2.4)
+                process = stand.begin_proven()
+                until = time.monotonic() + rng.uniform(0.3, 1.9)
                 if number == 5:  # the runner waits for it, or asks it in vain
                     time.sleep(0.5)
                     assert stand.proxy.stop(30) == 0

@@ -8,7 +8,6 @@ where it was. Mail flows all the time, and the run is killed several times amid.
 
 import random
 import re
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-
-from lmtp_proxy.ctl.migrate.journal_file import JournalError
 
 from .conftest import Stack
 from .flow import Flow
@@ -90,27 +87,11 @@ def stores(plan: str, releases: dict[str, Machine], directory: Path, users: Sequ
         yield found
 
 
-def run_ids(stand: MigrateStand) -> list[int]:
-    """Of the runs that the journal has."""
-    try:
-        return [run.id for run in stand.report().runs]
-    except JournalError:  # there is none yet
-        return []
-
-
-def begun(stand: MigrateStand) -> "subprocess.Popen[bytes]":
-    """A run that is under way, however long this machine takes to start it."""
-    before = run_ids(stand)
-    process = stand.begin()
-    wait_until(lambda: run_ids(stand) != before, 60, stand.log)
-    return process
-
-
 def killed_again_and_again(stand: MigrateStand, rng: random.Random) -> Counter[str]:
     """The states that users were in when their run was killed, KILLS times."""
     found = Counter[str]()
     for _ in range(KILLS):
-        process = begun(stand)
+        process = stand.begin_proven()
         time.sleep(rng.uniform(0.3, 1.9))
         assert process.poll() is None, f"it was over before it could be killed:\n{stand.log()[-6000:]}"
         process.kill()
