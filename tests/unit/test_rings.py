@@ -27,6 +27,7 @@ MONKEY = "service"
 WITHOUT_GEVENT = {"text", "streams", "counts", "wire", "routing", "config", "log", "start", "ctl", "check", "cli"}
 """Folders and modules that are used where there is no loop, too: before it, in the loader, in the command."""
 WITHOUT_GEVENT_IN_OTHERS = {
+    "loop.certificate", "loop.tls_context",
     "generations.share", "receipts.batch", "receipts.file", "delivery.uncertain", "delivery.in_flight",
     "workers.settings", "workers.worker", "web.markup", "web.graphics",
 }  # fmt: skip
@@ -39,6 +40,8 @@ NOT_IN_PURE = {
 }  # fmt: skip
 KINDS = {"Exception", "BaseException", "ValueError", "enum.Enum", "Enum", "Protocol"}
 ONE_OF_SEVERAL = {
+    "loop.tls.TlsStream": "loop.stream.Stream",
+    "backends.tls_session.TlsSession": "backends.session.BackendSession",
     "control.table.ControlApplication": "control.application.JsonApplication",
     "control.resources.Application": "control.table.ControlApplication",
     "workers.merged.MergedApplication": "control.table.ControlApplication",

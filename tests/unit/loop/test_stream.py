@@ -1,38 +1,89 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What both sides rely on in a Stream, over unix and TCP sockets: what has come, room, waits, deadlines, the end."""
+"""What both sides rely on in a Stream, over unix and TCP sockets and in TLS: what has come, room, waits, deadlines, the
+end."""
 
 import math
 import socket
+import ssl
 import struct
 import sys
+import threading
 import time
 from _socket import MSG_MORE
 from _socket import socket as Socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
 from lmtp_proxy.loop.stream import AHEAD, BULK, Stream, wait_for_any
+from lmtp_proxy.loop.tls import TlsStream
+from lmtp_proxy.loop.tls_context import client_context
+from tests.support.certificates import Authority
 from tests.support.patience import SOON
 
 Pair = tuple[Stream, socket.socket]
 
 
+class Secure(ssl.SSLSocket):
+    """One that blocks as any other socket does."""
+
+    def recv(self, *arguments: Any) -> Any:
+        return self._unblocked(super().recv, *arguments)
+
+    def send(self, *arguments: Any) -> Any:
+        return self._unblocked(super().send, *arguments)
+
+    def _unblocked(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+
+
+def secure_pair(authority: Authority) -> tuple[TlsStream, Secure]:
+    """After the handshake, over TCP."""
+    plain, peer = connected_sockets()
+    server = (authority.signed.get("peer") or authority.sign("peer")).server(sslsocket_class=Secure)
+    theirs = server.wrap_socket(peer, server_side=True, do_handshake_on_connect=False)
+    stream = TlsStream(plain)
+    context = client_context(verify=True, name=True, ca=Path(authority.path).read_bytes(), certificate=None, key=None)
+    shaking = threading.Thread(target=theirs.do_handshake)
+    shaking.start()
+    stream.start_tls(context, "peer", soon())
+    shaking.join()
+    assert isinstance(theirs, Secure)
+    return stream, theirs
+
+
+def connected_sockets() -> tuple[Socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs = listener.accept()[0]
+    theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what TLS says by itself holds nothing up
+    theirs.settimeout(5)
+    return Socket(fileno=ours.detach()), theirs
+
+
 def pair(kind: str) -> Pair:
-    if kind == "unix":
-        ours, theirs = socket.socketpair()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ours = socket.create_connection(listener.getsockname())
-            theirs = listener.accept()[0]
+    if kind == "tcp":
+        plain, peer = connected_sockets()
+        return Stream(plain), peer
+    ours, theirs = socket.socketpair()
     theirs.settimeout(5)
     return Stream(Socket(fileno=ours.detach())), theirs
 
 
-@pytest.fixture(params=["unix", "tcp"])
-def connected(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    stream, peer = pair(request.param)
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(params=["unix", "tcp", "tls"])
+def connected(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Pair]:
+    stream, peer = secure_pair(authority) if request.param == "tls" else pair(request.param)
     yield stream, peer
     stream.close()
     peer.close()
@@ -145,7 +196,11 @@ def test_what_nobody_takes_waits_in_the_kernel(connected: Pair) -> None:
             pass
         gevent.sleep(0.001)
     assert stream.paused and AHEAD <= len(stream.received) < 2 * AHEAD
-    assert len(stream.peek(100)) == 100
+    if isinstance(stream, TlsStream):
+        with pytest.raises(BlockingIOError):
+            stream.peek(100)
+    else:
+        assert len(stream.peek(100)) == 100
     got = len(stream.take())
     while got < sent:
         assert stream.wait(soon())
@@ -254,7 +309,7 @@ def test_a_peer_that_goes_while_room_is_waited_for(connected: Pair) -> None:
     stream, peer = connected
     while not stream.full:
         stream.send(b"y" * 65536)
-    stream.keep(b"z" * 65536)
+    stream.keep(b"y" * 65536)
     later(peer.close)
     with pytest.raises(OSError):
         stream.wait_for_room(soon())
