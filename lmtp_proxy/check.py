@@ -66,7 +66,9 @@ def check_run_as(config: Config) -> None:
     if os.geteuid() != 0:
         what = f"only root can become {config.run_as}; start as root or as that user"
         raise ConfigError((f"{config.path}: config.run_as: {what}",))
-    files = [file.path for file in config.files]
+    backends = config.backends.values()
+    of_tls = [file.path for each in backends for file in (each.tls_ca, each.tls_cert, each.tls_key) if file is not None]
+    files = [file.path for file in config.files] + of_tls
     directories = [path for path in config.users_file or () if os.path.isdir(path)]
     for path, mode in [*((path, os.R_OK | os.X_OK) for path in directories), *((path, os.R_OK) for path in files)]:
         if not _may(config, path, mode):

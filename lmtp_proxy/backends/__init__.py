@@ -7,6 +7,8 @@ In the order of their imports:
     failure        what a backend's failure or odd reply means for its recipients
     step_deadline  until when a backend has time for what is asked of it
     session        one LMTP conversation with a backend
+    tls_peer       what is known of one backend's TLS
+    tls_session    the same conversation in TLS
     mailboxes      how many recipients of one mailbox it has at a time
     per_recipient  whether a backend gives a final reply for each recipient
     greets         how many connections a backend greets at a time

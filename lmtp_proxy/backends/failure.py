@@ -72,6 +72,7 @@ class Failure(enum.Enum):
     MAILBOX_BUSY = Meaning("max_per_user recipients of the mailbox, and no reply for them in time", say.MAILBOX_BUSY)
     CONNECT = Meaning("no connection", say.CONNECT_FAILED, back_off=BackOff.IF_SLOW)
     AUTH = Meaning("it refuses our authentication, or wants one", say.BACKEND_AUTH, alarm=True)
+    TLS = Meaning("no TLS, or not with the store that it should be", say.BACKEND_TLS, alarm=True)
     MISUNDERSTOOD = Meaning("it does not take a command or parameter of ours", say.BACKEND_MISUNDERSTANDS, alarm=True)
     # Whenever it is talked to.
     SILENT = Meaning(

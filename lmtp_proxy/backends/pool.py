@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,7 @@ from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
 from lmtp_proxy.backends.greets import REMEMBERED, Greets
 from lmtp_proxy.backends.mailboxes import Mailboxes
 from lmtp_proxy.backends.per_recipient import PerRecipient
+from lmtp_proxy.backends.tls_peer import TlsPeer
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.loop.late import late_import
@@ -32,6 +34,7 @@ from lmtp_proxy.wire.client import Command
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
+    from lmtp_proxy.backends.tls_session import TlsSession
     from lmtp_proxy.loop.resolve import SocketAddress
 
 _log = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class BackendPool:
         splits: whether that is a limit.
         per_recipient: once it has given too few final replies.
         name, address: of the backend, for people.
+        tls: what is known of it; None where it is talked to without.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class BackendPool:
         self.name = f"{backend.name}[{backend.address}]"
         self.address = str(backend.address)
         self.per_recipient: PerRecipient | None = None
+        self.tls = None if backend.tls == "no" else TlsPeer()
         self._rcpt_max = math.inf  # of the last session
         self.most_recipients: float = backend.recipients_per_transaction or math.inf
         self.splits = self.most_recipients < math.inf
@@ -316,7 +321,7 @@ class BackendPool:
     def _started(self) -> BackendSession:
         """A new session; a backend that is being restarted is asked for one until it is back. Raises BackendError."""
         while True:
-            session = _conversation()(self.backend, self.hostname)
+            session = self._conversation()
             began = time.monotonic()
             try:
                 session.start(self._first, self._last)
@@ -331,6 +336,9 @@ class BackendPool:
                 gevent.sleep(_RESTARTING)
             else:
                 return session
+
+    def _conversation(self) -> BackendSession:
+        return (_conversation() if self.tls is None else _secured(self.tls))(self.backend, self.hostname)
 
     def _failed(self, error: BackendError, began: float) -> None:
         self.counts.failures += 1
@@ -535,13 +543,32 @@ def _conversation() -> type[BackendSession]:
     """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
     global _session
     if _session is None:
-        try:
-            with late_import():
-                from lmtp_proxy.backends.session import BackendSession
-        except OSError as error:
-            raise BackendError(Failure.CONNECT, f"connect: {error}") from error
+        with _loading():
+            from lmtp_proxy.backends.session import BackendSession
         _session = BackendSession
     return _session
 
 
 _session: type[BackendSession] | None = None
+
+
+def _secured(tls: TlsPeer) -> Callable[[Backend, str], BackendSession]:
+    """The same, in TLS."""
+    global _tls_session
+    if _tls_session is None:
+        with _loading():
+            from lmtp_proxy.backends.tls_session import TlsSession
+        _tls_session = TlsSession
+    return partial(_tls_session, tls=tls)
+
+
+_tls_session: type[TlsSession] | None = None
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    try:
+        with late_import():
+            yield
+    except OSError as error:
+        raise BackendError(Failure.CONNECT, f"connect: {error}") from error

@@ -98,12 +98,7 @@ class BackendSession(smtplib.LMTP):
             last: the one to try after all others.
         """
         try:
-            self.stream = Stream(self._connection(first, last))
-            self._deadline = time.monotonic() + self.backend.timeouts.greeting
-            greeting = self.read_reply(self._deadline)
-            if greeting.code != 220:
-                raise BackendError(Failure.ODD, f"greeting: {greeting}")
-            self._lhlo()
+            self._open(self._connection(first, last))
             if self.backend.user is not None:
                 self._deadline = time.monotonic() + self.backend.timeouts.command
                 self._authenticate(self.backend.user, self.backend.password or "")
@@ -111,6 +106,18 @@ class BackendSession(smtplib.LMTP):
         except BaseException:
             self.close()
             raise
+
+    def _open(self, sock: Socket) -> None:
+        self.stream = Stream(sock)
+        self._deadline = time.monotonic() + self.backend.timeouts.greeting
+        self._greet()
+
+    def _greet(self) -> None:
+        """Read the greeting, and LHLO."""
+        greeting = self.read_reply(self._deadline)
+        if greeting.code != 220:
+            raise BackendError(Failure.ODD, f"greeting: {greeting}")
+        self._lhlo()
 
     def _connection(self, first: SocketAddress | None, last: SocketAddress | None) -> Socket:
         address = self.backend.address

@@ -9,6 +9,7 @@ import os
 import stat
 from dataclasses import replace
 
+from lmtp_proxy.config import tls
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.values import (
@@ -25,7 +26,7 @@ from lmtp_proxy.config.values import (
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),
     *("max_connections", "max_per_user", "idle_timeout", "max_messages", "recipients_per_transaction"),
-    *("restart_grace", "timeouts"),
+    *("restart_grace", "timeouts", *tls.KEYS),
 )
 _MOST_PER_USER = 10  # unless it is said; Dovecot 2.4 takes no more (lmtp_user_concurrency_limit)
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
@@ -73,6 +74,7 @@ def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Ti
     connections = section.value("max_connections", config_keys.whole(1, 10_000), 20)
     per_user = min(_MOST_PER_USER, max(1, connections // 2))
     return Backend(
+        **tls.tls_keys(section, address, directory)._asdict(),
         name=name,
         address=address or UnixAddress(""),
         user=user,

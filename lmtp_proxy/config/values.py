@@ -114,10 +114,33 @@ TIMEOUTS_OF_ONE = tuple(name for name in TIMEOUTS if name not in _PROXY_TIMEOUTS
 
 
 @dataclass(frozen=True, slots=True)
+class PemFile:
+    """A file with certificates or a key, as it was read.
+
+    Attributes:
+        path: absolute.
+        mode: permission bits. Not compared.
+    """
+
+    path: str
+    octets: bytes = field(repr=False)
+    mode: int = field(default=0, compare=False)
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One store; `user` and `password` are both None or both text.
 
     Attributes:
+        tls: no, starttls or implicit.
+        tls_ca: whom its certificate has to come from; None for the CAs of the system.
+        tls_name: whose it has to be; None for the host of the address.
+        tls_fingerprint: SHA-256 in hex of certificates or public keys, of which it has to be one; None for any.
+        tls_verify: False where it may be any.
+        tls_cert, tls_key: ours, both or neither.
         idle_timeout: seconds, 0 to keep no connection.
         max_messages: on one connection, 0 for no limit.
         recipients_per_transaction: at most, 0 for no limit.
@@ -137,6 +160,13 @@ class Backend:
     max_messages: int = 0
     recipients_per_transaction: int = 0
     max_per_user: int = 10
+    tls: str = "no"
+    tls_ca: PemFile | None = None
+    tls_name: str | None = None
+    tls_fingerprint: tuple[str, ...] | None = None
+    tls_verify: bool = True
+    tls_cert: PemFile | None = None
+    tls_key: PemFile | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,10 @@ def log_ready(config: Config, mail: Sequence[Listener], users: int, by: str = ""
     _log.info("ready: lmtp-proxy %s on %s, generation 1 of %s: %s", __version__, where_mail_comes_in, config.path, what)
     for note in config.notes:
         _log.info("note: %s", note)
+    for backend in config.backends.values():
+        if backend.tls != "no" and not backend.tls_verify:
+            what = "tls_verify is no, so whoever answers there gets its mail"
+            _log.warning("backend %s[%s]: %s", backend.name, backend.address, what)
     if config.metrics is not None:
         where = config.metrics
         _log.info("metrics: http://%s/metrics; the status page is http://%s/", where, where)

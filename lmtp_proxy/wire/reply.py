@@ -174,6 +174,7 @@ CONNECT_FAILED = _own(451, "4.4.1 Cannot connect to the backend, try again later
 BACKEND_SILENT = _own(451, "4.4.2 Backend did not answer in time or closed the connection")
 BACKEND_ODD = _own(451, "4.3.0 Backend answered out of turn, try again later")
 BACKEND_AUTH = _own(451, "4.7.0 Backend refused our authentication, try again later")
+BACKEND_TLS = _own(451, "4.7.0 Backend cannot be trusted, try again later")
 BACKEND_MISUNDERSTANDS = _own(451, "4.3.0 Backend does not take our commands, try again later")
 BACKEND_CLOSING = _own(451, "4.3.2 Backend is not accepting mail now, try again later")
 BACKEND_BUSY = _own(451, "4.3.2 Too many deliveries to the backend, try again later")

@@ -29,6 +29,10 @@ README_ROWS: dict[Failure, list[str]] = {
     Failure.AUTH: [
         "store: wants authentication, or refuses ours (an alarm in the log: it concerns all of its users)",
     ],
+    Failure.TLS: [
+        "store: no TLS where there should be, or a certificate that is expired, of somebody else or of an unknown CA "
+        "(an alarm in the log)",
+    ],
     Failure.MISUNDERSTOOD: [
         "store: does not take a command or parameter of ours: 500, 502, 503, 504, 555 (an alarm in the log)",
     ],
@@ -53,7 +57,7 @@ OTHER_ROWS = {
 }
 """What is said to a message or a client, whatever becomes of a recipient."""
 
-BEFORE = ("Greeting and LHLO", "Authentication", "MAIL", "RCPT", "DATA")
+BEFORE = ("Greeting and LHLO", "TLS", "Authentication", "MAIL", "RCPT", "DATA")
 TALK = ("Greeting and LHLO", "MAIL", "RCPT", "DATA")
 MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.UNKNOWN: [("Before a store is asked", "user not in the table")],
@@ -68,6 +72,7 @@ MAN_ENTRIES: dict[Failure, list[tuple[str, str]]] = {
     Failure.CONNECT: [("Connecting", "refused, no socket")],
     Failure.AUTH: [("Authentication", "refused, not offered")]
     + [(title, "it wants authentication") for title in (*TALK, "The message")],
+    Failure.TLS: [("TLS", "STARTTLS is not offered")],
     Failure.MISUNDERSTOOD: [(title, "it does not take our commands") for title in (*TALK, "The message")],
     Failure.SILENT: [
         (title, "silence") for title in BEFORE

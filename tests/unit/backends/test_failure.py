@@ -53,6 +53,7 @@ def test_every_kind_has_words_of_its_own() -> None:
     kinds = ["UNKNOWN", "PARKED", "LOOKUP", "BUSY", "TOO_MANY", "TOO_MANY_OF_ONE", "MAILBOX_BUSY", "CONNECT"]
     kinds += [
         "AUTH",
+        "TLS",
         "MISUNDERSTOOD",
         "SILENT",
         "GONE",
@@ -87,7 +88,7 @@ def test_who_keeps_others_waiting_is_left_alone_for_a_while() -> None:
 
 def test_what_only_an_administrator_can_mend_is_an_alarm() -> None:
     assert {failure for failure in Failure if failure.value.alarm} == {
-        Failure.AUTH, Failure.MISUNDERSTOOD,
+        Failure.AUTH, Failure.TLS, Failure.MISUNDERSTOOD,
     }  # fmt: skip
 
 

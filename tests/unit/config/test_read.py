@@ -624,7 +624,7 @@ def test_facilities_are_those_of_the_syslog_handler() -> None:
         (["host: h", "port:"], [f"6: backends.b.port: {EMPTY}"]),
         (["socket: /a", "max_connections: 0"], [f'6: backends.b.max_connections: {NUMBER.format(1, 10000)}"0"']),
         (["socket: /a", "max_per_user: 0"], [f'6: backends.b.max_per_user: {NUMBER.format(1, 10000)}"0"']),
-        (["socket: /a", "tls: no"], ["6: backends.b.tls: unknown key"]),
+        (["socket: /a", "tsl: no"], ["6: backends.b.tsl: unknown key, did you mean tls?"]),
         (["socket: /a", "idle_timeout: x"], [f'6: backends.b.idle_timeout: {SECONDS}"x"']),
         (["socket: /a", "idle_timeout: -1"], [f'6: backends.b.idle_timeout: {SECONDS}"-1"']),
         (
@@ -1135,7 +1135,7 @@ def test_the_example_is_right_with_every_line_in_force(load: Load, tmp_path: Pat
     found = re.findall(r"^ +#(\w+:.*)$", EXAMPLE_TEXT, re.MULTILINE)
     assert len(found) >= 8
     for line in found:
-        if line.startswith(("password", "user", "timeouts", "control")):
+        if line.startswith(("password", "user", "timeouts", "control", "tls_")):
             continue
         config = load(EXAMPLE_TEXT.replace(f"#{line}", system.get(line, line), 1))
         assert config != load_config(str(EXAMPLE))

@@ -51,6 +51,7 @@ PROMISED = {
     "BACKEND_SILENT": (451, "4.4.2"),
     "BACKEND_ODD": (451, "4.3.0"),
     "BACKEND_AUTH": (451, "4.7.0"),
+    "BACKEND_TLS": (451, "4.7.0"),
     "BACKEND_MISUNDERSTANDS": (451, "4.3.0"),
     "BACKEND_CLOSING": (451, "4.3.2"),
     "BACKEND_BUSY": (451, "4.3.2"),
