@@ -37,6 +37,7 @@ class Preflight:
         refused: why it did not answer for all recipients, None if it did; one line, escaped.
         replies: those it gave.
         offers: of its LHLO, each with its parameters; as sent but for the case of the keyword, not escaped.
+        tls: what is spoken, None without TLS.
         ready: seconds until MAIL could be said; None if it never could.
         final: the reply to the message, None if none was sent or no reply came.
         seconds: of all, but for QUIT.
@@ -45,6 +46,7 @@ class Preflight:
     refused: str | None = None
     replies: list[tuple[Recipient, Reply]] = field(default_factory=list)
     offers: list[str] = field(default_factory=list)
+    tls: dict[str, object] | None = None
     ready: float | None = None
     final: Reply | None = None
     seconds: float = 0.0
@@ -99,6 +101,7 @@ def _preflight(
             kept.close()
         session = pool.open(fresh=True, whatever=True)
         result.ready = time.monotonic() - began
+        result.tls = None if pool.tls is None else pool.tls.to_json()
         result.offers = [f"{name.upper()} {more}".rstrip() for name, more in session.esmtp_features.items()]
         if not mail:
             ended_well = True

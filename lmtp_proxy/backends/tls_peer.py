@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lmtp_proxy.loop.certificate import Certificate
-from lmtp_proxy.text import iso_time
+from lmtp_proxy.text import MAX_TEXT, iso_time, shown
 
 if TYPE_CHECKING:
     import ssl
@@ -35,14 +35,14 @@ class Spoken:
     certificate: Certificate | None
 
     def to_json(self) -> dict[str, object]:
-        """For an operator; texts of the peer are not escaped."""
+        """For an operator; texts of the peer are escaped."""
         found = self.certificate
         return {
             "version": self.version,
             "cipher": self.cipher,
             "resumed": self.resumed,
-            "subject": None if found is None else found.subject,
-            "issuer": None if found is None else found.issuer,
+            "subject": None if found is None else shown(found.subject, MAX_TEXT),
+            "issuer": None if found is None else shown(found.issuer, MAX_TEXT),
             "until": None if found is None else iso_time(found.ends),
             "days_left": None if found is None else round((found.ends - time.time()) / _DAY, 1),
             "sha256": None if found is None else found.digest,
@@ -66,6 +66,10 @@ class TlsPeer:
     _session: "ssl.SSLSession | None" = field(default=None, repr=False)
     _until: float = 0.0  # since the epoch: the session is not resumed from then on
     _described: float = 0.0  # time.monotonic
+
+    def to_json(self) -> dict[str, object] | None:
+        """For an operator: of the last connection; None before."""
+        return None if self.spoken is None else self.spoken.to_json()
 
     def session(self) -> "ssl.SSLSession | None":
         """To be resumed, if there is one."""

@@ -80,7 +80,9 @@ def flights_json(flights: Iterable[Flight]) -> list[Json]:
 
 
 def backend_json(pool: BackendPool, users: int) -> Json:
-    """A backend with its counts. `waiting`: transactions that wait for a place; `waits_for`: what those in use do.
+    """A backend with its counts.
+
+    `waiting`: transactions that wait for a place; `waits_for`: what those in use do; `tls`: of its last connection.
 
     Args:
         users: how many keys of the table name it.
@@ -97,6 +99,7 @@ def backend_json(pool: BackendPool, users: int) -> Json:
         "max_connections": pool.backend.max_connections,
         "waiting": pool.waiting,
         "waits_for": pool.uses,
+        "tls": None if pool.tls is None else pool.tls.to_json(),
         "users": users,
         **{each.name: getattr(counts, each.name) for each in counters_of(Counts) if each.in_status},
     }

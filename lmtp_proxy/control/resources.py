@@ -238,6 +238,7 @@ class Application(ControlApplication):
             "refused": result.refused,
             "ready": result.ready,
             "seconds": result.seconds,
+            "tls": result.tls,
             "offers": [shown(offer, MAX_TEXT) for offer in result.offers],
             "replies": [
                 {

@@ -223,8 +223,18 @@ def sessions(found: Sequence[Answer]) -> list[str]:
     return table(["session", "peer", "state", "sender", ">rcpts", ">seconds", ">bytes"], rows)
 
 
+def tls(spoken: Answer) -> str:
+    """`TLSv1.3, TLS_AES_256_GCM_SHA384; certificate of CN=x, issued by CN=CA, valid until ... (30.0 days)`"""
+    text = f"{spoken.text('version')}, {spoken.text('cipher')}"
+    if spoken.has_null("until"):
+        return text
+    subject, issuer = spoken.text("subject"), spoken.text("issuer")
+    until = f"{spoken.text('until')} ({spoken.number('days_left'):g} days left)"
+    return f"{text}; certificate of {subject}, issued by {issuer}, valid until {until}"
+
+
 def backends(found: Sequence[Answer]) -> list[str]:
-    """A table of counters, and below each backend its address, its trouble, and why others wait for its places."""
+    """A table of counters, and below each backend its address, trouble and TLS, and why others wait for its places."""
     numbers = ("users", "sent", "deferred", "bounced", "uncertain")
     rows = [
         [
@@ -240,6 +250,8 @@ def backends(found: Sequence[Answer]) -> list[str]:
     for line, backend in zip(lines, found, strict=True):
         trouble = backend.optional_text("trouble")
         shown += [line, *wrapped(f"  {backend.text('address')}{f': {trouble}' if trouble else ''}", "    ")]
+        if not backend.has_null("tls"):
+            shown += wrapped(f"  {tls(backend.object('tls'))}", "    ")
         if waiting := backend.integer("waiting"):
             uses = ", ".join(f"{number} for {what}" for what, number in backend.object("waits_for").integers().items())
             shown += wrapped(

@@ -7,6 +7,7 @@ calls it is a matter of `prometheus`, how it looks one of the status page.
 
 import time
 from collections.abc import Iterable
+from math import inf
 from typing import Any, TypeAlias
 
 from lmtp_proxy.backends.pool import BackendPool
@@ -24,6 +25,7 @@ Figures: TypeAlias = dict[str, Any]
     gauges    what is now; another one
     longest   seconds; counters of which the greatest counts stand beside the trees
     down      names of backends
+    certificates  when that of a backend ends, in seconds since the epoch; of several processes the first one counts
 
 The rest is of the configuration, which is the same in all processes."""
 
@@ -50,6 +52,7 @@ def figures_of(
         },
         **tree_of(tallies, greatest=True),
         "down": [name for name, pool in pools.items() if pool.down],
+        "certificates": {name: ends for name, pool in pools.items() if (ends := _certificate_ends(pool)) is not None},
         "hold_limit": config.hold_limit,
         "users": {**dict.fromkeys(pools, 0), **config.users_per_backend},
     }
@@ -101,6 +104,7 @@ def merged_figures(alive: Iterable[Figures], ended: Figures | None) -> Figures:
             merged[tree] = added(merged[tree], other[tree])
         _keep_greatest(merged, other)
         merged["down"] = [*merged["down"], *(name for name in other["down"] if name not in merged["down"])]
+        merged["certificates"] = _soonest(merged["certificates"], other["certificates"])
     if ended is not None:
         merged["counters"] = added(merged["counters"], ended["counters"])
         _keep_greatest(merged, ended)
@@ -115,6 +119,15 @@ def _keep_greatest(merged: Figures, other: Figures) -> None:
     for counter in counters_of(Tallies):
         if counter.family.greatest:
             counter.put_into(merged, max(counter.value_in(merged), counter.value_in(other)))
+
+
+def _certificate_ends(pool: BackendPool) -> float | None:
+    spoken = None if pool.tls is None else pool.tls.spoken
+    return None if spoken is None or spoken.certificate is None else spoken.certificate.ends
+
+
+def _soonest(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {name: min(one.get(name, inf), other.get(name, inf)) for name in {**one, **other}}
 
 
 def _gauges(pool: BackendPool) -> dict[str, int]:

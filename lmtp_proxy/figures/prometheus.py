@@ -123,6 +123,13 @@ def _of_the_backends(figures: Figures) -> Iterator[Metric]:
         {name: int(name not in figures["down"]) for name in gauges},
         "backend",
     )
+    if certificates := {name: ends for name, ends in figures["certificates"].items() if name in gauges}:
+        yield _gauge(
+            "backend_certificate_expiry_timestamp_seconds",
+            "Until when the certificate is valid that the backend showed last, since the epoch.",
+            certificates,
+            "backend",
+        )
     for family, members in families_of(Counts):
         values: dict[tuple[str, ...], Any] = {
             ((name, each.name) if family.label else (name,)): each.value_in(tree)

@@ -83,7 +83,7 @@ def _with_backends_of(alive: list[Figures], ended: Figures | None) -> Figures | 
 
 def _nobody(ended: Figures) -> Figures:
     """All have ended: nothing is under way, and what was counted stands."""
-    return {**ended, "gauges": _zero(ended["gauges"]), "down": []}
+    return {**ended, "gauges": _zero(ended["gauges"]), "down": [], "certificates": {}}
 
 
 def _zero(tree: Any) -> Any:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
+from math import inf
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -78,8 +79,14 @@ def _merged_backend(backends: Sequence[Json]) -> Json:
         "state": next((state for state in ("down", "up") if state in states), "unused"),
         "trouble": trouble,
         **{name: sum(backend[name] for backend in backends) for name in _OF_BACKENDS},
+        "tls": _soonest([backend["tls"] for backend in backends if backend["tls"] is not None]),
         "waits_for": dict(sum((Counter(backend["waits_for"]) for backend in backends), Counter()).most_common()),
     }
+
+
+def _soonest(spoken: Sequence[Json]) -> Json | None:
+    """That whose certificate ends first: one worker may not have seen a renewed one."""
+    return min(spoken, key=lambda each: each["days_left"] if each["days_left"] is not None else inf, default=None)
 
 
 def of_worker(pid: int, items: Iterable[Mapping[str, Any]]) -> list[Json]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import ssl
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.backend import FakeBackend
-from tests.support.certificates import Authority, Signed
+from tests.support.certificates import DAY, Authority, Signed
 from tests.support.client import LmtpClient
-from tests.support.proxy import ProxyProcess
+from tests.support.ctl import ctl
+from tests.support.http import fetch, series, value
+from tests.support.proxy import ProxyProcess, free_tcp_address
 from tests.support.script import FULL_OFFER, Close, Script, say
 from tests.support.tls_front import Manners, TlsFront
 
@@ -157,6 +160,30 @@ def test_the_files_are_read_again_with_a_reload(tmp_path: Path, authority: Autho
         proxy.reload()
         assert re.search(r"backends\.a\.tls_ca: \S+/ca\.pem holds no certificate", proxy.log())
         assert verdict(client).startswith("250"), "and nothing has changed"
+
+
+def test_what_is_spoken_is_told_and_when_the_certificate_ends(authority: Authority) -> None:
+    soon = authority.sign("127.0.0.1", file="soon", ends=9.5)
+    with FakeBackend() as backend, TlsFront(backend, soon.server()) as front:
+        control = {"socket": f"{front.behind.directory}/control"}
+        address = free_tcp_address()
+        config: Mapping[str, Mapping[str, object]] = {
+            "config": {"control": control, "metrics": list(address)},
+            "backends": {"a": {**front.config, "tls_ca": authority.path}},
+            "users": {"@a": "a"},
+        }
+        with ProxyProcess(config):
+            probed = ctl("--socket", control["socket"], "probe")
+            assert (probed.status, probed.err) == (0, "")
+            text = " ".join(probed.out.split())
+            assert "TLSv1.3, TLS_AES_256_GCM_SHA384; certificate of CN=127.0.0.1, issued by O=lmtp-proxy tests," in text
+            assert "(9.5 days left)" in text and f"SHA-256 of it {soon.digest}" in text and soon.key_digest in text
+            told = " ".join(ctl("--socket", control["socket"], "backends").out.split())
+            assert "TLSv1.3" in told and "(9.5 days left)" in told
+            seconds = value(
+                series(fetch(address, "/metrics").text), "backend_certificate_expiry_timestamp_seconds", backend="a"
+            )
+            assert abs(seconds - time.time() - 9.5 * DAY) < 120
 
 
 # --- it fails closed -------------------------------------------------------------------------------------------------

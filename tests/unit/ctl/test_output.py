@@ -42,8 +42,25 @@ def backend(name: str, **values: Any) -> dict[str, Any]:
     return {
         "name": name, "address": "/run/cyrus/socket/lmtp", "state": "up", "trouble": None, "busy": 3,
         "max_connections": 20, "users": 12, "connections": 9, "failures": 0, "sent": 1234, "deferred": 2, "bounced": 1,
-        "uncertain": 0, "octets": 99, "waiting": 0, "waits_for": {}, **values,
+        "uncertain": 0, "octets": 99, "waiting": 0, "waits_for": {}, "tls": None, **values,
     }  # fmt: skip
+
+
+SPOKEN = {
+    "version": "TLSv1.3", "cipher": "TLS_AES_256_GCM_SHA384", "resumed": False, "subject": "CN=store",
+    "issuer": "CN=CA", "until": "2026-12-23T23:09:23.000Z", "days_left": 29.5, "sha256": "ab" * 32,
+    "key_sha256": "cd" * 32,
+}  # fmt: skip
+
+
+def test_what_is_spoken_with_a_backend_is_told() -> None:
+    of_tls = " ".join(line.strip() for line in show.backends([answer(backend("old", tls=SPOKEN))])[3:])
+    assert of_tls == (
+        "TLSv1.3, TLS_AES_256_GCM_SHA384; certificate of CN=store, issued by CN=CA, valid until "
+        "2026-12-23T23:09:23.000Z (29.5 days left)"
+    )
+    unknown = {**SPOKEN, **dict.fromkeys(("subject", "issuer", "until", "days_left", "sha256", "key_sha256"))}
+    assert show.tls(answer(unknown)) == "TLSv1.3, TLS_AES_256_GCM_SHA384"
 
 
 def record(**values: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def figures(*names: str, tallies: Tallies | None = None) -> dict[str, Any]:
     generation, in_flight = generation_of(*names), InFlight()
     uncertain = UncertainLog(lambda: generation, in_flight)
     own = figures_of(generation, in_flight, Parking(), uncertain, tallies or Tallies())
+    own["certificates"] = dict.fromkeys(names, 2e9)
     return with_reloads(own, Told(), 1, 1000.5)
 
 
@@ -140,12 +141,14 @@ def test_merging_changes_nothing_that_was_given() -> None:
     ended["counters"]["backends"]["a"]["sent"] = 5
     other["counters"]["backends"]["a"]["sent"] = 2
     one["down"], other["down"], other["longest"] = ["a"], ["a", "b"], 0.5
+    one["certificates"], other["certificates"] = {"a": 3e9, "b": 1e9}, {"a": 2e9}
     before = copy.deepcopy((one, other, ended))
     merged = merged_figures([one, other], ended)
     assert (one, other, ended) == before
     assert merged["counters"]["backends"]["a"]["sent"] == 7
     assert merged["gauges"]["backends"]["a"]["limit"] == 40
     assert merged["down"] == ["a", "b"] and merged["longest"] == 0.5
+    assert merged["certificates"] == {"a": 2e9, "b": 1e9}, "the one that ends first"
     names = {dict(labels).get("backend") for name, labels in samples(merged) if name == "lmtp_proxy_recipients_total"}
     assert names == {"a", "b"}, "a backend that is not configured any more has no series"
 

@@ -41,7 +41,8 @@ def shown(name: str = "old") -> Shown:
             "sessions": 3, "held": 1, "in_flight": {"data": 2, "final dot": 1},
             "backends": {name: {"busy": 3, "idle": 1, "limit": 20, "waiting": 0}},
         },
-        "longest": 0.01, "down": [], "hold_limit": 2, "users": {name: 12345, "reject": 1}, "time": 1795511630.0,
+        "longest": 0.01, "down": [], "certificates": {},
+        "hold_limit": 2, "users": {name: 12345, "reject": 1}, "time": 1795511630.0,
         "started": 0.0, "generation": 4, "reloads": {"done": 3, "refused": 1}, "last_reload_refused": False,
     }  # fmt: skip
     status: dict[str, Any] = {

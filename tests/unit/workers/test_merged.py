@@ -12,7 +12,7 @@ def backend(name: str, state: str = "up", **values: Any) -> dict[str, Any]:
     counts = ("busy", "idle", "waiting", *(counter.name for counter in counters_of(Counts) if counter.in_status))
     return {
         "name": name, "address": f"/{name}", "state": state, "trouble": None, "max_connections": 10, "users": 3,
-        "waits_for": {"its greeting": 1, name: 2}, **dict.fromkeys(counts, 1), **values,
+        "waits_for": {"its greeting": 1, name: 2}, "tls": None, **dict.fromkeys(counts, 1), **values,
     }  # fmt: skip
 
 
@@ -42,6 +42,14 @@ def test_a_backend_is_down_where_one_worker_says_so_and_how_many_do_is_told() ->
     for backends, state, trouble in cases:
         (merged,) = merged_backends([[each] for each in backends])
         assert (merged["state"], merged["trouble"]) == (state, trouble)
+
+
+def test_of_two_certificates_the_one_that_ends_first_is_told() -> None:
+    late, soon, unknown = {"days_left": 30.0}, {"days_left": 2.0}, {"days_left": None}
+    cases: list[tuple[list[Any], Any]] = [([late, None, soon], soon), ([unknown, late], late), ([None, None], None)]
+    for spoken, told in cases:
+        (merged,) = merged_backends([[backend("a", tls=each)] for each in spoken])
+        assert merged["tls"] == told
 
 
 def test_a_backend_that_one_worker_has_already_is_there() -> None:
