@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import ROOT
+from tests.support.certificates import Signed
 
 PLANS = ROOT / "etc" / "migrate"
 SERVICES = ("imap", "imap-login", "imap-hibernate", "imap-urlauth", "imap-urlauth-login", "imap-urlauth-worker")
@@ -21,11 +22,13 @@ class Settings:
     base: Path
     imap_port: int
     lmtp_port: int
+    lmtps_port: int
     lmtp_socket: Path
     programs: Path
     """The directory of those of SERVICES."""
     prefix: str
     """Before the names of all folders but INBOX."""
+    signed: Signed
 
     @property
     def users(self) -> Path:
@@ -54,7 +57,7 @@ base_dir = {base}/run
 state_dir = {base}/state
 log_path = {base}/log
 mail_temp_dir = {base}/tmp
-ssl = no
+ssl = yes
 first_valid_uid = 1
 namespace inbox {{
   inbox = yes
@@ -77,6 +80,10 @@ service lmtp {{
   inet_listener lmtp {{
     port = {settings.lmtp_port}
   }}
+  inet_listener lmtps {{
+    port = {settings.lmtps_port}
+    ssl = yes
+  }}
 }}
 protocol lmtp {{
   postmaster_address = postmaster@example.test
@@ -87,6 +94,8 @@ protocol lmtp {{
 def _in_2_3(settings: Settings) -> str:
     return f"""\
 protocols = imap lmtp
+ssl_cert = <{settings.signed.certificate}
+ssl_key = <{settings.signed.key}
 disable_plaintext_auth = no
 auth_username_format = %Ln
 mail_location = sdbox:~/sdbox
@@ -111,6 +120,8 @@ def _in_2_4(settings: Settings) -> str:
 dovecot_config_version = 2.4.0
 dovecot_storage_version = 2.4.0
 protocols = imap lmtp
+ssl_server_cert_file = {settings.signed.certificate}
+ssl_server_key_file = {settings.signed.key}
 auth_allow_cleartext = yes
 auth_username_format = %{{user | username | lower}}
 mail_driver = sdbox

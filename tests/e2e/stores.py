@@ -2,9 +2,10 @@
 """The two mail stores behind the proxy: real Cyrus and real Dovecot, each a private instance in a directory of its own.
 
 Cyrus takes LMTP on a unix socket (trusted) and on three TCP ports that want authentication, one for each mechanism
-that the proxy knows. Dovecot takes LMTP on a unix socket and on a TCP port. Both are read back over IMAP. Neither knows
-a mailbox that `add_users` did not make. The directory's path must be short (unix sockets) and its parents open to
-everybody. Dovecot can copy a mailbox out of another store. Each may be that of another Debian release.
+that the proxy knows, and on one that wants TLS before. Dovecot takes LMTP on a unix socket and on two TCP ports, both
+with TLS. Both are read back over IMAP. Neither knows a mailbox that `add_users` did not make. The directory's path must
+be short (unix sockets) and its parents open to everybody. Dovecot can copy a mailbox out of another store. Each may be
+that of another Debian release.
 """
 
 import abc
@@ -15,6 +16,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.certificates import Authority
+
 from .dovecot_conf import Settings, migration_conf, server_conf
 from .machine import HERE, Machine
 from .process import Pid, accepts_tcp, accepts_unix, end_family, free_port, kill_family, wait_until
@@ -24,6 +27,8 @@ PASSWORD = "secret"
 TEST_USERS = ("test1", "test2")
 """Those whom a plan proves a new store with."""
 MECHANISMS = ("PLAIN", "LOGIN", "CRAM-MD5")
+TLS_SERVICE = "lmtptls"
+"""The name of the Cyrus service with a certificate."""
 
 
 class Store(abc.ABC):
@@ -149,12 +154,16 @@ class Cyrus(Store):
         super().__init__(directory, machine)
         self.lmtp_ports = {mechanism: free_port() for mechanism in MECHANISMS}
         """The LMTP port on 127.0.0.1 that offers this AUTH mechanism alone."""
+        self.lmtp_tls_port = free_port()
+        """That which offers PLAIN, and that behind STARTTLS only."""
+        self.authority = Authority(directory / "ca")
         self._configure()
 
     def _configure(self) -> None:
         base = self.directory
         for part in ("db", "user", "quota", "msg", "socket", "log", "../spool", "../run/proc", "../run/lock"):
             (base / "lib" / part).resolve().mkdir(parents=True, exist_ok=True)
+        signed = self.authority.sign("127.0.0.1", file="store")
         # duplicatesuppression would hide a message delivered twice, which is what the tests look for
         (base / "imapd.conf").write_text(
             f"configdirectory: {base}/lib\n"
@@ -174,7 +183,10 @@ class Cyrus(Store):
                 f"{service}_sasl_mech_list: {mechanism}\n{service}_admins: {self.lmtp_user}\n"
                 for mechanism, service in ((mechanism, _service(mechanism)) for mechanism in MECHANISMS)
             )
-            + "virtdomains: off\n"
+            + f"{TLS_SERVICE}_allowplaintext: no\n{TLS_SERVICE}_sasl_mech_list: PLAIN\n"
+            f"{TLS_SERVICE}_admins: {self.lmtp_user}\n"
+            f"{TLS_SERVICE}_tls_server_cert: {signed.certificate}\n{TLS_SERVICE}_tls_server_key: {signed.key}\n"
+            "virtdomains: off\n"
             "altnamespace: no\n"
             "unixhierarchysep: no\n"
             "duplicatesuppression: no\n",
@@ -184,7 +196,7 @@ class Cyrus(Store):
         tcp_services = "".join(
             f'  {_service(mechanism)} cmd="{CYRUS_BIN}/lmtpd -C {conf}" listen="127.0.0.1:{port}" prefork=0\n'
             for mechanism, port in self.lmtp_ports.items()
-        )
+        ) + (f'  {TLS_SERVICE} cmd="{CYRUS_BIN}/lmtpd -C {conf}" listen="127.0.0.1:{self.lmtp_tls_port}" prefork=0\n')
         (base / "cyrus.conf").write_text(
             f'START {{\n  recover cmd="{CYRUS_BIN}/ctl_cyrusdb -C {conf} -r"\n}}\n'
             "SERVICES {\n"
@@ -234,10 +246,16 @@ class Dovecot(Store):
         super().__init__(directory, machine)
         self.prefix = prefix
         self.lmtp_port = free_port()
+        """Also of STARTTLS."""
+        self.lmtps_port = free_port()
+        """Of TLS from the first octet."""
+        self.authority = Authority(directory / "ca")
         self._owner = pwd.getpwnam("nobody")
         programs = dovecot_imap_programs(machine.root or Path("/"))
         assert programs is not None
-        self._settings = Settings(directory, self.imap_port, self.lmtp_port, self.lmtp_socket, programs, prefix)
+        signed = self.authority.sign("127.0.0.1", file="store")
+        ports = self.imap_port, self.lmtp_port, self.lmtps_port
+        self._settings = Settings(directory, *ports, self.lmtp_socket, programs, prefix, signed)
         self._configure()
 
     def _configure(self) -> None:
