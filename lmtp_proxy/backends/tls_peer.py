@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is known of one store's TLS: what its last connection spoke, whose certificate that was, what may be resumed.
 
-Made with the pool, before there is mail, so it does without the ssl module.
+Made with the pool, before there is mail, so it does without the modules ssl and hashlib.
 """
 
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lmtp_proxy.loop.certificate import Certificate
 from lmtp_proxy.text import MAX_TEXT, iso_time, shown
 
 if TYPE_CHECKING:
     import ssl
+
+    from lmtp_proxy.loop.certificate import Certificate
 
 _DAY = 86400
 # Seconds in which a session is resumed: a certificate that was renewed, or revoked by hand, is looked at again then.
@@ -32,7 +33,7 @@ class Spoken:
     version: str
     cipher: str
     resumed: bool
-    certificate: Certificate | None
+    certificate: "Certificate | None"
 
     def to_json(self) -> dict[str, object]:
         """For an operator; texts of the peer are escaped."""

@@ -83,6 +83,8 @@ def _check_files(section: Section, keys: TlsKeys) -> None:
     if keys.tls_ca is not None:
         try:
             load_ca(_context(), keys.tls_ca.octets)
+        except OSError as error:
+            section.fail("tls_ca", f"{keys.tls_ca} {_unusable(error)}")
         except ValueError as error:
             section.fail("tls_ca", f"{keys.tls_ca} {error}")
     for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
@@ -95,12 +97,18 @@ def _check_files(section: Section, keys: TlsKeys) -> None:
         load_certificate(_context(), certificate.octets, private.octets)
     except WrongKey as error:
         section.fail("tls_key", f"{private} {error}")
+    except OSError as error:
+        section.fail("tls_cert", f"{certificate} {_unusable(error)}")
     except ValueError as error:
         section.fail("tls_cert", f"{certificate} {error}")
     else:
         _note_end(section, certificate)
     if private.mode & 0o007:
         section.note("tls_key", f"{private} is open to everybody (mode {private.mode:04o}): chmod 0600, or 0640")
+
+
+def _unusable(error: OSError) -> str:
+    return f"cannot be handed to OpenSSL: {error.strerror}; that takes a file in memory, and /proc"
 
 
 def _note_end(section: Section, certificate: PemFile) -> None:
