@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A delivery to a backend that has no room for the final dot: nothing is sent without another look at the route."""
+"""A delivery to a backend that has no room for the final dot: nothing is sent without another look at the route.
+
+In TLS, too, where half a record with the dot may be in the kernel already.
+"""
 
 import socket
+import ssl
 import time
 from _socket import socket as Socket
 from collections.abc import Iterator
@@ -10,6 +14,8 @@ import pytest
 
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.session import BackendSession
+from lmtp_proxy.backends.tls_peer import TlsPeer
+from lmtp_proxy.backends.tls_session import TlsSession
 from lmtp_proxy.config.values import Backend, Config, Timeouts, UnixAddress
 from lmtp_proxy.delivery.commit import Message, ProcessParts
 from lmtp_proxy.delivery.delivery import Delivery
@@ -21,6 +27,8 @@ from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.wire.client import ClientState
 from lmtp_proxy.wire.envelope import Envelope, Recipient
+from tests.support.certificates import Authority
+from tests.support.tls_peer import Narrow, connect
 
 OLD, NEW = (Backend(name, UnixAddress(f"/{name}"), timeouts=Timeouts(final_reply=2)) for name in ("old", "new"))
 ALICE = Recipient(b"<alice@x>", "alice", "x")
@@ -71,6 +79,9 @@ class Site:
             pass
         return octets
 
+    def say(self, octets: bytes) -> None:
+        self.theirs.send(octets)
+
     @property
     def waited_for(self) -> bool:
         rules = self.generation.config.key_rules
@@ -83,9 +94,49 @@ class Site:
         return octets
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
+class SecureSite(Site):
+    """The same in TLS: what is in the kernel's way is that it takes nothing, until something is read."""
+
+    def __init__(self, authority: Authority) -> None:
+        super().__init__()
+        self.stream.close()
+        self.theirs.close()
+        self.peer = connect(authority)
+        self.theirs = self.peer.sock
+        self.stream = self.peer.stream
+        session = TlsSession(OLD, "proxy", TlsPeer())
+        session.stream = self.peer.stream
+        session.protocol.state = ClientState.DATA
+        session.protocol.expected = ()
+        self.delivery.session = session
+        self.kernel = Narrow(self.peer.stream, 10**6)
+
+    def fill(self) -> None:
+        self.kernel.room = 0
+
+    def read(self) -> bytes:
+        self.kernel.room = 10**6
+        try:
+            return self.peer.heard()
+        except ssl.SSLError:
+            return b""
+
+    def say(self, octets: bytes) -> None:
+        self.peer.put(self.peer.record(octets))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    authority = Authority(tmp_path_factory.mktemp("ca"))
+    authority.sign("peer")
+    return authority
+
+
+@pytest.fixture(params=["plain", "tls", "tls, half a record"])
+def site(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Site]:
+    site = Site() if request.param == "plain" else SecureSite(authority)
+    if isinstance(site, SecureSite) and request.param != "tls":
+        site.fill = lambda: setattr(site.kernel, "room", 10)  # type: ignore[method-assign]
     yield site
     site.delivery.abandon()
     site.stream.close()
@@ -106,7 +157,7 @@ def test_a_dot_without_room_is_stepped_back_from_and_looked_at_again(site: Site,
         assert not site.delivery.advance()
     received += site.read()
     assert received.endswith(last + b".\r\n") and received.count(b".") == 1
-    site.theirs.send(b"250 2.0.0 stored\r\n")
+    site.say(b"250 2.0.0 stored\r\n")
     while not site.delivery.advance():
         site.stream.wait(time.monotonic() + 20)
     assert [reply.positive for reply in site.delivery.accounts.final] == [True]
@@ -138,6 +189,7 @@ def test_no_room_until_the_deadline(site: Site) -> None:
     assert "may be delivered" not in site.delivery.trouble
 
 
+@pytest.mark.parametrize("site", ["plain"], indirect=True)
 def test_a_part_of_the_dot_that_went_out_is_waited_for_and_uncertain(site: Site) -> None:
     """The rest goes out without another look: what has begun cannot be taken back."""
     site.fill()
