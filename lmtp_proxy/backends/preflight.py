@@ -37,7 +37,7 @@ class Preflight:
         refused: why it did not answer for all recipients, None if it did; one line, escaped.
         replies: those it gave.
         offers: of its LHLO, each with its parameters; as sent but for the case of the keyword, not escaped.
-        tls: what is spoken, None without TLS.
+        tls: what is spoken, also with one that is refused; None without TLS.
         ready: seconds until MAIL could be said; None if it never could.
         final: the reply to the message, None if none was sent or no reply came.
         seconds: of all, but for QUIT.
@@ -118,6 +118,8 @@ def _preflight(
     except BackendError as error:
         if not asked:
             result.refused = error.reason
+        if error.failure is Failure.TLS and pool.tls is not None:
+            result.tls = pool.tls.to_json()
     finally:
         if session is None:
             pool.cancel()

@@ -73,8 +73,7 @@ def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Ti
     user, password = _credentials(section, directory)
     connections = section.value("max_connections", config_keys.whole(1, 10_000), 20)
     per_user = min(_MOST_PER_USER, max(1, connections // 2))
-    return Backend(
-        **tls.tls_keys(section, address, directory)._asdict(),
+    backend = Backend(
         name=name,
         address=address or UnixAddress(""),
         user=user,
@@ -87,6 +86,7 @@ def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Ti
         timeouts=timeouts(section, TIMEOUTS_OF_ONE, defaults),
         restart_grace=section.value("restart_grace", config_keys.seconds_or_none("restart_grace"), 3.0),
     )
+    return tls.with_tls(backend, section, directory)
 
 
 def _backend_address(parent: Section, name: str, section: Section) -> Address | None:

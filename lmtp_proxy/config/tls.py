@@ -9,37 +9,24 @@ import os
 import re
 import stat
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.types import Section
-from lmtp_proxy.config.values import PemFile, UnixAddress
+from lmtp_proxy.config.values import Backend, PemFile, UnixAddress
 from lmtp_proxy.text import iso_time
 
 if TYPE_CHECKING:
     import ssl
-
-    from lmtp_proxy.config.values import Address
 
 KEYS = ("tls", "tls_ca", "tls_name", "tls_fingerprint", "tls_verify", "tls_cert", "tls_key")
 _FILE_MAX = 2**20  # octets; all CAs of a system are a quarter of that
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-class TlsKeys(NamedTuple):
-    """As Backend has them."""
-
-    tls: str = "no"
-    tls_ca: PemFile | None = None
-    tls_name: str | None = None
-    tls_fingerprint: tuple[str, ...] | None = None
-    tls_verify: bool = True
-    tls_cert: PemFile | None = None
-    tls_key: PemFile | None = None
-
-
-def tls_keys(section: Section, address: "Address | None", directory: str) -> TlsKeys:
-    """Those of one backend. directory: which relative paths are in."""
+def with_tls(backend: Backend, section: Section, directory: str) -> Backend:
+    """The backend with its keys. directory: which relative paths are in."""
     others = [key for key in KEYS[1:] if key in section]
     tls = section.value("tls", _mode, "no")
     if tls == "no":
@@ -47,37 +34,38 @@ def tls_keys(section: Section, address: "Address | None", directory: str) -> Tls
             section.ignore(others, "tls is no")
         for key in others if "tls" not in section else ():
             section.fail(key, "needs tls beside it: write `tls: starttls` or `tls: implicit`")
-        return TlsKeys()
-    keys = TlsKeys(
-        tls,
-        _file(section, "tls_ca", directory),
-        section.value("tls_name", config_keys.host, None),
-        section.values("tls_fingerprint", _fingerprint) or None,
-        section.value("tls_verify", config_keys.boolean, True),
-        _file(section, "tls_cert", directory),
-        _file(section, "tls_key", directory),
+        return backend
+    backend = replace(
+        backend,
+        tls=tls,
+        tls_ca=_file(section, "tls_ca", directory),
+        tls_name=section.value("tls_name", config_keys.host, None),
+        tls_fingerprint=section.values("tls_fingerprint", _fingerprint) or None,
+        tls_verify=section.value("tls_verify", config_keys.boolean, True),
+        tls_cert=_file(section, "tls_cert", directory),
+        tls_key=_file(section, "tls_key", directory),
     )
-    _check_who(section, address, keys.tls_verify)
-    _check_files(section, keys)
-    return keys
+    _check_who(section, backend)
+    _check_files(section, backend)
+    return backend
 
 
-def _check_who(section: Section, address: "Address | None", verify: bool) -> None:
+def _check_who(section: Section, backend: Backend) -> None:
     """That it is said in one way who the store has to be."""
     fingerprint = "tls_fingerprint" in section
     if fingerprint and "tls_ca" in section:
         section.fail("tls_ca", "cannot stand beside tls_fingerprint, which says which certificate it has to be")
-    if not verify:
+    if not backend.tls_verify:
         for key in ("tls_ca", "tls_fingerprint"):
             if key in section:
                 section.fail("tls_verify", f"cannot be no beside {key}: take one of the two out")
         what = "whoever answers there gets the mail, and the password: see tls_ca and tls_fingerprint"
         section.note("tls_verify", f"is no, so nobody knows that this is the store: {what}")
-    elif not fingerprint and "tls_name" not in section and isinstance(address, UnixAddress):
+    elif not fingerprint and "tls_name" not in section and isinstance(backend.address, UnixAddress):
         section.fail("tls", "needs tls_name or tls_fingerprint beside a socket: there is no host to verify")
 
 
-def _check_files(section: Section, keys: TlsKeys) -> None:
+def _check_files(section: Section, keys: Backend) -> None:
     from lmtp_proxy.loop.tls_context import WrongKey, load_ca, load_certificate
 
     if keys.tls_ca is not None:

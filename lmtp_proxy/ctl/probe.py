@@ -74,12 +74,12 @@ def _store(answer: Answer) -> list[str]:
         )
         if refused is not None:
             lines += show.wrapped(f"    FAILED after {span(answer.number('seconds'))}: {refused}", " " * 8)
-        if not answer.has_null("tls"):
-            tls = answer.object("tls")
-            lines += show.wrapped(f"    {show.tls(tls)}", " " * 8)
-            if not tls.has_null("sha256"):
-                digests = f"of it {tls.text('sha256')}, of its public key {tls.text('key_sha256')}"
-                lines += show.wrapped(f"    SHA-256 {digests}", " " * 8)
+    if not answer.has_null("tls"):
+        tls = answer.object("tls")
+        lines += show.wrapped(f"    {show.tls(tls)}", " " * 8)
+        if not tls.has_null("sha256"):
+            digests = f"of it {tls.text('sha256')}, of its public key {tls.text('key_sha256')}"
+            lines += show.wrapped(f"    SHA-256 {digests}", " " * 8)
     for reply in answer.objects("replies"):
         failed = "" if _taken(reply) else "FAILED: "
         lines += show.wrapped(f"    {failed}{reply.text('recipient')}: {reply.text('reply')}", " " * 8)

@@ -8,6 +8,7 @@ it. `tests/unit/start/test_late_modules.py` looks into the modules that serve fo
 from lmtp_proxy.config.values import Config
 
 FOR_MAIL = ("lmtp_proxy.backends.session",)
+FOR_TLS = ("lmtp_proxy.backends.tls_session", "lmtp_proxy.loop.certificate", "lmtp_proxy.loop.tls_context")
 FOR_A_THREAD = ("gevent.threadpool",)
 READS_CONFIG = "lmtp_proxy.config.read"
 FOR_KEYS = ("idna", "unicodedata")
@@ -23,7 +24,7 @@ FOR_A_SCRAPE = ("prometheus_client.exposition", "prometheus_client.core")
 
 def late_modules(config: Config) -> tuple[str, ...]:
     """All that a process with this configuration may come to import."""
-    names = [*FOR_MAIL, *FOR_A_THREAD, READS_CONFIG, *FOR_KEYS, *FOR_CONTROL]
+    names = [*FOR_MAIL, *FOR_TLS, *FOR_A_THREAD, READS_CONFIG, *FOR_KEYS, *FOR_CONTROL]
     if config.receipts is not None:
         names += FOR_RECEIPTS
     if config.metrics is not None:

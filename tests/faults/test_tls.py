@@ -186,6 +186,23 @@ def test_what_is_spoken_is_told_and_when_the_certificate_ends(authority: Authori
             assert abs(seconds - time.time() - 9.5 * DAY) < 120
 
 
+def test_a_refused_certificate_is_told_so_that_its_digest_can_be_compared(authority: Authority) -> None:
+    alone = authority.self_signed("alone", "anything")
+    with FakeBackend() as backend, TlsFront(backend, alone.server()) as front:
+        control = f"{front.behind.directory}/control"
+        config: Mapping[str, Mapping[str, object]] = {
+            "config": {"control": {"socket": control}},
+            "backends": {"a": {**front.config, "tls_ca": authority.path}},
+            "users": {"@a": "a"},
+        }
+        with ProxyProcess(config):
+            probed = ctl("--socket", control, "probe")
+            assert probed.status == 1
+            text = " ".join(probed.out.split())
+            assert "FAILED" in text and "self-signed certificate" in text
+            assert f"SHA-256 of it {alone.digest}, of its public key {alone.key_digest}" in text
+
+
 # --- it fails closed -------------------------------------------------------------------------------------------------
 
 
