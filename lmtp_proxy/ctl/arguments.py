@@ -12,6 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from lmtp_proxy import streams
+from lmtp_proxy.ctl import validity
 from lmtp_proxy.ctl.output import did_you_mean
 from lmtp_proxy.streams import say
 from lmtp_proxy.text import safe
@@ -73,6 +74,17 @@ def seconds(argument: str) -> float:
     return value
 
 
+def moment(argument: str) -> validity.Moment:
+    try:
+        return validity.moment(argument)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def names(argument: str) -> frozenset[str]:
+    return frozenset(text(argument).split(","))
+
+
 def common_options(*, unset: bool = False) -> Parser:
     """The options that may stand before the verb and after it. unset: leave no default for those that are not given."""
 
@@ -93,6 +105,13 @@ def common_options(*, unset: bool = False) -> Parser:
         metavar="PATH",
         default=default(None),
         help="its control socket (default: config.control.socket of the configuration file)",
+    )
+    parser.add_argument(
+        "--fleet",
+        type=text,
+        metavar="FILE",
+        default=default(None),
+        help="move, drain, status or lookup on all hosts that FILE names",
     )
     parser.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")
     return parser

@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, command, common_options, seconds, text
+from lmtp_proxy.ctl.arguments import Parser, command, common_options, moment, names, seconds, text
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
+from lmtp_proxy.ctl.validity import Validity
 from lmtp_proxy.streams import put_right, say, say_lost, settle
 from lmtp_proxy.text import count, safe, span
 
@@ -57,7 +58,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     progress = Progress(sys.stderr)
     try:
-        outcome: Outcome = options.verb(options, progress)
+        outcome: Outcome = (_on_all_hosts if options.fleet is not None else options.verb)(options, progress)
     except Failed as failed:
         return _fail(options, failed)
     except ControlError as error:
@@ -86,6 +87,12 @@ def _client(options: argparse.Namespace) -> ControlClient:
     return ControlClient(options.socket or ctl_files.control_socket(options.config))
 
 
+def _on_all_hosts(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.fleet.command import on_all_hosts
+
+    return on_all_hosts(options, progress)
+
+
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +110,10 @@ def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
     from urllib.parse import quote
 
     client = _client(options)
-    answer = client.get(f"/lookup?address={quote(options.address, safe='')}")
+    if (options.address is None) == (options.file is None):
+        options.parser.error("name one address, here or by --file")
+    address = options.address if options.file is None else ctl_files.address_in(options.file)
+    answer = client.get(f"/lookup?address={quote(address, safe='')}")
     path = client.get("/status").object("config").text("path")
     return Outcome({**answer.document, "path": path}, show.lookup(answer, answer.document.get("file") or path))
 
@@ -132,9 +142,10 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
 def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.names import given, keys_of
 
-    if bool(options.users) == options.all:
-        options.parser.error("name the users, or --all")
-    users = keys_of(given(options.users), "nothing was waited for")
+    if bool(options.users) + options.all + (options.file is not None) != 1:
+        options.parser.error("name the users, or their list by --file, or --all")
+    named = given(options.users) if options.file is None else ctl_files.numbered_users(options.file)
+    users = keys_of(named, "nothing was waited for")
     client = _client(options)
     request: dict[str, object] = {"all": True} if options.all else {"users": users}
     instance = client.get("/status").text("instance")
@@ -162,10 +173,25 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
         options.parser.error("name the users and then the backend they move to")
     if options.file is not None and users:
         options.parser.error("name the users either in the list or here")
-    names = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
+    if options.differ:
+        options.parser.error("--differ is for --fleet")
+    keys = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
     domain = options.domain and key_of_domain(options.domain)
     client = _client(options)
-    order = Order(names, backend, options.timeout, not options.no_preflight, domain, also=options.also)
+    validity = Validity(options.not_before, options.not_after)
+    if options.not_before or options.not_after or options.dry_run:  # a fleet's, who takes silence for the end
+        progress.again = 1.0
+    order = Order(
+        users=keys,
+        backend=backend,
+        timeout=options.timeout,
+        preflight=not options.no_preflight,
+        domain=domain,
+        also=options.also,
+        only_from=options.only_from,
+        validity=validity,
+        dry_run=options.dry_run,
+    )
     return move(client, order, progress)
 
 
@@ -272,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name, help=summary, description=f"{summary}. {waits}", parents=[common], allow_abbrev=False, **settings
         )
-        verb.set_defaults(verb=run, parser=verb)
+        verb.set_defaults(verb=run, parser=verb, name=name)
         return verb
 
     add("status", _status, "Version, configuration, sessions, deliveries, backends", "Waits for nothing.")
@@ -283,7 +309,8 @@ def _parser() -> argparse.ArgumentParser:
         "Shows the keys that are tried, the one that is found, its line in the file, and what the client would be "
         "told now. Waits for nothing; no backend is asked.",
     )
-    verb.add_argument("address", type=text, metavar="ADDRESS", help="as in RCPT TO, with or without < >")
+    verb.add_argument("address", type=text, nargs="?", metavar="ADDRESS", help="as in RCPT TO, with or without < >")
+    verb.add_argument("--file", type=text, metavar="LIST", help="where the address stands instead; - is stdin")
     verb = add(
         "reload",
         _reload,
@@ -302,9 +329,10 @@ def _parser() -> argparse.ArgumentParser:
         "Waits for reloads that were asked for, then for the backend's reply to each delivery of these users that was "
         "past its last look at the table when drain began; what comes later goes by the new table. The order is: "
         "edit, SIGUSR1 or reload, drain. Exit status 1 if that reload was refused.",
-        usage="lmtp-proxyctl drain [options] USER... | --all",
+        usage="lmtp-proxyctl drain [options] USER... | --file LIST | --all",
     )
     verb.add_argument("users", type=text, nargs="*", metavar="USER", help="as in the users: section")
+    verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
     verb.add_argument("--all", action="store_true", help="all users")
     verb.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help=_TIMEOUT)
     verb = add(
@@ -323,6 +351,16 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--no-preflight", action="store_true", help="do not ask the backend first")
     verb.add_argument("--also", action="store_true", help="put in force, too, what others have edited meanwhile")
     verb.add_argument("--domain", type=text, help="ask it for NAME@DOMAIN where a user is a bare NAME")
+    verb.add_argument(
+        "--only-from",
+        type=names,
+        metavar="BACKEND,...",
+        help="change nothing unless all of them are on one of these; - is on no line",
+    )
+    verb.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    verb.add_argument("--differ", action="store_true", help="with --fleet: also if the hosts do not say the same")
+    verb.add_argument("--not-before", type=moment, help=argparse.SUPPRESS)  # of a fleet's orders, see validity
+    verb.add_argument("--not-after", type=moment, help=argparse.SUPPRESS)
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")

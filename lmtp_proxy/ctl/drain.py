@@ -68,12 +68,13 @@ class Outcome:
 class Progress:
     """Says on `stream` what is waited for, once that takes more than a second, again when it changes or every 10 s.
 
-    state: what is so now, for somebody who interrupts.
+    state: what is so now, for somebody who interrupts. again: seconds between two lines about the same wait.
     """
 
     def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.state = "nothing was changed"
         self.pending = 0
+        self.again = _AGAIN
         self._stream = stream
         self._clock = clock
         self._began: float | None = None
@@ -96,7 +97,7 @@ class Progress:
         key = text if key is None else key
         if self._began is None:
             self._began = now
-        if (now - self._began < _PATIENCE and not at_once) or (key == self._key and now - self._last < _AGAIN):
+        if (now - self._began < _PATIENCE and not at_once) or (key == self._key and now - self._last < self.again):
             return
         self._key, self._last = key, now
         say(self._stream, show.wrapped(f"waiting for {text}"))

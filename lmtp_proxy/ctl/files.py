@@ -155,6 +155,14 @@ def numbered_users(path: str) -> list[tuple[str, str]]:
     return users
 
 
+def address_in(path: str) -> str:
+    """The one address in a list. Raises ControlError."""
+    found = users_in(path)
+    if len(found) > 1:
+        raise WrongList(f"{'stdin' if path == '-' else path}: names {len(found):,} addresses; name one")
+    return found[0]
+
+
 def uncertain_records(log: str | None, remembered: list[Answer] | None) -> tuple[list[Answer], list[str]]:
     """The uncertain deliveries in the file `log`, and warnings. remembered: those that the process knows, if it runs.
 

@@ -18,6 +18,8 @@ from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Drained, Failed, Outcome, Progress, drain
 from lmtp_proxy.ctl.names import quoted
+from lmtp_proxy.ctl.rehearsal import meaning_of, rehearsed
+from lmtp_proxy.ctl.validity import ALWAYS, Validity
 from lmtp_proxy.text import count, safe, span
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ _PREFLIGHT = 600.0  # for one batch; the backend's own timeouts end it before
 _BATCH = 1000  # recipients of one preflight
 _SHOWN = 20  # refused users that are named
 
+NO_LINE = "-"
+"""In Order.only_from."""
+
 NO_ROOM = (452, 552)
 """Replies to RCPT by which a store knows the user, whose mailbox may be full."""
 
@@ -44,6 +49,10 @@ class Order:
         timeout: seconds for the drain.
         domain: of bare names, in the preflight.
         also: edits of others that move users are put in force, too.
+        only_from: nothing is changed unless the lines of all say one of these, NO_LINE of those on none; None: whatever
+            they say.
+        validity: when the files may be changed.
+        dry_run: all is looked at, and nothing is changed.
     """
 
     users: Sequence[str]
@@ -52,6 +61,9 @@ class Order:
     preflight: bool = True
     domain: str | None = None
     also: bool = False
+    only_from: frozenset[str] | None = None
+    validity: Validity = ALWAYS
+    dry_run: bool = False
 
     @property
     def who(self) -> str:
@@ -79,6 +91,24 @@ def move(
     warnings = _preflight(client, order, progress) if order.preflight and order.backend not in RESERVED else []
     import lmtp_proxy.config.file  # noqa: F401  (takes longer than the edit, and belongs to no user's time)
 
+    _wait_for_its_time(order, progress)
+    if order.dry_run:
+        edit = _CarefulEdit(client, order, progress)
+        change = edit.make(path)
+        steps = {
+            user: _step(change.previous.get(user), order.backend, edit.overrides.get(user)) for user in order.users
+        }
+        outcome = rehearsed(path, order.backend, change, edit.overrides, edit.meaning, steps)
+        return replace(
+            outcome,
+            document={
+                **outcome.document,
+                "instance": instance,
+                "also": edit.also,
+                "warnings": warnings + edit.warnings,
+            },
+            warnings=[*warnings, *edit.warnings, *(f"edited by somebody else: {line}" for line in edit.also)],
+        )
     began = time.monotonic()
     document: dict[str, object] = {"path": path, "backend": order.backend, "warnings": warnings}
     now = ""
@@ -122,6 +152,10 @@ class _Unlisted(Exception):
         self.stores = stores
 
 
+class _Rehearsed(Exception):
+    """All was as it should be, up to the change itself."""
+
+
 class _Edited(Exception):
     """Somebody else has edited the files since they were loaded: what they did has to be named first."""
 
@@ -134,12 +168,14 @@ class _CarefulEdit:
         warnings: what could not be found out.
         also: what others have edited, a line each.
         overrides: user without a line -> where mail goes until then, and by what.
+        meaning: what names and backends mean there, see rehearsal.
     """
 
     def __init__(self, client: ControlClient, order: Order, progress: Progress) -> None:
         self.warnings: list[str] = []
         self.overrides: dict[str, dict[str, str]] = {}
         self.also: list[str] = []
+        self.meaning: dict[str, object] = {}
         self._client = client
         self._order = order
         self._progress = progress
@@ -157,6 +193,10 @@ class _CarefulEdit:
         def about_to(change: "Change") -> None:
             begun.append(change)
             self._announce(change)
+            if order.validity.over:
+                raise Failed(REFUSED, "the order came too late, and is not good any more; nothing was changed")
+            if order.dry_run:
+                raise _Rehearsed
 
         while True:
             try:
@@ -175,6 +215,8 @@ class _CarefulEdit:
                     self._asked.update(users)
             except _Edited:
                 self._name_edits(path)
+            except _Rehearsed:
+                return begun[-1]
             except ConfigError as error:
                 raise Failed(REFUSED, "nothing was changed", error.errors) from error
             except KeyboardInterrupt:  # each file is one rename, which was before or will never be
@@ -185,6 +227,15 @@ class _CarefulEdit:
 
     def _look(self, config: "Config", previous: Mapping[str, str | None]) -> None:
         order = self._order
+        if order.only_from is not None:
+            wrong = [user for user, backend in previous.items() if (backend or NO_LINE) not in order.only_from]
+            lines = [
+                f"{safe(user)}: {_now_on(previous[user])}, not on {' or '.join(order.only_from)}" for user in wrong
+            ]
+            if lines:
+                raise Failed(REFUSED, "nothing was changed", _first(lines), {"previous": dict(previous)})
+        if order.dry_run:
+            self.meaning = meaning_of(config)
         new = [user for user, backend in previous.items() if backend is None and not user.startswith("@")]
         if bare := [user for user in new if "@" not in user] if _has_domains(config) else []:
             what = "has no domain, and is on no line: mail comes with one (without ignoreDomain)"
@@ -201,7 +252,10 @@ class _CarefulEdit:
 
     def _announce(self, change: "Change") -> None:
         """Raises _Edited if the files hold what nobody has asked to load. Under their lock, so no other move edits."""
-        body: dict[str, object] = {"before": change.before, "after": change.after}
+        if self._order.dry_run and change.before == self._named:
+            return  # or others would take what they have not been told of for known
+        after = change.before if self._order.dry_run else change.after
+        body: dict[str, object] = {"before": change.before, "after": after}
         try:
             answer = self._client.post("/edit", {**body, "accept": change.before == self._named}, timeout=_ANSWER)
         except Refusal as refusal:
@@ -253,6 +307,16 @@ class _CarefulEdit:
         if refused:
             what = "nothing was changed; --no-preflight adds the line all the same"
             raise Failed(REFUSED, what, _first(refused))
+
+
+def _now_on(backend: str | None) -> str:
+    return "is on no line" if backend is None else f"is on {backend}"
+
+
+def _wait_for_its_time(order: Order, progress: Progress) -> None:
+    while early := order.validity.early:
+        progress.waiting("the time from which on this order is good")
+        time.sleep(min(early, 0.5))
 
 
 def _has_domains(config: "Config") -> bool:
