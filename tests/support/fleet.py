@@ -56,6 +56,11 @@ class Hosts:
         lines += [f"  {name}: {json.dumps(command)}" for name, command in self.commands.items()]
         Path(self.file).write_text("\n".join(lines) + "\n" if text is None else text)
 
+    def impatient(self, least: float = 3.0) -> None:
+        """The patience of the file is as short as the machine allows now; a host that is well must be in time."""
+        self.patience = round(min(PATIENCE, max(least, 3 * self.ctl("status").seconds)), 1)
+        self.write()
+
     def instead(self, name: str, script: str) -> None:
         """This host is reached by a shell script whose "$@" is what is asked of it; `$real` runs the real command."""
         path = Path(self.directory) / f"to-{name}"

@@ -162,7 +162,8 @@ class Errands:
                 interrupts.seen()
                 return not self._running
             if self._running:
-                progress.waiting(f"{self._waiting()} to {doing}", tuple(self._running))
+                words = self._waiting()
+                progress.waiting(f"{words} to {doing}", re.sub(r"[0-9.]+", "", words))  # they count seconds
         return True
 
     def give_up(self, why: str) -> None:
