@@ -150,6 +150,21 @@ def test_a_doveadm_that_does_not_say_whom_it_asked(site: Site, script: str) -> N
         assert f"{site.server} is to be asked, and it asked nobody" in done.stderr
 
 
+def test_a_configuration_whose_folders_have_a_prefix(site: Site) -> None:
+    """Then `mailbox *` is no folder at all for doveadm, in either store, and nothing is the same as nothing."""
+    site.stack.new.backup(site.user)
+    conf = site.stack.new.migration_conf
+    right = conf.read_text("utf-8")
+    assert "  prefix =\n" in right
+    try:
+        conf.write_text(right.replace("  prefix =\n", "  prefix = INBOX.\n"), "utf-8")
+        done = site.same_state()
+    finally:
+        conf.write_text(right, "utf-8")
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert f"the store at {site.server} shows no INBOX of {site.user}" in done.stderr
+
+
 def test_a_store_that_cannot_be_asked(site: Site) -> None:
     site.stack.new.backup(site.user)
     for server in (f"127.0.0.1:{site.stack.new.imap_port}", "localhost:1"):
