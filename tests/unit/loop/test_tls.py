@@ -5,7 +5,9 @@ That it is a Stream like any other is test_stream's.
 """
 
 import ssl
+import subprocess
 import time
+from _socket import socket as Socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtp_proxy.loop.tls import TlsBroken
+from lmtp_proxy.loop.tls import TlsBroken, TlsStream
 from lmtp_proxy.loop.tls_context import WrongKey, client_context
 from tests.support.certificates import Authority
 from tests.support.patience import SOON
@@ -122,6 +124,55 @@ def test_wherever_records_begin_and_segments_end_the_octets_are_the_same(
         gevent.sleep(0.005)
         received += peer.stream.take()
         assert received == b"".join(pieces) and peer.stream.ended and peer.stream.error is None
+
+
+@pytest.mark.parametrize("command, version", [("R", "-tls1_2"), ("K", "-tls1_3"), ("k", "-tls1_3")])
+def test_what_tls_says_by_itself_amid_the_conversation_is_no_octet_of_it(
+    authority: Authority, command: str, version: str
+) -> None:
+    """s_server(1) asks for a renegotiation, which there is none of; or takes a new key and, with K, wants one of us."""
+    signed = authority.signed["peer"]
+    server = subprocess.Popen(
+        ["openssl", "s_server", version, "-accept", "127.0.0.1:0", "-cert", signed.certificate, "-key", signed.key],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+    )  # fmt: skip
+    assert server.stdin is not None and server.stdout is not None
+    try:
+        while b"ACCEPT " not in (line := server.stdout.readline()):
+            assert line
+        sock = Socket()
+        sock.connect(("127.0.0.1", int(line.rpartition(b":")[2])))
+        stream = TlsStream(sock)
+        stream.start_tls(client(authority), "peer", soon())
+        server.stdin.write(command.encode() + b"\n")
+        if command == "R":
+            assert stream.wait(soon()), "s_server gives up"
+            assert stream.ended and stream.received == b"" and not isinstance(stream.error, ssl.SSLError)
+        else:
+            deadline = soon()
+            server.stdin.write(b"250 ok\n")
+            while not stream.wait(time.monotonic() + 0.3) and time.monotonic() < deadline:
+                server.stdin.write(b"250 ok\n")  # it drops what comes along with its command
+            assert set(stream.take().split(b"\n")) == {b"250 ok", b""}
+            assert stream.send(b"RSET\r\n") == 6
+            while b"RSET" not in (line := server.stdout.readline()):
+                assert line
+        stream.close()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_a_peer_that_has_nothing_to_say_and_says_it_without_end(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TLS as much would have filled what is taken in ahead."""
+    stream = peer.stream
+    monkeypatch.setattr(TlsStream, "_read", lambda stream: b"")  # OpenSSL's own server has two tickets, and no more
+    for _ in range(40):
+        peer.put(bytes(16384))
+        if stream.ended:
+            break
+        gevent.sleep(0.001)
+    assert stream.ended and isinstance(stream.error, TlsBroken)
 
 
 # --- what goes out ---------------------------------------------------------------------------------------------------
