@@ -128,6 +128,8 @@ def ask_and_deliver(backend: FakeBackend, first: LmtpClient, to: str, code: int)
     for line, expected in (("MAIL FROM:<s>", 250), ("RCPT TO:<a>", code)):
         first.send(f"{line}\r\n".encode())
         assert first.reply().code == expected
+    first.send(b"NOOP\r\n")
+    first.reply()  # what was said before is recorded by now
     with connect(backend) as second:
         second.deliver("s", [to])
 
