@@ -22,7 +22,7 @@ from .machine import HERE, Machine
 from .mail import SENDER
 from .migrate_stand import MigrateStand
 from .perdition import Perdition
-from .stores import PASSWORD, Cyrus, Dovecot
+from .stores import PASSWORD, TEST_USERS, Cyrus, Dovecot
 from .test_migrate import LARGE, check, show, stand_for
 
 FLOW_USERS = [f"f{number:02}" for number in range(12)]
@@ -47,7 +47,7 @@ def site(request: pytest.FixtureRequest, servers: Stack) -> Iterator[Site]:
         cleanup.callback(shutil.rmtree, directory)
         old = Cyrus(directory / "old", machines["bookworm"])
         new = Dovecot(directory / "new", machines[request.param])
-        users = [SENDER, *FLOW_USERS, *ODD_USERS]
+        users = [SENDER, *TEST_USERS, *FLOW_USERS, *ODD_USERS]
         new.add_users(users)
         made = make_site(program, directory, old, new)
         for store in (old, new):
