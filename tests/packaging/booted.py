@@ -72,22 +72,27 @@ class Booted:
     """
 
     def __init__(self, leader: int) -> None:
-        self._leader = leader
+        self.leader = leader
 
-    def run(self, *words: str, statuses: Sequence[int] = (0,)) -> str:
+    def run(self, *words: str, statuses: Sequence[int] = (0,), timeout: float = 120) -> str:
         """What a command says in there; AssertionError for another exit status."""
         # --root: where the tests run in a root of their own, the namespace alone would lead to the machine's
-        enter = ["nsenter", "--all", "--root", "--target", str(self._leader)]
+        enter = ["nsenter", "--all", "--root", "--target", str(self.leader)]
         done = subprocess.run(
-            [*enter, *words], env=_ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+            [*enter, *words],
+            env=_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         said = done.stdout + done.stderr
         assert done.returncode in statuses, f"{' '.join(words)}: exit {done.returncode}\n{said}"
         return said
 
-    def shell(self, script: str, *, statuses: Sequence[int] = (0,)) -> str:
+    def shell(self, script: str, *, statuses: Sequence[int] = (0,), timeout: float = 120) -> str:
         """The same of a script."""
-        return self.run("sh", "-c", script, statuses=statuses)
+        return self.run("sh", "-c", script, statuses=statuses, timeout=timeout)
 
     def show(self, unit: str, name: str) -> str:
         """A property of a unit."""
