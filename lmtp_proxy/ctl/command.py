@@ -109,10 +109,10 @@ def _status(options: argparse.Namespace, _progress: Progress) -> Outcome:
 def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
     from urllib.parse import quote
 
-    client = _client(options)
     if (options.address is None) == (options.file is None):
         options.parser.error("name one address, here or by --file")
     address = options.address if options.file is None else ctl_files.address_in(options.file)
+    client = _client(options)
     answer = client.get(f"/lookup?address={quote(address, safe='')}")
     path = client.get("/status").object("config").text("path")
     return Outcome({**answer.document, "path": path}, show.lookup(answer, answer.document.get("file") or path))
