@@ -65,12 +65,20 @@ def test_100_sessions_of_50_messages_each_without_an_error(sinks: tuple[Sink, Si
     limits = {"max_per_user": SESSIONS}  # all mail is to one user at each store
     backends = {name: {"socket": str(sink.socket), **limits} for name, sink in zip(("old", "new"), sinks, strict=True)}
     users = {"u@example.test": "old", "2u@example.test": "new"}
+    messages, recipients = MESSAGES, 2
+    version = subprocess.run(["/usr/sbin/postconf", "-dh", "mail_version"], capture_output=True, text=True, check=True)
+    if tuple(map(int, version.stdout.split(".")[:2])) >= (3, 10):
+        # It numbers the recipients of all sessions in one row, so two of one message may be at one store.
+        messages, recipients = 2 * MESSAGES, 1
+        users = {f"u{number}@example.test": ("old", "new")[number % 2] for number in range(messages)}
     proxy = start_proxy({"config": {}, "backends": backends, "users": users})
     command = program("smtp-source")
     assert command is not None
 
     # -d: a session goes on with the next message on the same connection; -r 2: to 2u@ and u@
-    options = f"-L -d -s {SESSIONS} -m {MESSAGES} -r 2 -l 4000 -f sender@example.test -t u@example.test".split()
+    options = (
+        f"-L -d -s {SESSIONS} -m {messages} -r {recipients} -l 4000 -f sender@example.test -t u@example.test".split()
+    )
 
     done = subprocess.run(
         [command, *options, f"unix:{proxy.address}"],
