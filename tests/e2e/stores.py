@@ -184,6 +184,7 @@ class Cyrus(Store):
                 for mechanism, service in ((mechanism, _service(mechanism)) for mechanism in MECHANISMS)
             )
             + f"{TLS_SERVICE}_allowplaintext: no\n{TLS_SERVICE}_sasl_mech_list: PLAIN\n"
+            f"{TLS_SERVICE}_allowstarttls: yes\n"  # 3.10 offers it no more by itself; 3.6 knows no such option
             f"{TLS_SERVICE}_admins: {self.lmtp_user}\n"
             f"{TLS_SERVICE}_tls_server_cert: {signed.certificate}\n{TLS_SERVICE}_tls_server_key: {signed.key}\n"
             "virtdomains: off\n"

@@ -133,6 +133,7 @@ def test_who_is_sent_away_with_421_waits_for_those_that_are_served() -> None:
             thread.join()
         assert ended == [250] * 40
         assert len(backend.connections) > 2, "nobody was sent away"
+        proxy.wait_log("greets no more than 2 connections at a time")
         assert proxy.log().count("greets no more than 2 connections at a time") == 1
 
 
