@@ -259,10 +259,12 @@ class Conversation:
             if isinstance(step, Send) and body is None and recipient is None and self._readable():
                 self._seen.early.append(self._seen.commands[-1] if self._seen.commands else b"")
             more = step.data if isinstance(step, Send | Drip) else b""
+            if recipient is not None and isinstance(step, Drip):  # it is there with its last octet
+                self._step(Drip(step.data[:-1], step.interval), body)
+                step = Send(step.data[-1:])
             if more and recipient is not None:  # recorded before it is sent: the peer may be quicker than this thread
                 recipient.final = sent + more
-                lasts = step.interval * len(more) if isinstance(step, Drip) else 0.0
-                recipient.final_at = time.monotonic() + lasts
+                recipient.final_at = time.monotonic()
             try:
                 self._step(step, body)
             except Ended:
