@@ -229,9 +229,8 @@ class _CarefulEdit:
         order = self._order
         if order.only_from is not None:
             wrong = [user for user, backend in previous.items() if (backend or NO_LINE) not in order.only_from]
-            lines = [
-                f"{safe(user)}: {_now_on(previous[user])}, not on {' or '.join(order.only_from)}" for user in wrong
-            ]
+            places = " or ".join(sorted(order.only_from))
+            lines = [f"{safe(user)}: {_now_on(previous[user])}, not on {places}" for user in wrong]
             if lines:
                 raise Failed(REFUSED, "nothing was changed", _first(lines), {"previous": dict(previous)})
         if order.dry_run:
