@@ -32,7 +32,6 @@ _ANSWER = 60.0  # seconds
 _RELOAD = 300.0  # seconds, for several loads of a very large file on a slow machine
 _PREFLIGHT = 600.0  # for one batch; the backend's own timeouts end it before
 _BATCH = 1000  # recipients of one preflight
-_SHOWN = 20  # refused users that are named
 
 NO_LINE = "-"
 """In Order.only_from."""
@@ -232,14 +231,14 @@ class _CarefulEdit:
             places = " or ".join(sorted(order.only_from))
             lines = [f"{safe(user)}: {_now_on(previous[user])}, not on {places}" for user in wrong]
             if lines:
-                raise Failed(REFUSED, "nothing was changed", _first(lines), {"previous": dict(previous)})
+                raise Failed(REFUSED, "nothing was changed", show.first(lines), {"previous": dict(previous)})
         if order.dry_run:
             self.meaning = meaning_of(config)
         new = [user for user, backend in previous.items() if backend is None and not user.startswith("@")]
         if bare := [user for user in new if "@" not in user] if _has_domains(config) else []:
             what = "has no domain, and is on no line: mail comes with one (without ignoreDomain)"
             lines = [f"{safe(user)}: {what}: name {safe(user)}@DOMAIN" for user in bare]
-            raise Failed(REFUSED, "nothing was changed", _first(lines))
+            raise Failed(REFUSED, "nothing was changed", show.first(lines))
         self.overrides = {user: where for user in new if (where := _elsewhere(config, user)) is not None}
         unknown = [user for user in new if user not in self._asked]
         if unknown and order.preflight and order.backend in RESERVED:
@@ -305,7 +304,7 @@ class _CarefulEdit:
             return
         if refused:
             what = "nothing was changed; --no-preflight adds the line all the same"
-            raise Failed(REFUSED, what, _first(refused))
+            raise Failed(REFUSED, what, show.first(refused))
 
 
 def _now_on(backend: str | None) -> str:
@@ -377,11 +376,7 @@ def _check_routes(order: Order, path: str, answer: Answer, document: Mapping[str
         return
     lines = [f"{safe(user)}: is on {routes.get(user) or 'no backend'}, not on {order.backend}" for user in elsewhere]
     what = f"{count(len(elsewhere), 'user')} moved on meanwhile: somebody else changed {path}"
-    raise Failed(UNPROVEN, what, _first(lines), document)
-
-
-def _first(lines: Sequence[str]) -> list[str]:
-    return [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else [])]
+    raise Failed(UNPROVEN, what, show.first(lines), document)
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
@@ -407,10 +402,10 @@ def _preflight(client: ControlClient, order: Order, progress: Progress) -> list[
     if missing or unwilling:
         what = f"{order.backend} refused {len(missing + unwilling):,} of {count(len(users), 'user')}"
         raise Failed(
-            REFUSED, f"{what}; nothing was changed; --no-preflight moves all the same", _first(missing + unwilling)
+            REFUSED, f"{what}; nothing was changed; --no-preflight moves all the same", show.first(missing + unwilling)
         )
     progress.step(progress.state)
-    return _first(full)
+    return show.first(full)
 
 
 def _replies(

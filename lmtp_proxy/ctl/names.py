@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from lmtp_proxy.ctl.arguments import WRONG_ARGUMENTS
 from lmtp_proxy.ctl.drain import Failed
+from lmtp_proxy.ctl.output import first
 from lmtp_proxy.text import shown
 from lmtp_proxy.wire.envelope import Recipient, parse_rcpt
 
 _ATOM = re.compile(r"[^\x00-\x20\x7f\"(),:;<>@\[\]\\]+")
 _MAX = 1024  # octets; the control socket takes no longer address
-_SHOWN = 20  # of a long list
 
 
 def key_of(name: str) -> str:
@@ -51,8 +51,7 @@ def keys_of(names: Iterable[tuple[str, str]], said: str = "nothing was changed")
         return list(keys)
     if len(wrong) == 1:
         raise Failed(WRONG_ARGUMENTS, f"{wrong[0]}; {said}")
-    more = [f"and {len(wrong) - _SHOWN:,} more"] if len(wrong) > _SHOWN else []
-    raise Failed(WRONG_ARGUMENTS, f"{len(wrong):,} names are no addresses; {said}", [*wrong[:_SHOWN], *more])
+    raise Failed(WRONG_ARGUMENTS, f"{len(wrong):,} names are no addresses; {said}", first(wrong))
 
 
 def quoted(key: str) -> str:

@@ -129,6 +129,11 @@ def some(names: Sequence[str], total: int = 0) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
+def first(lines: Sequence[str]) -> list[str]:
+    """The first of a long list, and a line that says how many more there are."""
+    return [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else [])]
+
+
 # --- deliveries ------------------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmtp_proxy.ctl.client import Answer, ControlError
+from lmtp_proxy.ctl.move import RESERVED
 from lmtp_proxy.ctl.validity import Moment
 from lmtp_proxy.text import safe
-
-RESERVED = ("reject", "hold")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from lmtp_proxy.ctl.drain import DONE, REFUSED, UNCERTAIN, UNPROVEN, Failed, Out
 from lmtp_proxy.ctl.fleet.errands import Errands, Said, listed
 from lmtp_proxy.ctl.fleet.file import Fleet
 from lmtp_proxy.ctl.fleet.interrupts import INTERRUPTED, Interrupts
-from lmtp_proxy.ctl.fleet.report import first, uncertain, who
+from lmtp_proxy.ctl.fleet.report import uncertain, who
 from lmtp_proxy.text import span
 
 _ANSWER = 120.0  # seconds
@@ -116,7 +116,7 @@ def drain_all(
         if each.status == UNPROVEN:
             late.append(each.host)
     if all(each.refused for each in said):
-        raise Failed(REFUSED, "no host has drained", first([line for each in said for line in each.details]))
+        raise Failed(REFUSED, "no host has drained", show.first([line for each in said for line in each.details]))
     status = UNCERTAIN if any(each.status == UNCERTAIN for each in said) else DONE
     outcome = _outcome(said, lines, UNPROVEN if late else status)
     if late and not outcome.error:

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 
 from lmtp_proxy.ctl.client import ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
-from lmtp_proxy.ctl.fleet.agree import RESERVED, Look, differences, look_of
+from lmtp_proxy.ctl.fleet.agree import Look, differences, look_of
 from lmtp_proxy.ctl.fleet.errands import Errands, Said, listed
 from lmtp_proxy.ctl.fleet.file import Fleet
 from lmtp_proxy.ctl.fleet.interrupts import INTERRUPTED, Interrupts
-from lmtp_proxy.ctl.fleet.report import first, moved, rehearsed_on_all, states, who
-from lmtp_proxy.ctl.move import NO_LINE
+from lmtp_proxy.ctl.fleet.report import moved, rehearsed_on_all, states, who
+from lmtp_proxy.ctl.move import NO_LINE, RESERVED
+from lmtp_proxy.ctl.output import first
 from lmtp_proxy.ctl.validity import Moment
 from lmtp_proxy.text import safe
 
@@ -98,9 +99,8 @@ class _Move:
         if order.backend not in RESERVED:
             self._flip(parked)
         seconds = time.monotonic() - began
-        last = self._flips or {name: park.said for name, park in self._parks.items() if park.said is not None}
         parks = {name: park.said for name, park in self._parks.items() if park.said is not None}
-        return moved(self._looks, parks, last, order.users, order.backend, seconds, warnings)
+        return moved(self._looks, parks, self._flips or parks, order.users, order.backend, seconds, warnings)
 
     # -- 1 ------------------------------------------------------------------------------------------------------------
 

@@ -12,15 +12,10 @@ from lmtp_proxy.ctl.fleet.errands import Said
 from lmtp_proxy.text import count, safe, span
 
 _FEW = 10  # users who are named one by one
-_SHOWN = 20  # of a long list
 
 
 def who(users: Sequence[str]) -> str:
     return safe(users[0]) if len(users) == 1 else count(len(users), "user")
-
-
-def first(lines: Sequence[str]) -> list[str]:
-    return [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else [])]
 
 
 def moved(
@@ -36,7 +31,7 @@ def moved(
     lines = _steps(list(looks.values()), users, backend)
     for name, said in last.items():
         lines += show.wrapped(f"{name}: {_quiet(said, parks.get(name, said))}")
-    if parks and last is not parks:
+    if parks:
         lines += show.wrapped(f"all {len(last)} hosts, {span(seconds)} from the first hold to the last word")
     answers = {name: said.answer for name, said in last.items() if said.answer is not None}
     for name, answer in answers.items():
