@@ -10,6 +10,7 @@ In the order of their imports:
     files      the files that lmtp-proxyctl reads
     drain      waits until nothing is in flight for some users
     names      what an operator calls a user -> the key that mail would hit
+    whom       whom a verb is for, by its arguments
     rehearsal  what a move would do
     move       preflight, edit, reload, drain
     probe      whether each store can be reached and would take mail

@@ -21,6 +21,7 @@ from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, 
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
 from lmtp_proxy.ctl.validity import Validity
+from lmtp_proxy.ctl.whom import to_be_drained, to_be_looked_up, to_be_moved
 from lmtp_proxy.streams import put_right, say, say_lost, settle
 from lmtp_proxy.text import count, safe, span
 
@@ -109,9 +110,7 @@ def _status(options: argparse.Namespace, _progress: Progress) -> Outcome:
 def _lookup(options: argparse.Namespace, _progress: Progress) -> Outcome:
     from urllib.parse import quote
 
-    if (options.address is None) == (options.file is None):
-        options.parser.error("name one address, here or by --file")
-    address = options.address if options.file is None else ctl_files.address_in(options.file)
+    address = to_be_looked_up(options)
     client = _client(options)
     answer = client.get(f"/lookup?address={quote(address, safe='')}")
     path = client.get("/status").object("config").text("path")
@@ -140,12 +139,7 @@ def _reload(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
-    from lmtp_proxy.ctl.names import given, keys_of
-
-    if bool(options.users) + options.all + (options.file is not None) != 1:
-        options.parser.error("name the users, or their list by --file, or --all")
-    named = given(options.users) if options.file is None else ctl_files.numbered_users(options.file)
-    users = keys_of(named, "nothing was waited for")
+    users = to_be_drained(options)
     client = _client(options)
     request: dict[str, object] = {"all": True} if options.all else {"users": users}
     instance = client.get("/status").text("instance")
@@ -166,7 +160,7 @@ def _drain(options: argparse.Namespace, progress: Progress) -> Outcome:
 
 def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.move import Order, move
-    from lmtp_proxy.ctl.names import given, key_of_domain, keys_of
+    from lmtp_proxy.ctl.names import key_of_domain
 
     *users, backend = options.names
     if options.file is None and not users:
@@ -175,7 +169,7 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
         options.parser.error("name the users either in the list or here")
     if options.differ:
         options.parser.error("--differ is for --fleet")
-    keys = keys_of(given(users) if options.file is None else ctl_files.numbered_users(options.file))
+    keys = to_be_moved(options, users)
     domain = options.domain and key_of_domain(options.domain)
     client = _client(options)
     validity = Validity(options.not_before, options.not_after)

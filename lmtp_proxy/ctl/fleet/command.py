@@ -4,14 +4,14 @@
 import argparse
 
 from lmtp_proxy.config.types import backend_name
-from lmtp_proxy.ctl import files
 from lmtp_proxy.ctl.arguments import DEFAULT_CONFIG
 from lmtp_proxy.ctl.drain import Outcome, Progress
 from lmtp_proxy.ctl.fleet.file import Fleet, locked, the_fleet
 from lmtp_proxy.ctl.fleet.interrupts import Interrupts
 from lmtp_proxy.ctl.fleet.look import drain_all, lookup_on_all, status_of_all
 from lmtp_proxy.ctl.fleet.move import FleetOrder, move_on_all
-from lmtp_proxy.ctl.names import given, key_of_domain, keys_of
+from lmtp_proxy.ctl.names import key_of_domain, keys_of
+from lmtp_proxy.ctl.whom import to_be_drained, to_be_looked_up, to_be_moved
 
 VERBS = ("move", "drain", "status", "lookup")
 
@@ -29,16 +29,10 @@ def on_all_hosts(options: argparse.Namespace, progress: Progress) -> Outcome:
                 return move_on_all(fleet, order, progress, interrupts)
             return _move(fleet, order, progress, interrupts)
         if options.name == "drain":
-            if bool(options.users) + options.all + (options.file is not None) != 1:
-                options.parser.error("name the users, or their list by --file, or --all")
-            named = given(options.users) if options.file is None else files.numbered_users(options.file)
-            users = keys_of(named, "nothing was waited for")
-            return drain_all(fleet, users, options.timeout, progress, interrupts)
+            return drain_all(fleet, to_be_drained(options), options.timeout, progress, interrupts)
         if options.name == "lookup":
-            if (options.address is None) == (options.file is None):
-                options.parser.error("name one address, here or by --file")
-            address = files.address_in(options.file) if options.file is not None else options.address
-            return lookup_on_all(fleet, keys_of([("", address)], "nothing was asked")[0], progress, interrupts)
+            [address] = keys_of([("", to_be_looked_up(options))], "nothing was asked")
+            return lookup_on_all(fleet, address, progress, interrupts)
         return status_of_all(fleet, progress, interrupts)
 
 
@@ -57,9 +51,8 @@ def _order(options: argparse.Namespace) -> FleetOrder:
         backend_name(backend)
     except ValueError as error:
         options.parser.error(f"{backend}: {error}")
-    names = keys_of(given(users) if options.file is None else files.numbered_users(options.file))
     return FleetOrder(
-        users=names,
+        users=to_be_moved(options, users),
         backend=backend,
         timeout=options.timeout,
         preflight=not options.no_preflight,
