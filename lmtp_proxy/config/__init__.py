@@ -9,6 +9,7 @@ In the order of their imports:
     users        the users of a section, or of a file
     users_files  the files beside the configuration in which users stand
     sources      all files of one configuration, and the users in them
+    small_file   a file that a key names, read whole
     tls          the keys of a backend that are about TLS
     backends     the `backends:` section, and timeouts
     difference   what differs between two configurations

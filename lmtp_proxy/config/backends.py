@@ -6,11 +6,11 @@ It opens no connection and looks no name up.
 """
 
 import os
-import stat
 from dataclasses import replace
 
 from lmtp_proxy.config import tls
 from lmtp_proxy.config import types as config_keys
+from lmtp_proxy.config.small_file import read_small_file
 from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.values import (
     RESERVED,
@@ -130,12 +130,7 @@ def _credentials(section: Section, directory: str) -> tuple[str | None, str | No
 
 def _read_password(path: str) -> str:
     """The file's octets as UTF-8, less one line end. Raises OSError, or ValueError with no part of the content."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would wait for its writer
-        raise ValueError("is not a regular file")
-    with open(path, "rb") as file:
-        data = file.read(_PASSWORD_MAX + 1)
-    if len(data) > _PASSWORD_MAX:
-        raise ValueError(f"is larger than {_PASSWORD_MAX} octets")
+    data, _ = read_small_file(path, _PASSWORD_MAX)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -7,12 +7,12 @@ is in them is part of no error.
 
 import os
 import re
-import stat
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmtp_proxy.config import types as config_keys
+from lmtp_proxy.config.small_file import read_small_file
 from lmtp_proxy.config.types import Section
 from lmtp_proxy.config.values import Backend, PemFile, UnixAddress
 from lmtp_proxy.text import iso_time
@@ -128,19 +128,13 @@ def _file(section: Section, key: str, directory: str) -> PemFile | None:
         return None
     path = os.path.join(directory, path)
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # to open a FIFO would wait for its writer
-            raise ValueError("is not a regular file")
-        with open(path, "rb") as file:
-            octets = file.read(_FILE_MAX + 1)
-        if len(octets) > _FILE_MAX:
-            raise ValueError(f"is larger than {_FILE_MAX} octets")
+        octets, mode = read_small_file(path, _FILE_MAX)
     except OSError as error:
         section.fail(key, f"{path} cannot be read: {error.strerror}")
     except ValueError as error:
         section.fail(key, f"{path} {error}")
     else:
-        return PemFile(path, octets, stat.S_IMODE(found.st_mode))
+        return PemFile(path, octets, mode)
     return None
 
 
