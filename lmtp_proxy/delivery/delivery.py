@@ -23,7 +23,7 @@ from lmtp_proxy.delivery.asked_again import may_ask_again, none_was_taken
 from lmtp_proxy.delivery.commit import CommitPoint, Message, ProcessParts
 from lmtp_proxy.delivery.in_flight import Phase
 from lmtp_proxy.delivery.proof import Proof, check_in_step
-from lmtp_proxy.delivery.state import DeliveryState
+from lmtp_proxy.delivery.state import AWAITS_SESSION, DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.wire.client import ClientState, Command, KnownReplies
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
@@ -95,7 +95,7 @@ class Delivery:
     def lacks_session(self) -> bool:
         """It has none, and somebody is asked for, or waits for its final replies."""
         state, accounts = self.state, self.accounts
-        return state is _RESERVED or state is _ANEW or (state is _NEW and bool(accounts.asked or accounts.accepted))
+        return state in AWAITS_SESSION or (state is _NEW and bool(accounts.asked or accounts.accepted))
 
     # --- a session ---------------------------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Delivery:
 
         It is NEW then, and those whom its backend has accepted are asked for again with the next `ask`.
         """
-        if self.state is _RESERVED or self.state is _ANEW:
+        if self.state in AWAITS_SESSION:
             self.state = _NEW
             self.pool.cancel()
         elif self.state is _OPEN and (session := self.session) is not None:
@@ -555,7 +555,7 @@ class Delivery:
         self.commit.given_up(reason)
         state, self.state = self.state, _OVER
         session, self.session = self.session, None
-        if state is _RESERVED or state is _ANEW:
+        if state in AWAITS_SESSION:
             self.pool.cancel()
         elif session is not None:
             if state is _OPEN and self._failure is None:

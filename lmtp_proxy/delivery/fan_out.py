@@ -15,7 +15,7 @@ import gevent
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.delivery.delivery import Delivery
-from lmtp_proxy.delivery.state import DeliveryState
+from lmtp_proxy.delivery.state import AWAITS_SESSION, DeliveryState
 from lmtp_proxy.generations.destination import Destination
 from lmtp_proxy.loop.stream import Stream, wait_for_any
 
@@ -27,7 +27,6 @@ _A_LITTLE = 0.02
 _BEFORE_GIVING_BACK = 0.2
 _AWAITS_REPLY = (DeliveryState.ASKED, DeliveryState.DOT)
 _ANEW = DeliveryState.ANEW
-_AWAITS_SESSION = (DeliveryState.RESERVED, _ANEW)
 _Each = TypeVar("_Each")
 
 Share: TypeAlias = BackendPool | Delivery | Failure | None
@@ -137,7 +136,7 @@ def _get_session(delivery: Delivery, waited: dict[Delivery, float], *, again: bo
         seconds = max(0.0, delivery.pool.backend.timeouts.connect - waited[delivery])
         delivery.take_place(_flushed, seconds, again=again)
         waited[delivery] += time.monotonic() - began
-    if delivery.state in _AWAITS_SESSION:
+    if delivery.state in AWAITS_SESSION:
         delivery.open()
 
 

@@ -20,3 +20,7 @@ class DeliveryState(enum.Enum):
     NO_ROOM = "the final dot is due, and there was no room for any of it"
     DOT = "the final dot, or some of it, went out; final replies are to come"
     OVER = "the place was given back"
+
+
+AWAITS_SESSION = (DeliveryState.RESERVED, DeliveryState.ANEW)
+"""A place, and nothing is connected to it."""
