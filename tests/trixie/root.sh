@@ -18,6 +18,8 @@
 #
 # Exit status 77: this machine cannot do it (not root, no debootstrap, no right to mount); standard error says which.
 set -euo pipefail
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # chroot and debootstrap; whoever starts this may have /usr/bin:/bin alone
+export PATH
 self=$(readlink -f "$0")
 
 die() {
