@@ -18,7 +18,7 @@ POLICY=/usr/sbin/policy-rc.d
 SAVED=$POLICY.lmtp-proxy-e2e-saved
 
 SERVERS="postfix cyrus-imapd dovecot-core dovecot-lmtpd perdition isync haproxy sasl2-bin libsasl2-modules libsasl2-modules-db python3-aiosmtpd"
-TOOLS="ca-certificates git iproute2 make procps"
+TOOLS="ca-certificates curl git iproute2 make procps"
 SHOWN="tmux chromium fonts-dejavu-core"
 # Unpacked, and what they are linked with or made ready by.
 MTAS="exim4-daemon-light sendmail-bin sendmail-cf opensmtpd"
