@@ -170,7 +170,9 @@ class _Page:
 
     def _page_with(self, title: str) -> str:
         """The page that has such a section, empty if it is this one: `.Sx` may mean one of a page named behind it."""
-        having = [name for name in PAGES if re.search(rf"(?m)^\.S[hs] {re.escape(title)}$", (DOCS / name).read_text())]
+        having = [
+            name for name in PAGES if re.search(rf"(?m)^\.S[hs] {re.escape(title)}$", (DOCS / name).read_text("utf-8"))
+        ]
         if not having:
             raise ValueError(f"docs/{self._name}: no page has a section {title}")
         return "" if any(name.rpartition(".")[0] == self._name for name in having) else f"{having[0]}.md"
