@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/architecture.md names every folder and nothing that is not there; no document has a link to nowhere."""
+"""docs/architecture.md names every folder and nothing that is not there."""
 
 import re
 from collections import Counter
@@ -12,7 +12,6 @@ from tests.unit.test_rings import HERE, MAPS, MODULES, entries
 
 PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
 NAMED = set(re.findall(r"`([^`\n]+)`", PAGE))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = sorted(
     {module.replace(".", "/") for module, path in MODULES.items() if module and path.name == "__init__.py"}
 )
@@ -86,29 +85,3 @@ def test_the_broad_excepts_are_those_of_the_table_and_each_says_why() -> None:
     table = {name: int(number) for name, number in re.findall(r"(?m)^\| `(\S+\.py)` \| (\d+) \|$", PAGE)}
     assert table == found, "a new one has its line in the page: may one error there not end others?"
     assert f"\n| all | {found.total()} |\n" in PAGE
-
-
-# --- links -----------------------------------------------------------------------------------------------------------
-
-
-def anchors(document: Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
-    headings = re.findall(r"(?m)^#{1,6} (.*)$", document.read_text("utf-8"))
-    plain = [
-        re.sub(r"[^\w\- ]", "", heading.replace("`", "")).strip().lower().replace(" ", "-") for heading in headings
-    ]
-    return {name if plain[:number].count(name) == 0 else f"{name}-{plain[:number].count(name)}"
-            for number, name in enumerate(plain)}  # fmt: skip
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_no_link_leads_nowhere(document: Path) -> None:
-    text = re.sub(r"(?ms)^```.*?^```", "", document.read_text("utf-8"))
-    for target in re.findall(r"\]\(([^()\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        other = (document.parent / path).resolve() if path else document
-        assert other.exists(), target
-        if anchor:
-            assert anchor in anchors(other), target

@@ -92,6 +92,20 @@ def test_the_unit_lets_metrics_be_served() -> None:
     assert not re.search(r"(?m)^(IPAddressDeny|SocketBindDeny|PrivateNetwork)=", unit)
 
 
+def test_the_pages_that_man_pages_name_are_in_the_package() -> None:
+    install = text("debian/lmtp-proxy.install")
+    assert "\ndocs/*.md usr/share/doc/lmtp-proxy/docs\n" in install
+    named = {
+        path
+        for page in (ROOT / "docs").glob("*.[58]")
+        for path in re.findall(r"(?m)^\.Pa /usr/share/doc/lmtp-proxy/docs/(\S+)", page.read_text("utf-8"))
+    }
+    assert len(named) > 1
+    for name in named:
+        assert name.endswith(".md.gz"), "debhelper compresses what has more than 4 KiB"
+        assert (ROOT / "docs" / name.removesuffix(".gz")).stat().st_size > 4096
+
+
 def test_what_setup_py_asks_for_is_what_the_build_has() -> None:
     [block] = re.findall(r"install_requires=\[(.*?)\]", text("setup.py"), re.DOTALL)
     wanted = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tables of README and man page say of each failure what the table in backends/failure.py does, and no more."""
+"""The tables of docs/reference/replies.md and of the man page say of each failure what that in backends/failure.py
+does, and no more."""
 
 import re
 
@@ -8,11 +9,11 @@ import pytest
 from lmtp_proxy.backends import failure as table
 from lmtp_proxy.backends.failure import Failure
 from lmtp_proxy.wire.client import Command
+from tests.docs.pages import text_of
 from tests.docs.test_man_pages import PROXY
 from tests.docs.test_man_pages import section as man_section
-from tests.docs.test_readme import section as readme_section
 
-README_ROWS: dict[Failure, list[str]] = {
+ROWS: dict[Failure, list[str]] = {
     Failure.UNKNOWN: [
         "user not in the table, and no `fallback_backend`",
         "recipient without a domain while `users` has domains, and no `default_domain`",
@@ -98,8 +99,8 @@ def shown(failure: Failure) -> str:
     return "verbatim" if reply is None else f"{reply.code} {reply.enhanced}"
 
 
-def readme_rows() -> dict[str, str]:
-    rows = re.findall(r"(?m)^\| (.*) \| (.*) \|$", readme_section("What your MTA sees"))
+def rows_of_the_page() -> dict[str, str]:
+    rows = re.findall(r"(?m)^\| (.*) \| (.*) \|$", text_of("docs/reference/replies.md"))
     return {what: reply for what, reply in rows if reply != "reply"}
 
 
@@ -111,19 +112,19 @@ def man_entries(title: str) -> list[tuple[str, str]]:
 
 
 def test_no_kind_is_left_out() -> None:
-    assert set(README_ROWS) == set(MAN_ENTRIES) == set(Failure)
+    assert set(ROWS) == set(MAN_ENTRIES) == set(Failure)
 
 
 @pytest.mark.parametrize("failure", Failure)
-def test_readme(failure: Failure) -> None:
-    rows = readme_rows()
-    for what in README_ROWS[failure]:
+def test_the_page(failure: Failure) -> None:
+    rows = rows_of_the_page()
+    for what in ROWS[failure]:
         assert rows[what].startswith(shown(failure)), what
-    assert any("alarm" in what for what in README_ROWS[failure]) is failure.value.alarm
+    assert any("alarm" in what for what in ROWS[failure]) is failure.value.alarm
 
 
-def test_the_readme_has_no_other_row() -> None:
-    assert set(readme_rows()) == OTHER_ROWS.union(*README_ROWS.values())
+def test_the_page_has_no_other_row() -> None:
+    assert set(rows_of_the_page()) == OTHER_ROWS.union(*ROWS.values())
 
 
 @pytest.mark.parametrize("failure", Failure)

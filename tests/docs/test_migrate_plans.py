@@ -213,7 +213,8 @@ def wait_until_titled(process: "subprocess.Popen[bytes]", title: str) -> None:
 NOBODY = 65534
 UMASKS = (0o022, 0o027, 0o077)
 PAGE = (ROOT / "docs" / "migration.md").read_text("utf-8")
-_IMAP_TO = PAGE.partition("`/usr/local/sbin/imap-to`:\n\n```bash\n")[2].partition("```")[0]
+BY_HAND = (ROOT / "docs" / "migration-by-hand.md").read_text("utf-8")
+_IMAP_TO = BY_HAND.partition("`/usr/local/sbin/imap-to`:\n\n```bash\n")[2].partition("```")[0]
 _TAGS = {"user": 1, "member": 2, "group": 4, "others": 32, "mask": 16}
 
 
@@ -242,7 +243,7 @@ def open_map() -> Iterator[Map]:
 
 
 def imap_to(popmap: Map, server: str, umask: int) -> "subprocess.CompletedProcess[str]":
-    """The script of docs/migration.md, for zoe."""
+    """The script of docs/migration-by-hand.md, for zoe."""
     script = _IMAP_TO.replace("/etc/perdition/popmap", str(popmap.text))
     script = script.replace("/run/perdition.imap4/perdition.imap4.pid", str(popmap.directory / "pid"))
     (popmap.directory / "list").write_text("zoe@example.org\n", "ascii")

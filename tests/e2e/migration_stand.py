@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The setting of docs/migration.md, made of the private servers: its files and commands with paths of this machine.
 
-The page names the files and addresses of a whole installation; here each stands for something in a private directory.
+The pages name the files and addresses of a whole installation; here each stands for something in a private directory.
 """
 
 import re
@@ -21,7 +21,9 @@ from .requirements import program, run
 from .shell_doc import File, Shell
 from .stores import PASSWORD
 
-PAGE = ROOT / "docs" / "migration.md"
+PAGES = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("migration.md", "migration-by-hand.md"))
+"""The page and its appendix, in the order in which they are run."""
+
 STATE_FILES = ("uncertain.log", "receipts.db", "migrate.db")
 NO_ACCOUNT = "zoe"
 """In the old store only."""

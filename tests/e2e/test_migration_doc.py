@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/migration.md is true: its commands are run, in its order, in front of real servers, and print what it shows."""
+"""docs/migration.md and migration-by-hand.md are true: their commands are run in front of real servers, in their order,
+and print what is shown."""
 
 import imaplib
 import re
@@ -14,7 +15,7 @@ import pytest
 from .conftest import PEOPLE, Stack
 from .machine import Machine
 from .mail import SENDER, Message, submit
-from .migration_stand import NO_ACCOUNT, PAGE, MigrationStand, replaced
+from .migration_stand import NO_ACCOUNT, PAGES, MigrationStand, replaced
 from .perdition import Perdition
 from .postfix import DOMAIN
 from .process import wait_until
@@ -110,7 +111,7 @@ def test_every_command_prints_what_the_page_shows(
     commands = 0
 
     with stand.shell() as shell:
-        for step in steps(PAGE.read_text("utf-8")):
+        for step in steps(PAGES):
             if isinstance(step, File):
                 stand.install(step)
                 continue
@@ -148,11 +149,10 @@ def test_every_command_prints_what_the_page_shows(
 def test_the_page_shows_what_trouble_looks_like(patient_stack: Stack, slow_stand: MigrationStand) -> None:
     stack, stand = patient_stack, slow_stand
     (user,) = stack.users(1)
-    page = PAGE.read_text("utf-8")
-    stand.install(next(step for step in steps(page) if isinstance(step, File)))
+    stand.install(next(step for step in steps(PAGES) if isinstance(step, File)))
     shown = [
         Command(step.text.replace("alice@example.org", f"{user}@{DOMAIN}"), step.output)
-        for step in steps(page, "text")
+        for step in steps(PAGES, "text")
         if isinstance(step, Command)
     ]
     [split] = [number for number, command in enumerate(shown) if "--timeout" in command.text]

@@ -174,9 +174,9 @@ def test_the_man_page_has_each_key_with_its_default() -> None:
     assert timeouts == set(re.findall(r"(?m)^(?:Seconds, by default )?(\d+) for", commands))
 
 
-def test_the_example_of_the_man_page_and_of_the_readme_can_be_used() -> None:
+def test_the_example_of_the_man_page_and_of_the_documentation_can_be_used() -> None:
     [example] = re.findall(r"(?s)\.Sh EXAMPLES\n\.Bd .*?\n(.*?)\.Ed", PAGE)
     assert parse_plan(example, "p.yml").hooks["block"].arguments[1] == "--"
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [block] = re.findall(r"(?s)## Migrate with one command\n.*?```yaml\n(.*?)```", readme)
+    migration = (ROOT / "docs/migration.md").read_text("utf-8")
+    [block] = re.findall(r"(?s)## With one command\n.*?```yaml\n(.*?)```", migration)
     assert parse_plan(block, "p.yml").hooks["sync"].again == {2}
