@@ -220,7 +220,7 @@ class _Answers:
         """The server of `config.metrics`."""
         from lmtp_proxy.web.server import metrics_server
 
-        return metrics_server(listener, self._control(), self.samples, self._hostname)
+        return metrics_server(listener, self._control(), self.samples, self._hostname, self._state.stopping)
 
     def _control(self) -> "Application":
         if self._application is None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What `config.metrics` serves: /metrics, /status and the status page, to anybody who can connect, and to read only.
+"""What `config.metrics` serves: /metrics, /status, /healthz, /readyz and the status page.
+
+To anybody who can connect, and to read only.
 
 So nothing here names a person: no sender, recipient, user or Message-ID, no line of the configuration, no text that
 came with mail. Those are for the control socket. Whatever a client does here costs it its own connection, and all who
@@ -80,6 +82,12 @@ _SAID = re.compile(r"(?s)(?<![0-9])([2-5][0-9]{2}(?: [245]\.[0-9]{1,3}\.[0-9]{1,
 _PLACE = re.compile(r"(.*?:[0-9]+): ")
 
 
+# For load balancers and supervisors, which ask often and read the status alone. Neither depends on a store: with all of
+# them down the proxy still says 4xx to each recipient, which nobody else would say better.
+_HEALTHY = Text("text/plain; charset=utf-8", b"ok\n")
+_STOPPING = Text("text/plain; charset=utf-8", b"stopping\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 class MetricsApplication(JsonApplication):
     """What may be shown to anybody.
 
@@ -87,12 +95,14 @@ class MetricsApplication(JsonApplication):
         control: the application of the control socket, whose resources are asked.
         samples: the last minutes, for the curves.
         hostname: the proxy's.
+        stopping: whether the proxy accepts no more.
     """
 
-    def __init__(self, control: JsonApplication, samples: Samples, hostname: str) -> None:
+    def __init__(self, control: JsonApplication, samples: Samples, hostname: str, stopping: Callable[[], bool]) -> None:
         self._control = control
         self._samples = samples
         self._hostname = hostname
+        self._stopping = stopping
         pages, statuses = SharedAnswer(self._page), SharedAnswer(self._status)
         plain, open_metrics = (SharedAnswer(partial(self._metrics, accept)) for accept in (PLAIN, OPENMETRICS))
         super().__init__(
@@ -100,6 +110,8 @@ class MetricsApplication(JsonApplication):
                 "/": {"GET": lambda _: pages.get()},
                 "/status": {"GET": lambda _: statuses.get()},
                 "/metrics": {"GET": lambda its: (open_metrics if wants_openmetrics(its.accept) else plain).get()},
+                "/healthz": {"GET": lambda _: _HEALTHY},
+                "/readyz": {"GET": lambda _: _STOPPING if self._stopping() else _HEALTHY},
             }
         )
 
@@ -206,9 +218,11 @@ class _PublicAcceptor(HttpAcceptor):
         return self.pool is not None and self.pool.free_count() < 1
 
 
-def metrics_server(listener: Any, control: JsonApplication, samples: Samples, hostname: str) -> ControlServer:
+def metrics_server(
+    listener: Any, control: JsonApplication, samples: Samples, hostname: str, stopping: Callable[[], bool]
+) -> ControlServer:
     """The server on `listener`, a TCP socket of gevent. The other arguments: see MetricsApplication."""
-    application = MetricsApplication(control, samples, hostname)
+    application = MetricsApplication(control, samples, hostname, stopping)
     return ControlServer(listener, application, _PublicAcceptor, CONNECTIONS, _PublicHandler)
 
 

@@ -67,7 +67,7 @@ def serve(start: Start) -> int:
         def metrics_server(listener: socket.socket) -> ControlServer:
             from lmtp_proxy.web.server import metrics_server  # as in `service`
 
-            return metrics_server(listener, application, samples, config.hostname)
+            return metrics_server(listener, application, samples, config.hostname, stopping.is_set)
 
         servers.append(OnDemand("metrics", cooperative(start.metrics.socket), (), metrics_server))
     reloads = gevent.spawn(team.run)

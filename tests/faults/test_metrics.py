@@ -80,6 +80,36 @@ def eventually(condition: Callable[[], bool], seconds: float = SOON) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_healthz_and_readyz(workers: int) -> None:
+    """A store that is down changes neither; a stop that waits for a transaction is not ready, and healthy."""
+    slow = threading.Event()
+    with FakeBackend(replace(HEALTHY, final=(Await(slow), *HEALTHY.final))) as store:
+        proxy = ProxyProcess(config_of({"a": store}), workers=workers)
+        proxy.config["backends"]["dead"] = {"socket": "/nonexistent/lmtp"}
+        proxy.config["users"]["@dead"] = "dead"
+        proxy.write_config()
+        address = add_metrics(proxy)
+        with proxy, proxy.client() as client:
+            assert client.envelope("s@x", ["u@dead"]).rcpts[0].code == 451
+            for path in ("/healthz", "/readyz"):
+                answer = fetch(address, path)
+                assert (answer.code, answer.text) == (200, "ok\n")
+                assert fetch(address, path, "HEAD").code == 200
+                assert fetch(address, path, "POST").code == 405
+            client.command("RSET")
+            assert client.envelope("s@x", ["u@a"]).data is not None
+            client.send(b"x\r\n.\r\n")
+            assert store.wait_for(lambda: any(each.dot_at is not None for each in store.transactions()))
+            proxy.signal(signal.SIGTERM)
+            eventually(lambda: fetch(address, "/readyz").code == 503)
+            assert fetch(address, "/readyz").text == "stopping\n"
+            assert fetch(address, "/healthz").code == 200
+            slow.set()
+            assert client.reply().code == 250
+            assert proxy.wait() == 0
+
+
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
