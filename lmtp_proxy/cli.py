@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.try_out:
+        return _try(parser, options)
+    if options.old or options.new or options.listen or options.user:
+        parser.error("--old, --new, --listen and --user are for --try")
     try:
         config = load(options.config)
         if options.check:
@@ -59,6 +64,18 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _try(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from lmtp_proxy.trial.trial import Wishes, try_out
+
+    if options.check or options.daemonize:
+        parser.error("--try goes without --check and -D")
+    path = None if options.config == DEFAULT_CONFIG else options.config
+    program = sys.orig_argv[
+        : len(sys.orig_argv) - len(sys.argv) + 1
+    ]  # the interpreter with its options, and the script
+    return try_out(Wishes(path, options.old, options.new, options.listen, options.user), program)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
         help="validate the configuration and what mail needs, and exit; start: and what a start needs; "
         "file: it alone, as a reload reads it",
     )
+    trial = parser.add_argument_group("to try it out in front of two stores, with everybody on the old one")
+    trial.add_argument(
+        "--try", dest="try_out", action="store_true", help="write a configuration, ask both stores, serve until Ctrl-C"
+    )
+    trial.add_argument("--old", metavar="STORE", help="the store that everybody is on: SOCKET or HOST:PORT")
+    trial.add_argument("--new", metavar="STORE", help="the new store")
+    trial.add_argument("--listen", metavar="HOST:PORT", help="where mail comes in (default: 127.0.0.1:2425)")
+    trial.add_argument("--user", help="for whom the stores are asked, too")
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
     parser.formatter_class = argparse.HelpFormatter
     return parser

@@ -37,6 +37,11 @@ def shown(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def in_words(error: BaseException) -> str:
+    """What went wrong, for people: `Connection refused`, without the `[Errno 111]` that Python puts in front."""
+    return (isinstance(error, OSError) and error.errno is not None and error.strerror) or str(error)
+
+
 def number(value: float) -> str:
     """`1,234,567`"""
     return f"{value:,.0f}"

@@ -56,7 +56,7 @@ def statuses(page: str) -> list[str]:
 def test_options_of_lmtp_proxy() -> None:
     assert options_in(section(PROXY, "DESCRIPTION")) == options_in_help(help_of("lmtp-proxy"))
     shown = {f"-{name}" for name in re.findall(r"Fl (\S+)", section(PROXY, "SYNOPSIS"))}
-    assert shown == {"-h", "-c", "-D", "--check", "--version"}
+    assert shown == {"-h", "-c", "-D", "--check", "--version", "--try", "--old", "--new", "--listen", "--user"}
 
 
 def test_exit_statuses_of_lmtp_proxy(tmp_path: Path) -> None:
