@@ -30,6 +30,17 @@ from lmtp_proxy.start.start import Start
 from lmtp_proxy.streams import ProgramParser, put_right, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
+_MORE = """SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the
+transactions in hand.
+
+exit status:
+  0    it has served and was ended, or --check found nothing wrong
+  1    an error, one line each on the standard error
+  2    wrong arguments
+  74   what it prints could not be written: a full disk, perhaps
+  130  interrupted before it served
+
+example: lmtp-proxy --check -c /etc/lmtp-proxy.yml"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,8 +92,8 @@ def _try(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = ProgramParser(
         prog="lmtp-proxy",
-        description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
-        epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
+        description="LMTP delivery proxy: routes each recipient to the store that holds its mailbox.",
+        epilog=_MORE,
         allow_abbrev=False,
         # While options are added. Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
         formatter_class=partial(argparse.HelpFormatter, width=78),
@@ -113,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--listen", metavar="HOST:PORT", help="where mail comes in (default: 127.0.0.1:2425)")
     trial.add_argument("--user", help="for whom the stores are asked, too")
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
-    parser.formatter_class = argparse.HelpFormatter
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, command, common_options, moment, names, seconds, text
+from lmtp_proxy.ctl.arguments import Parser, add_common_options, command, moment, names, seconds, text
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
@@ -283,23 +283,40 @@ def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
 _TIMEOUT = "how long to wait for deliveries, in seconds (default: 600); what is done stays done"
 
 
+_EXAMPLES = {
+    "status": "status",
+    "lookup": "lookup alice+lists@example.org",
+    "reload": "reload",
+    "drain": "drain alice@example.org --timeout 60",
+    "move": "move alice@example.org new",
+    "inflight": "--json inflight",
+    "sessions": "sessions",
+    "backends": "backends",
+    "config": "config",
+    "probe": "probe new --rcpt alice@example.org",
+    "check": "check /etc/lmtp-proxy.yml.new",
+    "uncertain": "uncertain alice@example.org",
+    "receipts": "receipts alice@example.org",
+    "requeue": "requeue alice@example.org",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lmtp-proxyctl",
         description="Operates a running lmtp-proxy over its control socket.",
         epilog=_STATUSES,
-        parents=[common_options()],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_options(parser)
     parser.add_argument("--version", action="version", version=f"lmtp-proxyctl {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    common = common_options(unset=True)
 
     def add(name: str, run: _Verb, summary: str, waits: str, **settings: Any) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(
-            name, help=summary, description=f"{summary}. {waits}", parents=[common], allow_abbrev=False, **settings
-        )
+        if "epilog" not in settings:
+            settings["epilog"] = f"example: lmtp-proxyctl {_EXAMPLES[name]}"
+        verb = verbs.add_parser(name, help=summary, description=f"{summary}. {waits}", allow_abbrev=False, **settings)
         verb.set_defaults(verb=run, parser=verb, name=name)
         return verb
 
@@ -449,4 +466,6 @@ def _parser() -> argparse.ArgumentParser:
         usage=ctl_migrate.USAGE,
     )
     ctl_migrate.add_arguments(verb)
+    for verb in verbs.choices.values():  # below its own
+        add_common_options(verb.add_argument_group("options of all verbs"), unset=True)
     return parser
