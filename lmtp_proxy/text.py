@@ -66,6 +66,15 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.0f} %" if percent in (0, 100) or percent >= 10 else f"{percent:.1f} %"
 
 
+def octets(value: float) -> str:
+    """A size: `850 B`, `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB" if value < 99.5 else f"{number(value)} TB"
+
+
 def span(seconds: float | None) -> str:
     """A duration: `0.4 ms`, `350 ms`, `4.9 s`, `12 min`, `3 h 5 min`, `12 d 3 h`; `-` of one that is not known."""
     if seconds is None:

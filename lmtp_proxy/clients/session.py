@@ -347,7 +347,10 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            self._parts.tallies.aborted += 1
+            if transaction.is_declined:
+                self._parts.tallies.declined += 1
+            else:
+                self._parts.tallies.aborted += 1
             transaction.abort(why)
 
     def _is_gone(self) -> bool:
