@@ -25,6 +25,7 @@ stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/t
     workers/      several processes as one proxy
     ctl/          the command lmtp-proxyctl; no gevent
     check.py      what a start would trip over beyond what the configuration file says
+    trial/        lmtp-proxy --try: the proxy in front of two stores that are there
     cli.py        the command lmtp-proxy: argv, start order, exit codes
     demo/         a program of its own, which uses the rest
 """

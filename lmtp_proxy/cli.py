@@ -30,6 +30,17 @@ from lmtp_proxy.start.start import Start
 from lmtp_proxy.streams import ProgramParser, put_right, say, say_lost, settle
 
 DEFAULT_CONFIG = "/etc/lmtp-proxy.yml"
+_MORE = """SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the
+transactions in hand.
+
+exit status:
+  0    it has served and was ended, or --check found nothing wrong
+  1    an error, one line each on the standard error
+  2    wrong arguments
+  74   what it prints could not be written: a full disk, perhaps
+  130  interrupted before it served
+
+example: lmtp-proxy --check -c /etc/lmtp-proxy.yml"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.try_out:
+        return _try(parser, options)
+    if options.old or options.new or options.listen or options.user:
+        parser.error("--old, --new, --listen and --user are for --try")
     try:
         config = load(options.config)
         if options.check:
@@ -61,11 +77,23 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 128 + signal.SIGINT
 
 
+def _try(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from lmtp_proxy.trial.trial import Wishes, try_out
+
+    if options.check or options.daemonize:
+        parser.error("--try goes without --check and -D")
+    path = None if options.config == DEFAULT_CONFIG else options.config
+    program = sys.orig_argv[
+        : len(sys.orig_argv) - len(sys.argv) + 1
+    ]  # the interpreter with its options, and the script
+    return try_out(Wishes(path, options.old, options.new, options.listen, options.user), program)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = ProgramParser(
         prog="lmtp-proxy",
-        description="LMTP delivery proxy: routes each recipient to the backend that holds its mailbox.",
-        epilog="SIGUSR1 or SIGHUP reloads the configuration, SIGTERM or SIGINT stops after the transactions in hand.",
+        description="LMTP delivery proxy: routes each recipient to the store that holds its mailbox.",
+        epilog=_MORE,
         allow_abbrev=False,
         # While options are added. Without a width it asks shutil, which brings compression of three kinds: 0.6 MB.
         formatter_class=partial(argparse.HelpFormatter, width=78),
@@ -87,8 +115,16 @@ def _parser() -> argparse.ArgumentParser:
         help="validate the configuration and what mail needs, and exit; start: and what a start needs; "
         "file: it alone, as a reload reads it",
     )
+    trial = parser.add_argument_group("to try it out in front of two stores, with everybody on the old one")
+    trial.add_argument(
+        "--try", dest="try_out", action="store_true", help="write a configuration, ask both stores, serve until Ctrl-C"
+    )
+    trial.add_argument("--old", metavar="STORE", help="the store that everybody is on: SOCKET or HOST:PORT")
+    trial.add_argument("--new", metavar="STORE", help="the new store")
+    trial.add_argument("--listen", metavar="HOST:PORT", help="where mail comes in (default: 127.0.0.1:2425)")
+    trial.add_argument("--user", help="for whom the stores are asked, too")
     parser.add_argument("--version", action="version", version=f"lmtp-proxy {__version__}")
-    parser.formatter_class = argparse.HelpFormatter
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
 

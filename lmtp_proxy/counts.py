@@ -138,7 +138,8 @@ def tree_of(counts: Any, *, greatest: bool = False) -> dict[str, Any]:
 
 _TRANSACTIONS = Family(
     "transactions",
-    "Transactions: answered after their final dot, refused as a whole (size, ambiguous data) or aborted before it.",
+    "Transactions: answered after their final dot, refused as a whole (size, ambiguous data), declined (each recipient "
+    "was refused at RCPT) or aborted before it.",
     key="transactions",
     label="result",
 )
@@ -162,6 +163,7 @@ class Tallies:
     ended: int = 0
     answered: int = counter(_TRANSACTIONS)
     refused: int = counter(_TRANSACTIONS)
+    declined: int = counter(_TRANSACTIONS)
     aborted: int = counter(_TRANSACTIONS)
     octets: int = counter(Family("received_message_bytes", "Octets of messages up to their final dot."))
     parked: int = counter(_REFUSED)

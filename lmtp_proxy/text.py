@@ -37,6 +37,11 @@ def shown(text: str, limit: int = 100) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def in_words(error: BaseException) -> str:
+    """What went wrong, for people: `Connection refused`, without the `[Errno 111]` that Python puts in front."""
+    return (isinstance(error, OSError) and error.errno is not None and error.strerror) or str(error)
+
+
 def number(value: float) -> str:
     """`1,234,567`"""
     return f"{value:,.0f}"
@@ -59,6 +64,15 @@ def share(part: float, whole: float) -> str:
     if 0 < percent < 0.1 or 99.9 < percent < 100:
         return "< 0.1 %" if percent < 1 else "> 99.9 %"
     return f"{percent:.0f} %" if percent in (0, 100) or percent >= 10 else f"{percent:.1f} %"
+
+
+def octets(value: float) -> str:
+    """A size: `850 B`, `12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB" if value < 99.5 else f"{number(value)} TB"
 
 
 def span(seconds: float | None) -> str:

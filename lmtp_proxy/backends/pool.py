@@ -30,6 +30,7 @@ from lmtp_proxy.backends.tls_peer import TlsPeer
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
 from lmtp_proxy.loop.late import late_import
+from lmtp_proxy.text import in_words
 from lmtp_proxy.wire.client import Command
 
 if TYPE_CHECKING:
@@ -571,4 +572,4 @@ def _loading() -> Iterator[None]:
         with late_import():
             yield
     except OSError as error:
-        raise BackendError(Failure.CONNECT, f"connect: {error}") from error
+        raise BackendError(Failure.CONNECT, f"connect: {in_words(error)}") from error

@@ -19,6 +19,7 @@ from lmtp_proxy.config.values import Backend, UnixAddress
 from lmtp_proxy.loop.connect import connect, in_turn
 from lmtp_proxy.loop.resolve import SocketAddress, resolve
 from lmtp_proxy.loop.stream import Stream
+from lmtp_proxy.text import in_words
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
 
@@ -130,7 +131,7 @@ class BackendSession(smtplib.LMTP):
             _set_options(sock, self.backend)
             return sock
         except (OSError, UnicodeError) as error:  # UnicodeError: no host has such a name
-            raise BackendError(Failure.CONNECT, f"connect: {error}") from error
+            raise BackendError(Failure.CONNECT, f"connect: {in_words(error)}") from error
 
     def _lhlo(self) -> None:
         code, text = self.ehlo()
@@ -179,7 +180,7 @@ class BackendSession(smtplib.LMTP):
         try:
             return stream.send(octets)
         except OSError as error:
-            raise BackendError(Failure.GONE, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {in_words(error)}") from error
 
     def put(self, octets: bytes) -> None:
         """Send all; what finds no room goes out later, while the stream is `full`. Raises BackendError."""
@@ -187,7 +188,7 @@ class BackendSession(smtplib.LMTP):
         try:
             sent = stream.send(octets)
         except OSError as error:
-            raise BackendError(Failure.GONE, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {in_words(error)}") from error
         if sent < len(octets):
             stream.keep(memoryview(octets)[sent:])
 
@@ -202,7 +203,7 @@ class BackendSession(smtplib.LMTP):
             if not self._open_stream().wait_for_room(deadline):
                 raise BackendError(Failure.SILENT, "write: timed out")
         except OSError as error:
-            raise BackendError(Failure.GONE, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {in_words(error)}") from error
 
     # --- in ----------------------------------------------------------------------------------------------------------
 

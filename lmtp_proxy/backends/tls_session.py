@@ -18,7 +18,7 @@ from lmtp_proxy.loop.certificate import Certificate
 from lmtp_proxy.loop.late import late_import
 from lmtp_proxy.loop.tls import TlsBroken, TlsStream, why
 from lmtp_proxy.loop.tls_context import client_context
-from lmtp_proxy.text import iso_time
+from lmtp_proxy.text import in_words, iso_time
 from lmtp_proxy.wire.client import ClientProtocol, Command
 from lmtp_proxy.wire.dot_stuffing import FINAL_DOT
 
@@ -96,7 +96,7 @@ class TlsSession(BackendSession):
         except ssl.SSLError as error:
             raise BackendError(Failure.TLS, f"TLS handshake: {why(error)}{_hint(self.backend, error)}") from error
         except OSError as error:
-            raise BackendError(Failure.GONE, f"TLS handshake: {error}") from error
+            raise BackendError(Failure.GONE, f"TLS handshake: {in_words(error)}") from error
         self._check(stream)
 
     def _context(self) -> ssl.SSLContext:
@@ -115,7 +115,7 @@ class TlsSession(BackendSession):
             except ValueError as error:
                 raise BackendError(Failure.TLS, f"tls_ca, tls_cert or tls_key {error}") from error
             except OSError as error:
-                raise BackendError(Failure.CONNECT, f"TLS: {error}") from error
+                raise BackendError(Failure.CONNECT, f"TLS: {in_words(error)}") from error
         return self.tls.context
 
     def _name(self) -> str | None:
@@ -175,7 +175,7 @@ class TlsSession(BackendSession):
         try:
             return stream.send_apart(octets, len(FINAL_DOT))
         except OSError as error:
-            raise BackendError(Failure.GONE, f"write: {error}") from error
+            raise BackendError(Failure.GONE, f"write: {in_words(error)}") from error
 
 
 def _certificate(tls: ssl.SSLObject) -> Certificate | None:

@@ -28,7 +28,7 @@ from lmtp_proxy.delivery.commit import ProcessParts
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.transaction import Transaction
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.text import printable
+from lmtp_proxy.text import in_words, printable
 from lmtp_proxy.wire import reply as say
 from lmtp_proxy.wire.events import (
     DataCommand,
@@ -160,7 +160,7 @@ class Session:
         except ClientGone:
             why = "the client went away"
         except OSError as error:
-            why = f"the client's connection failed: {error}"
+            why = f"the client's connection failed: {in_words(error)}"
         except _StopNow:
             why = "lmtp-proxy was stopped"
             self._greenlet = None  # once is enough: nothing is to interrupt the last words
@@ -347,7 +347,10 @@ class Session:
     def _end_transaction(self, why: str) -> None:
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
-            self._parts.tallies.aborted += 1
+            if transaction.is_declined:
+                self._parts.tallies.declined += 1
+            else:
+                self._parts.tallies.aborted += 1
             transaction.abort(why)
 
     def _is_gone(self) -> bool:

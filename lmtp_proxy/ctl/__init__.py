@@ -14,8 +14,8 @@ In the order of their imports:
     rehearsal  what a move would do
     move       preflight, edit, reload, drain
     probe      whether each store can be reached and would take mail
-    postqueue  Postfix's command postqueue: one mail tried again, the whole queue listed
-    requeue    has Postfix try deferred mail again at once
+    mta        the MTA's own commands: one mail tried again, the whole queue listed
+    requeue    has the MTA try deferred mail again at once
     receipts   the verbs of receipts
     fleet/     move, drain, status and lookup on several hosts
     migrate/   the verb `migrate`: many users moved with one command

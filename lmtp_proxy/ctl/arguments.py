@@ -85,33 +85,36 @@ def names(argument: str) -> frozenset[str]:
     return frozenset(text(argument).split(","))
 
 
-def common_options(*, unset: bool = False) -> Parser:
-    """The options that may stand before the verb and after it. unset: leave no default for those that are not given."""
+def add_common_options(to: Any, *, unset: bool = False) -> None:
+    """The options that may stand before the verb and after it.
+
+    Args:
+        to: a parser, or a group of one.
+        unset: leave no default for those that are not given.
+    """
 
     def default(value: object) -> object:
         return argparse.SUPPRESS if unset else value
 
-    parser = Parser(add_help=False)
-    parser.add_argument(
+    to.add_argument(
         *("-c", "--config"),
         type=text,
         metavar="CONFIG",
         default=default(DEFAULT_CONFIG),
         help=f"the proxy's configuration file (default: {DEFAULT_CONFIG})",
     )
-    parser.add_argument(
+    to.add_argument(
         "--socket",
         type=text,
         metavar="PATH",
         default=default(None),
         help="its control socket (default: config.control.socket of the configuration file)",
     )
-    parser.add_argument(
+    to.add_argument(
         "--fleet",
         type=text,
         metavar="FILE",
         default=default(None),
         help="move, drain, status or lookup on all hosts that FILE names",
     )
-    parser.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")
-    return parser
+    to.add_argument("--json", action="store_true", default=default(False), help="print one JSON document")

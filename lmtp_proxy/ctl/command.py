@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from lmtp_proxy import __version__
 from lmtp_proxy.ctl import files as ctl_files
 from lmtp_proxy.ctl import output as show
-from lmtp_proxy.ctl.arguments import Parser, command, common_options, moment, names, seconds, text
+from lmtp_proxy.ctl.arguments import Parser, add_common_options, command, moment, names, seconds, text
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError, Refusal, Unreachable
 from lmtp_proxy.ctl.drain import OLD_STORE, REFUSED, UNPROVEN, Failed, Outcome, Progress, deliveries, drain
 from lmtp_proxy.ctl.migrate import command as ctl_migrate
@@ -258,12 +258,20 @@ def _receipts(options: argparse.Namespace, _progress: Progress) -> Outcome:
 
 
 def _requeue(options: argparse.Namespace, progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl.mta import OWN, PROGRAMS, Mta, mta_called
     from lmtp_proxy.ctl.names import given, keys_of
     from lmtp_proxy.ctl.receipts import requeue_mail
 
+    if options.mta in [(name,) for name in PROGRAMS]:
+        mta = mta_called(options.mta[0], options.command)
+    elif not any("{" in each for each in options.mta):
+        options.parser.error(f"--mta: must be {', '.join(PROGRAMS)}, or a command with {{user}} in it")
+    elif options.command is not None:
+        options.parser.error("--command is how an MTA's program is called, and --mta is a command itself")
+    else:
+        mta = Mta(OWN, options.mta)
     users = keys_of(given(options.users), "nothing was tried")
-    client = _client(options)
-    return requeue_mail(client, users, options.postqueue, options.timeout, progress, only_print=options.print)
+    return requeue_mail(_client(options), users, mta, options.timeout, progress, only_print=options.print)
 
 
 def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
@@ -275,23 +283,40 @@ def _migrate(options: argparse.Namespace, progress: Progress) -> Outcome:
 _TIMEOUT = "how long to wait for deliveries, in seconds (default: 600); what is done stays done"
 
 
+_EXAMPLES = {
+    "status": "status",
+    "lookup": "lookup alice+lists@example.org",
+    "reload": "reload",
+    "drain": "drain alice@example.org --timeout 60",
+    "move": "move alice@example.org new",
+    "inflight": "--json inflight",
+    "sessions": "sessions",
+    "backends": "backends",
+    "config": "config",
+    "probe": "probe new --rcpt alice@example.org",
+    "check": "check /etc/lmtp-proxy.yml.new",
+    "uncertain": "uncertain alice@example.org",
+    "receipts": "receipts alice@example.org",
+    "requeue": "requeue alice@example.org",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lmtp-proxyctl",
         description="Operates a running lmtp-proxy over its control socket.",
         epilog=_STATUSES,
-        parents=[common_options()],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_options(parser)
     parser.add_argument("--version", action="version", version=f"lmtp-proxyctl {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
-    common = common_options(unset=True)
 
     def add(name: str, run: _Verb, summary: str, waits: str, **settings: Any) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(
-            name, help=summary, description=f"{summary}. {waits}", parents=[common], allow_abbrev=False, **settings
-        )
+        if "epilog" not in settings:
+            settings["epilog"] = f"example: lmtp-proxyctl {_EXAMPLES[name]}"
+        verb = verbs.add_parser(name, help=summary, description=f"{summary}. {waits}", allow_abbrev=False, **settings)
         verb.set_defaults(verb=run, parser=verb, name=name)
         return verb
 
@@ -409,19 +434,26 @@ def _parser() -> argparse.ArgumentParser:
     verb = add(
         "requeue",
         _requeue,
-        "Have Postfix try again, at once, the mail that was deferred for users",
-        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts. Waits until each has come "
-        "again; one that was refused a moment ago needs more than one run. Exit status 0 if none waits any more, 3 if "
-        "one was deferred again or did not come in time, 1 if postqueue failed.",
+        "Have the MTA try again, at once, the mail that was deferred for users",
+        "Runs `postqueue -i ID` for exactly these mails, whose ids are in the receipts; those of another MTA are "
+        "found in its queue. Waits until each has come again; one that was refused a moment ago needs more than one "
+        "run. Exit status 0 if none waits any more, 3 if one was deferred again or did not come in time, 1 if the "
+        "command failed.",
     )
     verb.add_argument("users", type=text, nargs="+", metavar="USER", help="as in the users: section")
     verb.add_argument("--print", action="store_true", help="print the commands and run none")
     verb.add_argument(
-        "--postqueue",
+        "--mta",
         type=command,
-        default=("postqueue",),
+        default=("postfix",),
+        metavar="MTA",
+        help="postfix (default), exim, sendmail, opensmtpd, or a command of your own, run for each {user}",
+    )
+    verb.add_argument(
+        *("--command", "--postqueue"),
+        type=command,
         metavar="COMMAND",
-        help='how it is called, e.g. "postqueue -c /etc/postfix-in"; no shell',
+        help='how its program is called, e.g. "postqueue -c /etc/postfix-in"; no shell',
     )
     verb.add_argument("--timeout", type=seconds, default=10.0, metavar="S", help="seconds to wait (default: 10)")
     verb = add(
@@ -434,4 +466,6 @@ def _parser() -> argparse.ArgumentParser:
         usage=ctl_migrate.USAGE,
     )
     ctl_migrate.add_arguments(verb)
+    for verb in verbs.choices.values():  # below its own
+        add_common_options(verb.add_argument_group("options of all verbs"), unset=True)
     return parser

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.client import Answer, ControlClient, ControlError
 from lmtp_proxy.ctl.drain import DONE, REFUSED, UNPROVEN, Failed, Outcome, Progress
-from lmtp_proxy.ctl.postqueue import command_for
-from lmtp_proxy.ctl.requeue import FAILED, GONE, Mail, RequeueOutcome, ask, deferred, requeue
+from lmtp_proxy.ctl.mta import OWN, PROGRAMS, Mta
+from lmtp_proxy.ctl.requeue import GONE, Mail, RequeueOutcome, ask, commands, deferred, requeue
 from lmtp_proxy.text import count, span, zoned_time
 
 _GAPS = 5  # the last ones, that are shown
@@ -21,7 +21,7 @@ _XFORWARD = (
     "its client says no queue ids, so nobody knows in whose queue this waits: set lmtp_send_xforward_command = yes "
     "in Postfix' main.cf (over TCP the client has to be in config.trusted, too)"
 )
-_FATES = {FAILED: "not tried: postqueue failed", GONE: "in the queue no more"}
+_FATES = {GONE: "in the queue no more"}
 
 
 def show_receipts(client: ControlClient, users: Sequence[str]) -> Outcome:
@@ -76,28 +76,28 @@ def _gaps(answer: Answer) -> list[str]:
 def requeue_mail(
     client: ControlClient,
     users: Sequence[str],
-    command: Sequence[str],
+    mta: Mta,
     timeout: float,
     progress: Progress,
     *,
     only_print: bool = False,
 ) -> Outcome:
-    """Runs postqueue for each mail that waits for them, or says how. Raises Failed, and ControlError."""
+    """Runs the MTA's command for each mail that waits for them, or says how. Raises Failed, and ControlError."""
     if only_print:
-        found = deferred(client, users, command)
-        commands = dict.fromkeys(command_for(mail.queue_id, command) for mail in found.mails)
+        found = deferred(client, users, mta)
+        to_run = commands(found)
         return Outcome(
-            {"commands": [list(each) for each in commands], **_unnamed(found)},
-            [shlex.join(each) for each in commands],
+            {"commands": [list(each) for each in to_run], **_unnamed(found)},
+            [shlex.join(each) for each in to_run],
             DONE if found.listed and not found.silent else UNPROVEN,
             error=not_known(found),
         )
-    progress.state = "postqueue may have been run"
+    progress.state = f"{_program(mta)} may have been run"
     try:
         done = requeue(
             client,
             users,
-            command,
+            mta,
             wait=timeout,
             waiting=lambda number: progress.waiting(f"{count(number, 'mail')} to come again"),
         )
@@ -116,7 +116,8 @@ def requeue_mail(
     }
     errors = list(dict.fromkeys(f"{shlex.join(run.command)}: {_why(run.status, run.output)}" for run in done.failed))
     if errors and len(done.failed) == len(done.runs):
-        raise Failed(REFUSED, "postqueue failed; is it on this machine? see --postqueue", errors, document)
+        hint = "" if mta.name == OWN else "; is it on this machine? see --command"
+        raise Failed(REFUSED, f"{mta.failed}{hint}", errors, document)
     return Outcome(document, _lines(users, done), DONE if done.done else UNPROVEN, warnings=errors, error=_error(done))
 
 
@@ -132,10 +133,14 @@ def _lines(users: Sequence[str], done: RequeueOutcome) -> list[str]:
         if not mails and not unnamed:
             lines += show.wrapped(f"{user}: nothing waits")
             continue
+        if unnamed and mails and not mails[0].queue_id:
+            [mail] = mails
+            lines += show.wrapped(f"{user}: {mail.fate}{'' if mail.settled else f' ({mail.why})'}")
+            continue
         if unnamed:
             number = count(sum(each.count for each in unnamed), "deferral")
             last = zoned_time(max(each.last for each in unnamed))
-            found = "none of it is in the queue now" if done.listed else "postqueue -j cannot list the queue"
+            found = "none of it is in the queue now" if done.listed else _cannot_list(done)
             if any(mail.found for mail in mails):
                 found = "found in the queue by its recipient"
             lines += show.wrapped(f"{user}: waiting, id unknown ({number}, the last {last}): {found}")
@@ -148,7 +153,7 @@ def _lines(users: Sequence[str], done: RequeueOutcome) -> list[str]:
 
 
 def _mail(mail: Mail) -> list[str]:
-    fate = _FATES.get(mail.fate, mail.fate)
+    fate = _FATES.get(mail.fate, f"not tried: {mail.fate}" if mail.fate.endswith(" failed") else mail.fate)
     return show.wrapped(f"    {mail.queue_id}: {fate}{'' if mail.settled else f' ({mail.why})'}", " " * 8)
 
 
@@ -162,7 +167,16 @@ def not_known(done: RequeueOutcome) -> str:
     """Why nobody knows whether more waits; "" if that is known."""
     if done.silent:
         return f"{count(done.silent, 'deferral')} without a queue id: {_XFORWARD}"
-    return "" if done.listed else "mail without a queue id may wait, and postqueue -j cannot list the queue"
+    return "" if done.listed else f"mail without a queue id may wait, and {_cannot_list(done)}"
+
+
+def _cannot_list(done: RequeueOutcome) -> str:
+    listing = done.mta.listing[len(done.mta.command) :]
+    return f"{' '.join((_program(done.mta), *listing))} cannot list the queue"
+
+
+def _program(mta: Mta) -> str:
+    return "the command" if mta.name == OWN else PROGRAMS[mta.name][0]
 
 
 def _unnamed(done: RequeueOutcome) -> dict[str, object]:

@@ -63,7 +63,7 @@ class Transaction:
         self._parts = parts
         self._parking = parking
         self._began = time.monotonic()
-        self._asking = False
+        self._asking = self._some_refused = False
         self._step = "envelope"
         self.new: list[Destination] = []
         self._refused = _NOBODY  # those without a backend: counted and noted
@@ -87,6 +87,11 @@ class Transaction:
     def is_waited_for(self) -> bool:
         """Others wait for a place at a backend where this one has one."""
         return any(not delivery.over and delivery.pool.waiting for delivery in self._deliveries.values())
+
+    @property
+    def is_declined(self) -> bool:
+        """None of its recipients was accepted, so that no message is to come."""
+        return self._some_refused and not self._accepted and not self.new
 
     # --- envelope ----------------------------------------------------------------------------------------------------
 
@@ -148,6 +153,7 @@ class Transaction:
     def _answer_some_refused(self, replies: Sequence[Reply]) -> None:
         new, self.new = self.new, []
         self._asking = False
+        self._some_refused = True
         self._client.answer(*replies)
         self._settle(new, replies)
 

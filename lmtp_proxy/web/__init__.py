@@ -7,5 +7,6 @@ In the order of their imports:
     graphics  curves, bars and histograms as inline SVG; the report has them, too
     frame     the status page without its content
     page      its content
+    history   reloads and drains as an operator thinks of them
     server    what `metrics` serves, to read only
 """

@@ -4,15 +4,17 @@
 Values in, HTML out. It is given no name of a person.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from lmtp_proxy.control.application import Json
 from lmtp_proxy.counts import REPLY_BOUNDS, quantile
 from lmtp_proxy.figures.figures import Figures
 from lmtp_proxy.figures.samples import KEPT, SECONDS, Sample, Samples
-from lmtp_proxy.text import count, iso_time, number, share, span
+from lmtp_proxy.text import count, iso_time, number, octets, share, span
 from lmtp_proxy.web.graphics import Part, bar, curve, key
 from lmtp_proxy.web.markup import KINDS, escape
 
@@ -31,7 +33,7 @@ class Shown:
         status, figures: see the resources of these names.
         flights: the deliveries in flight.
         uncertain: the deliveries whose outcome is unknown, the newest last.
-        history: the last reloads and drains, in the order in which they are shown.
+        history: the last reloads and drains, in the order in which they are shown; see `paired`.
         samples: the last minutes, for the curves.
     """
 
@@ -44,13 +46,30 @@ class Shown:
     samples: Samples
 
 
+class _Notice(NamedTuple):
+    """What the operator has to know.
+
+    Attributes:
+        kind: warn or bad.
+        short: in two words, for the pill; equal ones are counted there, if _COUNTED has them.
+        text: a sentence.
+    """
+
+    kind: str
+    short: str
+    text: str
+
+
+_COUNTED = {"store down": ("store down", "stores down"), "worker down": ("worker down", "workers down")}
+
+
 def page(shown: Shown) -> tuple[str, str, str]:
     """Title, state (good, warn or bad), content."""
     notes = list(_notes(shown))
-    state = "bad" if any(kind == "bad" for kind, _ in notes) else "warn" if notes else "good"
+    state = "bad" if any(note.kind == "bad" for note in notes) else "warn" if notes else "good"
     parts = [
-        _head(shown, state),
-        *(f'<p class="note {kind}">{escape(text)}</p>' for kind, text in notes),
+        _head(shown, state, _word(shown.status, [note.short for note in notes if note.kind == state])),
+        *(f'<p class="note {note.kind}">{escape(note.text)}</p>' for note in notes),
         _tiles(shown),
         _users(shown),
         _backends(shown),
@@ -75,9 +94,19 @@ def page_of_problem(hostname: str, problem: str) -> tuple[str, str, str]:
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
-def _head(shown: Shown, state: str) -> str:
+def _word(status: Json, shorts: list[str]) -> str:
+    """What the page's colour means."""
+    if status["stopping"]:
+        return "stopping"
+    if shorts:
+        return ", ".join(
+            (count(many, *_COUNTED[short]) if short in _COUNTED else short) for short, many in Counter(shorts).items()
+        )
+    return "reloading" if status["reloading"] is not None else "serving"
+
+
+def _head(shown: Shown, state: str, word: str) -> str:
     status = shown.status
-    word = "stopping" if status["stopping"] else "reloading" if status["reloading"] is not None else "serving"
     facts = [("version", status["version"]), ("up", span(status["uptime"])), ("generation", status["generation"])]
     if workers := status["workers"]:
         serving = sum(worker["state"] == "serving" for worker in workers)
@@ -85,32 +114,38 @@ def _head(shown: Shown, state: str) -> str:
     facts += [("pid", status["pid"]), ("mail on", status["socket"])]
     told = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in facts)
     return (
-        f'<header><h1>lmtp-proxy <span>{escape(shown.hostname)}</span></h1><span class="pill {state}">{word}</span>'
+        f"<header><h1>lmtp-proxy <span>{escape(shown.hostname)}</span></h1>"
+        f'<span class="pill {state}">{escape(word)}</span>'
         f'<div class="facts">{told}</div></header>'
     )
 
 
-def _notes(shown: Shown) -> Iterable[tuple[str, str]]:
-    """What the operator has to know: kind (warn or bad) and text."""
+def _notes(shown: Shown) -> Iterable[_Notice]:
+    """What the operator has to know."""
     status, figures = shown.status, shown.figures
     if torn := status.get("torn"):
-        yield "bad", f"The workers do not deliver by the same configuration: {torn}. Reload again."
+        yield _Notice(
+            "bad", "workers differ", f"The workers do not deliver by the same configuration: {torn}. Reload again."
+        )
     if (reload := status["reload"]) is not None and not reload["ok"]:
         what = "; ".join(reload["errors"])
-        yield "bad", f"The last reload was refused, the file on the disk is not in force: {what}. See the log."
+        text = f"The last reload was refused, the file on the disk is not in force: {what}. See the log."
+        yield _Notice("bad", "reload refused", text)
     for backend in status["backends"]:
         if backend["state"] == "down":
-            yield "bad", f"Backend {backend['name']} is down: {backend['trouble']}"
+            yield _Notice("bad", "store down", f"Backend {backend['name']} is down: {backend['trouble']}")
     for worker in status["workers"]:
         if worker["state"] not in ("serving", "stopping"):
-            yield "bad", f"Worker {worker['number']} is {worker['state']}."
+            yield _Notice("bad", "worker down", f"Worker {worker['number']} is {worker['state']}.")
     if crash := status["after_crash"]:
         who = f"worker {crash['worker']}" if crash["worker"] else "the process before this one"
-        yield "warn", f"{who} died {span(crash['seconds'])} ago: what it had handed over may still be finishing."
+        text = f"{who} died {span(crash['seconds'])} ago: what it had handed over may still be finishing."
+        yield _Notice("warn", "was killed", text)
     if waiting := sum(each["waiting"] for each in figures["gauges"]["backends"].values()):
-        yield "warn", f"{number(waiting)} transactions wait for a free connection (max_connections)."
+        text = f"{count(waiting, 'transaction waits', 'transactions wait')} for a free connection (max_connections)."
+        yield _Notice("warn", "mail waits", text)
     if status["stopping"]:
-        yield "warn", "It is stopping: no new clients are accepted."
+        yield _Notice("warn", "stopping", "It is stopping: no new clients are accepted.")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -127,12 +162,13 @@ def _tiles(shown: Shown) -> str:
     transactions = counters["transactions"]
     late = "bad" if longest >= 10 * _LATE else "warn" if longest >= _LATE else ""
     refused = counters["refused"]
+    parked = {word: figures["users"].get(word, 0) for word in ("reject", "hold")}
     return '<section class="tiles" aria-label="Now">' + "".join(
         (
             _tile(
                 "Messages",
                 f"{rate(_now(messages))} <small>/ s</small>",
-                f"{number(transactions['answered'])} answered, {number(transactions['aborted'])} aborted",
+                _transactions(transactions),
                 curve("Messages per second, the last ten minutes", KEPT - 1, ("all", messages), scale=rate),
             ),
             _tile(
@@ -153,15 +189,32 @@ def _tiles(shown: Shown) -> str:
                 ", ".join(f"{number(flights)} {phase}" for phase, flights in phases.items()),
             ),
             _tile(
-                "Parked",
-                f"{number(held)} <small>of {number(figures['hold_limit'])} on hold</small>",
-                f"deferred here: {number(refused['parked'])} parked, {number(refused['unknown'])} unknown, "
-                f"{number(refused['lookup'])} without a look-up",
+                "Parked users",
+                number(sum(parked.values())),
+                f"{number(parked['reject'])} on reject, {number(parked['hold'])} on hold; "
+                f"{number(held)} of {number(figures['hold_limit'])} held back, "
+                f"{number(refused['parked'])} told to come again{_not_asked(refused)}",
             ),
             _tile("Uncertain", number(uncertain), "recipients since the start", kind="bad" if uncertain else ""),
             _tile("Longest stall", span(longest), "of the event loop, since the start", kind=late),
         )
     ) + "</section>"  # fmt: skip
+
+
+def _transactions(transactions: Json) -> str:
+    """How they have ended; what never happened is not told."""
+    told = [f"{number(transactions['answered'])} answered"]
+    for name, what in (("declined", "with nobody accepted"), ("refused", "refused"), ("aborted", "broken off")):
+        if amount := transactions[name]:
+            told.append(f"{number(amount)} {what}")
+    return ", ".join(told)
+
+
+def _not_asked(refused: Json) -> str:
+    """Whom else no store was asked for."""
+    kinds = (("unknown", "unknown"), ("lookup", "without a look-up"))
+    told = [f"{number(refused[name])} {what}" for name, what in kinds if refused[name]]
+    return f"; deferred, too: {', '.join(told)}" if told else ""
 
 
 def _tile(title: str, value: str, more: str, graphic: str = "", kind: str = "") -> str:
@@ -174,15 +227,6 @@ def _tile(title: str, value: str, more: str, graphic: str = "", kind: str = "") 
 def rate(value: float) -> str:
     """Per second, with as many digits as are of use."""
     return "0" if value < 0.005 else f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else number(value)
-
-
-def octets(value: float) -> str:
-    """12.3 MB"""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB" if value < 99.5 else f"{number(value)} TB"
 
 
 def _now(rates: list[float]) -> float:
@@ -217,7 +261,7 @@ def _users(shown: Shown) -> str:
 
 _PILLS = {"up": "good", "down": "bad", "unused": ""}
 _HEADINGS = ("Backend", "Delivered and failed, / s", "Now", "Connections", "Users", "Sent", "Deferred", "Bounced",
-             "Uncertain", "Octets", "Reply p50", "p95")  # fmt: skip
+             "Uncertain", "Size", "Reply p50", "p95")  # fmt: skip
 
 
 def _backends(shown: Shown) -> str:
@@ -292,12 +336,14 @@ def _history(shown: Shown) -> str:
         f'<td class="text">{_told(event)}</td></tr>'
         for event in shown.history
     )
-    return _list("Reloads and moves", "the last 20", rows, "None since the start.")
+    return _list("Reloads and moves", f"the last {len(shown.history)}", rows, "None since the start.")
 
 
 def _result(event: Json) -> str:
-    if event["kind"] == "drain":
-        kind, word = ("good", "drained") if event["done"] else ("warn", "draining")
+    """A reload whose drain came behind it is one thing with it."""
+    drain = event if event["kind"] == "drain" else event.get("drain")
+    if drain is not None:
+        kind, word = ("good", "drained") if drain["done"] else ("warn", "draining")
     else:
         kind, word = ("good", "reloaded") if event["ok"] else ("bad", "refused")
     return f'<span class="pill {kind}">{word}</span>'
@@ -306,8 +352,7 @@ def _result(event: Json) -> str:
 def _told(event: Json) -> str:
     if event["kind"] == "drain":
         whom = "all users" if event["count"] is None else count(event["count"], "user")
-        doubt = f', <span class="num-bad">{number(event["uncertain"])} uncertain</span>' if event["uncertain"] else ""
-        return f"{whom}, waited {span(event['waited'])}{doubt}"
+        return f"{whom}, {_waited(event)}"
     if not event["ok"]:
         return escape("; ".join(event["errors"]))
     moves = [
@@ -316,7 +361,14 @@ def _told(event: Json) -> str:
     ]
     _, mark, keys = event["changes"].partition("changed: ")  # what stands before is how many users and backends
     told = [*moves, *([escape(mark + keys)] if keys else [])] or ["nothing changed"]
+    if (drain := event.get("drain")) is not None:
+        told.append(_waited(drain))
     return f"{', '.join(told)} <small>generation {number(event['generation'])}</small>"
+
+
+def _waited(drain: Json) -> str:
+    doubt = f', <span class="num-bad">{number(drain["uncertain"])} uncertain</span>' if drain["uncertain"] else ""
+    return f"waited {span(drain['waited'])}{doubt}"
 
 
 def _flights(shown: Shown) -> str:

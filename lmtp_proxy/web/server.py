@@ -29,6 +29,7 @@ from lmtp_proxy.figures.samples import Samples
 from lmtp_proxy.loop.late import Unavailable
 from lmtp_proxy.text import count
 from lmtp_proxy.web.frame import HEADERS, framed
+from lmtp_proxy.web.history import paired
 from lmtp_proxy.web.page import Shown, page, page_of_problem
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class MetricsApplication(JsonApplication):
             figures=control.get("/figures", request),
             flights=_parts(control.get("/inflight", request)["in_flight"], _OF_FLIGHT),
             uncertain=_parts(control.get("/uncertain", request)["uncertain"], _OF_UNCERTAIN),
-            history=[_without_names(event) or {} for event in control.get("/history", request)["history"]],
+            history=[_without_names(event) or {} for event in paired(control.get("/history", request)["history"])],
             samples=self._samples,
         )
 
@@ -245,6 +246,8 @@ def _without_names(event: Json | None) -> Json | None:
         place = _PLACE.match(errors[0]) if errors else None
         told["errors"] = [count(len(errors), "error") + (f" ({place[1]})" if place else "")]
     told.pop("users", None)
+    if "drain" in told:
+        told["drain"] = _without_names(told["drain"])
     if "moved" in told:
         told["moved"] = _parts(told["moved"], ("from", "to", "count"))
     return told

@@ -3,6 +3,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config.read import KEYS, load_config
+from lmtp_proxy.ctl.command import _parser
 from lmtp_proxy.delivery import log as delivery_log
 from lmtp_proxy.generations import manager as config_manager
 from lmtp_proxy.wire import reply
@@ -56,7 +58,7 @@ def statuses(page: str) -> list[str]:
 def test_options_of_lmtp_proxy() -> None:
     assert options_in(section(PROXY, "DESCRIPTION")) == options_in_help(help_of("lmtp-proxy"))
     shown = {f"-{name}" for name in re.findall(r"Fl (\S+)", section(PROXY, "SYNOPSIS"))}
-    assert shown == {"-h", "-c", "-D", "--check", "--version"}
+    assert shown == {"-h", "-c", "-D", "--check", "--version", "--try", "--old", "--new", "--listen", "--user"}
 
 
 def test_exit_statuses_of_lmtp_proxy(tmp_path: Path) -> None:
@@ -91,6 +93,19 @@ def test_verbs_options_and_exit_statuses_of_lmtp_proxyctl() -> None:
         own = options_in("".join(entries))
         assert own == options_in_help(help_of("lmtp-proxyctl", verb)) - common, verb
     assert statuses(CTL) == re.findall(r"(?m)^  (\d+) ", text.partition("exit status:")[2])
+
+
+def test_help_texts_end_with_what_one_looks_for() -> None:
+    """Statuses and an example that the parser takes; of a verb its own options stand before those of all verbs."""
+    text = help_of("lmtp-proxy")
+    assert re.findall(r"(?m)^  (\d+) ", text.partition("exit status:")[2]) == statuses(PROXY)
+    assert text.splitlines()[-1].startswith("example: lmtp-proxy ")
+    for verb in re.findall(r"(?m)^ {4}([a-z]+) {2,}[A-Z]", help_of("lmtp-proxyctl")):
+        text = help_of("lmtp-proxyctl", verb)
+        [example] = re.findall(r"(?m)^example: lmtp-proxyctl (.*)$", text)
+        assert _parser().parse_args(shlex.split(example)).name == verb
+        own, common = text.partition("options of all verbs:")[::2]
+        assert "--socket" in common and "--socket" not in own.partition("options:")[2], verb
 
 
 def test_signals() -> None:

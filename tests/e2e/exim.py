@@ -16,6 +16,7 @@ class Exim(Mta):
     """On a unix socket by its driver `lmtp`, else by `smtp` with the protocol LMTP."""
 
     name = "Exim"
+    key = "exim"
 
     def __init__(self, directory: Path, nexthop: Path | tuple[str, int]) -> None:
         super().__init__(directory, nexthop)
@@ -62,6 +63,9 @@ begin retry
 
     def run_queue(self) -> None:
         self._run("-qff")
+
+    def program(self) -> list[str]:
+        return self._beside.command(_PROGRAM, "-C", str(self.directory / "exim.conf"))
 
     def queue_length(self) -> int:
         return len([*(self._spool / "input").glob("*-H")])

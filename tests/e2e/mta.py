@@ -2,6 +2,7 @@
 """What every MTA in front of the proxy can do in a test, besides Postfix, whose own module can do more."""
 
 import abc
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ class Mta(abc.ABC):
     """
 
     name = ""
+    key = ""
+    """What `lmtp-proxyctl requeue --mta` calls it."""
     returns_5xx = True
     """Whether a 5xx ends its tries, and goes back to the sender."""
 
@@ -42,6 +45,17 @@ class Mta(abc.ABC):
     @abc.abstractmethod
     def queue_length(self) -> int:
         """How much is in the queue: messages or recipients, as it counts them."""
+
+    @abc.abstractmethod
+    def program(self) -> list[str]:
+        """How its program is called that lists the queue and tries a mail again, as an operator would on its host."""
+
+    def script(self) -> Path:
+        """The same as a script."""
+        path = self.directory / "program"
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(self.program())} "$@"\n', "utf-8")
+        path.chmod(0o755)
+        return path
 
     @abc.abstractmethod
     def log(self) -> str:

@@ -18,6 +18,7 @@ _USER, _QUEUE_USER = 61002, 61003
 
 class OpenSmtpd(Mta):
     name = "OpenSMTPD"
+    key = "opensmtpd"
     returns_5xx = False
 
     def __init__(self, directory: Path, nexthop: Path | tuple[str, int]) -> None:
@@ -75,6 +76,10 @@ match from any for any action "proxy"
 
     def run_queue(self) -> None:
         self._control("schedule", "all")
+
+    def program(self) -> list[str]:
+        group = ("setpriv", "--regid", str(_QUEUE_USER), "--clear-groups")
+        return [*group, *self._beside.command("usr/sbin/smtpctl")]
 
     def queue_length(self) -> int:
         return len(self._control("show", "queue").splitlines())

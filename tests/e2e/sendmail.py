@@ -21,6 +21,7 @@ class Sendmail(Mta):
     """All mail goes by one mailer: `[IPC]` with LMTP (`F=z`), up to 100 recipients at a time, with their domains."""
 
     name = "Sendmail"
+    key = "sendmail"
 
     def __init__(self, directory: Path, nexthop: Path | tuple[str, int]) -> None:
         super().__init__(directory, nexthop)
@@ -82,6 +83,9 @@ Mprog,\tP=/bin/false, F=lsDFMoqeu9, S=EnvFromL/HdrFromL, R=EnvToL/HdrToL, T=X-Un
         with open(self.directory / "log", "ab") as log:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60, check=False)
         assert done.returncode in _STATUSES, f"a queue run ended with {done.returncode}:\n{self.log()}"
+
+    def program(self) -> list[str]:
+        return self._beside.command(_PROGRAM, "-C", f"{_HERE}/sendmail.cf")
 
     def queue_length(self) -> int:
         return len([*(self.directory / "queue").glob("qf*")])

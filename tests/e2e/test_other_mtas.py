@@ -5,8 +5,10 @@ The stores are scripted. What each MTA makes of a reply is its own business; wha
 is ours.
 """
 
+import json
 import re
 import shutil
+import subprocess
 import tempfile
 import threading
 from collections import Counter
@@ -21,6 +23,7 @@ from tests.support.control import ControlConnection
 from tests.support.proxy import ProxyProcess, config_of
 from tests.support.script import HEALTHY, Pause, Script, say
 
+from .cutover import proxyctl
 from .exim import Exim
 from .mta import SENDER, Mta
 from .opensmtpd import OpenSmtpd
@@ -65,6 +68,7 @@ class Site:
         cleanup.callback(shutil.rmtree, directory)
         self.control_socket = str(directory / "control")
         config["config"] |= {"permissions": "0666", "control": {"socket": self.control_socket}}
+        config["config"]["receipts"] = str(directory / "receipts")
         self.proxy = cleanup.enter_context(ProxyProcess(config))
 
     def held(self) -> bool:
@@ -166,6 +170,42 @@ def test_a_user_who_is_parked_and_then_moved(start_mta: StartMta, cleanup: ExitS
     assert copies(site.old) == {("parked", "other"): 1, ("held", "other"): 1}
     assert copies(site.new) == {("parked", "parked"): 1, ("held", "held"): 1}
     assert "to=<held@example.test>, backend=-" not in site.proxy.log()
+
+
+def test_requeue_after_a_move(start_mta: StartMta, cleanup: ExitStack) -> None:
+    """What `reject` deferred comes at once, and nothing else is tried; the queue itself says that none waits."""
+    site = Site(cleanup, {"parked": "reject", "other": "old", "waits": "reject"})
+    mta = start_mta(site.proxy)
+
+    def requeue(*arguments: str) -> subprocess.CompletedProcess[str]:
+        options = ("--mta", mta.key, "--command", str(mta.script()))
+        done = proxyctl(site.proxy, "--json", "requeue", *options, *arguments)
+        assert done.stdout, done.stderr
+        return done
+
+    mta.submit("one", ["Parked+detail@example.test", "other@example.test"])
+    mta.submit("two", ["parked@example.test"])
+    mta.submit("rest", ["waits@example.test"])
+    mta.run_queue()
+    wait_until(lambda: site.proxy.log().count("450 4.2.1") >= 3, 20.0, mta.log)
+    wait_until(lambda: mta.queue_length() == 3, 20.0, mta.log)  # with OpenSMTPD it delivers at once
+
+    done = requeue("parked")
+    assert done.returncode == 3, f"{done.stdout}{done.stderr}"
+    assert {mail["fate"] for mail in json.loads(done.stdout)["mails"]} == {"deferred again"}, done.stdout
+    tried = site.proxy.log().count("to=<waits@")
+
+    moved = proxyctl(site.proxy, "move", "--no-preflight", "parked", "new")
+    assert moved.returncode == 0, moved.stderr
+    done = requeue("parked")
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{mta.log()}"
+    fates = [(mail["fate"], mail["found"]) for mail in json.loads(done.stdout)["mails"]]
+    assert fates == [("not in the queue", True)] * 2, done.stdout
+    found = {(subject, to.lower()): number for (subject, to), number in copies(site.new).items()}
+    assert found == {("one", "parked+detail"): 1, ("two", "parked"): 1}
+    assert site.proxy.log().count("to=<waits@") == tried and mta.queue_length() == 1
+    again = json.loads(requeue("parked").stdout)
+    assert (again["mails"], again["runs"], again["listed"]) == ([], [], True)
 
 
 def test_mail_waits_while_its_host_is_not_allowed(start_mta: StartMta, cleanup: ExitStack) -> None:

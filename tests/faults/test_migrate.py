@@ -131,6 +131,20 @@ def test_one_user_with_all_steps(stand: Stand) -> None:
     assert "1 done of 1 user in" in lines[-1] and f"{ALICE}: blocked: block" in lines, ended.err
 
 
+def test_a_command_of_the_site_tries_deferred_mail_again(stand: Stand) -> None:
+    """Once the user is on the new store; for whom nothing was deferred nothing is run."""
+    mark = os.path.join(stand.site.directory, "tried")
+    plan = stand.site.plan(requeue={"mta": ["/bin/sh", "-c", f'echo "$1" >> {mark}', "sh", "{user}"]})
+    stand.site.order("final_sync", ALICE, hold=True)
+    process = start_ctl(*stand.arguments(plan, ALICE, BOB, "--jobs", "1"))
+    stand.site.wait_for("final_sync", [ALICE])
+    assert stand.deliver(ALICE) == 450
+    stand.site.let_go()
+    ended = end_ctl(process, time.monotonic())
+    assert ended.status == 0, ended
+    assert Path(mark).read_text() == f"{ALICE}\n"
+
+
 def test_while_a_user_is_offline_nothing_is_waited_for_but_commands_and_mail(stand: Stand) -> None:
     """How much of that time is ours is a figure of the bench (G); here, that no step of ours takes long."""
     users = many(16)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmtp_proxy.ctl.client import ControlClient, ControlError
-from lmtp_proxy.ctl.postqueue import command_for
+from lmtp_proxy.ctl.mta import Mta
 from lmtp_proxy.ctl.requeue import RequeueOutcome, requeue
 from lmtp_proxy.text import zoned_time
 from tests.support.ctl import FakeControl, Run, ctl, http
@@ -91,7 +91,7 @@ def postqueue(tmp_path: Path) -> Postqueue:
 def run(postqueue: Postqueue) -> Callable[..., RequeueOutcome]:
     def call(*answers: bytes, wait: float = 20.0, users: tuple[str, ...] = ("alice",)) -> RequeueOutcome:
         with FakeControl({"POST /receipts": list(answers)}) as control:
-            return requeue(ControlClient(control.path), users, (str(postqueue.path),), wait=wait)
+            return requeue(ControlClient(control.path), users, Mta("postfix", (str(postqueue.path),)), wait=wait)
 
     return call
 
@@ -101,8 +101,8 @@ def fates(done: RequeueOutcome) -> list[tuple[str, str, str]]:
 
 
 def test_the_command() -> None:
-    assert command_for("4fX") == ("postqueue", "-i", "4fX")
-    assert command_for("4fX", ["ssh", "mx", "postqueue"]) == ("ssh", "mx", "postqueue", "-i", "4fX")
+    assert Mta().attempt("4fX") == ("postqueue", "-i", "4fX")
+    assert Mta("postfix", ("ssh", "mx", "postqueue")).attempt("4fX") == ("ssh", "mx", "postqueue", "-i", "4fX")
 
 
 def test_nothing_waits(run: Callable[..., RequeueOutcome], postqueue: Postqueue) -> None:
@@ -177,7 +177,7 @@ def test_a_command_that_fails(run: Callable[..., RequeueOutcome], postqueue: Pos
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with FakeControl({"POST /receipts": [waits(alice={"A": 1.0, "B": 1.0})]}) as control:
-        done = requeue(ControlClient(control.path), ["alice"], [str(tmp_path / "none")])
+        done = requeue(ControlClient(control.path), ["alice"], Mta("postfix", (str(tmp_path / "none"),)))
     assert [mail.fate for mail in done.mails] == ["postqueue failed"] * 2
     [failed] = done.failed
     assert failed.status is None and failed.output == "cannot be run: No such file or directory"
@@ -188,10 +188,10 @@ def test_a_postqueue_that_cron_would_not_find(
 ) -> None:
     """Cron's PATH is /usr/bin:/bin, and postqueue is in /usr/sbin."""
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr("lmtp_proxy.ctl.postqueue.SBIN", f"{tmp_path}/none:{postqueue.path.parent}")
+    monkeypatch.setattr("lmtp_proxy.ctl.mta.SBIN", f"{tmp_path}/none:{postqueue.path.parent}")
     answers = [waits(alice={"A": 1.0}), waits(alice={})]
     with FakeControl({"POST /receipts": answers}) as control:
-        done = requeue(ControlClient(control.path), ["alice"], ["post queue"])
+        done = requeue(ControlClient(control.path), ["alice"], Mta("postfix", ("post queue",)))
     assert done.done and not done.failed and len(postqueue.calls) == 1
 
 
@@ -258,6 +258,110 @@ def test_without_ids_and_without_mail_in_the_queue(run: Callable[..., RequeueOut
     assert not done.done and not done.listed, "a queue that cannot be listed proves nothing"
 
 
+# --- other MTAs ------------------------------------------------------------------------------------------------------
+
+
+class Smtpctl:
+    """An OpenSMTPD whose queue is a file; `schedule ID` is written down, and takes it out of the queue if it may."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "smtpctl"
+        self._queue, self._calls = directory / "smtpd-queue", directory / "smtpd-calls"
+        self._calls.touch()
+        self.path.write_text(f"""#!/bin/sh
+if [ "$1" = show ]; then cat "{self._queue}"; exit; fi
+echo "$*" >> "{self._calls}"
+grep -v "^$2|.*free" "{self._queue}" > "{self._queue}.new"; mv "{self._queue}.new" "{self._queue}"
+""")
+        self.path.chmod(0o755)
+
+    def queue(self, *lines: tuple[str, str, str]) -> None:
+        """Id, recipient, and `free` if it leaves the queue when it is tried."""
+        text = [f"{each}|inet4|mda||s@x|{to}|{to}|1|1|0|1|pending|9|{how}\n" for each, to, how in lines]
+        self._queue.write_text("".join(text))
+
+    @property
+    def calls(self) -> list[str]:
+        return self._calls.read_text().splitlines()
+
+
+def test_mail_of_another_mta_is_found_in_its_queue(tmp_path: Path) -> None:
+    """Its clients say no XFORWARD. Only mail for these users is tried; and it is known that none waits any more."""
+    smtpctl = Smtpctl(tmp_path)
+    smtpctl.queue(("a1", "Alice+x@any", "free"), ("b1", "bob@any", "free"), ("a2", "malice@any", "free"))
+    silent = waits(unnamed={"alice": nameless(3, 5.0, forwarded=False)}, alice={})
+    options = ("requeue", "--mta", "opensmtpd", "--command", str(smtpctl.path), "alice")
+    done = verb("--json", *options, "--print", answers=[silent])
+    assert (done.status, done.document["commands"]) == (0, [[str(smtpctl.path), "schedule", "a1"]])
+    assert smtpctl.calls == []
+    done = verb(*options, answers=[silent])
+    assert (done.status, done.err, smtpctl.calls) == (0, "", ["schedule a1"])
+    assert "alice: 1 not in the queue" in done.out and "    a1: in the queue no more" in done.out
+    done = verb(*options, answers=[silent])
+    assert done.status == 0 and len(smtpctl.calls) == 1, "nothing is there any more"
+
+
+def test_mail_of_another_mta_that_is_deferred_again(tmp_path: Path) -> None:
+    smtpctl = Smtpctl(tmp_path)
+    smtpctl.queue(("a1", "alice@any", ""))
+    first, then = (waits(unnamed={"alice": nameless(1, last, forwarded=False)}, alice={}) for last in (5.0, 6.0))
+    done = verb("requeue", "--mta", "opensmtpd", "--command", str(smtpctl.path), "alice", answers=[first, then])
+    assert done.status == 3 and done.error == "1 mail did not come through: run it again later"
+    done = verb("requeue", "--mta", "opensmtpd", "--command", "/none/smtpctl", "alice", answers=[first])
+    assert (
+        done.status == 3
+        and done.error == "mail without a queue id may wait, and smtpctl show queue cannot list the queue"
+    )
+
+
+def test_an_id_of_the_mta_before_is_none_of_the_next_one(tmp_path: Path) -> None:
+    smtpctl = Smtpctl(tmp_path)
+    smtpctl.queue(("a1", "alice@any", "free"))
+    done = verb(
+        "requeue", "--mta", "opensmtpd", "--command", str(smtpctl.path), "alice", answers=[waits(alice={"P": 1})]
+    )
+    assert (done.status, smtpctl.calls) == (0, ["schedule a1"])
+
+
+def test_a_command_of_the_site(tmp_path: Path) -> None:
+    """Once for each user for whom something was deferred; it is believed, and the proxy is asked once more."""
+    script = tmp_path / "again"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexit $(cat {tmp_path}/status)\n')
+    script.chmod(0o755)
+    (tmp_path / "status").write_text("0")
+    first = waits(unnamed={"alice": nameless(2, 5.0, forwarded=False)}, alice={}, bob={}, carol={"C": 1.0})
+    own = ("requeue", "--mta", f"{script} -- {{user}}")
+    done = verb(*own, "alice", "bob", "carol", answers=[first])
+    assert done.status == 0 and (tmp_path / "calls").read_text() == "-- alice\n-- carol\n"
+    assert done.out.splitlines()[:3] == [
+        "alice: tried by the command", "bob: nothing waits", "carol: tried by the command"
+    ]  # fmt: skip
+    done = verb("--json", *own, "--print", "alice", "bob", answers=[first])
+    assert done.document["commands"] == [[str(script), "--", "alice"], [str(script), "--", "carol"]]
+    again = waits(unnamed={"alice": nameless(3, 6.0, forwarded=False)}, alice={})
+    done = verb(*own, "alice", answers=[first, again])
+    assert done.status == 3 and "alice: deferred again (450 x)" in done.out
+    (tmp_path / "status").write_text("7")
+    done = verb(*own, "alice", answers=[first])
+    assert done.status == 1 and done.error == "the command failed"
+    assert f"{script} -- alice: exit status 7" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--mta", "qmail"), "--mta: must be postfix, exim, sendmail, opensmtpd, or a command with {user} in it"),
+        (
+            ("--mta", "r {user}", "--command", "x"),
+            "--command is how an MTA's program is called, and --mta is a command",
+        ),
+    ],
+)
+def test_no_mta(arguments: tuple[str, ...], error: str) -> None:
+    done = ctl("--socket", "/none", "requeue", *arguments, "alice")
+    assert done.status == 64 and error in done.err
+
+
 # --- the verbs -------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +383,7 @@ def test_requeue_says_what_it_did(postqueue: Postqueue) -> None:
     assert "    A: deferred again (450 x)" in done.out
     postqueue.code("echo no; exit 1")
     done = verb("--json", "requeue", "--postqueue", command, "alice", answers=[waits(alice={"A": 1})])
-    assert done.status == 1 and done.error == "postqueue failed; is it on this machine? see --postqueue"
+    assert done.status == 1 and done.error == "postqueue failed; is it on this machine? see --command"
     assert done.document["errors"] == [f"'{postqueue.path}' -i A: exit status 1: no"]
     assert done.document["mails"] == [
         {"user": "alice", "queue_id": "A", "fate": "postqueue failed", "why": "450 x", "found": False}

@@ -52,7 +52,10 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 def test_the_options() -> None:
     text = run("--help", COLUMNS="200").stdout
     options = set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.partition("options:")[2]))
-    assert options == {"-h", "--help", "-c", "--config", "-D", "--daemonize", "--check", "--version"}
+    assert options == {
+        *("-h", "--help", "-c", "--config", "-D", "--daemonize", "--check", "--version"),
+        *("--try", "--old", "--new", "--listen", "--user"),
+    }
     assert "/etc/lmtp-proxy.yml" in text
     assert re.search(r"-c \[CONFIG\], --config \[CONFIG\]", text) or "[CONFIG]" in text
 

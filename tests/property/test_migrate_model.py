@@ -32,6 +32,7 @@ from lmtp_proxy.ctl.migrate.plan import Hook, Plan
 from lmtp_proxy.ctl.migrate.proxy import BackendReceipt, Interrupted, Moved, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.steps import Ended, Parts, Steps
 from lmtp_proxy.ctl.migrate.user_run import JournalFailed, UserRun
+from lmtp_proxy.ctl.mta import Mta
 
 USER = "alice"
 HOOKS = ("sync", "final_sync", "block", "redirect", "unblock", "verify")
@@ -192,7 +193,7 @@ class World:
         seen = [("old", self.old_last), ("new", self.new_last)]
         return UserReceipts(tuple(BackendReceipt(name, at, at, 1, 0) for name, at in seen if at is not None))
 
-    def requeue(self, user: str, command: tuple[str, ...]) -> Requeued:
+    def requeue(self, user: str, mta: Mta) -> Requeued:
         self.moment("requeue")
         return Requeued(("4BCDEF",), "4BCDEF: arrived")
 

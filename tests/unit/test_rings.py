@@ -24,7 +24,20 @@ MAX_LINES = 600  # a longer module has more than one subject, as a rule
 MAX_AT_THE_TOP = 8  # files beside the folders
 NAMES_WITHOUT_MEANING = {"util", "utils", "common", "helper", "helpers", "errors", "misc"}
 MONKEY = "service"
-WITHOUT_GEVENT = {"text", "streams", "counts", "wire", "routing", "config", "log", "start", "ctl", "check", "cli"}
+WITHOUT_GEVENT = {
+    "text",
+    "streams",
+    "counts",
+    "wire",
+    "routing",
+    "config",
+    "log",
+    "start",
+    "ctl",
+    "check",
+    "trial",
+    "cli",
+}
 """Folders and modules that are used where there is no loop, too: before it, in the loader, in the command."""
 WITHOUT_GEVENT_IN_OTHERS = {
     "loop.certificate", "loop.tls_context",

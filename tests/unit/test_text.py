@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_proxy.text import count, iso_time, number, printable, safe, share, shown, span, zoned_time
+from lmtp_proxy.text import count, in_words, iso_time, number, printable, safe, share, shown, span, zoned_time
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,21 @@ def test_long_text_is_cut_and_says_so() -> None:
 def test_nothing_moves_the_cursor(text: str, said: str) -> None:
     assert safe(text) == said
     assert shown(text) == said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "No such file or directory"),
+        (OSError("127.0.0.1:1: Connection refused; ::1: no connection in 3 s"),
+         "127.0.0.1:1: Connection refused; ::1: no connection in 3 s"),
+        (TimeoutError("no connection in 3 s"), "no connection in 3 s"),
+        (ValueError("no"), "no"),
+    ],
+)  # fmt: skip
+def test_an_error_is_told_without_its_number(error: BaseException, said: str) -> None:
+    assert in_words(error) == said
 
 
 @given(st.text(), st.integers(1, 30))

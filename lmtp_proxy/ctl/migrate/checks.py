@@ -42,8 +42,9 @@ def problems(plan: Plan, facts: Facts) -> list[str]:
     for name, hook in plan.hooks.items():
         if shutil.which(hook.program) is None and not (name == "final_sync" and hook is plan.hooks.get("sync")):
             found.append(f"{plan.path}: {name}: there is no program {safe(hook.program)}, or it may not be run")
-    if plan.requeue is not None and shutil.which(plan.requeue[0]) is None:
-        found.append(f"{plan.path}: requeue: there is no program {safe(plan.requeue[0])}; write `requeue: no`")
+    if plan.requeue is not None and not plan.requeue.is_there:
+        program = safe(plan.requeue.command[0])
+        found.append(f"{plan.path}: requeue: there is no program {program}; write `requeue: no`")
     return found
 
 

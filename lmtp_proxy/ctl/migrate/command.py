@@ -61,7 +61,9 @@ STATUSES = """exit status of a run:
   2    ended; some failed, need attention, or were skipped
   3    stopped before all were begun: Ctrl-C, --stop-after, a full disk
   64   wrong arguments
-of status, report, release, reset, pause, resume and jobs: 0 done, 1 refused"""
+of status, report, release, reset, pause, resume and jobs: 0 done, 1 refused
+
+example: lmtp-proxyctl migrate /etc/lmtp-proxy/plan.yml alice@example.org"""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from lmtp_proxy.config.types import Section, absolute_path, backend_name, boolean, hostname, whole
 from lmtp_proxy.config.yaml_text import Mapping, Node, Problem, Scalar, Sequence, parse, read_source
 from lmtp_proxy.ctl.migrate import DEFAULT_JOURNAL
+from lmtp_proxy.ctl.mta import OWN, Mta, mta_called
 from lmtp_proxy.text import shown
 
 PLACEHOLDERS: Final = ("user", "address", "from", "to", "now")
@@ -39,6 +40,7 @@ KEYS: Final = (
     "drain_timeout",
 )
 HOOK_KEYS: Final = ("command", "timeout", "again", "attempts", "ok", "retries", "shell")
+POSTFIX: Final = Mta()
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _MAX_ARGUMENT = 100_000  # octets; the kernel takes no more than 131,072
@@ -106,7 +108,7 @@ class Plan:
     Attributes:
         text: the file.
         hooks: those that it has, `sync` and `final_sync` always.
-        requeue: how postqueue is called.
+        requeue: the MTA that is to try deferred mail again; None for no.
     """
 
     path: str
@@ -119,7 +121,7 @@ class Plan:
     max_syncs: int = 3
     sync_again_above: float = 60.0
     go_on_if_uncertain: bool = False
-    requeue: tuple[str, ...] | None = ("postqueue",)
+    requeue: Mta | None = POSTFIX
     journal: str = DEFAULT_JOURNAL
     drain_timeout: float = 600.0
 
@@ -174,6 +176,7 @@ def _plan(root: Mapping, text: str, path: str, problems: list[Problem]) -> Plan:
         hooks["final_sync"] = hooks["sync"]
     if "block" in top and "unblock" not in top:
         top.fail("block", "needs an `unblock`, or nobody who is put back gets at their mail")
+    domain = top.value("domain", hostname, None)
     on_uncertain = top.value("on_uncertain", _one_of("fail", "go_on"), "fail")
     return Plan(
         path=path,
@@ -182,11 +185,11 @@ def _plan(root: Mapping, text: str, path: str, problems: list[Problem]) -> Plan:
         new=new,
         park=top.value("park", _one_of(*PARKS), ""),
         hooks=hooks,
-        domain=top.value("domain", hostname, None),
+        domain=domain,
         max_syncs=top.value("max_syncs", whole(1, 100), 3),
         sync_again_above=top.value("sync_again_above", _seconds(86400), 60.0),
         go_on_if_uncertain=on_uncertain == "go_on",
-        requeue=_requeue(top),
+        requeue=_requeue(top, domain),
         journal=top.value("journal", absolute_path, DEFAULT_JOURNAL),
         drain_timeout=top.value("drain_timeout", _seconds(86400), 600.0),
     )
@@ -284,19 +287,39 @@ def _exits(section: Section, key: str, least: int) -> Iterator[int]:
             yield status
 
 
-def _requeue(top: Section) -> tuple[str, ...] | None:
+def _requeue(top: Section, domain: str | None) -> Mta | None:
+    """No, how postqueue is called, or which MTA it is."""
     node = top.node("requeue")
     if node is None:
-        return ("postqueue",)
-    if isinstance(node, Scalar):
-        if node.text.lower() not in ("no", "false", "off"):
-            top.fail("requeue", "must be the argument list that calls postqueue, as [postqueue], or no")
+        return POSTFIX
+    if isinstance(node, Mapping):
+        section = top.section("requeue", ("mta", "command"))
+        assert section is not None
+        return _mta(section, domain)
+    if isinstance(node, Scalar) and node.text.lower() in ("no", "false", "off"):
         return None
     if not isinstance(node, Sequence):
-        top.fail("requeue", "must be the argument list that calls postqueue, as [postqueue], or no")
+        top.fail("requeue", "must be the argument list that calls postqueue, as [postqueue], or no, or have an `mta`")
         return None
     arguments = _arguments(top, "requeue", node, (), filled=False)
-    return arguments[:-1] if arguments[-1:] == ("-i",) else arguments  # it is added with each queue id
+    called = arguments[:-1] if arguments[-1:] == ("-i",) else arguments  # it is added with each queue id
+    return Mta(POSTFIX.name, called)
+
+
+def _mta(section: Section, domain: str | None) -> Mta | None:
+    node, called = section.node("mta"), section.node("command")
+    arguments: tuple[str, ...] = ()
+    if isinstance(called, Sequence):
+        arguments = _arguments(section, "command", called, (), filled=False)
+    elif called is not None:
+        section.fail("command", "must be the argument list that calls the MTA's program, as [exim4, -C, FILE]")
+    if isinstance(node, Sequence):
+        if called is not None:
+            section.fail("command", "is how an MTA's program is called, and `mta` is a command itself")
+        return Mta(OWN, _arguments(section, "mta", node, ("user", "address")), domain)
+    if "mta" not in section:
+        section.fail("mta", "is missing")
+    return section.value("mta", lambda text: mta_called(text, arguments or None), None)
 
 
 def _filled(argument: str, values: Mapping_[str, str]) -> str:

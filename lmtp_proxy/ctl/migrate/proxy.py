@@ -19,6 +19,7 @@ from lmtp_proxy.ctl.drain import DONE, UNCERTAIN, UNPROVEN, Failed, Progress
 from lmtp_proxy.ctl.migrate.hooks import Cancel
 from lmtp_proxy.ctl.migrate.turns import Turns
 from lmtp_proxy.ctl.move import NO_ROOM, Order, move
+from lmtp_proxy.ctl.mta import Mta
 from lmtp_proxy.ctl.names import quoted
 from lmtp_proxy.text import count, span
 
@@ -242,16 +243,16 @@ class Proxy:
 
         return self._patiently(ask)
 
-    def requeue(self, user: str, command: Sequence[str]) -> Requeued:
-        """Has Postfix try again what was deferred for `user`. Never raises for what Postfix says."""
+    def requeue(self, user: str, mta: Mta) -> Requeued:
+        """Has the MTA try again what was deferred for `user`. Never raises for what that says."""
         from lmtp_proxy.ctl import requeue
         from lmtp_proxy.ctl.receipts import not_known
 
         try:
-            done = requeue.requeue(self._client, (user,), command, wait=_REQUEUE)
+            done = requeue.requeue(self._client, (user,), mta, wait=_REQUEUE)
         except ControlError as error:
             return Requeued((), str(error), False)
-        lines = [f"{mail.queue_id}: {mail.fate}" for mail in done.mails]
+        lines = [f"{mail.queue_id or user}: {mail.fate}" for mail in done.mails]
         lines += [f"{' '.join(run.command)}: {run.output}" for run in done.failed]
         lines += filter(None, [not_known(done)])
         return Requeued(tuple(done.ids(user)), "\n".join(lines), done.done)

@@ -19,6 +19,7 @@ from lmtp_proxy.ctl.migrate.journal_file import JournalError
 from lmtp_proxy.ctl.migrate.plan import Hook, Plan, PlanError, parse_plan
 from lmtp_proxy.ctl.migrate.proxy import Interrupted, Moved, ProxyError, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.states import NEEDS_ATTENTION, ON_OLD, ONLY_ON, Place, is_before
+from lmtp_proxy.ctl.mta import Mta
 
 _Value = TypeVar("_Value")
 IS_DONE = "is done"
@@ -34,7 +35,7 @@ class AskedProxy(Protocol):
     def preflight(self, backend: str, address: str) -> str: ...
     def move(self, user: str, backend: str, timeout: float, *, interruptible: bool) -> Moved: ...
     def receipts(self, user: str) -> UserReceipts: ...
-    def requeue(self, user: str, command: tuple[str, ...]) -> Requeued: ...
+    def requeue(self, user: str, mta: Mta) -> Requeued: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,12 +249,12 @@ class UserRun:
 
     def _requeue(self) -> Requeued:
         """What was deferred while the user was parked comes at once; if not, it comes later, and that is all."""
-        command = self.parts.plan.requeue
-        if command is None:
+        mta = self.parts.plan.requeue
+        if mta is None:
             return Requeued((), "")
         try:
             return self._steps.step(
-                "requeue", lambda: self.parts.proxy.requeue(self.user, command), lambda requeued: requeued.text
+                "requeue", lambda: self.parts.proxy.requeue(self.user, mta), lambda requeued: requeued.text
             )
         except (ProxyError, JournalError) as error:
             return Requeued((), str(error), False)

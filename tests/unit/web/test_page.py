@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.counts import tree_of
 from lmtp_proxy.figures.samples import KEPT, Samples
+from lmtp_proxy.text import octets
 from lmtp_proxy.web.frame import HEADERS, framed
-from lmtp_proxy.web.page import Shown, octets, page, rate
+from lmtp_proxy.web.history import paired
+from lmtp_proxy.web.page import Shown, page, rate
 
 VOID = {"meta", "link", "br"}
 HISTOGRAM = {"counts": [0] * 4 + [7] + [0] * 13, "sum": 0.1}
@@ -33,7 +36,8 @@ def shown(name: str = "old") -> Shown:
     """A page's worth of everything; `name` stands wherever text from outside can."""
     figures: dict[str, Any] = {
         "counters": {
-            "sessions": 5, "transactions": {"answered": 1234567, "refused": 1, "aborted": 2}, "octets": 10**9,
+            "sessions": 5, "octets": 10**9,
+            "transactions": {"answered": 1234567, "refused": 1, "declined": 7, "aborted": 2},
             "refused": {"parked": 1, "unknown": 2, "lookup": 3}, "uncertain": 1,
             "lateness": HISTOGRAM, "backends": {name: of_backend(sent=41, uncertain=1)},
         },
@@ -148,9 +152,10 @@ def test_what_is_said() -> None:
     said = text_of(shown())
     for part in (
         "Messages10.0 / s",
-        "1,234,567 answered, 2 aborted",
+        "1,234,567 answered, 7 with nobody accepted, 1 refused, 2 broken off",
         "1.0 GB since the start",
-        "of 2 on hold",
+        "Parked users1",
+        "1 on reject, 0 on hold; 1 of 2 held back, 1 told to come again; deferred, too: 2 unknown, 3 without a look-up",
         "Users 12,346",
         "everybody else old",
         "3 in use, 1 kept, of 20",
@@ -162,6 +167,54 @@ def test_what_is_said() -> None:
         assert part in said, part
     title, state, _ = page(shown())
     assert (title, state) == ("old: lmtp-proxy", "good")
+
+
+@pytest.mark.parametrize(
+    ("values", "pill"),
+    [
+        ({}, "serving"),
+        ({"reloading": 1.0}, "reloading"),
+        ({"backends": [status_of("old", state="down", trouble="x")]}, "1 store down"),
+        (
+            {
+                "backends": [status_of(name, state="down", trouble="x") for name in ("old", "new")],
+                "reload": {"ok": False, "errors": ["x"]},
+                "after_crash": {"seconds": 3.0, "worker": None},
+            },
+            "reload refused, 2 stores down",
+        ),
+        ({"after_crash": {"seconds": 3.0, "worker": None}}, "was killed"),
+        ({"stopping": True, "backends": [status_of("old", state="down", trouble="x")]}, "stopping"),
+    ],
+)
+def test_the_pill_says_what_its_colour_means(values: dict[str, Any], pill: str) -> None:
+    [said] = re.findall(r'<header>.*?<span class="pill \w+">(.*?)</span>', page(changed(**values))[2])
+    assert said == pill
+
+
+def test_a_reload_and_its_drain_are_one_row() -> None:
+    """Also where other moves come between them; the rest is as it was."""
+
+    def reload(user: str, generation: int, to: str = "new") -> dict[str, Any]:
+        moved = [{"from": "old", "to": to, "count": 1, "users": [user]}]
+        return {"kind": "reload", "time": "2026-11-24T09:00:00.000Z", "ok": True, "generation": generation,
+                "changes": "3 users", "moved": moved}  # fmt: skip
+
+    def drain(user: str, waited: float, count: int | None = 1) -> dict[str, Any]:
+        return {"kind": "drain", "time": "2026-11-24T09:00:00.000Z", "count": count, "users": [user], "done": True,
+                "waited": waited, "uncertain": 0}  # fmt: skip
+
+    refused = {"kind": "reload", "time": "2026-11-24T09:00:00.000Z", "ok": False, "errors": ["x"]}
+    alone = drain("carol", 9.0, None)
+    history = [drain("bob", 2.0), drain("alice", 3.0), refused, alone, reload("bob", 5), drain("alice", 1.0),
+               reload("alice", 4, "new"), reload("alice", 3, "reject")]  # fmt: skip
+    rows = paired(history)
+    assert [(row["kind"], row.get("generation"), row.get("drain", {}).get("waited")) for row in rows] == [
+        ("reload", None, None), ("drain", None, None), ("reload", 5, 2.0), ("reload", 4, 3.0), ("reload", 3, 1.0)
+    ]  # fmt: skip
+    assert "drain" not in history[4], "what was given is as it was"
+    given = replace(shown(), history=paired([drain("bob", 2.0), reload("bob", 5)]))
+    assert "drained1 old \u2192 new, waited 2.0 s generation 5" in text_of(given)
 
 
 def test_it_needs_no_module_that_comes_with_the_first_page(monkeypatch: pytest.MonkeyPatch) -> None:

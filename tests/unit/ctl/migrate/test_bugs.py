@@ -16,6 +16,7 @@ from lmtp_proxy.ctl.migrate.proxy import Moved, Requeued, UserReceipts
 from lmtp_proxy.ctl.migrate.runner import Watching, beside
 from lmtp_proxy.ctl.migrate.steps import Parts
 from lmtp_proxy.ctl.migrate.user_run import UserRun
+from lmtp_proxy.ctl.mta import Mta
 
 
 def traceback_of(log: pytest.LogCaptureFixture) -> str:
@@ -75,7 +76,7 @@ class BrokenProxy:
     def move(self, user: str, backend: str, timeout: float, *, interruptible: bool) -> Moved:
         raise AssertionError("nobody is moved")
 
-    def requeue(self, user: str, command: tuple[str, ...]) -> Requeued:
+    def requeue(self, user: str, mta: Mta) -> Requeued:
         raise AssertionError("nothing was parked")
 
 

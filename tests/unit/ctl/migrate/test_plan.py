@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmtp_proxy.ctl.migrate.plan import HOOK_KEYS, HOOKS, KEYS, Plan, PlanError, environment, load_plan, parse_plan
+from lmtp_proxy.ctl.mta import Mta
 from tests import ROOT
 
 PAGE = (ROOT / "docs" / "lmtp-proxy-migrate.5").read_text("utf-8")
@@ -25,7 +26,7 @@ def test_the_least_plan_and_its_defaults() -> None:
     plan = parse_plan(LEAST, "p.yml")
     assert (plan.old, plan.new, plan.park, plan.max_syncs) == ("old", "new", "reject", 3)
     assert not plan.go_on_if_uncertain
-    assert plan.requeue == ("postqueue",) and plan.journal == "/var/lib/lmtp-proxy/migrate.db"
+    assert plan.requeue == Mta("postfix", ("postqueue",)) and plan.journal == "/var/lib/lmtp-proxy/migrate.db"
     assert plan.hooks.keys() == {"sync", "final_sync"} and plan.hooks["final_sync"] is plan.hooks["sync"]
     assert plan.hooks["sync"].timeout == 6 * 3600 and plan.drain_timeout == 600 and plan.sync_again_above == 60
 
@@ -43,7 +44,7 @@ def test_a_whole_plan() -> None:
     assert hook.filled(plan.values("alice", "old")) == ("copy", "-f", "alice@example.org")
     assert hook.filled(plan.values("alice@example.net", "old"))[-1] == "alice@example.net"
     assert plan.hooks["unblock"].filled(plan.values("alice", "new")) == ("u", "alice", "new")
-    assert plan.requeue == ("postqueue", "-c", "/etc/p"), "-i is added with each id"
+    assert plan.requeue == Mta("postfix", ("postqueue", "-c", "/etc/p")), "-i is added with each id"
     assert plan.go_on_if_uncertain and plan.journal == "/x/j.db"
     assert parse_plan(LEAST + "requeue: no\n", "p.yml").requeue is None
 
@@ -128,7 +129,16 @@ def test_a_shell_gets_names_as_values_only() -> None:
           'p.yml:6: drain_timeout: must be a number of seconds from 0 to 86400, not "soon"']),
         (LEAST + "journal: here\n", ['p.yml:5: journal: must be the absolute path of a file, not "here"']),
         (LEAST + "requeue: yes\n",
-         ["p.yml:5: requeue: must be the argument list that calls postqueue, as [postqueue], or no"]),
+         ["p.yml:5: requeue: must be the argument list that calls postqueue, as [postqueue], or no, or have an `mta`"]),
+        (LEAST + "requeue: {mta: qmail}\n",
+         ["p.yml:5: requeue.mta: must be postfix, exim, sendmail, opensmtpd or an argument list, not 'qmail'"]),
+        (LEAST + "requeue: {command: [exim4]}\n", ["p.yml:5: requeue.mta: is missing"]),
+        (LEAST + "requeue: {mta: exim, command: exim4}\n",
+         ["p.yml:5: requeue.command: must be the argument list that calls the MTA's program, as [exim4, -C, FILE]"]),
+        (LEAST + "requeue: {mta: [r, '{usr}']}\n",
+         ["p.yml:5: requeue.mta: {usr} is no placeholder; there are {user} {address}; a brace itself is {{ or }}"]),
+        (LEAST + "requeue: {mta: [r, '{user}'], command: [r]}\n",
+         ["p.yml:5: requeue.command: is how an MTA's program is called, and `mta` is a command itself"]),
         (LEAST + "on_uncertain: shrug\n", ['p.yml:5: on_uncertain: must be fail or go_on, not "shrug"']),
         ("from: [\n", ["p.yml:2: YAML error: while parsing a flow node, did not find expected node content (it begins "
                        "on line 2)"]),
@@ -140,6 +150,20 @@ def test_every_mistake_has_its_line(text: str, expected: list[str]) -> None:
         assert len(found) == 1 and "YAML error" in found[0]
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("requeue", "mta"),
+    [
+        ("{mta: postfix}", Mta("postfix", ("postqueue",))),
+        ("{mta: exim}", Mta("exim", ("exim4",))),
+        ("{mta: sendmail, command: [sendmail, -Am]}", Mta("sendmail", ("sendmail", "-Am"))),
+        ("{mta: opensmtpd}", Mta("opensmtpd", ("smtpctl",))),
+        ("{mta: [r, '{user}', '{address}']}", Mta("own", ("r", "{user}", "{address}"), "example.org")),
+    ],
+)
+def test_the_mta_that_tries_again(requeue: str, mta: Mta) -> None:
+    assert parse_plan(f"{LEAST}domain: example.org\nrequeue: {requeue}\n", "p.yml").requeue == mta
 
 
 def test_all_mistakes_at_once() -> None:
