@@ -103,7 +103,9 @@ def test_what_comes_is_taken_once_and_in_order(connected: Pair) -> None:
     peer.sendall(b"one")
     assert stream.look() and stream.received == b"one"  # without the loop
     peer.sendall(b"two")
-    gevent.sleep(0.02)
+    deadline = soon()
+    while stream.received != b"onetwo" and time.monotonic() < deadline:  # by the loop
+        gevent.sleep(0.001)
     assert stream.take() == b"onetwo" and stream.take() == b""
 
 
