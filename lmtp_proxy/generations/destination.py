@@ -14,7 +14,7 @@ from lmtp_proxy.routing.routing import Route, Routing
 from lmtp_proxy.text import MAX_TEXT, printable, shown
 from lmtp_proxy.wire.envelope import RCPT, Recipient, plain_recipient
 
-_REMEMBERED = 4096  # destinations. About 3 MB; to make one with its route and all its keys takes 10 us
+_REMEMBERED = 4096  # destinations. Some 4 MB; to make one with its route and all its keys takes 10 us
 _LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a command line, would take 50 MB
 
 
