@@ -9,7 +9,8 @@ In the order of their imports:
     session        one LMTP conversation with a backend
     tls_peer       what is known of one backend's TLS
     tls_session    the same conversation in TLS
-    mailboxes      how many recipients of one mailbox it has at a time
+    mailbox        how many recipients of one mailbox it has now
+    mailboxes      how many of one mailbox it has at a time at most, and who waits
     per_recipient  whether a backend gives a final reply for each recipient
     greets         how many connections a backend greets at a time
     uses           what connections in use wait for, in words

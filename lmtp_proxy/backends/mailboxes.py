@@ -12,8 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from gevent.event import Event
+
+from lmtp_proxy.backends.mailbox import Mailbox
 
 _log = logging.getLogger(__name__)
 # Seconds since a reply for a mailbox in which it is worth waiting for the next one. Long against what a store needs to
@@ -23,16 +26,13 @@ _MOVES = 2.0
 _REMEMBERED_LESSON = 300.0
 # Seconds after which whoever waits out of order looks whether others wait for what they have.
 _LOOKS = 0.2
-# Mailboxes that are remembered although nothing is under way for them: to forget each and to remember it again with the
-# next message costs more than to count it.
-_IDLE = 1000
 
 
 class HasMailbox(Protocol):
     """Who has a place."""
 
     @property
-    def mailbox(self) -> str:
+    def mailbox(self) -> Mailbox:
         """Where."""
 
 
@@ -51,20 +51,30 @@ class Mailboxes:
         self._lesson: float = math.inf  # what the store said
         self._lesson_began, self._lesson_ends = 0.0, math.inf
         self._limit_before: float = math.inf  # that lesson, which all refusals of the same burst are one of
-        self._refused: dict[str, int] = {}  # in it
+        self._refused: dict[Mailbox, int] = {}  # in it
         self._room = 1.0  # for this part of `_most` it has connections
         self._room_ends = math.inf
         self.limit: float = math.inf
-        self._taken: dict[str, int] = {}
-        self._remembered = _IDLE
-        self._queues: dict[str, deque[_Turn]] = {}
-        self._under_way: dict[str, int] = {}  # when the store had too many: no more while anybody waits who was refused
+        # Whoever may take a place, has one or waits for one has the mailbox, too: what is not here has no place taken.
+        self._mailboxes: WeakValueDictionary[str, Mailbox] = WeakValueDictionary()
+        self._queues: dict[Mailbox, deque[_Turn]] = {}
+        self._under_way: dict[
+            Mailbox, int
+        ] = {}  # when the store had too many: no more while anybody waits who was refused
         # When the last reply came for a mailbox that was full since it was empty last, or when it became full.
-        self._heard: dict[str, float] = {}
+        self._heard: dict[Mailbox, float] = {}
 
     def __repr__(self) -> str:
         waiting = sum(map(len, self._queues.values()))
-        return f"<Mailboxes of {self._name} taken={sum(self._taken.values())} limit={self.limit:g} waiting={waiting}>"
+        taken = sum(mailbox.taken for mailbox in self._mailboxes.values())
+        return f"<Mailboxes of {self._name} taken={taken} limit={self.limit:g} waiting={waiting}>"
+
+    def at(self, name: str) -> Mailbox:
+        """The mailbox of this name, the same for all who ask as long as anybody refers to it."""
+        mailbox = self._mailboxes.get(name)
+        if mailbox is None:
+            mailbox = self._mailboxes[name] = Mailbox(name)
+        return mailbox
 
     # --- the limit ---------------------------------------------------------------------------------------------------
 
@@ -80,7 +90,7 @@ class Mailboxes:
         self._at_once = 2 * (whole or most)
         self._set_limit()
 
-    def learn(self, mailbox: str, asked_at: float) -> None:
+    def learn(self, mailbox: Mailbox, asked_at: float) -> None:
         """The store refused a recipient, who has a place, because it has too many of this mailbox.
 
         asked_at: when RCPT was sent (time.monotonic).
@@ -101,18 +111,18 @@ class Mailboxes:
         # How many it had then nobody knows: those that it took may be over by now. If all places were taken at a time
         # since the mailbox was empty, it may have been so many. And it may have others from elsewhere: one lesson does
         # not say all.
-        had = self._limit_before if mailbox in self._heard else self._taken.get(mailbox, 0) + before
+        had = self._limit_before if mailbox in self._heard else mailbox.taken + before
         self._lesson = min(self.limit, max(1, had - before - 1, self._limit_before // 2))
         self._lesson_ends = now + _REMEMBERED_LESSON
         self._set_limit()
 
-    def leave_crowded(self, mailbox: str) -> None:
+    def leave_crowded(self, mailbox: Mailbox) -> None:
         """As `leave`, for one whom the store refused; they wait for a place, with which they may ask it again.
 
         Each is handed on only in place of another that was under way.
         """
-        self._taken[mailbox] -= 1
-        others = max(1, self._taken[mailbox])
+        mailbox.taken -= 1
+        others = max(1, mailbox.taken)
         self._under_way[mailbox] = min(others, self._under_way.get(mailbox, others))
 
     def narrow(self, connections: int, of: int, seconds: float) -> None:
@@ -141,60 +151,55 @@ class Mailboxes:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def enter(self, mailbox: str) -> bool:
+    def enter(self, mailbox: Mailbox) -> bool:
         """Take a place at this mailbox, if one is free: who waits for one is before."""
-        number = self._taken.get(mailbox, 0) + 1
+        number = mailbox.taken + 1
         if number >= self.limit:
             return self._enter_last(mailbox, number)
-        self._taken[mailbox] = number
+        mailbox.taken = number
         return True
 
     def enter_all(self, recipients: Sequence[HasMailbox]) -> bool:
         """A place for each of these, or none at all."""
-        taken, limit = self._taken, self.limit
+        limit = self.limit
         for entered, recipient in enumerate(recipients):
             mailbox = recipient.mailbox
-            number = taken.get(mailbox, 0) + 1
+            number = mailbox.taken + 1
             if number < limit:
-                taken[mailbox] = number
+                mailbox.taken = number
             elif not self._enter_last(mailbox, number):
                 self.leave(recipients[:entered], replied=False)
                 return False
         return True
 
-    def _enter_last(self, mailbox: str, number: int) -> bool:
+    def _enter_last(self, mailbox: Mailbox, number: int) -> bool:
         if number > self.limit:
             return self._forget_lesson() and self.enter(mailbox)
-        self._taken[mailbox] = number
+        mailbox.taken = number
         self._heard.setdefault(mailbox, time.monotonic())
         return True
 
     def leave(self, recipients: Iterable[HasMailbox], replied: bool) -> None:
         """Give back the place of each of these. replied: the store has answered for them."""
-        taken, heard = self._taken, self._heard
+        heard = self._heard
         for recipient in recipients:
-            taken[recipient.mailbox] -= 1
-            if heard and recipient.mailbox in heard:
+            mailbox = recipient.mailbox
+            mailbox.taken -= 1
+            if heard and mailbox in heard:
                 if replied:
-                    heard[recipient.mailbox] = time.monotonic()
-                self._hand_on(recipient.mailbox)
+                    heard[mailbox] = time.monotonic()
+                self._hand_on(mailbox)
 
-    def forget_idle(self) -> None:
-        """To be called before another mailbox may become known."""
-        if len(self._taken) >= self._remembered:
-            self._taken = {mailbox: number for mailbox, number in self._taken.items() if number}
-            self._remembered = 2 * len(self._taken) + _IDLE
-
-    def _hand_on(self, mailbox: str) -> None:
+    def _hand_on(self, mailbox: Mailbox) -> None:
         """What is free goes to whoever has waited longest, one after the other."""
-        queue, taken = self._queues.get(mailbox), self._taken
+        queue = self._queues.get(mailbox)
         limit = min(self.limit, self._under_way.get(mailbox, self.limit))
         while queue:
             turn = queue[0]
-            number = min(turn.wanted - turn.granted, limit - taken.get(mailbox, 0))
+            number = min(turn.wanted - turn.granted, limit - mailbox.taken)
             if number <= 0:
                 return
-            taken[mailbox] = taken.get(mailbox, 0) + int(number)
+            mailbox.taken += int(number)
             turn.granted += int(number)
             if turn.granted < turn.wanted:
                 return
@@ -202,14 +207,14 @@ class Mailboxes:
             turn.event.set()
         self._queues.pop(mailbox, None)
         self._under_way.pop(mailbox, None)
-        if not taken.get(mailbox):
+        if not mailbox.taken:
             self._heard.pop(mailbox, None)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(
         self,
-        mailbox: str,
+        mailbox: Mailbox,
         wanted: int,
         until: float,
         before_wait: Callable[[], None],
@@ -254,27 +259,27 @@ class Mailboxes:
         except BaseException:
             self._give_up(mailbox, turn)
             if turn.granted:
-                self._taken[mailbox] -= turn.granted
+                mailbox.taken -= turn.granted
                 self._hand_on(mailbox)
             raise
         self._give_up(mailbox, turn)
         return turn.granted
 
-    def _patience(self, mailbox: str, until: float, owes: Callable[[float], bool]) -> float:
+    def _patience(self, mailbox: Mailbox, until: float, owes: Callable[[float], bool]) -> float:
         """Seconds in which something may come; not more than 0 if it stands still, or the time is up."""
         now = time.monotonic()
         if now < until and now >= self._heard[mailbox] + _MOVES and not owes(now - _MOVES):
             self._heard[mailbox] = now
         return min(until, self._heard[mailbox] + _MOVES) - now
 
-    def _give_up(self, mailbox: str, turn: "_Turn") -> None:
+    def _give_up(self, mailbox: Mailbox, turn: "_Turn") -> None:
         """It waits no more, and the next one is the first."""
         queue = self._queues.get(mailbox)
         if queue is not None and turn in queue:
             queue.remove(turn)
             self._hand_on(mailbox)
 
-    def waiting(self, mailbox: str) -> int:
+    def waiting(self, mailbox: Mailbox) -> int:
         """How many transactions wait for places at this mailbox."""
         return len(self._queues.get(mailbox, ()))
 

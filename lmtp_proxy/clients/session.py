@@ -224,7 +224,10 @@ class Session:
                 event = next_event()
                 if event is _NEED_DATA:
                     self._flush()
-                    self._receive()
+                    if protocol.in_data:
+                        self._receive_message()
+                    else:
+                        self._receive()
                 elif handler := _HANDLERS.get(type(event)):
                     handler(self, event)
                 elif isinstance(event, Wait):
@@ -368,36 +371,48 @@ class Session:
     # --- octets ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        stream, protocol = self._stream, self._protocol
+        """Commands."""
+        stream = self._stream
+        self._waits_until = until = time.monotonic() + self._idle
+        octets = stream.receive(until)
+        if self._transaction is None:
+            self._may_begin_until = time.monotonic() + _NEWCOMER
+        if octets is None:
+            self._is_idle_too_long()
+        elif octets or stream.error is None:
+            self._protocol.receive_data(octets)
+        else:
+            raise stream.error
+
+    def _receive_message(self) -> None:
+        """What comes between 354 and the final dot, and when that can have been sent."""
+        stream = self._stream
         there = stream.received or stream.ended
         now = time.monotonic()
         self._waits_until = until = now + self._idle
-        if not protocol.in_data:
-            octets = stream.receive(until)
-        elif now >= self._slow_from or (octets := stream.receive(self._slow_from)) is None:
+        if now >= self._slow_from or (octets := stream.receive(self._slow_from)) is None:
             try:
                 octets = self._receive_slowly(until)
             except _TooSlow as error:
                 self._end_transaction(str(error))
-                protocol.close(say.TOO_SLOW)
+                self._protocol.close(say.TOO_SLOW)
                 return
-        if self._transaction is None:
-            self._may_begin_until = time.monotonic() + _NEWCOMER
-        if not octets:
-            if octets is None:
-                self._end_transaction("the client was idle for too long")
-                protocol.close(say.IDLE_TOO_LONG)
-                return
-            if stream.error is not None:
-                raise stream.error
-        if protocol.in_data:
-            if there:
-                clock = self._clock = self._clock or DotClock(self._earliest_dot)
-                clock.received(len(octets), time.monotonic())
-                self._earliest_dot = clock.earliest
-            else:
-                self._earliest_dot, self._clock = time.monotonic(), None
-        protocol.receive_data(octets)
+        if octets is None:
+            self._is_idle_too_long()
+            return
+        if not octets and stream.error is not None:
+            raise stream.error
+        if there:
+            clock = self._clock = self._clock or DotClock(self._earliest_dot)
+            clock.received(len(octets), time.monotonic())
+            self._earliest_dot = clock.earliest
+        else:
+            self._earliest_dot, self._clock = time.monotonic(), None
+        self._protocol.receive_data(octets)
+
+    def _is_idle_too_long(self) -> None:
+        self._end_transaction("the client was idle for too long")
+        self._protocol.close(say.IDLE_TOO_LONG)
 
     def _receive_slowly(self, until: float) -> bytes | None:
         """As Stream.receive, amid a message that has taken long already. Raises _TooSlow where it is to be given up.

@@ -39,7 +39,7 @@ def leave_mailboxes(destinations: Iterable[Destination]) -> None:
 
 def place_of(destination: Destination) -> tuple[str, str]:
     """The backend and the mailbox, in the order in which they are waited for."""
-    return destination.pool.backend.name if destination.pool else "", destination.mailbox
+    return destination.pool.backend.name if destination.pool else "", destination.mailbox.name
 
 
 def admit(
@@ -115,9 +115,7 @@ def _is_waited_for(held: Iterable[Destination], place: tuple[str, str]) -> bool:
 
 def is_same_mailbox(one: Destination, other: Destination) -> bool:
     """Of the same backend, too; or neither has one."""
-    if one.pool is None or other.pool is None:
-        return one.pool is other.pool
-    return one.pool.mailboxes is other.pool.mailboxes and one.mailbox == other.mailbox
+    return one.mailbox is other.mailbox or (one.pool is None and other.pool is None)
 
 
 def routed_anew(generation: Generation, destinations: Iterable[Destination]) -> list[Destination]:

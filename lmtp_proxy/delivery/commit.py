@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmtp_proxy.backends.failure import BackendError, Failure
+from lmtp_proxy.backends.mailbox import Mailbox
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
 from lmtp_proxy.delivery.accounts import Accounts
@@ -181,12 +182,12 @@ class CommitPoint:
             self.let_go(self._accounts.accepted[self._answered : answered])
             self._answered = answered
 
-    def owes(self, pool: BackendPool, mailbox: str, since: float) -> bool:
+    def owes(self, pool: BackendPool, mailbox: Mailbox, since: float) -> bool:
         """Whether the backend has had RCPT or the final dot since this time, and has not answered for this mailbox."""
         if self.asked_at > since or self._pool.mailboxes is not pool.mailboxes:
             return False
         unanswered = self.held if self.phase is _FINAL_DOT else self._accounts.asked
-        return any(destination.mailbox == mailbox for destination in unanswered)
+        return any(destination.mailbox is mailbox for destination in unanswered)
 
     # --- the point itself --------------------------------------------------------------------------------------------
 

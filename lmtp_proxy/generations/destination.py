@@ -8,12 +8,13 @@ is not kept here. What a table that may change has said is not remembered: the c
 from collections.abc import Mapping
 from sys import intern
 
+from lmtp_proxy.backends.mailbox import Mailbox
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.routing.routing import Route, Routing
 from lmtp_proxy.text import MAX_TEXT, printable, shown
 from lmtp_proxy.wire.envelope import RCPT, Recipient, plain_recipient
 
-_REMEMBERED = 4096  # destinations. About 3 MB; to make one with its route and all its keys takes 10 us
+_REMEMBERED = 4096  # destinations. Some 4 MB; to make one with its route and all its keys takes 10 us
 _LONGEST_PATH = 256  # octets (RFC 5321 section 4.5.3.1.3); longer ones, up to a command line, would take 50 MB
 
 
@@ -24,7 +25,7 @@ class Destination:
         route: where the recipient's mail goes.
         generation: the number of the one that `route` is of.
         pool: of that generation, None where there is no backend.
-        mailbox: where the mail ends, as far as it can be told: the address without detail.
+        mailbox: where the mail ends, as far as it can be told: of the backend, named by the address without detail.
         command: the RCPT line for a backend, with CRLF.
         path: the recipient in the log, escaped.
         via: the backend in the log, escaped.
@@ -38,7 +39,8 @@ class Destination:
         self.route = route
         self.generation = generation
         self.pool = pool
-        self.mailbox = (route.mailboxes or route.keys)[-1]
+        mailbox = (route.mailboxes or route.keys)[-1]
+        self.mailbox = Mailbox(mailbox) if pool is None else pool.mailboxes.at(mailbox)
         self.command = RCPT + recipient.path + b"\r\n"
         self.path = printable(recipient.path)
         self.via = intern(f"backend={'-' if pool is None else _in_one_line(pool.name)}")
@@ -76,8 +78,6 @@ class Destinations(dict[bytes, Destination]):
     def _made(self, recipient: Recipient) -> Destination:
         route = self._routing.route(recipient)
         pool = None if route.backend is None else self._pools[route.backend]
-        if pool is not None:
-            pool.mailboxes.forget_idle()
         destination = Destination(recipient, route, self._generation, pool)
         alike = self._routing.constant and route.trouble is None and recipient.orcpt is None
         if alike and len(recipient.path) <= _LONGEST_PATH:

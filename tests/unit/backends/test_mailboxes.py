@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy.backends import mailboxes as module
+from lmtp_proxy.backends.mailbox import Mailbox
 from lmtp_proxy.backends.mailboxes import Mailboxes
 
 
 @dataclass(frozen=True)
 class Recipient:
-    mailbox: str
+    mailbox: Mailbox
 
 
-A, B = Recipient("a"), Recipient("b")
 FOREVER = 60.0
 
 
@@ -31,8 +31,30 @@ def of(limit: int) -> Mailboxes:
     return made
 
 
+# Whoever has a place has its mailbox: here of one test.
+_routed: list[Mailbox] = []
+
+
+@pytest.fixture(autouse=True)
+def _nobody() -> None:
+    _routed.clear()
+
+
+def at(places: Mailboxes, name: str = "a") -> Mailbox:
+    _routed.append(places.at(name))
+    return _routed[-1]
+
+
+def enter(places: Mailboxes, name: str = "a") -> bool:
+    return places.enter(at(places, name))
+
+
+def leave(places: Mailboxes, number: int = 1, name: str = "a", *, replied: bool) -> None:
+    places.leave([Recipient(at(places, name))] * number, replied=replied)
+
+
 def wait(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER, stays: Callable[[], bool] = lambda: True) -> int:
-    return places.wait("a", wanted, time.monotonic() + seconds, lambda: None, stays, owed)
+    return places.wait(at(places), wanted, time.monotonic() + seconds, lambda: None, stays, owed)
 
 
 def owed(_since: float) -> bool:
@@ -48,7 +70,7 @@ def waiting(places: Mailboxes, wanted: int = 1, seconds: float = FOREVER) -> "ge
 
 
 def fill(places: Mailboxes, number: int) -> None:
-    assert all(places.enter("a") for _ in range(number))
+    assert all(enter(places) for _ in range(number))
 
 
 # --- the limit --------------------------------------------------------------------------------------------------------
@@ -56,22 +78,22 @@ def fill(places: Mailboxes, number: int) -> None:
 
 def test_each_mailbox_has_so_many() -> None:
     places = of(2)
-    assert [places.enter("a") for _ in range(3)] == [True, True, False]
-    assert places.enter("b")
+    assert [enter(places) for _ in range(3)] == [True, True, False]
+    assert enter(places, "b")
     assert repr(places) == "<Mailboxes of store taken=3 limit=2 waiting=0>"
-    places.leave([A], replied=True)
-    assert [places.enter("a"), places.enter("a")] == [True, False]
+    leave(places, replied=True)
+    assert [enter(places), enter(places)] == [True, False]
 
 
 def test_what_is_given_back_goes_to_whoever_came_first() -> None:
     places = of(2)
     fill(places, 2)
     first, second = waiting(places), waiting(places)
-    assert not places.enter("a")
+    assert not enter(places)
     for greenlet in (first, second):
         assert not greenlet.ready()
-        places.leave([A], replied=True)
-        assert not places.enter("a"), "in front of whoever waits"
+        leave(places, replied=True)
+        assert not enter(places), "in front of whoever waits"
         assert greenlet.get(timeout=1) == 1
     assert "taken=2 limit=2 waiting=0" in repr(places)
 
@@ -81,7 +103,7 @@ def test_no_more_wait_than_may_be_delivered() -> None:
     fill(places, 2)
     greenlets = [waiting(places), waiting(places)]
     assert wait(places) == 0
-    places.leave([A, A], replied=True)
+    leave(places, 2, replied=True)
     assert gevent.joinall(greenlets, timeout=1) and [each.value for each in greenlets] == [1, 1]
 
 
@@ -92,7 +114,7 @@ def test_in_one_of_several_processes_as_many_wait_as_if_it_were_alone() -> None:
     queue = [waiting(places) for _ in range(3)]
     assert wait(places) == 0
     for _ in range(3):
-        places.leave([A], replied=True)
+        leave(places, replied=True)
     assert [each.get(timeout=FOREVER) for each in queue] == [1, 1, 1]
 
 
@@ -108,20 +130,20 @@ def test_where_no_reply_is_owed_it_does_not_stand_still(monkeypatch: pytest.Monk
         asked.append(since)
         return next(answers)
 
-    assert places.wait("a", 1, began + FOREVER, lambda: None, lambda: True, owes) == 0
+    assert places.wait(at(places), 1, began + FOREVER, lambda: None, lambda: True, owes) == 0
     assert len(asked) == 4 and 4 * 0.05 <= time.monotonic() - began < FOREVER
     assert all(since <= time.monotonic() - 0.05 for since in asked)
-    assert places.wait("a", 1, time.monotonic() + 0.2, lambda: None, lambda: True, lambda since: False) == 0
+    assert places.wait(at(places), 1, time.monotonic() + 0.2, lambda: None, lambda: True, lambda since: False) == 0
 
 
 def test_several_are_gathered_for_one_and_those_behind_wait() -> None:
     places = of(3)
     fill(places, 3)
     many, one = waiting(places, 2), waiting(places)
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     gevent.sleep(0)
     assert not many.ready() and not one.ready()
-    places.leave([A, A], replied=True)
+    leave(places, 2, replied=True)
     assert (many.get(timeout=1), one.get(timeout=1)) == (2, 1)
 
 
@@ -146,11 +168,11 @@ def test_it_is_waited_for_while_there_are_replies(monkeypatch: pytest.MonkeyPatc
     began = time.monotonic()
     assert wait(places) == 0, "nothing has come since"
     assert time.monotonic() - began < 0.15
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     fill(places, 1)
     greenlet = waiting(places)
     gevent.sleep(0.1)
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     assert greenlet.get(timeout=1) == 1
 
 
@@ -159,10 +181,10 @@ def test_what_ends_without_a_reply_is_no_progress(monkeypatch: pytest.MonkeyPatc
     places = of(2)
     fill(places, 2)
     gevent.sleep(0.15)
-    places.leave([A], replied=False)
+    leave(places, replied=False)
     fill(places, 1)
     assert wait(places) == 0
-    places.leave([A, A], replied=False)
+    leave(places, 2, replied=False)
     fill(places, 2)  # nobody knows of what was before
     began = time.monotonic()
     assert wait(places) == 0
@@ -176,7 +198,7 @@ def test_who_is_killed_gives_back_what_they_had() -> None:
     places = of(3)
     fill(places, 3)
     many, behind = waiting(places, 2), waiting(places)
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     many.kill()
     assert behind.get(timeout=1) == 1
     assert "taken=3 limit=3 waiting=0" in repr(places)
@@ -190,10 +212,10 @@ def test_what_fails_before_the_wait_leaves_no_turn() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        places.wait("a", 1, time.monotonic() + 9, fails, lambda: True, owed)
+        places.wait(at(places), 1, time.monotonic() + 9, fails, lambda: True, owed)
     assert "waiting=0" in repr(places)
-    places.leave([A], replied=True)
-    assert places.enter("a")
+    leave(places, replied=True)
+    assert enter(places)
 
 
 def test_a_change_of_routes_wakes_whoever_is_elsewhere_now() -> None:
@@ -208,7 +230,7 @@ def test_a_change_of_routes_wakes_whoever_is_elsewhere_now() -> None:
     places.routes_changed()
     gevent.sleep(0.05)
     assert not greenlet.ready()
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     assert greenlet.get(timeout=1) == 1
 
 
@@ -223,10 +245,10 @@ def test_a_higher_limit_lets_them_in_and_a_lower_one_waits() -> None:
     assert greenlet.get(timeout=1) == 1
     places.configure(1)
     greenlet = waiting(places)
-    places.leave([A, A], replied=True)
+    leave(places, 2, replied=True)
     gevent.sleep(0.02)
     assert not greenlet.ready()
-    places.leave([A], replied=True)
+    leave(places, replied=True)
     assert greenlet.get(timeout=1) == 1
 
 
@@ -238,16 +260,16 @@ def test_a_store_teaches_a_lower_one_and_it_is_forgotten(
     fill(places, 7)
     asked_at = time.monotonic()
     for limit in (6, 5):
-        places.learn("a", asked_at)
-        places.leave([A], replied=True)
+        places.learn(at(places), asked_at)
+        leave(places, replied=True)
         assert places.limit == limit
     assert [record.getMessage() for record in caplog.records] == [
         "backend store takes fewer recipients of one user at a time than max_per_user=10: for 0.1 s it is given fewer; "
         "set max_per_user to its limit (of Dovecot 2.4: lmtp_user_concurrency_limit)"
     ]
-    assert not places.enter("a")
+    assert not enter(places)
     gevent.sleep(0.15)
-    assert places.enter("a") and places.limit == 10
+    assert enter(places) and places.limit == 10
 
 
 def test_one_lesson_does_not_say_all() -> None:
@@ -255,8 +277,8 @@ def test_one_lesson_does_not_say_all() -> None:
     places = of(8)
     for limit in (4, 2, 1, 1):
         fill(places, 1)
-        places.learn("a", time.monotonic())
-        places.leave([A], replied=True)
+        places.learn(at(places), time.monotonic())
+        leave(places, replied=True)
         assert places.limit == limit
     places.configure(1)
     assert places.limit == 1
@@ -271,10 +293,10 @@ def test_refusals_that_are_read_when_the_accepted_ones_are_over_teach_no_less_th
         number = min(asked, int(places.limit))
         fill(places, number)
         asked_at = time.monotonic()
-        places.leave([A] * 4, replied=True)
+        leave(places, 4, replied=True)
         for _ in range(number - 4):
-            places.learn("a", asked_at)
-            places.leave([A], replied=True)
+            places.learn(at(places), asked_at)
+            leave(places, replied=True)
         taken.append(places.limit)
     assert taken[-1] == 4 and min(taken) == 4
     assert taken[0] >= 10, "at once no less than half"
@@ -284,10 +306,10 @@ def test_refusals_for_several_mailboxes_are_one_lesson() -> None:
     places = of(20)
     asked_at = time.monotonic()
     for mailbox in "aabb":
-        assert places.enter(mailbox)
+        assert enter(places, mailbox)
     for mailbox in "abab":
-        places.learn(mailbox, asked_at)
-        places.leave([Recipient(mailbox)], replied=True)
+        places.learn(at(places, mailbox), asked_at)
+        leave(places, 1, mailbox, replied=True)
     assert places.limit == 10
 
 
@@ -297,9 +319,9 @@ def test_fewer_connections_are_fewer_places_for_a_while() -> None:
     places.narrow(4, of=20, seconds=0.1)
     assert places.limit == 2
     fill(places, 2)
-    assert not places.enter("a")
+    assert not enter(places)
     gevent.sleep(0.15)
-    assert places.enter("a") and places.limit == 10
+    assert enter(places) and places.limit == 10
     for connections, limit in ((1, 1), (2, 1), (19, 9), (20, 10)):
         places.narrow(connections, of=20, seconds=FOREVER)
         assert places.limit == limit
@@ -315,20 +337,20 @@ def test_who_was_refused_waits_for_the_end_of_another_whatever_the_limit() -> No
     fill(places, 6)
     waits = []
     for under_way in (5, 4):
-        places.learn("a", time.monotonic())
-        places.leave_crowded("a")
+        places.learn(at(places), time.monotonic())
+        places.leave_crowded(at(places))
         assert f"taken={under_way} " in repr(places) and places.limit >= 5
         waits.append(waiting(places))
     gevent.sleep(0)
     assert not any(greenlet.ready() for greenlet in waits)
     for greenlet in waits:
-        places.leave([A], replied=True)
+        leave(places, replied=True)
         assert greenlet.get(timeout=1) == 1
         assert "taken=4 " in repr(places)
-    places.leave([A] * 4, replied=True)
-    places.enter("a")
-    places.learn("a", time.monotonic())
-    places.leave_crowded("a")
+    leave(places, 4, replied=True)
+    enter(places)
+    places.learn(at(places), time.monotonic())
+    places.leave_crowded(at(places))
     assert wait(places) == 1, "there is no other of ours"
     assert not places._under_way
 
@@ -341,37 +363,49 @@ def test_who_has_what_others_wait_for_does_not_wait() -> None:
     fill(places, 1)
     began = time.monotonic()
     greenlet = gevent.spawn(
-        places.wait, "a", 1, began + FOREVER, lambda: None, lambda: True, owed, lambda: bool(places.waiting("b"))
+        places.wait,
+        at(places),
+        1,
+        began + FOREVER,
+        lambda: None,
+        lambda: True,
+        owed,
+        lambda: bool(places.waiting(at(places, "b"))),
     )
     gevent.sleep(0.3)
     assert not greenlet.ready()
-    assert places.enter("b")
-    other = gevent.spawn(places.wait, "b", 1, began + FOREVER, lambda: None, lambda: True, owed)
+    assert enter(places, "b")
+    other = gevent.spawn(places.wait, at(places, "b"), 1, began + FOREVER, lambda: None, lambda: True, owed)
     assert greenlet.get(timeout=1) == 0
-    places.leave([B], replied=True)
+    leave(places, 1, "b", replied=True)
     assert other.get(timeout=1) == 1
-    other = gevent.spawn(places.wait, "b", 1, began + FOREVER, lambda: None, lambda: True, owed)
+    other = gevent.spawn(places.wait, at(places, "b"), 1, began + FOREVER, lambda: None, lambda: True, owed)
     gevent.sleep(0)
     told: list[bool] = []
     got = places.wait(
-        "a", 1, began + FOREVER, lambda: told.append(True), lambda: True, owed, lambda: bool(places.waiting("b"))
+        at(places),
+        1,
+        began + FOREVER,
+        lambda: told.append(True),
+        lambda: True,
+        owed,
+        lambda: bool(places.waiting(at(places, "b"))),
     )
     assert (got, told) == (0, [])
     other.kill()
 
 
-def test_what_is_idle_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_IDLE", 10)
+def test_a_mailbox_is_one_as_long_as_anybody_has_it_and_then_forgotten() -> None:
     places = of(2)
-    fill(places, 1)
+    mine = places.at("a")
+    assert places.enter(mine) and places.at("a") is mine and places.at("b") is not mine
     for number in range(1000):
-        places.forget_idle()
-        assert places.enter(str(number))
-        places.leave([Recipient(str(number))], replied=True)
-        assert len(places._taken) <= 1000  # the first time is that of the module
-    places.forget_idle()
-    assert places._taken["a"] == 1
-    assert len(places._taken) < 20
+        mailbox = places.at(str(number))
+        assert places.enter(mailbox)
+        places.leave([Recipient(mailbox)], replied=True)
+    assert len(places._mailboxes) == 2 and repr(places.at("a")) == "<Mailbox a taken=1>"
+    del mine
+    assert "taken=0" in repr(places)
 
 
 class GaveUp(Exception):
@@ -394,14 +428,14 @@ def test_never_above_the_limit_none_lost_first_come_first_served(seed: int, limi
         mine: list[object] = []
 
         def before_wait() -> None:
-            mine.append(places._queues[mailbox][-1])
+            mine.append(places._queues[at(places, mailbox)][-1])
             came[mailbox] += mine
 
         until = time.monotonic() + random.choice([-1, 0.002, 9, 9])
-        got = places.wait(mailbox, wanted, until, before_wait, lambda: random.random() < 0.7, owed)
+        got = places.wait(at(places, mailbox), wanted, until, before_wait, lambda: random.random() < 0.7, owed)
         if mine and got == wanted:
             before = came[mailbox][: came[mailbox].index(mine[0])]
-            assert not any(turn in before for turn in places._queues.get(mailbox, ()))
+            assert not any(turn in before for turn in places._queues.get(at(places, mailbox), ()))
         has[mailbox] += got
         assert has[mailbox] <= limit
         return got
@@ -414,7 +448,7 @@ def test_never_above_the_limit_none_lost_first_come_first_served(seed: int, limi
                 got = asked(mailbox, random.randrange(1, limit + 1))
             gevent.sleep(random.random() * 0.002)
             has[mailbox] -= got
-            places.leave([Recipient(mailbox)] * got, replied=random.random() < 0.8)
+            leave(places, got, mailbox, replied=random.random() < 0.8)
 
     greenlets = [gevent.spawn(one) for _ in range(people)]
     while not all(greenlet.ready() for greenlet in greenlets):
