@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmtp_proxy.config.difference import compare_users
 from lmtp_proxy.config.loading import HEADER, MAGIC, LoadAnswer, LoadOrder
 from lmtp_proxy.config.read import load_config
-from lmtp_proxy.config.values import ConfigError
+from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.routing.static_table import StaticTable
+
+if TYPE_CHECKING:
+    from lmtp_proxy.table.reading import TableFound
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,15 +34,33 @@ def main(arguments: Sequence[str]) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     try:
         config = load_config(order.path, order.store)
+        table = None
+        if config.table is not None and order.table:
+            table, base = _table(config, accept=order.accept)
+            config = replace(config, users=base)
         old = config.users if order.old is None else StaticTable.of_file(*order.old)
         users = compare_users(old, config.users)
-        answer = LoadAnswer((), replace(config, users=StaticTable()), config.users.shape, users)
+        answer = LoadAnswer((), replace(config, users=StaticTable()), config.users.shape, users, table)
     except ConfigError as error:
         answer = LoadAnswer(error.errors)
     octets = pickle.dumps(answer)
     with open(1, "wb", closefd=False) as out:
         out.write(HEADER.pack(MAGIC, len(octets)) + octets)
     os._exit(0)  # at once: to take a million objects apart one by one helps nobody
+
+
+def _table(config: Config, *, accept: bool) -> "tuple[TableFound, StaticTable]":
+    """What is found of the users in the database, and the snapshot. Raises ConfigError."""
+    from lmtp_proxy.table.base import TableError
+    from lmtp_proxy.table.reading import find, served
+
+    assert config.table is not None
+    path, rules = config.table.sqlite, config.key_rules
+    try:
+        found = find(path, rules, accept=accept)
+        return found, served(found, path, rules).base
+    except TableError as error:
+        raise ConfigError((f"{config.path}: config.table: {error}",)) from error
 
 
 if __name__ == "__main__":

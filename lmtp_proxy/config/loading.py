@@ -18,13 +18,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lmtp_proxy import ROOT
 from lmtp_proxy.config.difference import UserChanges
 from lmtp_proxy.config.values import Config, ConfigError, UsersFile
 from lmtp_proxy.routing.static_table import Shape, StaticTable
 from lmtp_proxy.text import shown
+
+if TYPE_CHECKING:
+    from lmtp_proxy.table.reading import TableFound
 
 LONGEST = 240.0  # seconds; lmtp-proxyctl move waits 300
 _NICE = 10  # for a file that is larger than
@@ -50,12 +53,16 @@ class LoadOrder(NamedTuple):
         store: descriptor of an empty file for the table.
         old: descriptor and shape of the table to compare with, None if there is nothing to compare.
         nice: how much lower its priority is to be.
+        accept: a table in a database is taken whatever its history is.
+        table: it is wanted.
     """
 
     path: str
     store: int
     old: tuple[int, Shape] | None
     nice: int
+    accept: bool = False
+    table: bool = True
 
     def written(self) -> str:
         """As ASCII, whatever the path is."""
@@ -63,17 +70,21 @@ class LoadOrder(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "LoadOrder":
-        path, store, old, nice = json.loads(text)
-        return cls(path, store, old and (old[0], Shape(*old[1])), nice)
+        path, store, old, nice, accept, table = json.loads(text)
+        return cls(path, store, old and (old[0], Shape(*old[1])), nice, accept, table)
 
 
 class LoadAnswer(NamedTuple):
-    """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one."""
+    """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one.
+
+    Where the users are in a database, what was found of that.
+    """
 
     errors: tuple[str, ...]
     config: Config | None = None
     shape: Shape | None = None
     users: UserChanges | None = None
+    table: "TableFound | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +112,10 @@ def are_large(paths: Iterable[str]) -> bool:
     return octets > LARGE
 
 
-def load(path: str) -> Config:
+def load(path: str, *, table: bool = True) -> Config:
     """As config.load_config, for a process that is about to serve, and is to be as small as can be.
+
+    table: without it a database is not looked at.
 
     KeyboardInterrupt ends both: it is held back until it is known that there is a process to be ended.
     """
@@ -110,7 +123,7 @@ def load(path: str) -> Config:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         try:
-            process = LoadingProcess(path, None, 0)
+            process = LoadingProcess(path, None, 0, table=table)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process.result(_to_its_end(process.pipe), partial(_wait, process.pid)).config
@@ -126,6 +139,7 @@ class LoadingProcess:
         old: None if nothing is in force yet, and there is nothing to compare with.
         nice: as its files deserve, if None.
         files: those that are known already.
+        accept, table: see LoadOrder.
 
     Attributes:
         pid: of the process.
@@ -135,9 +149,17 @@ class LoadingProcess:
     """
 
     def __init__(
-        self, path: str, old: StaticTable | None, nice: int | None = None, files: Sequence[UsersFile] = ()
+        self,
+        path: str,
+        old: StaticTable | None,
+        nice: int | None = None,
+        files: Sequence[UsersFile] = (),
+        *,
+        accept: bool = False,
+        table: bool = True,
     ) -> None:
         self._path = path
+        self._accept, self._table = accept, table
         self._status: int | None = None
         self._files = ExitStack()
         try:
@@ -165,7 +187,7 @@ class LoadingProcess:
             if old is not None:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
-            order = LoadOrder(self._path, self._store, previous, nice)
+            order = LoadOrder(self._path, self._store, previous, nice, self._accept, self._table)
             paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -189,6 +211,8 @@ class LoadingProcess:
             raise ConfigError((self._failed(f"{end}{last}"),))
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
+        if answer.table is not None:
+            return Loaded(_with_table(answer.config, answer.table), answer.users)
         if os.fstat(self._store).st_size <= LARGE:  # a descriptor less
             users = StaticTable.of_octets(os.pread(self._store, LARGE, 0), answer.shape)
         else:
@@ -219,6 +243,19 @@ class LoadingProcess:
             return "cannot be killed"
         code = os.waitstatus_to_exitcode(self._status)
         return f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+def _with_table(config: Config, found: "TableFound") -> Config:
+    """Raises ConfigError."""
+    from lmtp_proxy.table.base import TableError
+    from lmtp_proxy.table.reading import served
+
+    assert config.table is not None
+    try:
+        table = served(found, config.table.sqlite, config.key_rules)
+    except TableError as error:
+        raise ConfigError((f"{shown(config.path, 4096)}: config.table: {error}",)) from error
+    return replace(config, users=table.base, served=table)
 
 
 def _to_its_end(pipe: int) -> bytes:

@@ -28,6 +28,7 @@ from lmtp_proxy.control.json import (
     flights_json,
     receipts_json,
     sessions_json,
+    table_json,
 )
 from lmtp_proxy.control.request import (
     HttpProblem,
@@ -76,7 +77,7 @@ class Application(ControlApplication):
 
     @property
     def _digest(self) -> str:
-        return self._generation.config.digest
+        return self._generation.config.in_force
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -102,17 +103,19 @@ class Application(ControlApplication):
                 "modified": iso_time(config.modified),
                 "loaded": iso_time(state.manager.loaded),
             },
+            "in_force": self._digest,
+            "table": table_json(config),
             "sessions": len(state.sessions()),
             "held": len(state.parking),
             "in_flight": phases,
             "uncertain": state.uncertain.count,
             "uncertain_log": config.uncertain_log,
             "log": log_state()._asdict(),
-            "users": len(config.users),
+            "users": config.how_many,
             "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,
             "default_domain": config.default_domain,
-            "users_on": dict(config.users_per_backend),
+            "users_on": dict(config.users_on),
             **self._backends(request),
         }
 
@@ -130,7 +133,7 @@ class Application(ControlApplication):
 
     def _backends(self, _: Request) -> Json:
         generation = self._generation
-        users = generation.config.users_per_backend
+        users = generation.config.users_on
         return {"backends": [backend_json(pool, users.get(name, 0)) for name, pool in generation.pools.items()]}
 
     def _sessions(self, _: Request) -> Json:
@@ -160,14 +163,19 @@ class Application(ControlApplication):
             answer = f"parked for up to {config.hold_timeout:g} s, then {refusal}"
         else:
             answer = refusal + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
-        file, line = (None, None) if hit is None else config.place(hit)
+        table = None if config.served is None else config.served.where
+        file, line = (table, None) if hit is None or table is not None else config.place(hit)
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),
             "hit": hit,
             "file": file,
             "line": line,
-            "source": "users" if hit is not None else "fallback_backend" if name is not None else None,
+            "source": ("users" if table is None else "table")
+            if hit is not None
+            else "fallback_backend"
+            if name is not None
+            else None,
             "backend": name,
             "answer": answer,
         }

@@ -174,9 +174,11 @@ class ControlApplication(JsonApplication):
     # --- what can be done --------------------------------------------------------------------------------------------
 
     def _reload(self, request: Request) -> Json:
-        force = bool(request.body) and request.document("force").flag("force")
-        request.log("reload by force" if force else "reload")
-        outcome = self._reloads.reload_now(force=force)
+        how = request.document("force", "table_alone") if request.body else RequestDocument({})
+        force, table_alone = how.flag("force"), how.flag("table_alone")
+        if not table_alone:
+            request.log("reload by force" if force else "reload")
+        outcome = self._reloads.reload_now(force=force, table_alone=table_alone)
         if isinstance(outcome, ReloadRefused):
             raise self._refusal(outcome)
         return {
@@ -186,6 +188,7 @@ class ControlApplication(JsonApplication):
             "restart": list(outcome.restart),
             "moved": moved_json(outcome.moved),
             "named": list(outcome.named),
+            "nothing": outcome.nothing,
             "sha256": self._digest,
         }
 
@@ -239,6 +242,8 @@ class ControlApplication(JsonApplication):
 
     def _settle(self) -> None:
         """See `_settled`; it ends by an exception when the time is up."""
+        if self._reloads.follows_table:  # what a script has just committed counts
+            self._reloads.request_reload(table_alone=True)
         self._reloads.settle()
 
     def _receipts(self, request: Request) -> Json:

@@ -189,6 +189,20 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     return move(client, order, progress)
 
 
+def _table(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl import table
+
+    if options.what == "import":
+        if options.file is None:
+            options.parser.error("name the file that has the users")
+        return table.bring(options.config, options.file)
+    if options.file is not None or (options.print and options.what != "init"):
+        options.parser.error(f"{options.what} takes no {'file' if options.file is not None else '--print'}")
+    if options.what == "init":
+        return table.make(options.config, only_print=options.print)
+    return table.bring_out(options.config) if options.what == "export" else table.examine(options.config)
+
+
 def _inflight(options: argparse.Namespace, _progress: Progress) -> Outcome:
     answer = _client(options).get("/inflight")
     return Outcome(answer.document, show.flights(answer.objects("in_flight")))
@@ -380,6 +394,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--differ", action="store_true", help="with --fleet: also if the hosts do not say the same")
     verb.add_argument("--not-before", type=moment, help=argparse.SUPPRESS)  # of a fleet's orders, see validity
     verb.add_argument("--not-after", type=moment, help=argparse.SUPPRESS)
+    verb = add(
+        "table",
+        _table,
+        "The database of config.table: init makes it, import brings users into it, export writes them out, check "
+        "says what is wrong",
+        "Asks no proxy, and waits for nothing but the database. import takes a configuration with users, or a file of "
+        "users alone, into a table that has none; export prints them as such a file. Exit status 1 if something is "
+        "wrong.",
+        usage="lmtp-proxyctl table [options] init [--print] | import FILE | export | check",
+    )
+    verb.add_argument("what", choices=("init", "import", "export", "check"), help="what to do")
+    verb.add_argument("file", type=text, nargs="?", metavar="FILE", help="for import")
+    verb.add_argument("--print", action="store_true", help="print the statements of init, and run none")
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")

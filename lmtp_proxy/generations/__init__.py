@@ -8,5 +8,6 @@ In the order of their imports:
     destination  where the mail of one recipient goes in one generation
     generation   one configuration as it serves: number, config, routing, pools
     reloads      one reload at a time, for however many ask
+    following    asks for a look at a table when somebody has changed it
     manager      the greenlet that reloads on SIGUSR1
 """

@@ -51,6 +51,7 @@ class Reloaded(NamedTuple):
         when: in seconds since the epoch.
         moved: users, the largest groups first.
         named: the same, a line for each of the first users.
+        nothing: there was nothing new in config.table, so that the generation is the one of before.
     """
 
     generation: int
@@ -60,6 +61,7 @@ class Reloaded(NamedTuple):
     when: float
     moved: tuple[MovedUsers, ...] = ()
     named: tuple[str, ...] = ()
+    nothing: bool = False
 
 
 class ReloadRefused(NamedTuple):
@@ -155,6 +157,7 @@ class Reloads(ABC):
     Attributes:
         last_reload: the last one's outcome, None before the first.
         loading_since: when the reload under way began (time.monotonic), None if there is none.
+        follows_table: config.table is looked at by itself; whoever wants to know what is in force asks for a look.
         done: how many changed the generation.
         refused: how many did not.
         history: the last outcomes and drains.
@@ -168,26 +171,32 @@ class Reloads(ABC):
         self._settled = Event()
         self._waiting: list[AsyncResult[Outcome]] = []
         self._force = False
+        self._table_alone = True
+        self._files_refused = False
+        self.follows_table = False
         self.last_reload: Outcome | None = None
         self.loading_since: float | None = None
         self.done = self.refused = 0
         self.history: deque[Outcome | NotedDrain] = deque(maxlen=_REMEMBERED)
 
     @abstractmethod
-    def reload(self, *, force: bool = False) -> Outcome:
+    def reload(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
         """Load now, and return when what was loaded is in force, or why it is not.
 
         Args:
             force: whatever config.max_removed says.
+            table_alone: the files are not looked at, but only what has changed in config.table.
         """
 
-    def request_reload(self) -> None:
-        """Ask for a reload, and return at once."""
+    def request_reload(self, *, table_alone: bool = False) -> None:
+        """Ask for a reload, and return at once. table_alone: see `reload`."""
+        self._table_alone = self._table_alone and table_alone
         self._wanted.set()
 
-    def reload_now(self, *, force: bool = False) -> Outcome:
-        """Wait for a load that begins after this call, and for its swap. force: see `reload`."""
+    def reload_now(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
+        """Wait for a load that begins after this call, and for its swap. force, table_alone: see `reload`."""
         self._force = self._force or force
+        self._table_alone = self._table_alone and table_alone
         result: AsyncResult[Outcome] = AsyncResult()
         self._waiting.append(result)
         self._wanted.set()
@@ -215,6 +224,13 @@ class Reloads(ABC):
             self._settled.clear()
             self._settled.wait()
 
+    def _is_news(self, outcome: Outcome, *, table_alone: bool) -> bool:
+        """A look at the table that found nothing, or what is wrong with it once more, is none."""
+        if isinstance(outcome, Reloaded):
+            return not outcome.nothing
+        last = self.last_reload
+        return not (table_alone and isinstance(last, ReloadRefused) and last.errors == outcome.errors)
+
     def run(self) -> None:
         """Serve requests for ever."""
         while True:
@@ -222,22 +238,27 @@ class Reloads(ABC):
             self._wanted.clear()
             waiting, self._waiting = self._waiting, []
             force, self._force = self._force, False
+            table_alone, self._table_alone = self._table_alone, True
             self._begun += 1
             self.loading_since = time.monotonic()
             try:
-                outcome = self.reload(force=force)
+                outcome = self.reload(force=force, table_alone=table_alone)
             except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
                 _log.exception("reload failed by an internal error; what was active stays active: %r", self)
                 outcome = ReloadRefused((f"internal error: {error!r}; the log has more",), time.time())
             self.loading_since = None
-            self.last_reload = outcome
-            self.history.append(outcome)
-            if isinstance(outcome, ReloadRefused):
-                self.refused += 1
-            else:
-                self.done += 1
+            if not table_alone:
+                self._files_refused = isinstance(outcome, ReloadRefused)
+            if self._is_news(outcome, table_alone=table_alone):
+                self.history.append(outcome)
+                if isinstance(outcome, ReloadRefused):
+                    self.refused += 1
+                else:
+                    self.done += 1
+                self.tell(_in_short(outcome))
+            if not (table_alone and self._files_refused and isinstance(outcome, Reloaded)):  # which goes on to be so
+                self.last_reload = outcome
             self._done += 1
-            self.tell(_in_short(outcome))
             for result in waiting:
                 result.set(outcome)
             self._settled.set()

@@ -65,6 +65,8 @@ class StaticTable(Mapping[str, str]):
     the line of each record. Two tables are equal if they have the same backend for the same keys, whatever the lines.
     """
 
+    constant = True
+
     def __init__(self, users: Mapping[str, str] | None = None, lines: Iterable[int] | None = None) -> None:
         """Of a mapping, with the line of each key in its order; counted from 1 without."""
         records = [f"{key}\t{name}".encode() for key, name in (users or {}).items()]
@@ -95,6 +97,14 @@ class StaticTable(Mapping[str, str]):
     def open(self) -> None:
         """Map the file now, while there is a descriptor left for that. Raises OSError."""
         _ = self._data
+
+    def unmap(self) -> None:
+        """Give up the mapping, as it holds a descriptor of its own, but not the file: the next use maps it again."""
+        data = self.__dict__.pop("_data", None)
+        if isinstance(data, mmap.mmap):
+            data.close()
+        elif data is not None:
+            self._data = data
 
     def _set(self, shape: Shape, handle: int | None) -> None:
         self._shape = shape

@@ -11,4 +11,8 @@ In the order of their imports:
     store     every statement that the proxy says to the database
     node      what one node has applied, and what it may say of it
     barrier   what a mover may conclude from the rows of all nodes
+    served    the table as one process serves it
+    copy      the table on this host's disk: a snapshot and a log
+    reading   the table at a start: the copy, or the database
+    replica   brings what a process serves up to date
 """

@@ -49,6 +49,20 @@ class Acknowledgement(NamedTuple):
     doubts: tuple[DoubtRow, ...]
 
 
+def step_of(news: News, here: Position | None) -> NewsStep:
+    """What to do about news, by whoever serves by `here`."""
+    head = news.head
+    if head.layout > LAYOUT:
+        return NewsStep.NEWER
+    if here is None or here.gen < head.floor:  # of the latter it cannot be told any more whose history it is
+        return NewsStep.BEHIND
+    if news.own_tag != here.tag:
+        return NewsStep.OTHER_HISTORY
+    if news.more or len(news.changes) > MOST:
+        return NewsStep.BEHIND
+    return NewsStep.APPLY if news.changes else NewsStep.NOTHING
+
+
 class Node:
     """One node in one run of it.
 
@@ -76,18 +90,7 @@ class Node:
 
     def step(self, news: News) -> NewsStep:
         """What to do about `news`, which were asked for with the gen of `position`, 0 if there is none."""
-        head, here = news.head, self._applied
-        if head.layout > LAYOUT:
-            return NewsStep.NEWER
-        if here is None:
-            return NewsStep.BEHIND
-        if here.gen < head.floor:  # whose history it is cannot be told any more
-            return NewsStep.BEHIND
-        if news.own_tag != here.tag:
-            return NewsStep.OTHER_HISTORY
-        if news.more or len(news.changes) > MOST:
-            return NewsStep.BEHIND
-        return NewsStep.APPLY if news.changes else NewsStep.NOTHING
+        return step_of(news, self._applied)
 
     def logged(self, position: Position) -> None:
         """The log, or a snapshot, has all up to here on the disk."""

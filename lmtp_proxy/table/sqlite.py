@@ -202,6 +202,11 @@ class SqliteConnection:
         """What SQLite finds wrong in the file; nothing if it is whole."""
         return [text for (text,) in self.rows("PRAGMA integrity_check(10)") if text != "ok"]
 
+    def triggers_missing(self) -> list[str]:
+        """Those that `init` makes, and that are not there, or not as it makes them."""
+        there = {text for (text,) in self.rows("SELECT sql FROM sqlite_master WHERE type = 'trigger'")}
+        return [statement.split()[2] for statement in _TRIGGERS if statement not in there]
+
     def close(self) -> None:
         """See Connection."""
         self._base.close()

@@ -192,15 +192,20 @@ class TableStore:
         except (ValueError, TypeError):
             raise TableError(f"{self.where}: the row of node {name} was not written by lmtp-proxy") from None
 
-    def mark(self, addresses: Sequence[str], by: str, now: int) -> RoutesWritten:
-        """These are about to be moved by `by`. Who has no row gets one without a backend. Raises Marked."""
+    def mark(
+        self, addresses: Sequence[str], by: str, now: int, is_gone: Callable[[str], bool] = lambda _: False
+    ) -> RoutesWritten:
+        """These are about to be moved by `by`. Who has no row gets one without a backend. Raises Marked.
+
+        is_gone: whether a mover, by their name, will do nothing any more, so that their marks are taken over.
+        """
         with self._base.writing():
             before = self._locked()
             previous = self._rows_of(addresses)
             for address in addresses:
                 statement = "SELECT moving_by, moving_at FROM route WHERE address = ? AND moving = 1"
                 for other, since in self._base.rows(statement, (address,)):
-                    if other != by:
+                    if other != by and not (other and is_gone(other)):
                         what = f"{address} is being moved by {other or 'somebody'} since {since}"
                         raise Marked(f"{self.where}: {what}: wait, or `lmtp-proxyctl move --clear` it if that is over")
             self._base.change_many(
@@ -228,21 +233,38 @@ class TableStore:
             )
             return self._written(before, {name: row.backend for name, row in previous.items()}, addresses)
 
+    def put_back(self, previous: Mapping[str, str | None], backend: str, by: str) -> bool:
+        """Undo a `write` of `backend`, and the marks. False, and nothing done, if one of them is elsewhere since."""
+        with self._base.writing():
+            self._locked()
+            there = self._rows_of(previous)
+            if any(address not in there or there[address].backend != backend for address in previous):
+                return False
+            self._base.change_many(
+                "UPDATE route SET backend = ?, moving_by = ? WHERE address = ?",
+                [(was, by, address) for address, was in previous.items()],
+            )
+            self._unmark(list(previous), by)
+        return True
+
     def unmark(self, addresses: Sequence[str], by: str | None) -> RoutesWritten:
         """Take back the marks of `by`, of anybody for None; rows that were made for a mark alone go with it."""
         with self._base.writing():
             before = self._locked()
-            whose = "" if by is None else " AND moving_by = ?"
-            values = [(address,) if by is None else (address, by) for address in addresses]
-            self._base.change_many(
-                f"DELETE FROM route WHERE address = ? AND moving = 1 AND backend IS NULL{whose}",  # noqa: S608
-                values,
-            )
-            self._base.change_many(
-                f"UPDATE route SET moving = 0 WHERE address = ? AND moving = 1{whose}",  # noqa: S608
-                values,
-            )
+            self._unmark(addresses, by)
             return self._written(before, {}, addresses)
+
+    def _unmark(self, addresses: Sequence[str], by: str | None) -> None:
+        whose = "" if by is None else " AND moving_by = ?"
+        values = [(address,) if by is None else (address, by) for address in addresses]
+        self._base.change_many(
+            f"DELETE FROM route WHERE address = ? AND moving = 1 AND backend IS NULL{whose}",  # noqa: S608
+            values,
+        )
+        self._base.change_many(
+            f"UPDATE route SET moving = 0 WHERE address = ? AND moving = 1{whose}",  # noqa: S608
+            values,
+        )
 
     def marks(self) -> list[tuple[str, str | None, int | None]]:
         """Address, mover and time of each mark."""

@@ -98,7 +98,7 @@ def test_only_a_large_file_has_to_wait_for_others(
     process = LoadingProcess(str(tmp_path / "c.yml"), None)
     os.read(process.pipe, 1)
     process.close(lambda _: os.waitpid(process.pid, 0)[1])
-    assert (tmp_path / "order").read_text().endswith(f", {nice}]\n")
+    assert (tmp_path / "order").read_text().endswith(f", {nice}, false, true]\n")
 
 
 def test_a_sandbox_that_forbids_nice_does_not_forbid_a_large_file(

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The copy of the table on this host's disk: a snapshot, and a log of the changes since. By it the next start serves
+where the database cannot be read.
+
+The snapshot is the octets of a StaticTable, which every process maps, and behind them what else is to be known of it.
+It is replaced whole, by a rename. A change is in the log, with fsync, before anybody may say that it is in force.
+Several processes write the same changes into one log, under a lock: the first one does, the others find it done.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.static_table import Shape, write_table
+from lmtp_proxy.table.base import TableBusy, TableError
+from lmtp_proxy.table.history import Position, RouteChange, RouteRow
+from lmtp_proxy.table.served import why_refused
+from lmtp_proxy.text import shown
+
+_MAGIC = b"lmtp-tbl"
+_MAX_META = 64 * 2**20
+_PATIENCE = 20.0  # seconds; to write ten million users takes less
+_LOOK_AGAIN = 0.002
+
+
+class Snapshot(NamedTuple):
+    """What stands behind the table in its file.
+
+    Attributes:
+        name: random; the log that belongs to it has the same.
+        position: of the table.
+        meaning: of the rules by which its rows were read.
+        shape: see StaticTable.
+        counts: how many of its keys are on each name.
+        refused: address -> why.
+    """
+
+    name: str
+    position: Position
+    meaning: str
+    shape: Shape
+    counts: Mapping[str, int]
+    refused: Mapping[str, str]
+
+
+class TableCopy:
+    """The copy beside the database at `path`. Whatever cannot be read is no copy; what cannot be written is TableError.
+
+    Args:
+        owner: user and group id of its files, None for one's own.
+    """
+
+    def __init__(self, path: str, owner: tuple[int, int] | None = None) -> None:
+        self.path = f"{path}.copy"
+        self.log = f"{path}.copy.log"
+        self._lock = f"{path}.copy.lock"
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"<TableCopy {self.path}>"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes meanwhile."""
+        with self._told():
+            handle = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self._own(handle)
+                self._wait_for(handle)
+                yield
+            finally:
+                os.close(handle)
+
+    def _wait_for(self, handle: int) -> None:
+        latest = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > latest:
+                    what = "is locked by another process of lmtp-proxy for too long: is one of them stopped?"
+                    raise TableBusy(f"{shown(self._lock, 4096)}: {what}") from None
+            time.sleep(_LOOK_AGAIN)
+
+    def read(self, meaning: str) -> tuple[Snapshot, int] | None:
+        """The snapshot, and the descriptor of its open file; None if there is none for these rules."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            snapshot = self._meta(handle)
+        except (OSError, ValueError, TypeError, KeyError):
+            snapshot = None
+        if snapshot is None or snapshot.meaning != meaning:
+            os.close(handle)
+            return None
+        return snapshot, handle
+
+    def _meta(self, handle: int) -> Snapshot:
+        end = os.fstat(handle).st_size
+        tail = os.pread(handle, 16, max(0, end - 16))
+        length = int.from_bytes(tail[:8], "big")
+        if tail[8:] != _MAGIC or length > _MAX_META:
+            raise ValueError(tail)
+        meta = json.loads(os.pread(handle, length, end - 16 - length))
+        shape = Shape(*meta["shape"])
+        return Snapshot(
+            meta["name"], Position(*meta["position"]), meta["meaning"], shape, meta["counts"], meta["refused"]
+        )
+
+    def logged(self, snapshot: Snapshot) -> list[tuple[Position, list[RouteChange]]]:
+        """The changes in the log of `snapshot`, as they were appended: the position after each, and what it was."""
+        found: list[tuple[Position, list[RouteChange]]] = []
+        try:
+            with open(self.log, "rb") as file:
+                lines = file.read().split(b"\n")
+        except OSError:
+            return found
+        try:
+            if json.loads(lines[0])["name"] != snapshot.name:
+                return found
+            for line in lines[1:-1]:  # what stands behind the last line feed was not written to its end
+                position, changes = json.loads(line)
+                found.append((Position(*position), [RouteChange(*change) for change in changes]))
+        except (ValueError, TypeError, KeyError):
+            pass
+        return found
+
+    def logged_octets(self) -> int:
+        """How long the log is."""
+        try:
+            return os.stat(self.log).st_size
+        except OSError:
+            return 0
+
+    def append(self, changes: Sequence[RouteChange], position: Position) -> None:
+        """Write these into the log, whatever of them is not there yet. They are on the disk when this returns."""
+        with self.locked():
+            self.append_locked(changes, position)
+
+    def append_locked(self, changes: Sequence[RouteChange], position: Position) -> None:
+        """As `append`, under the lock already."""
+        with self._told():
+            handle = os.open(self.log, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                end = self._last(handle)
+                if end is None or end.gen < position.gen:
+                    new = [change for change in changes if end is None or change.gen > end.gen]
+                    os.write(handle, json.dumps([position, new]).encode("ascii") + b"\n")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    @staticmethod
+    def _last(handle: int) -> Position | None:
+        """The position at the end of the log; behind its last whole line goes the next one."""
+        size = os.fstat(handle).st_size
+        piece = 4096
+        while True:
+            start = max(0, size - piece)
+            octets = os.pread(handle, size - start, start)
+            whole = octets.rfind(b"\n") + 1
+            before = octets.rfind(b"\n", 0, max(0, whole - 1)) + 1
+            if start == 0 or (whole and before):
+                break
+            piece *= 4
+        os.ftruncate(handle, start + whole)
+        os.lseek(handle, start + whole, os.SEEK_SET)
+        line = octets[before:whole]
+        value: Any = json.loads(line)
+        return Position(*(value["position"] if isinstance(value, dict) else value[0]))
+
+    def write(
+        self, rows: Iterable[RouteRow], position: Position, rules: KeyRules, meaning: str
+    ) -> tuple[Snapshot, int]:
+        """Replace it by these rows, with an empty log; under the lock. Returns as `read` does."""
+        records: list[bytes] = []
+        counts: Counter[str] = Counter()
+        refused: dict[str, str] = {}
+        for address, backend, _ in rows:
+            if backend is None:
+                continue
+            if (refusal := why_refused(address, rules)) is not None:
+                refused[address] = refusal[1]
+                continue
+            records.append(f"{address}\t{backend}".encode())
+            counts[backend] += 1
+        name = secrets.token_hex(8)
+        with self._told():
+            temporary = f"{self.path}.new"
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self._own(handle)
+                with open(handle, "wb", closefd=False) as file:
+                    shape = write_table(records, array("I", bytes(4 * len(records))), counts, file.write)
+                    snapshot = Snapshot(name, position, meaning, shape, counts, refused)
+                    meta = json.dumps({**snapshot._asdict(), "shape": list(shape)}).encode("ascii")
+                    file.write(meta + len(meta).to_bytes(8, "big") + _MAGIC)
+                os.fsync(handle)
+                # A log that is not of the snapshot is none: so a crash between the two loses nothing that was said.
+                os.rename(temporary, self.path)
+                self._sync_directory()
+                self._new_log(snapshot)
+            except BaseException:
+                os.close(handle)
+                raise
+        return snapshot, handle
+
+    def renew_log(self, snapshot: Snapshot) -> None:
+        """Make one if there is none that belongs to the snapshot; under the lock."""
+        with self._told():
+            try:
+                with open(self.log, "rb") as file:
+                    if json.loads(file.readline())["name"] == snapshot.name:
+                        return
+            except (OSError, ValueError, TypeError, KeyError):
+                pass
+            self._new_log(snapshot)
+
+    def _new_log(self, snapshot: Snapshot) -> None:
+        temporary = f"{self.log}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            self._own(handle)
+            os.write(handle, json.dumps({"name": snapshot.name, "position": snapshot.position}).encode() + b"\n")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.rename(temporary, self.log)
+        self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        parent = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):
+                os.fsync(parent)
+        finally:
+            os.close(parent)
+
+    def _own(self, handle: int) -> None:
+        status = os.fstat(handle)
+        if self._owner is not None and os.geteuid() == 0 and (status.st_uid, status.st_gid) != self._owner:
+            os.fchown(handle, *self._owner)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise TableError(f"{shown(self.path, 4096)}: the copy cannot be written: {why}") from error

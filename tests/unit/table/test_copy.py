@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The copy of a table on the disk: what is found again, whatever was cut off, and by whom it was written."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lmtp_proxy.routing.keys import KeyRules
+from lmtp_proxy.routing.table import TableUnavailable
+from lmtp_proxy.table.base import TableError
+from lmtp_proxy.table.copy import TableCopy
+from lmtp_proxy.table.history import Position, RouteChange, RouteRow
+from lmtp_proxy.table.reading import TableFound, find, meaning_of, served
+from lmtp_proxy.table.replica import Replica
+from lmtp_proxy.table.served import ServedTable
+from lmtp_proxy.table.sqlite import SqliteConnection, init
+from lmtp_proxy.table.store import TableStore
+
+RULES = KeyRules()
+ROWS = [RouteRow("a@x", "old", False), RouteRow("B@x", "old", False), RouteRow("c@x", None, True)]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> TableCopy:
+    copy = TableCopy(str(tmp_path / "table.db"))
+    with copy.locked():
+        os.close(copy.write(ROWS, Position(5, 55), RULES, "m")[1])
+    return copy
+
+
+def changed(gen: int, backend: str | None = "new") -> RouteChange:
+    return RouteChange(gen, "a@x", backend, False)
+
+
+def logged(copy: TableCopy) -> list[tuple[Position, list[RouteChange]]]:
+    found = copy.read("m")
+    assert found is not None
+    os.close(found[1])
+    return copy.logged(found[0])
+
+
+def test_what_was_written_is_read(copy: TableCopy) -> None:
+    found = copy.read("m")
+    assert found is not None
+    snapshot, handle = found
+    os.close(handle)
+    assert (snapshot.position, snapshot.counts) == (Position(5, 55), {"old": 1})
+    assert snapshot.refused == {"B@x": 'must be written "b@x"'}
+    assert copy.read("other rules") is None
+    assert {path.stat().st_mode & 0o777 for path in Path(copy.path).parent.iterdir()} == {0o600}
+
+
+def test_each_change_is_once_in_the_log_whoever_writes_it(copy: TableCopy) -> None:
+    copy.append([changed(6), changed(7)], Position(7, 77))
+    copy.append([changed(6)], Position(6, 66))  # a process that is behind
+    copy.append([changed(6), changed(7), changed(8)], Position(8, 88))
+    copy.append([changed(8)], Position(8, 88))
+    assert logged(copy) == [
+        (Position(7, 77), [changed(6), changed(7)]),
+        (Position(8, 88), [changed(8)]),
+    ]
+
+
+def test_many_at_once(copy: TableCopy) -> None:
+    def write() -> None:
+        for gen in range(6, 60):
+            copy.append([changed(each) for each in range(6, gen + 1)], Position(gen, gen))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [change.gen for _, changes in logged(copy) for change in changes] == list(range(6, 60))
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_half_a_line_is_none_and_the_next_one_stands_behind_the_last_whole_one(copy: TableCopy, cut: int) -> None:
+    copy.append([changed(6)], Position(6, 66))
+    copy.append([changed(7)], Position(7, 77))
+    os.truncate(copy.log, os.path.getsize(copy.log) - cut)
+    assert logged(copy) == [(Position(6, 66), [changed(6)])]
+    copy.append([changed(7)], Position(7, 77))
+    assert logged(copy) == [(Position(6, 66), [changed(6)]), (Position(7, 77), [changed(7)])]
+
+
+def test_a_long_line(copy: TableCopy) -> None:
+    many = [changed(gen) for gen in range(6, 2000)]
+    copy.append(many, Position(1999, 1))
+    copy.append([changed(2000)], Position(2000, 2))
+    assert [len(changes) for _, changes in logged(copy)] == [len(many), 1]
+
+
+def test_a_log_of_another_snapshot_is_none(copy: TableCopy) -> None:
+    copy.append([changed(6)], Position(6, 66))
+    before = Path(copy.log).read_bytes()
+    with copy.locked():
+        os.close(copy.write(ROWS, Position(9, 99), RULES, "m")[1])
+    assert logged(copy) == []
+    Path(copy.log).write_bytes(before)  # as if it had crashed before that
+    assert logged(copy) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", b"x" * 100])
+def test_what_is_no_copy_is_none(copy: TableCopy, damage: bytes) -> None:
+    whole = Path(copy.path).read_bytes()
+    Path(copy.path).write_bytes(damage or whole[:-1])
+    assert copy.read("m") is None
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    copy = TableCopy(str(tmp_path / "none" / "table.db"))
+    with pytest.raises(TableError, match="the copy cannot be written: No such file"), copy.locked():
+        pass
+
+
+# --- as a start finds it ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Iterator[TableStore]:
+    init(str(tmp_path / "table.db"), [], 1, None)
+    with closing(SqliteConnection(str(tmp_path / "table.db"))) as connection:
+        store = TableStore(connection)
+        store.put(iter([("a@x", "old"), ("b@x", "old"), ("@y", "new")]), "import")
+        yield store
+
+
+def started(path: str, **options: bool) -> tuple[ServedTable, TableFound]:
+    found = find(path, RULES, **options)
+    return served(found, path, RULES), found
+
+
+def test_a_start_takes_the_copy_and_what_came_since(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    first, found = started(path)
+    assert (len(first), found.trouble, first.position) == (3, "", base.head().position)
+    base.write(["a@x"], "new", "me")
+    base.write(["b@x"], None, "me")
+    second, again = started(path)
+    assert again.file == found.file, "it was not read anew"
+    assert (second.lookup("a@x"), second.counts["new"], len(second), second.changed) == ("new", 2, 2, 2)
+    assert second.lookup("b@x") is None, "that was so before the start"
+    fourth, _ = started(path)
+    assert "_data" not in vars(fourth.base), "a mapping has a descriptor of its own, which a daemon would close"
+    os.rename(path, path + ".gone")
+    third, alone = started(path)
+    assert (third.lookup("a@x"), third.position) == ("new", second.position)
+    assert "there is no such file" in alone.trouble
+
+
+def test_another_history_is_taken_only_if_somebody_says_so(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    started(path)
+    base._base.change("UPDATE changed SET tag = tag + 1 WHERE gen = 3")  # as in a backup with other changes
+    base.write(["a@x"], "new", "me")
+    kept, found = started(path)
+    assert kept.lookup("a@x") == "old" and "was it put back from a backup?" in found.trouble
+    assert Replica(path).look(kept, lambda _: 100).trouble == found.trouble
+    taken, found = started(path, accept=True)
+    assert taken.lookup("a@x") == "new" and found.trouble == ""
+
+
+def test_a_newer_schema_changes_nothing(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    started(path)
+    base.write(["a@x"], "new", "me")
+    base._base.change("UPDATE fleet SET layout = 2")
+    kept, found = started(path)
+    assert kept.lookup("a@x") == "old" and "newer lmtp-proxy (layout 2" in found.trouble
+
+
+def test_rows_that_came_past_the_triggers_are_refused_as_a_whole(tmp_path: Path, base: TableStore) -> None:
+    base._base.change("UPDATE fleet SET routes = 7")
+    found = find(str(tmp_path / "table.db"), RULES)
+    assert found.snapshot is None and "has 3 rows, and must have 7" in found.trouble
+
+
+def test_with_neither_database_nor_copy_nobody_has_a_route(tmp_path: Path) -> None:
+    table, _ = started(str(tmp_path / "none.db"))
+    with pytest.raises(TableUnavailable, match="there is no such file"):
+        table.lookup("a@x")
+
+
+def test_other_rules_read_it_anew(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    _, found = started(path)
+    rules = KeyRules(ignore_domain=True)
+    other = find(path, rules)
+    assert other.file != found.file
+    assert set(served(other, path, rules).refused) == {"a@x", "b@x", "@y"}
+    assert meaning_of(rules) != meaning_of(RULES)
+
+
+# --- served ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_served(tmp_path: Path, base: TableStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, _ = started(str(tmp_path / "table.db"))
+    view = table.view({"old", "new"})
+    assert view.lookup("a@x") == "old" and view.lookup("nobody@x") is None and view.has_domains
+    table.apply([RouteChange(4, "a@x", "elsewhere", False)], RULES)
+    with pytest.raises(TableUnavailable, match='a@x is on "elsewhere", and there is no such backend'):
+        view.lookup("a@x")
+    moves = table.apply([RouteChange(5, "a@x", "new", True), RouteChange(6, "A@x", "old", False)], RULES)
+    assert [tuple(each) for each in moves] == [("a@x", "elsewhere", "new")]
+    with pytest.raises(TableUnavailable, match="the row of a@x cannot be served"):
+        view.lookup("a@x")
+    table.apply([RouteChange(7, "A@x", None, False)], RULES)
+    assert view.lookup("a@x") == "new"
+    table.apply([RouteChange(8, "a@x", None, False)], RULES)
+    with pytest.raises(TableUnavailable, match="was taken away just now"):
+        view.lookup("a@x")
+    monkeypatch.setattr("lmtp_proxy.table.served.time.monotonic", lambda: 10.0**9)
+    assert view.lookup("a@x") is None
+    assert len(view) == len(table) == 2
