@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lmtp_proxy import ROOT
 from lmtp_proxy.config.difference import UserChanges
@@ -53,8 +53,10 @@ class LoadOrder(NamedTuple):
         store: descriptor of an empty file for the table.
         old: descriptor and shape of the table to compare with, None if there is nothing to compare.
         nice: how much lower its priority is to be.
-        accept: a table in a database is taken whatever its history is.
+        accept: a table in a database is taken whatever its history is, and however many users it has lost.
         table: it is wanted.
+        overlay: descriptor of a file with what differs in force from `old`, as JSON; None for nothing.
+        alone: the table, and no configuration: path of the database, fields of KeyRules, of MaxRemoved.
     """
 
     path: str
@@ -63,6 +65,8 @@ class LoadOrder(NamedTuple):
     nice: int
     accept: bool = False
     table: bool = True
+    overlay: int | None = None
+    alone: tuple[str, Sequence[Any], Sequence[Any]] | None = None
 
     def written(self) -> str:
         """As ASCII, whatever the path is."""
@@ -70,14 +74,14 @@ class LoadOrder(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "LoadOrder":
-        path, store, old, nice, accept, table = json.loads(text)
-        return cls(path, store, old and (old[0], Shape(*old[1])), nice, accept, table)
+        path, store, old, *rest = json.loads(text)
+        return cls(path, store, old and (old[0], Shape(*old[1])), *rest)
 
 
 class LoadAnswer(NamedTuple):
     """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one.
 
-    Where the users are in a database, what was found of that.
+    Where the users are in a database, what was found of that; of a table alone there is no Config.
     """
 
     errors: tuple[str, ...]
@@ -85,14 +89,24 @@ class LoadAnswer(NamedTuple):
     shape: Shape | None = None
     users: UserChanges | None = None
     table: "TableFound | None" = None
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, and what its users differ in from those in force."""
+    """A configuration, and what its users differ in from those in force.
+
+    Attributes:
+        gone: of a table in a database, who is not there any more, all of them.
+    """
 
     config: Config
     users: UserChanges
+    gone: tuple[str, ...] = ()
+
+
+class TableReplaced(ConfigError):
+    """Another process has made a new copy of the table since: to be loaded again."""
 
 
 def is_large(path: str, old: StaticTable) -> bool:
@@ -140,6 +154,8 @@ class LoadingProcess:
         nice: as its files deserve, if None.
         files: those that are known already.
         accept, table: see LoadOrder.
+        in_force: the configuration with config.table in which `old` is the snapshot. Without it, `old` is all there is.
+        alone: the table is loaded, and the file is not looked at.
 
     Attributes:
         pid: of the process.
@@ -157,9 +173,12 @@ class LoadingProcess:
         *,
         accept: bool = False,
         table: bool = True,
+        in_force: Config | None = None,
+        alone: bool = False,
     ) -> None:
         self._path = path
         self._accept, self._table = accept, table
+        self._in_force, self._alone = in_force, alone
         self._status: int | None = None
         self._files = ExitStack()
         try:
@@ -187,7 +206,14 @@ class LoadingProcess:
             if old is not None:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
-            order = LoadOrder(self._path, self._store, previous, nice, self._accept, self._table)
+            overlay = alone = None
+            if self._in_force is not None and self._in_force.served is not None:
+                overlay = _in_a_file_of(json.dumps(self._in_force.served.overlay()).encode("ascii"), meanwhile)
+                places.append((overlay, overlay))
+            if self._alone and self._in_force is not None and self._in_force.table is not None:
+                config = self._in_force
+                alone = self._in_force.table.sqlite, astuple(config.key_rules), astuple(config.max_removed)
+            order = LoadOrder(self._path, self._store, previous, nice, self._accept, self._table, overlay, alone)
             paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -209,10 +235,12 @@ class LoadingProcess:
             said = os.pread(self._said, _SAID, max(0, os.fstat(self._said).st_size - _SAID)).decode("utf-8", "replace")
             last = f": {shown(said.strip().splitlines()[-1], 300)}" if said.strip() else ""
             raise ConfigError((self._failed(f"{end}{last}"),))
+        if answer.table is not None and answer.users is not None:
+            config = answer.config or self._in_force
+            assert config is not None
+            return Loaded(_with_table(config, answer.table), answer.users, answer.gone)
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
-        if answer.table is not None:
-            return Loaded(_with_table(answer.config, answer.table), answer.users)
         if os.fstat(self._store).st_size <= LARGE:  # a descriptor less
             users = StaticTable.of_octets(os.pread(self._store, LARGE, 0), answer.shape)
         else:
@@ -246,15 +274,16 @@ class LoadingProcess:
 
 
 def _with_table(config: Config, found: "TableFound") -> Config:
-    """Raises ConfigError."""
+    """Raises ConfigError, TableReplaced."""
     from lmtp_proxy.table.base import TableError
-    from lmtp_proxy.table.reading import served
+    from lmtp_proxy.table.reading import CopyReplaced, served
 
     assert config.table is not None
     try:
         table = served(found, config.table.sqlite, config.key_rules)
     except TableError as error:
-        raise ConfigError((f"{shown(config.path, 4096)}: config.table: {error}",)) from error
+        kind = TableReplaced if isinstance(error, CopyReplaced) else ConfigError
+        raise kind((f"{shown(config.path, 4096)}: config.table: {error}",)) from error
     return replace(config, users=table.base, served=table)
 
 
@@ -292,12 +321,14 @@ def _nice(paths: Iterable[str]) -> int:
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:
     """The descriptor of the file in which the table is, made for it if there is none."""
-    if table.handles:
-        return table.handles[0]
+    return table.handles[0] if table.handles else _in_a_file_of(table.octets(), meanwhile)
+
+
+def _in_a_file_of(octets: bytes, meanwhile: ExitStack) -> int:
     handle = _high(os.memfd_create("lmtp-proxy users"))
     meanwhile.callback(os.close, handle)
     with open(handle, "wb", closefd=False) as file:
-        file.write(table.octets())
+        file.write(octets)
     return handle
 
 

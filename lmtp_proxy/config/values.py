@@ -318,11 +318,11 @@ class Config:
 
     @property
     def in_force(self) -> str:
-        """Names what is in force: the digest, and behind an @ the position of the table if it is in a database."""
+        """Names what is in force: the digest, and behind an @ the position of the table, `gen:tag`, if there is one."""
         if self.served is None:
             return self.digest
         gen, tag = self.served.position or (-1, 0)
-        return f"{self.digest}@{gen}:{tag & 0xFFFF:x}"
+        return f"{self.digest}@{gen}:{tag}"
 
     def place(self, key: str) -> tuple[str, int]:
         """The file in which `key`, which must be in `users`, stands, and the line there."""

@@ -9,6 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import gevent
@@ -159,7 +160,7 @@ class ControlApplication(JsonApplication):
             "after_crash": self._crash_json(longest),
             "reloading": None if began is None else time.monotonic() - began,
             "generation": self._number,
-            "reload": reload_json(self._reloads.last_reload),
+            "reload": reload_json(self._reloads.last_outcome),
         }
 
     def _crash_json(self, longest: float) -> Json | None:
@@ -180,6 +181,8 @@ class ControlApplication(JsonApplication):
             request.log("reload by force" if force else "reload")
         outcome = self._reloads.reload_now(force=force, table_alone=table_alone)
         if isinstance(outcome, ReloadRefused):
+            if outcome.partly and not outcome.torn:
+                raise HttpProblem(HTTPStatus.CONFLICT, outcome.partly, errors=list(outcome.errors), sha256=self._digest)
             raise self._refusal(outcome)
         return {
             "generation": outcome.generation,
@@ -208,6 +211,10 @@ class ControlApplication(JsonApplication):
             request.log("drain", ["all"] if users is None else users)
         drained = self._reloads.note_drain(users)
         settled = self._settled(deadline)
+        # As it is now: when the waiting is over, a refusal may be too, and what was asked for is in force since then.
+        last, in_force = self._reloads.last_outcome, self._digest
+        if self._reloads.table_refused is not None:
+            deadline = min(deadline, time.monotonic())  # whoever waits for an UPDATE waits for nothing
         found = self._drained(request, users, until, deadline, settled=settled)
         done = settled and bool(found["done"])
         drained.ended(done, len(found["uncertain"]))
@@ -220,7 +227,8 @@ class ControlApplication(JsonApplication):
             "waiting": found["waiting"],
             "uncertain": found["uncertain"],
             "routes": found["routes"],
-            "reload": reload_json(self._reloads.last_reload),
+            "reload": reload_json(last),
+            "in_force": in_force,
             "after_crash": self._crash_json(self._longest(request)),
         }
 

@@ -79,7 +79,8 @@ def bring(path: str, source: str) -> Outcome:
         users = _users_in(source, config)
     except ConfigError as error:
         raise Failed(REFUSED, _LEFT_ALONE, error.errors) from error
-    wrong = [f"{safe(key)}: {why[1]}" for key in users if (why := why_refused(key, rules)) is not None]
+    found = ((key, why_refused(key, name, rules)) for key, name in users.items())
+    wrong = [f"{safe(key)}: {why}" for key, why in found if why is not None]
     wrong += [f'{safe(key)}: there is no backend "{safe(name)}"' for key, name in users.items() if name not in names]
     if wrong:
         raise Failed(
@@ -142,8 +143,8 @@ def examine(path: str) -> Outcome:
             rows_there += 1
             if backend is None:
                 continue
-            if (why := why_refused(address, config.key_rules)) is not None:
-                wrong.append(f"{safe(address)}: {why[1]}: until then it is answered 451")
+            if (why := why_refused(address, backend, config.key_rules)) is not None:
+                wrong.append(f"{safe(address)}: {why}: until then it is answered 451")
             elif backend not in names:
                 wrong.append(f'{safe(address)}: there is no backend "{shown(backend)}": until then it is answered 451')
 

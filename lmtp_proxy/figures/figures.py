@@ -65,7 +65,7 @@ def with_reloads(figures: Figures, reloads: Reloads, generation: int, started: f
         generation: the number of the one in force.
         started: when the proxy was, in seconds since the epoch.
     """
-    refused = isinstance(reloads.last_reload, ReloadRefused)
+    refused = isinstance(reloads.last_outcome, ReloadRefused)
     return {
         **figures,
         "time": time.time(),

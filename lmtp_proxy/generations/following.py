@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from lmtp_proxy.generations.reloads import ReloadRefused, Reloads
+from lmtp_proxy.generations.reloads import Reloads
 
 if TYPE_CHECKING:
     from lmtp_proxy.config.values import Config
@@ -55,5 +55,5 @@ class Following:
     def _again(self) -> None:
         while True:
             gevent.sleep(_AGAIN)
-            if isinstance(self._reloads.last_reload, ReloadRefused):
+            if self._reloads.table_refused is not None:
                 self._look()

@@ -20,7 +20,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from lmtp_proxy.config.difference import UserChanges, compare_users, difference, too_many_removed, who_moved, without
-from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, are_large, is_large
+from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, TableReplaced, are_large, is_large
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.installed import another_installed
@@ -45,6 +45,7 @@ _NEEDS_RESTART = (
 _SECTIONS = ("backends", "users")
 _SHOWN = 20
 _PIECE = 500  # changes: 2 ms
+_ATTEMPTS = 5
 _REST = 0.001  # seconds
 _NOBODY_ELSEWHERE = compare_users(StaticTable(), StaticTable())
 _MOVES: tuple[Literal["added", "removed", "moved"], ...] = ("added", "removed", "moved")
@@ -109,7 +110,9 @@ class ConfigManager(Reloads):
                 loaded = _load_in(self._aside, path, old)
                 if loaded is None:
                     old = self._generation.config  # a reload meanwhile closed the table of the one before
-                    loaded = _load_aside(path, old)
+                    loaded = _load_aside(path, old, table=old.served is None)
+                    if isinstance(loaded, Loaded) and old.served is not None:  # how its rows are is no matter of a file
+                        loaded = Loaded(loaded.config, _NOBODY_ELSEWHERE)
                 if isinstance(loaded, ConfigError):
                     return loaded
                 try:
@@ -122,24 +125,17 @@ class ConfigManager(Reloads):
     def reload(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
         """Load the file now and swap, or log in full why not. Returns after the swap. See Reloads."""
         began = time.monotonic()
-        previous = self._generation
-        path, users = previous.config.path, previous.config.users
-        loaded: Loaded | ConfigError | None = None
         if table_alone:
-            if (outcome := self._follow(began)) is not None:
-                return outcome
-        elif not (force and previous.config.served is not None):  # then it is read as a whole, and taken as it is
+            return self._follow(began)
+        previous = self._generation
+        path, served = previous.config.path, previous.config.served
+        loaded: Loaded | ConfigError | None = None
+        if not (force and served is not None):  # then it is read as a whole, and taken as it is
             loaded = _load_in(self._thread, path, previous.config)
         loaded = loaded or _load_aside(path, previous.config, accept=force)
         if isinstance(loaded, Loaded) and (why := _not_wanted(previous.config, loaded, force=force)):
             loaded.config.users.close()
             loaded = ConfigError((why,))
-        moved_since: Sequence[UserMove] = ()
-        if isinstance(loaded, Loaded) and loaded.config.served is not None:
-            followed = self._changes_of(loaded.config)
-            if isinstance(followed, ConfigError):
-                _log.error("table: %s; mail goes on by what is in force", followed)
-            moved_since = () if followed is None or isinstance(followed, ConfigError) else followed
         if isinstance(loaded, ConfigError):
             for line in loaded.errors:
                 _log.error("reload: %s", line)
@@ -148,9 +144,15 @@ class ConfigManager(Reloads):
                 "reload refused: %s in %s; generation %d stays active", errors, previous.config.path, previous.number
             )
             return ReloadRefused(loaded.errors, time.time())
-        if previous.config.served is not None:  # who is elsewhere than in the snapshot may be so for long
-            loaded = dataclasses.replace(loaded, users=_NOBODY_ELSEWHERE)
+        return self._swap(loaded, "reload", began)
+
+    def _swap(self, loaded: Loaded, what: str, began: float) -> Reloaded:
+        previous = self._generation
+        users, served = previous.config.users, previous.config.served
         config, changes = loaded.config, _described(previous.config, loaded)
+        if served is not None and config.served is not None and config.served is not served:
+            # In a thread, as these may be many. Nobody changes either meanwhile: reloads are one at a time.
+            self._thread.apply(config.served.takes_the_place_of, (served, loaded.gone))
         self._generation = next_generation(config, previous)
         self._table_ahead = False
         retire(previous, self._generation)
@@ -161,7 +163,7 @@ class ConfigManager(Reloads):
         if users is not config.users:
             self._thread.apply(users.close)
         seconds = time.monotonic() - began
-        _log.info("reload: generation %d active: %s in %s", self._generation.number, changes, span(seconds))
+        _log.info("%s: generation %d active: %s in %s", what, self._generation.number, changes, span(seconds))
         named = tuple(who_moved(loaded.users))
         for line in named:
             _log.info("users: %s", line)
@@ -170,11 +172,11 @@ class ConfigManager(Reloads):
         restart = tuple(f"config.{key}" for key in _NEEDS_RESTART if _differs(self._started_with, config, key))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
-        moved = moved_from([group for kind in _MOVES for group in loaded.users[kind]] + _grouped(moved_since))
+        moved = moved_from([group for kind in _MOVES for group in loaded.users[kind]])
         return Reloaded(self._generation.number, changes, seconds, restart, self.loaded, moved, named)
 
-    def _follow(self, began: float) -> Outcome | None:
-        """Put in force what has changed in the table. None if all of it has to be read."""
+    def _follow(self, began: float) -> Outcome:
+        """Put in force what has changed in the table, or say why that cannot be."""
         previous = self._generation
         config = previous.config
         if config.served is None:
@@ -182,7 +184,13 @@ class ConfigManager(Reloads):
         troubled = config.served.trouble
         moved = self._changes_of(config)
         if moved is None:
-            return None
+            loaded = another_installed() or _load_aside(config.path, config, alone=True)
+            if isinstance(loaded, Loaded):
+                if troubled:
+                    _log.info("table: %s can be used again", config.served.where)
+                return self._swap(loaded, "table", began)
+            moved = ConfigError((loaded,)) if isinstance(loaded, str) else loaded
+            config.served.trouble = str(moved)
         if isinstance(moved, ConfigError):
             if str(moved) != troubled:
                 _log.error("table: %s; mail goes on by what is in force", moved)
@@ -227,14 +235,14 @@ class ConfigManager(Reloads):
         if look.position is None:
             return ConfigError((look.trouble,))
         moved: list[UserMove] = []
-        refused, ahead = dict(served.refused), self._table_ahead
+        refusals, ahead = served.refusals, self._table_ahead
         for start in range(0, len(look.changes), _PIECE):
             if start:
                 gevent.sleep(_REST)
             self._table_ahead = True  # whatever ends this before the next generation
             moved += served.apply(look.changes[start : start + _PIECE], config.key_rules)
         served.position = look.position
-        self._table_ahead = ahead or bool(moved) or served.refused != refused
+        self._table_ahead = ahead or bool(moved) or served.refusals != refusals
         return moved
 
 
@@ -304,15 +312,9 @@ def _not_wanted(old: Config, loaded: Loaded, *, force: bool) -> str | None:
     new = loaded.config
     if new.table != old.table:
         return _another_table(new.path)
-    if force:
+    if force or old.served is not None:  # the loader has looked at that, before it made a copy of it
         return None
-    if old.served is None:
-        return too_many_removed(old, loaded.users)
-    lost, allowed = old.how_many - new.how_many, old.max_removed.of(old.how_many)
-    if lost <= allowed:
-        return None
-    what = f"{old.served.where}: the table has lost {lost} of {count(old.how_many, 'user')}, more than"
-    return f"{what} config.max_removed allows, which is {allowed}; `lmtp-proxyctl reload --force` takes it as it is"
+    return too_many_removed(old, loaded.users)
 
 
 def _another_table(path: str) -> str:
@@ -320,12 +322,29 @@ def _another_table(path: str) -> str:
     return f"{shown(path, 4096)}: config.table: {what}; nothing was changed"
 
 
-def _load_aside(path: str, old: Config, *, accept: bool = False) -> Loaded | ConfigError:
-    """As `_load`, in a process. Whoever ends this greenlet ends the process."""
-    try:
-        process = LoadingProcess(path, old.users, files=old.files, accept=accept)
-    except ConfigError as error:
-        return error
+def _load_aside(
+    path: str, old: Config, *, accept: bool = False, table: bool = True, alone: bool = False
+) -> Loaded | ConfigError:
+    """As `_load`, in a process. Whoever ends this greenlet ends the process. accept, table, alone: see LoadingProcess.
+
+    A table that another process has copied anew meanwhile, as another worker may, is loaded once more.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _load_once(path, old, accept=accept and not attempt, table=table, alone=alone)
+        except TableReplaced as error:
+            replaced = error
+        except ConfigError as error:
+            return error
+    return replaced
+
+
+def _load_once(path: str, old: Config, *, accept: bool, table: bool, alone: bool) -> Loaded:
+    """Raises ConfigError."""
+    in_force = None if old.served is None else old
+    process = LoadingProcess(
+        path, old.users, files=old.files, accept=accept, table=table, in_force=in_force, alone=alone
+    )
     # Nobody else may wait for it: libev takes the status of every child.
     watcher = gevent.get_hub().loop.child(process.pid)
     ended = Event()
@@ -341,9 +360,10 @@ def _load_aside(path: str, old: Config, *, accept: bool = False) -> Loaded | Con
             while piece := gevent.os.nb_read(process.pipe, 2**16):
                 octets.append(piece)
         return process.result(b"".join(octets), wait)
-    except ConfigError as error:
-        why = another_installed()  # meanwhile: then the two did not understand each other
-        return ConfigError((why,)) if why else error
+    except ConfigError:
+        if why := another_installed():  # meanwhile: then the two did not understand each other
+            raise ConfigError((why,)) from None
+        raise
     finally:
         process.close(wait)
         watcher.stop()

@@ -137,6 +137,20 @@ class StaticTable(Mapping[str, str]):
         """Its file, whole."""
         return self._data[:]
 
+    def overlaid(self, overlay: Mapping[str, str | None]) -> "StaticTable":
+        """The same where `overlay` does not say otherwise, None for no backend; without lines."""
+        if not overlay:
+            return self
+        octets = {key.encode(): name for key, name in overlay.items()}
+        records = [
+            record for record in self._records(0, self._shape.body - 1) if record.partition(b"\t")[0] not in octets
+        ]
+        records += [b"%b\t%b" % (key, name.encode()) for key, name in octets.items() if name is not None]
+        pieces: list[bytes] = []
+        names = {*self._shape.names, *filter(None, overlay.values())}
+        shape = write_table(records, array("I", bytes(4 * len(records))), names, pieces.append)
+        return StaticTable.of_octets(b"".join(pieces), shape)
+
     @property
     def has_domains(self) -> bool:
         """See Table.has_domains."""

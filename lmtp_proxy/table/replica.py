@@ -13,18 +13,13 @@ from typing import NamedTuple
 from lmtp_proxy.table.base import TableError, TableLost
 from lmtp_proxy.table.history import Position, RouteChange
 from lmtp_proxy.table.node import MOST, NewsStep, step_of
-from lmtp_proxy.table.reading import another, copy_of, newer
+from lmtp_proxy.table.reading import LONG_LOG, another, copy_of, lost, newer
 from lmtp_proxy.table.served import ServedTable
 from lmtp_proxy.table.sqlite import SqliteConnection
 from lmtp_proxy.table.store import TableStore
-from lmtp_proxy.text import count, shown
 
 POLL = 1.0
 """Seconds between two looks whether somebody else has changed the database."""
-
-
-_NAMED = 3
-_LONG_LOG = 16 * 2**20  # octets: some 200,000 changes, which a start would read in a second
 
 
 class TableLook(NamedTuple):
@@ -88,9 +83,11 @@ class Replica:
         if step is NewsStep.APPLY:
             if gone := _too_many(news.changes, served, may_go):
                 return TableLook(trouble=gone)
+            assert here is not None
             copy = copy_of(self.path)
-            copy.append(news.changes, news.head.position)
-            if served.changed > MOST or copy.logged_octets() > _LONG_LOG:
+            if not copy.append(news.changes, here, news.head.position):
+                return TableLook(behind=True)
+            if served.changed > MOST or copy.logged_octets() > LONG_LOG:
                 return TableLook(behind=True)
         return TableLook(tuple(news.changes), news.head.position)
 
@@ -108,12 +105,7 @@ def _too_many(changes: Sequence[RouteChange], served: ServedTable, may_go: Calla
     users = len(served)
     if len(gone) <= (allowed := may_go(users)):
         return ""
-    names = ", ".join(shown(address) for address in gone[:_NAMED])
-    return (
-        f"{served.where}: the table has lost {len(gone)} of {count(users, 'user')} ({names}, ...), more than "
-        f"config.max_removed allows, which is {allowed}: what is in force stays; `lmtp-proxyctl reload --force`, or a "
-        "restart, takes what the table says now"
-    )
+    return lost(served.where, gone, users, allowed)
 
 
 class Watch:

@@ -28,6 +28,7 @@ class Types(NamedTuple):
         of_route: a check of the columns `address` and `backend`, as SQL.
         extra: more columns of `fleet`, each with a comma before it.
         options: behind each table.
+        of_rows: behind those of routes and changes, too.
     """
 
     address: str
@@ -38,11 +39,12 @@ class Types(NamedTuple):
     of_route: str
     extra: str = ""
     options: str = ""
+    of_rows: str = ""
 
 
 def tables(types: Types) -> tuple[str, ...]:
     """The statements that make the tables, without what is in them."""
-    address, name, text, integer, flag, of_route, extra, options = types
+    address, name, text, integer, flag, of_route, extra, options, of_rows = types
     return (
         # `one` makes sure that there is no second row.
         f"""CREATE TABLE fleet (
@@ -60,7 +62,7 @@ def tables(types: Types) -> tuple[str, ...]:
     moving_by {name},
     moving_at {integer},
     {of_route}
-){options}""",
+){options}{of_rows}""",
         f"""CREATE TABLE changed (
     gen {integer} NOT NULL,
     address {address} NOT NULL,
@@ -71,7 +73,7 @@ def tables(types: Types) -> tuple[str, ...]:
     made_at {integer} NOT NULL,
     made_by {name},
     PRIMARY KEY (gen, address)
-){options}""",
+){options}{of_rows}""",
         f"""CREATE TABLE node (
     name {name} NOT NULL PRIMARY KEY,
     epoch {integer} NOT NULL,

@@ -22,17 +22,27 @@ from lmtp_proxy.text import shown
 BUSY = 5.0
 """Seconds that somebody else may hold the lock."""
 
-# A BLOB compares with no text, and an address with a control character is in no RCPT.
+
+def _good(column: str, longest: int) -> str:
+    """A BLOB compares with no text, a control character is in no RCPT and would end a line of the copy, and length()
+    ends at a NUL."""
+    return (
+        f"typeof({column}) = 'text' AND length({column}) BETWEEN 1 AND {longest}"
+        f" AND length(CAST({column} AS BLOB)) <= {4 * longest} AND instr(CAST({column} AS BLOB), x'00') = 0"
+        f" AND {column} NOT GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*'"
+    )
+
+
 _TYPES = Types(
     address="TEXT",
     name="TEXT",
     text="TEXT",
     integer="INTEGER",
     flag="INTEGER",
-    of_route=f"""CHECK (typeof(address) = 'text' AND length(address) BETWEEN 1 AND {MAX_ADDRESS}),
-    CHECK (address NOT GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*'),
-    CHECK (backend IS NULL OR (typeof(backend) = 'text' AND length(backend) BETWEEN 1 AND {MAX_BACKEND}))""",
+    of_route=f"""CHECK ({_good("address", MAX_ADDRESS)}),
+    CHECK (backend IS NULL OR ({_good("backend", MAX_BACKEND)}))""",
     extra=",\n    replaced TEXT",
+    of_rows=" WITHOUT ROWID",  # REPLACE could take the row of another address away by its number
 )
 _ONE_ROW = (
     "SELECT RAISE(ABORT, 'the table fleet has not exactly one row: see lmtp-proxyctl table check')"
@@ -125,6 +135,8 @@ class SqliteConnection:
         except sqlite3.Error as error:
             raise self._failed(error) from error
         try:
+            # What somebody wrote as Latin-1 is a row that cannot be served, and no reason to serve no other.
+            self._base.text_factory = _text
             with self._told():
                 self._base.execute("PRAGMA synchronous = FULL")
                 self._base.execute("SELECT count(*) FROM sqlite_master")  # read at all, so that we know the rights
@@ -246,11 +258,18 @@ class SqliteConnection:
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             what = "the file and its directory must be writable, as SQLite keeps others beside it"
             return TableError(f"{self.where}: {text}: {what}")
+        if name.startswith("SQLITE_CONSTRAINT_CHECK"):
+            longest = f"an address has 1 to {MAX_ADDRESS} characters, a backend 1 to {MAX_BACKEND}, and no controls"
+            return TableError(f"{self.where}: refuses this: {longest}")
         if text.startswith("no such table"):
             return TableError(
                 f"{self.where}: {text}: is it a table of lmtp-proxy? `lmtp-proxyctl table init` makes one"
             )
         return TableError(f"{self.where}: {text}")
+
+
+def _text(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
 
 
 def init(path: str, nodes: Sequence[str], tag: int, owner: tuple[int, int] | None) -> None:
@@ -265,12 +284,18 @@ def init(path: str, nodes: Sequence[str], tag: int, owner: tuple[int, int] | Non
     made = False
     try:
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             made = True
-            if owner is not None:  # before SQLite makes others beside it, which get the owner of this one
-                os.chown(path, *owner)
-        except FileExistsError:
+        except FileExistsError:  # an empty one may be made before, with the rights that it is to have
             pass
+        else:
+            try:
+                # Before SQLite makes others beside it, which get the owner of this one. Not by its name, which whoever
+                # owns the directory could give to another file meanwhile.
+                if owner is not None:
+                    os.fchown(handle, *owner)
+            finally:
+                os.close(handle)
         connection = SqliteConnection(path)
         try:
             if there := {name for (name,) in connection.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}:

@@ -6,6 +6,7 @@ raises TableError. Nothing here waits for a node.
 """
 
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from lmtp_proxy.table.history import (
     RouteRow,
 )
 from lmtp_proxy.table.waiting import read as read_waiting
+from lmtp_proxy.text import shown
 
 _NODE = "name, epoch, state, version, meaning, seen_gen, seen_tag, waiting, refused, renewed, unclean"
 
@@ -44,6 +46,10 @@ class RoutesWritten(NamedTuple):
 
 class Marked(TableError):
     """Somebody else is moving one of these. The message names who, and since when."""
+
+
+class MovedAway(TableError):
+    """One of these is not where it was when it was marked, or its mark is another's. Nothing was changed."""
 
 
 class TableStore:
@@ -197,7 +203,8 @@ class TableStore:
     ) -> RoutesWritten:
         """These are about to be moved by `by`. Who has no row gets one without a backend. Raises Marked.
 
-        is_gone: whether a mover, by their name, will do nothing any more, so that their marks are taken over.
+        is_gone: whether a mover, by their name, will do nothing any more, so that their marks are taken over, as are
+            those of nobody.
         """
         with self._base.writing():
             before = self._locked()
@@ -205,8 +212,8 @@ class TableStore:
             for address in addresses:
                 statement = "SELECT moving_by, moving_at FROM route WHERE address = ? AND moving = 1"
                 for other, since in self._base.rows(statement, (address,)):
-                    if other != by and not (other and is_gone(other)):
-                        what = f"{address} is being moved by {other or 'somebody'} since {since}"
+                    if other != by and other is not None and not is_gone(other):
+                        what = f"{shown(address)} is being moved by {shown(other)} since {since}"
                         raise Marked(f"{self.where}: {what}: wait, or `lmtp-proxyctl move --clear` it if that is over")
             self._base.change_many(
                 "INSERT INTO route (address, backend, moving, moving_by, moving_at) VALUES (?, NULL, 1, ?, ?)",
@@ -218,10 +225,17 @@ class TableStore:
             )
             return self._written(before, {name: row.backend for name, row in previous.items()}, addresses)
 
-    def write(self, addresses: Sequence[str], backend: str | None, by: str) -> RoutesWritten:
-        """Put these on `backend`; None takes it away from them. The marks stay."""
+    def write(
+        self, addresses: Sequence[str], backend: str | None, by: str, expected: Mapping[str, str | None] | None = None
+    ) -> RoutesWritten:
+        """Put these on `backend`; None takes it away from them. The marks stay.
+
+        expected: where they must be still, marked by `by`; else MovedAway is raised. A mark keeps no UPDATE away.
+        """
         with self._base.writing():
             before = self._locked()
+            if expected is not None:
+                self._must_be(expected, by)
             previous = self._rows_of(addresses)
             self._base.change_many(
                 "INSERT INTO route (address, backend, moving_by) VALUES (?, ?, ?)",
@@ -233,12 +247,21 @@ class TableStore:
             )
             return self._written(before, {name: row.backend for name, row in previous.items()}, addresses)
 
+    def _must_be(self, expected: Mapping[str, str | None], by: str) -> None:
+        """Raises MovedAway unless all of them are there, with the mark of `by`."""
+        for address, backend in expected.items():
+            statement = "SELECT backend, moving, moving_by FROM route WHERE address = ?"
+            if self._base.rows(statement, (address,)) != [(backend, 1, by)]:
+                raise MovedAway(f"{self.where}: somebody else has moved {shown(address)} meanwhile")
+
     def put_back(self, previous: Mapping[str, str | None], backend: str, by: str) -> bool:
-        """Undo a `write` of `backend`, and the marks. False, and nothing done, if one of them is elsewhere since."""
+        """Undo a `write` of `backend`, and the marks. False, and nothing done, if one of them is elsewhere since, or
+        has no mark of `by` any more."""
         with self._base.writing():
             self._locked()
-            there = self._rows_of(previous)
-            if any(address not in there or there[address].backend != backend for address in previous):
+            try:
+                self._must_be(dict.fromkeys(previous, backend), by)
+            except MovedAway:
                 return False
             self._base.change_many(
                 "UPDATE route SET backend = ?, moving_by = ? WHERE address = ?",
@@ -270,6 +293,15 @@ class TableStore:
         """Address, mover and time of each mark."""
         statement = "SELECT address, moving_by, moving_at FROM route WHERE moving = 1 ORDER BY address"
         return [(address, by, at) for address, by, at in self._base.rows(statement)]
+
+    def taken_away(self, seconds: int, most: int) -> list[str]:
+        """Whose row, of the last `most` gens, was taken away in the last seconds, by the clock of who did so."""
+        since = int(time.time()) - seconds
+        statement = (
+            "SELECT address FROM changed WHERE gen > (SELECT gen FROM fleet) - ? AND made_at >= ?"
+            " AND new_backend IS NULL AND old_backend IS NOT NULL"
+        )
+        return [address for (address,) in self._base.rows(statement, (most, since))]
 
     def is_known(self, position: Position) -> bool:
         """Whether it is one of this history. One below the floor is not, as nobody can tell."""

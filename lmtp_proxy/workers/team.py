@@ -266,8 +266,7 @@ class Team(Reloads):
 
     def _refused(self, errors: list[str], torn: str, *, table_alone: bool) -> ReloadRefused:
         if table_alone and not torn:
-            last = self.last_reload
-            if not isinstance(last, ReloadRefused) or last.errors != tuple(errors):  # it is tried again and again
+            if self.table_refused is None or self.table_refused.errors != tuple(errors):  # it is tried again and again
                 for line in errors:
                     _log.error("table: %s; mail goes on by what is in force", line)
             return ReloadRefused(tuple(errors), time.time())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The copy of a table on the disk: what is found again, whatever was cut off, and by whom it was written."""
 
+import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from lmtp_proxy.routing.table import TableUnavailable
 from lmtp_proxy.table.base import TableError
 from lmtp_proxy.table.copy import TableCopy
 from lmtp_proxy.table.history import Position, RouteChange, RouteRow
-from lmtp_proxy.table.reading import TableFound, find, meaning_of, served
+from lmtp_proxy.table.reading import TableFound, TableInForce, find, meaning_of, served
 from lmtp_proxy.table.replica import Replica
 from lmtp_proxy.table.served import ServedTable
 from lmtp_proxy.table.sqlite import SqliteConnection, init
@@ -36,11 +38,20 @@ def changed(gen: int, backend: str | None = "new") -> RouteChange:
     return RouteChange(gen, "a@x", backend, False)
 
 
-def logged(copy: TableCopy) -> list[tuple[Position, list[RouteChange]]]:
+def logged(copy: TableCopy, *, whole: bool = True) -> list[tuple[Position, list[RouteChange]]]:
     found = copy.read("m")
     assert found is not None
     os.close(found[1])
-    return copy.logged(found[0])
+    log = copy.logged(found[0])
+    assert log.whole is whole
+    return log.records
+
+
+START = Position(5, 55)
+
+
+def at(gen: int) -> Position:
+    return START if gen == 5 else Position(gen, 11 * gen)
 
 
 def test_what_was_written_is_read(copy: TableCopy) -> None:
@@ -55,10 +66,10 @@ def test_what_was_written_is_read(copy: TableCopy) -> None:
 
 
 def test_each_change_is_once_in_the_log_whoever_writes_it(copy: TableCopy) -> None:
-    copy.append([changed(6), changed(7)], Position(7, 77))
-    copy.append([changed(6)], Position(6, 66))  # a process that is behind
-    copy.append([changed(6), changed(7), changed(8)], Position(8, 88))
-    copy.append([changed(8)], Position(8, 88))
+    assert copy.append([changed(6), changed(7)], START, Position(7, 77))
+    assert copy.append([changed(6)], START, Position(6, 66))  # a process that is behind
+    assert copy.append([changed(6), changed(7), changed(8)], START, Position(8, 88))
+    assert copy.append([changed(8)], Position(7, 77), Position(8, 88))
     assert logged(copy) == [
         (Position(7, 77), [changed(6), changed(7)]),
         (Position(8, 88), [changed(8)]),
@@ -68,7 +79,7 @@ def test_each_change_is_once_in_the_log_whoever_writes_it(copy: TableCopy) -> No
 def test_many_at_once(copy: TableCopy) -> None:
     def write() -> None:
         for gen in range(6, 60):
-            copy.append([changed(each) for each in range(6, gen + 1)], Position(gen, gen))
+            assert copy.append([changed(each) for each in range(6, gen + 1)], START, at(gen))
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
@@ -80,29 +91,96 @@ def test_many_at_once(copy: TableCopy) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_half_a_line_is_none_and_the_next_one_stands_behind_the_last_whole_one(copy: TableCopy, cut: int) -> None:
-    copy.append([changed(6)], Position(6, 66))
-    copy.append([changed(7)], Position(7, 77))
+    copy.append([changed(6)], START, at(6))
+    copy.append([changed(7)], at(6), at(7))
     os.truncate(copy.log, os.path.getsize(copy.log) - cut)
     assert logged(copy) == [(Position(6, 66), [changed(6)])]
-    copy.append([changed(7)], Position(7, 77))
+    assert copy.append([changed(7)], at(6), at(7))
     assert logged(copy) == [(Position(6, 66), [changed(6)]), (Position(7, 77), [changed(7)])]
 
 
 def test_a_long_line(copy: TableCopy) -> None:
     many = [changed(gen) for gen in range(6, 2000)]
-    copy.append(many, Position(1999, 1))
-    copy.append([changed(2000)], Position(2000, 2))
+    copy.append(many, START, at(1999))
+    assert copy.append([changed(2000)], at(1999), at(2000))
     assert [len(changes) for _, changes in logged(copy)] == [len(many), 1]
 
 
 def test_a_log_of_another_snapshot_is_none(copy: TableCopy) -> None:
-    copy.append([changed(6)], Position(6, 66))
+    copy.append([changed(6)], START, at(6))
     before = Path(copy.log).read_bytes()
     with copy.locked():
         os.close(copy.write(ROWS, Position(9, 99), RULES, "m")[1])
     assert logged(copy) == []
     Path(copy.log).write_bytes(before)  # as if it had crashed before that
     assert logged(copy) == []
+    assert not copy.append([changed(10)], Position(9, 99), at(10)), "nobody would ever read it there"
+
+
+def test_what_a_full_disk_took_half_of_is_not_there(copy: TableCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write(2) takes less than it is given, and says so, when the disk fills up in the midst of it."""
+    assert copy.append([changed(6)], START, at(6))
+    real, left = os.pwrite, [40]
+
+    def full(handle: int, octets: bytes, place: int) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = min(left[0], len(octets))
+        left[0] -= taken
+        return real(handle, octets[:taken], place)
+
+    monkeypatch.setattr("lmtp_proxy.table.copy.os.pwrite", full)
+    with pytest.raises(TableError, match="No space left"):
+        copy.append([changed(7)], at(6), at(7))
+    monkeypatch.undo()
+    assert logged(copy) == [(at(6), [changed(6)])]
+    assert copy.append([changed(7)], at(6), at(7))
+    assert [position for position, _ in logged(copy)] == [at(6), at(7)]
+
+
+def test_what_the_disk_did_not_keep_is_not_taken_for_done(copy: TableCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("lmtp_proxy.table.copy.os.fsync", broken)
+    with pytest.raises(TableError, match="Input/output error"):
+        copy.append([changed(6)], START, at(6))
+    monkeypatch.undo()
+    assert logged(copy) == []
+
+
+def test_nothing_stands_behind_a_gap(copy: TableCopy) -> None:
+    assert copy.append([changed(6)], START, at(6))
+    assert not copy.append([changed(8)], at(7), at(8)), "7 is missing"
+    assert not copy.append([changed(7)], Position(6, 1), at(7)), "that is another 6"
+    assert not copy.append([changed(6)], START, Position(6, 1))
+    assert logged(copy) == [(at(6), [changed(6)])]
+    with open(copy.log, "ab") as file:  # as a version without the check would have left it
+        file.write(json.dumps([at(7), at(8), [changed(8)]]).encode() + b"\n")
+    assert logged(copy, whole=False) == [(at(6), [changed(6)])]
+
+
+@pytest.mark.parametrize("line", [b"\0" * 20, b"5", b"[1]", b"{}", b"[[1, 2], 3, []]"])
+def test_a_line_that_is_no_record(copy: TableCopy, line: bytes) -> None:
+    assert copy.append([changed(6)], START, at(6))
+    with open(copy.log, "ab") as file:
+        file.write(line + b"\n")
+    assert not copy.append([changed(7)], at(6), at(7))
+    logged(copy, whole=False)
+
+
+def test_no_log(copy: TableCopy) -> None:
+    os.unlink(copy.log)
+    assert not copy.append([changed(6)], START, at(6))
+    logged(copy, whole=False)
+
+
+def test_the_lock_of_somebody_else_is_not_given_away(tmp_path: Path, copy: TableCopy) -> None:
+    os.unlink(f"{tmp_path}/table.db.copy.lock")
+    Path(tmp_path / "precious").touch()
+    os.link(tmp_path / "precious", f"{tmp_path}/table.db.copy.lock")
+    with pytest.raises(TableError, match="remove it"), copy.locked():
+        pass
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"x" * 100])
@@ -130,8 +208,15 @@ def base(tmp_path: Path) -> Iterator[TableStore]:
         yield store
 
 
-def started(path: str, **options: bool) -> tuple[ServedTable, TableFound]:
-    found = find(path, RULES, **options)
+def any_number(users: int) -> int:
+    return users
+
+
+AT_START = TableInForce(None, any_number, start=True)
+
+
+def started(path: str, *, accept: bool = False) -> tuple[ServedTable, TableFound]:
+    found = find(path, RULES, AT_START, accept=accept)
     return served(found, path, RULES), found
 
 
@@ -144,7 +229,10 @@ def test_a_start_takes_the_copy_and_what_came_since(tmp_path: Path, base: TableS
     second, again = started(path)
     assert again.file == found.file, "it was not read anew"
     assert (second.lookup("a@x"), second.counts["new"], len(second), second.changed) == ("new", 2, 2, 2)
-    assert second.lookup("b@x") is None, "that was so before the start"
+    with pytest.raises(TableUnavailable, match="was taken away just now"):
+        second.lookup("b@x")  # a restart does not shorten that
+    base._base.change("UPDATE changed SET made_at = made_at - 20")
+    assert started(path)[0].lookup("b@x") is None, "that was so for long before the start"
     fourth, _ = started(path)
     assert "_data" not in vars(fourth.base), "a mapping has a descriptor of its own, which a daemon would close"
     os.rename(path, path + ".gone")
@@ -176,7 +264,7 @@ def test_a_newer_schema_changes_nothing(tmp_path: Path, base: TableStore) -> Non
 
 def test_rows_that_came_past_the_triggers_are_refused_as_a_whole(tmp_path: Path, base: TableStore) -> None:
     base._base.change("UPDATE fleet SET routes = 7")
-    found = find(str(tmp_path / "table.db"), RULES)
+    found = find(str(tmp_path / "table.db"), RULES, AT_START)
     assert found.snapshot is None and "has 3 rows, and must have 7" in found.trouble
 
 
@@ -190,7 +278,7 @@ def test_other_rules_read_it_anew(tmp_path: Path, base: TableStore) -> None:
     path = str(tmp_path / "table.db")
     _, found = started(path)
     rules = KeyRules(ignore_domain=True)
-    other = find(path, rules)
+    other = find(path, rules, AT_START)
     assert other.file != found.file
     assert set(served(other, path, rules).refused) == {"a@x", "b@x", "@y"}
     assert meaning_of(rules) != meaning_of(RULES)
