@@ -38,6 +38,8 @@ def check(config: Config, *, stores: bool = True) -> tuple[str, ...]:
     if config.run_as is not None and os.geteuid() not in (0, account(config.run_as).pw_uid):
         return notes_on(config)  # of the rest nobody can tell
     errors, notes = _stores(config)
+    if (trouble := _table_trouble(config)) is not None:
+        errors.append(trouble)
     if not stores:
         errors, notes = [], errors + notes
     _refuse(config, [*_places(config), *_files(config), *errors])
@@ -205,14 +207,20 @@ def _receipts_error(config: Config) -> str | None:
 
 
 def _table_error(config: Config) -> str | None:
-    """Rights alone: a database that cannot be used at the moment is no reason not to start, see `check_table`."""
     if config.table is None:
         return None
-    path = config.table.sqlite
     try:
         import lmtp_proxy.table.replica  # noqa: F401  (as for receipts)
     except ImportError as error:
         return f"config.table: this Python cannot use SQLite: {error}"
+    return None
+
+
+def _table_trouble(config: Config) -> str | None:
+    """Rights. A start goes on without, by the copy of the table."""
+    if config.table is None:
+        return None
+    path = config.table.sqlite
     directory = os.path.dirname(path)
     if os.path.isdir(directory) and not _may(config, directory, os.W_OK | os.X_OK):
         return f"config.table.sqlite: {_server(config)} cannot write in {directory}; see chown and chmod"

@@ -149,6 +149,12 @@ def _run(config: Config, *, daemonise: bool) -> int:
         if pid_file:
             pid_file.acquire()
             at_end.callback(pid_file.remove)
+        owner = None
+        if config.table is not None:
+            from lmtp_proxy.start.table_owner import TableOwner  # as in `late_modules`: only who has a table
+
+            owner = TableOwner(config)
+            owner.acquire()
         control = listen_for_control(config)
         if control:
             unless_ready.callback(control.remove)
@@ -164,7 +170,9 @@ def _run(config: Config, *, daemonise: bool) -> int:
 
         started = None
         if pid_file:
-            started = go_to_background([*(each.socket for each in listeners), pid_file, *config.users.handles])
+            started = go_to_background(
+                [*(each.socket for each in listeners), pid_file, *([owner] if owner else []), *config.users.handles]
+            )
             pid_file.write()
 
         def ready() -> None:

@@ -121,6 +121,7 @@ class Service:
             receipts.generation_changed(self.manager.current().config.receipts)
 
         self.manager = ConfigManager(config, generation_changed, share)
+        self.manager.last_flight = lambda: in_flight.last
         self.stopping = Event()
         self._uncertain = UncertainLog(self.manager.current, in_flight)
         self._receipts = receipts

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from lmtp_proxy.config.read import load_config
 from lmtp_proxy.config.users_edit import EditError, edit_file
@@ -79,7 +79,7 @@ class Change:
         before, after: digests of the configuration, see Config.
     """
 
-    in_table: ClassVar[bool] = False
+    in_table: ClassVar[Literal[False]] = False
     previous: dict[str, str | None]
     changed: bool
     path: str

@@ -64,7 +64,8 @@ def table_json(config: Config) -> Json | None:
     if served is None or config.table is None:
         return None
     refused = [
-        f"{printable(address.encode())}: {why}" for address, why in islice(served.refused.items(), _SHOWN_REFUSED)
+        f"{printable(address.encode('utf-8', 'surrogateescape'))}: {why}"
+        for address, why in islice(served.refused.items(), _SHOWN_REFUSED)
     ]
     return {
         "sqlite": config.table.sqlite,

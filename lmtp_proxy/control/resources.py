@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from itertools import chain
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
@@ -196,8 +197,14 @@ class Application(ControlApplication):
         until = in_flight.last if until is None else min(until, in_flight.last)
         rules = self._generation.config.key_rules
         keys = None if users is None else _keys(users, rules)
+        moved_at = self._state.manager.moved_at if self._generation.config.served is not None else None
+        forms = set(chain.from_iterable(_forms(users, rules))) if moved_at is not None and users is not None else None
         with _leaving(in_flight) as left:
-            while waiting := in_flight.drain(keys, rules, until):
+            while True:
+                if moved_at is not None:  # a script may have moved them to and fro since
+                    until = max(until, moved_at.of(forms))
+                if not (waiting := in_flight.drain(keys, rules, until)):
+                    break
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or request.gone():
                     break
@@ -286,6 +293,14 @@ def _leaving(in_flight: InFlight) -> Iterator[Event]:
         yield left
     finally:
         in_flight.on_leave.remove(left.set)
+
+
+def _forms(users: list[str], rules: KeyRules) -> Iterator[tuple[str, ...]]:
+    """All keys that may decide where the mail of each goes."""
+    for piece in slices(users):
+        for user in piece:
+            local_part, at, domain = user.rpartition("@") if "@" in user else (user, "", "")
+            yield rules.forms(local_part, domain) if local_part or not at else (rules.table_key(user),)
 
 
 def _keys(users: list[str], rules: KeyRules) -> set[str]:

@@ -12,6 +12,7 @@ In the order of their imports:
     names      what an operator calls a user -> the key that mail would hit
     whom       whom a verb is for, by its arguments
     in_table   users changed in the database of config.table
+    taken_in   whether the proxy serves by such a change
     rehearsal  what a move would do
     move       preflight, edit, reload, drain
     probe      whether each store can be reached and would take mail

@@ -162,6 +162,12 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.move import Order, move
     from lmtp_proxy.ctl.names import key_of_domain
 
+    if options.clear:
+        from lmtp_proxy.ctl.table import clear_marks
+
+        if options.file is not None:
+            options.parser.error("--clear takes users, and no list")
+        return clear_marks(options.config, options.names)
     *users, backend = options.names
     if options.file is None and not users:
         options.parser.error("name the users and then the backend they move to")
@@ -376,7 +382,8 @@ def _parser() -> argparse.ArgumentParser:
         "for the reload and then, as drain does, for the deliveries that were on their way to the old backend. When "
         "it ends with status 0, nothing can reach that any more. If the file as it stands, or as edited, has an "
         "error, nothing is changed; nor if somebody else has edited it so that users move who are not named here.",
-        usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND",
+        usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND\n"
+        "       lmtp-proxyctl move --clear USER...",
     )
     verb.add_argument("names", type=text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
     verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
@@ -391,6 +398,9 @@ def _parser() -> argparse.ArgumentParser:
         help="change nothing unless all of them are on one of these; - is on no line",
     )
     verb.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    verb.add_argument(
+        "--clear", action="store_true", help="in config.table: take away the marks of a mover who is gone"
+    )
     verb.add_argument("--differ", action="store_true", help="with --fleet: also if the hosts do not say the same")
     verb.add_argument("--not-before", type=moment, help=argparse.SUPPRESS)  # of a fleet's orders, see validity
     verb.add_argument("--not-after", type=moment, help=argparse.SUPPRESS)

@@ -11,15 +11,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lmtp_proxy.config.values import Config, ConfigError
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.table.base import TableError
-from lmtp_proxy.table.history import Head, RouteRow
+from lmtp_proxy.table.history import Head, Position, RouteRow
 from lmtp_proxy.table.sqlite import SqliteConnection
 from lmtp_proxy.table.store import RoutesWritten, TableStore
+
+_NOWHERE = Position(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,16 @@ class TableChange:
     Attributes:
         previous: user as given -> where the user was, None if on no row.
         files: the database.
+        position: of the table after what was done last.
     """
 
-    in_table: ClassVar[bool] = True
+    in_table: ClassVar[Literal[True]] = True
     path: str
     previous: dict[str, str | None]
     backend: str
     _keys: Mapping[str, str] = field(repr=False)
     _rows: Mapping[str, str | None] = field(repr=False)
+    position: Position = _NOWHERE
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -47,10 +51,30 @@ class TableChange:
         """Whether it makes a difference."""
         return any(was != self.backend for was in self.previous.values())
 
-    def write(self) -> None:
-        """Do it. It is on the disk then."""
+    def write(self) -> "TableChange":
+        """Do it, and return as what is so then. It is on the disk; nothing is, if one of them is elsewhere by now."""
         with closing(SqliteConnection(self.path)) as connection:
-            TableStore(connection).write(list(self._rows), self.backend, own_name())
+            written = TableStore(connection).write(list(self._rows), self.backend, own_name(), self._rows)
+        return replace(self, position=written.position)
+
+    def why_not_in_force(self, in_force: str | None) -> str | None:
+        """Why a proxy that says so does not serve by this change, or cannot be known to; None if it does.
+
+        in_force: see Config.in_force; None if its workers do not agree.
+        """
+        gen, _, tag = (in_force or "").rpartition("@")[2].partition(":")
+        try:
+            there = Position(int(gen), int(tag))
+        except ValueError:
+            return "it does not say by which change of the table it serves"
+        if there.gen < self.position.gen:
+            return f"it serves by change {there.gen:,} of the table, and this is change {self.position.gen:,}"
+        with closing(SqliteConnection(self.path)) as connection:
+            store = TableStore(connection)
+            # One history, and there is no other way from the one to the other in it.
+            if not (store.is_known(self.position) and store.is_known(there)):
+                return "the table has another history by now: was it put back from a backup?"
+        return None
 
     def undo(self) -> bool:
         """Put them back where they were. False, and nothing done, if somebody has moved one of them since.
@@ -76,7 +100,7 @@ def mark(path: str, users: Sequence[str], backend: str, rules: KeyRules) -> Tabl
         store = TableStore(connection)
         written: RoutesWritten = store.mark(list(dict.fromkeys(keys.values())), own_name(), int(time.time()), is_gone)
     previous = {user: written.previous[key] for user, key in keys.items()}
-    return TableChange(path, previous, backend, keys, written.previous)
+    return TableChange(path, previous, backend, keys, written.previous, written.position)
 
 
 def rows_of(path: str, keys: Sequence[str]) -> dict[str, str]:
@@ -103,23 +127,60 @@ def with_users(config: Config) -> Config:
     return replace(config, users=StaticTable(users))
 
 
+def clear(path: str, users: Sequence[str], rules: KeyRules) -> dict[str, str | None]:
+    """Take the marks from these, whosever they are. Returns user -> whose mark it was, of those that had one.
+
+    Raises TableError.
+    """
+    keys = {rules.table_key(user): user for user in users}
+    with closing(SqliteConnection(path)) as connection:
+        store = TableStore(connection)
+        marked = {keys[address]: by for address, by, _ in store.marks() if address in keys}
+        store.unmark(list(keys), None)
+    return marked
+
+
 def own_name() -> str:
     """Names this process for ever."""
-    return _name(os.getpid()) or f"{socket.gethostname()} {os.getpid()}"
+    return f"{_place()} {os.getpid()} {_began(os.getpid()) or 0}"
 
 
 def is_gone(name: str) -> bool:
-    """Whether the process that `own_name` named has ended. Of another host nobody can tell."""
-    host, _, rest = name.partition(" ")
-    pid = rest.partition(" ")[0]
-    return host == socket.gethostname() and pid.isdecimal() and _name(int(pid)) != name
+    """Whether the process that `own_name` named has ended. Of another host or container nobody can tell."""
+    place, _, rest = name.rpartition(" ")
+    place, _, pid = place.rpartition(" ")
+    if place != _place() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # it is there, and another user's
+        pass
+    began = _began(int(pid))
+    return began is not None and str(began) != rest  # another process has its number now
 
 
-def _name(pid: int) -> str | None:
+def _place() -> str:
+    """This host since its start, and the container, as far as numbers of processes are its own."""
+    found = [socket.gethostname()]
+    for read in (_boot, lambda: os.readlink("/proc/self/ns/pid").strip("pid:[]")):
+        try:
+            found.append(read())
+        except OSError:
+            found.append("?")
+    return " ".join(found)
+
+
+def _boot() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()[:8]
+
+
+def _began(pid: int) -> int | None:
+    """When, in ticks since the start of the host; None if it cannot be seen, as where /proc is hidden."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            began = int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{socket.gethostname()} {pid} {began} {file.read().strip()[:8]}"
+            return int(file.read().rpartition(b")")[2].split()[19])  # proc(5): starttime
     except OSError:
         return None

@@ -139,6 +139,10 @@ def move(
         raise Failed(UNPROVEN, what, (), document) from error
     document |= {"reloaded": generation, **drained.document()}
     _check_routes(order, path, drained.answer, document)
+    if change.in_table:
+        from lmtp_proxy.ctl.taken_in import check_in_force
+
+        check_in_force(change, now, drained.answer.optional_text("in_force"), document)
     if drained.done:
         warnings += edit.finish()
     seconds = time.monotonic() - began
@@ -231,6 +235,7 @@ class _CarefulEdit:
         from lmtp_proxy.config.read import load_config
         from lmtp_proxy.config.values import ConfigError
         from lmtp_proxy.ctl import in_table
+        from lmtp_proxy.ctl.taken_in import take_in
         from lmtp_proxy.routing.keys import FoldingError
         from lmtp_proxy.table.base import TableError
 
@@ -253,11 +258,13 @@ class _CarefulEdit:
             raise Failed(REFUSED, f"{error}; nothing was changed") from error
         self._change_in_table = change
         try:
-            self._check_only_from(change.previous)  # from here on nobody else moves them
+            self._check_only_from(change.previous)  # who moves them from here on keeps `write` from doing so
             # Nobody is moved by a proxy that does not hear of it.
-            _take_in(self._client, order, database, self._progress, "nothing was changed")
+            take_in(self._client, change, self._progress, "nothing was changed")
             self._check_validity()
-            change.write()
+            who = f"{_named(change)} that {order.who} on {order.backend}"
+            self._progress.step(f"perhaps {who}, and the running proxy may not know it yet: drain them, or move again")
+            self._change_in_table = change = change.write()
         except BaseException as error:
             trouble = "".join(f"; {each}" for each in self.finish())
             if isinstance(error, TableError):
@@ -426,25 +433,17 @@ def _elsewhere(config: "Config", user: str) -> dict[str, str] | None:
     return None if fallback is None else {"backend": fallback, "by": "fallback_backend"}
 
 
-def _take_in(client: ControlClient, order: Order, database: str, progress: Progress, end: str) -> int:
-    """The generation that has all that the table says. Raises Failed with status 1, and ControlError."""
-    try:
-        tick = partial(_tick, progress, f"the proxy to read {database}")
-        answer = client.post("/reload", {"table_alone": True}, timeout=_RELOAD, tick=tick)
-    except Refusal as refusal:
-        if refusal.code != 409:
-            raise
-        raise Failed(REFUSED, f"{refusal}; {end}", refusal.answer.texts("errors")) from refusal
-    return answer.integer("generation")
-
-
 def _reload(client: ControlClient, order: Order, path: str, change: "Change | TableChange", progress: Progress) -> int:
     """The generation that has the change. Raises Failed with status 1 if the file is refused, and ControlError."""
     if change.in_table:
+        from lmtp_proxy.ctl.taken_in import take_in, take_in_again
+
         try:
-            return _take_in(client, order, change.files[0], progress, "")
+            return take_in(client, change, progress, "")
         except Failed as failed:
-            failed.text = f"{failed.text}{_undo(change)}"
+            if failed.status == REFUSED:
+                failed.text = f"{failed.text}{_undo(change)}"
+                take_in_again(client, change, progress, failed)
             raise
     try:
         answer = client.post("/reload", {}, timeout=_RELOAD, tick=partial(_tick, progress, f"the reload of {path}"))

@@ -9,14 +9,15 @@ import os
 import pwd
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmtp_proxy.ctl.drain import REFUSED, Failed, Outcome
-from lmtp_proxy.ctl.in_table import is_gone, with_users
-from lmtp_proxy.ctl.output import wrapped
+from lmtp_proxy.ctl.in_table import clear, is_gone, with_users
+from lmtp_proxy.ctl.output import first, wrapped
+from lmtp_proxy.routing.keys import FoldingError
 from lmtp_proxy.table import sqlite
 from lmtp_proxy.table.base import TableError
 from lmtp_proxy.table.history import Head, RouteRow
@@ -29,7 +30,6 @@ from lmtp_proxy.text import count, safe, shown
 if TYPE_CHECKING:
     from lmtp_proxy.config.values import Config
 
-_SHOWN = 20
 _CONFIGURATION = re.compile(rb"^(?:config|backends):", re.MULTILINE)
 _LEFT_ALONE = "nothing was changed"
 
@@ -84,7 +84,7 @@ def bring(path: str, source: str) -> Outcome:
     wrong += [f'{safe(key)}: there is no backend "{safe(name)}"' for key, name in users.items() if name not in names]
     if wrong:
         raise Failed(
-            REFUSED, f"{safe(source)}: {count(len(wrong), 'user')} cannot be served; {_LEFT_ALONE}", _first(wrong)
+            REFUSED, f"{safe(source)}: {count(len(wrong), 'user')} cannot be served; {_LEFT_ALONE}", first(wrong)
         )
     try:
         with closing(SqliteConnection(database)) as connection:
@@ -127,6 +127,22 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
+def clear_marks(path: str, users: Sequence[str]) -> Outcome:
+    """`move --clear`: nobody is moving these any more, whoever said so. Raises Failed."""
+    config, database = _configured(path)
+    try:
+        marked = clear(database, users, config.key_rules)
+    except (TableError, FoldingError) as error:
+        raise Failed(REFUSED, f"{error}; {_LEFT_ALONE}") from error
+    lines = [
+        f"{safe(user)}: was marked by {safe(marked[user] or 'somebody')}"
+        if user in marked
+        else f"{safe(user)}: no mark"
+        for user in users
+    ]
+    return Outcome({"path": database, "marked": marked}, [piece for line in lines for piece in wrapped(line)])
+
+
 def examine(path: str) -> Outcome:
     """`table check`. Raises Failed if something is wrong."""
     from lmtp_proxy.config.values import RESERVED
@@ -163,17 +179,16 @@ def examine(path: str) -> Outcome:
             wrong += [f"there is no trigger {name}: export, init and import" for name in connection.triggers_missing()]
             if (mode := connection.journal_mode()) != "wal":
                 notes.append(f"its journal_mode is {mode}: readers and writers wait for each other; wal is better")
-            notes += [
-                f"{safe(address)} is marked as moving by {safe(by or 'somebody')}, who is gone: its next move ends that"
-                for address, by, _ in store.marks()
-                if by is None or is_gone(by)
-            ]
+            for address, by, _ in store.marks():
+                gone = by is None or is_gone(by)
+                end = "who is gone: its next move ends that" if gone else "which only that, or move --clear, ends"
+                notes.append(f"{safe(address)} is marked as moving by {safe(by or 'somebody')}, {end}")
     except TableError as error:
         raise Failed(REFUSED, str(error)) from error
     document = {"path": database, "gen": head.gen, "users": rows_there, "notes": notes}
     if wrong:
-        raise Failed(REFUSED, f"{safe(database)}: {count(len(wrong), 'thing')} to mend", _first(wrong), document)
-    lines = [f"{safe(database)}: OK, {count(rows_there, 'user')}, change {head.gen}", *_first(notes)]
+        raise Failed(REFUSED, f"{safe(database)}: {count(len(wrong), 'thing')} to mend", first(wrong), document)
+    lines = [f"{safe(database)}: OK, {count(rows_there, 'user')}, change {head.gen}", *first(notes)]
     return Outcome(document, [piece for line in lines for piece in wrapped(line)])
 
 
@@ -198,7 +213,3 @@ def _configured(path: str) -> "tuple[Config, str]":
         what = "config.table: is not set: name the database, as in table: {sqlite: /var/lib/lmtp-proxy/table.db}"
         raise Failed(REFUSED, f"{safe(path)}: {what}")
     return config, config.table.sqlite
-
-
-def _first(lines: list[str]) -> list[str]:
-    return [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else [])]

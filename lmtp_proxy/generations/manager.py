@@ -24,6 +24,7 @@ from lmtp_proxy.config.loading import LARGE, LONGEST, Loaded, LoadingProcess, Ta
 from lmtp_proxy.config.values import Config, ConfigError, how_many
 from lmtp_proxy.generations.generation import Generation, first_generation, next_generation, retire
 from lmtp_proxy.generations.installed import another_installed
+from lmtp_proxy.generations.moved import MovedAt
 from lmtp_proxy.generations.reloads import Outcome, Reloaded, ReloadRefused, Reloads, moved_from
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.loop.late import OneThread, late_import
@@ -61,6 +62,8 @@ class ConfigManager(Reloads):
 
     Attributes:
         loaded: when that generation was swapped in, in seconds since the epoch.
+        last_flight: the number of the delivery that entered last, see InFlight.
+        moved_at: whom a look at config.table has moved.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class ConfigManager(Reloads):
         self._aside = OneThread()
         self._replica: Replica | None = None
         self._table_ahead = False  # of the generation in force
+        self.last_flight: Callable[[], int] = lambda: 0
+        self.moved_at = MovedAt()
         self._comparing = BoundedSemaphore()  # one at a time, for the sake of memory
 
     def __repr__(self) -> str:
@@ -155,6 +160,8 @@ class ConfigManager(Reloads):
             self._thread.apply(config.served.takes_the_place_of, (served, loaded.gone))
         self._generation = next_generation(config, previous)
         self._table_ahead = False
+        if served is not None:
+            self.moved_at.note_all(self.last_flight())
         retire(previous, self._generation)
         previous.replaced()
         self.loaded = time.time()
@@ -199,6 +206,7 @@ class ConfigManager(Reloads):
         if self._table_ahead:
             self._generation = next_generation(config, previous)
             self._table_ahead = False
+            self.moved_at.note((each.user for each in moved), self.last_flight())
             previous.replaced()
         if troubled:
             _log.info("table: %s can be used again", config.served.where)

@@ -306,3 +306,99 @@ def test_what_is_served(tmp_path: Path, base: TableStore, monkeypatch: pytest.Mo
     monkeypatch.setattr("lmtp_proxy.table.served.time.monotonic", lambda: 10.0**9)
     assert view.lookup("a@x") is None
     assert len(view) == len(table) == 2
+
+
+# --- brought up to date ----------------------------------------------------------------------------------------------
+
+
+def test_changes_are_folded_once_they_are_many_and_then_cost_little_again(
+    tmp_path: Path, base: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("reading", "replica", "node"):
+        monkeypatch.setattr(f"lmtp_proxy.table.{module}.MOST", 5)
+    path = str(tmp_path / "table.db")
+    base._base.change_many("INSERT INTO route (address, backend) VALUES (?, 'old')", [(f"u{n}@x",) for n in range(20)])
+    table, _ = started(path)
+    loads = 0
+    for number in range(20):
+        base.write([f"u{number}@x"], "new", "me")
+        look = Replica(path).look(table, any_number)
+        if look.behind:
+            loads += 1
+            table, found = started(path)
+            assert found.changes == () and table.changed == 0
+            assert os.path.getsize(f"{path}.copy.log") < 200
+        else:
+            assert not look.trouble
+            table.apply(look.changes, RULES)
+            assert look.position is not None
+            table.position = look.position
+        assert table.lookup(f"u{number}@x") == "new"
+    assert 2 <= loads <= 4
+
+
+def test_a_log_that_was_torn_is_made_anew_by_the_next_start(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    table, _ = started(path)
+    base.write(["a@x"], "new", "me")
+    base.write(["b@x"], "new", "me")
+    assert len(Replica(path).look(table, any_number).changes) == 2
+    lines = Path(f"{path}.copy.log").read_bytes().splitlines(keepends=True)
+    record = json.loads(lines[1])
+    record[2] = record[2][1:]
+    Path(f"{path}.copy.log").write_bytes(lines[0] + json.dumps([[99, 1], *record[1:]]).encode() + b"\n")
+    again, found = started(path)
+    assert (again.lookup("a@x"), again.lookup("b@x"), found.changes) == ("new", "new", ())
+
+
+def test_a_table_that_cannot_be_had_is_not_taken_for_no_news(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    table, _ = started(path)
+    base._base.change("UPDATE fleet SET routes = 7")
+    with pytest.raises(TableError, match="must have 7"):
+        find(path, RULES, TableInForce(table.base, any_number), accept=True)
+    with pytest.raises(TableError, match="there is no such file"):
+        find(f"{path}.none", RULES, TableInForce(table.base, any_number))
+
+
+def test_who_goes_at_once_is_counted_and_not_how_many_are_left(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    table, _ = started(path)
+    copy = Path(f"{path}.copy").read_bytes()
+    base._base.change("DELETE FROM route")
+    base._base.change_many("INSERT INTO route (address, backend) VALUES (?, 'old')", [(f"u{n}@x",) for n in range(3)])
+    for former in (TableInForce(table.base, lambda _: 2), TableInForce(None, lambda _: 2)):
+        with pytest.raises(TableError, match="has lost 3 of 3 users"):
+            find(path, RULES, former)
+    assert Path(f"{path}.copy").read_bytes() == copy
+    kept, found = find(path, RULES, TableInForce(None, lambda _: 2, start=True)), started(path)[1]
+    assert "has lost 3 of 3" in kept.trouble and kept.changes == () and found.changes
+
+
+def test_those_who_were_deferred_go_on_to_be_so(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    table, _ = started(path)
+    table.apply([RouteChange(4, "a@x", None, False)], RULES)
+    base.write(["a@x"], None, "me")
+    base.write(["b@x"], None, "me")
+    base._base.change("UPDATE changed SET made_at = 0")
+    fresh, _ = started(path)
+    assert fresh.lookup("a@x") is None
+    fresh.takes_the_place_of(table, ["b@x", "nobody@x"])
+    for gone in ("a@x", "b@x"):
+        with pytest.raises(TableUnavailable, match="just now"):
+            fresh.lookup(gone)
+    assert fresh.lookup("nobody@x") is None
+
+
+def test_a_row_that_is_no_utf_8_keeps_nobody_from_being_served(tmp_path: Path, base: TableStore) -> None:
+    path = str(tmp_path / "table.db")
+    table, _ = started(path)
+    base._base.change("INSERT INTO route (address, backend) VALUES (CAST(x'6dfc40782e79' AS TEXT), 'old')")
+    base.write(["a@x"], "new", "me")
+    look = Replica(path).look(table, any_number)
+    table.apply(look.changes, RULES)
+    assert table.lookup("a@x") == "new" and list(table.refused.values()) == ["is no UTF-8"]
+    assert started(path)[0].refused == table.refused == started(path, accept=True)[0].refused
+    base._base.change("DELETE FROM route WHERE backend = 'old' AND address LIKE 'm%'")
+    assert started(path)[0].refused == {}
