@@ -214,7 +214,10 @@ class ControlApplication(JsonApplication):
         # As it is now: when the waiting is over, a refusal may be too, and what was asked for is in force since then.
         last, in_force = self._reloads.last_outcome, self._digest
         if self._reloads.table_refused is not None:
-            deadline = min(deadline, time.monotonic())  # whoever waits for an UPDATE waits for nothing
+            if settled:
+                deadline = time.monotonic()  # whoever waits for an UPDATE waits for nothing
+            else:
+                last = None  # of a look before the one that was asked for
         found = self._drained(request, users, until, deadline, settled=settled)
         done = settled and bool(found["done"])
         drained.ended(done, len(found["uncertain"]))

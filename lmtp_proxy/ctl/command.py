@@ -309,6 +309,7 @@ _EXAMPLES = {
     "reload": "reload",
     "drain": "drain alice@example.org --timeout 60",
     "move": "move alice@example.org new",
+    "table": "table import /etc/lmtp-proxy.yml",
     "inflight": "--json inflight",
     "sessions": "sessions",
     "backends": "backends",

@@ -29,7 +29,7 @@ class TableOwner:
 
     def acquire(self) -> None:
         """Lock it. Raises ConfigError: another proxy has, or it cannot be known."""
-        path = f"{self._database}.copy.owner"
+        path = f"{os.path.realpath(self._database)}.copy.owner"  # whatever name this proxy has for it
         try:
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o600)

@@ -173,6 +173,8 @@ def test_a_drain_does_not_outlast_the_refusal_of_what_it_is_for(move: Move) -> N
     ended = run(move, "drain", ALICE)  # with a delivery to wait for, beside which the refusal may pass
     assert ended.status == 1 and time.monotonic() - began < SOON, ended
     mend_copy(move)
+    late = run(move, "drain", ALICE, "--timeout", "0.3")
+    assert late.status == 3 and "1 delivery still in flight" in flat(late.out), late  # not by a refusal of before
     go.set()
     delivery.join()
     assert run(move, "drain", ALICE).status == 0 and move.delivered(ALICE) == "new"
