@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
-from lmtp_proxy.clients.session import Session, SessionState, Shared
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.clients.session import Session, SessionState, Shared, hear_out
+from lmtp_proxy.config.values import Config, ListenerTls
 from lmtp_proxy.loop.acceptor import Acceptor, Crowd, Serve
+from lmtp_proxy.loop.late import late_import
 from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
+
+    from lmtp_proxy.clients.tls import ClientTls
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 100
@@ -52,6 +56,7 @@ class Server:
         self._changed = Event()
         self._sessions_changed = sessions_changed
         self._stopping = False
+        self._tls: ClientTls | None = None  # until there is a client for it
         crowd = Crowd(max_clients)
         # Where several accept, who wakes up first would take all, and the others have nothing to do.
         at_once = _AT_ONCE if alone else 1
@@ -101,7 +106,7 @@ class Server:
         return self._serve_tcp
 
     def _serve_local(self, sock: Socket, _address: Any) -> None:
-        self._serve(sock, "unix", self._shared.parts.current().config, trusted=True)
+        self._serve(Session(Stream(sock), "unix", self._shared, self._shared.parts.current().config, True), "unix")
 
     def _serve_tcp(self, sock: Socket, address: Any) -> None:
         config = self._shared.parts.current().config
@@ -111,11 +116,30 @@ class Server:
             self._turn_away(sock, peer)
             return
         trusted = config.trusted is not None and _is_within(host, config.trusted)
-        self._serve(sock, peer, config, trusted=trusted)
+        if config.tls is not None:
+            self._serve_tls(sock, peer, config, config.tls, trusted)
+        else:
+            self._serve(Session(Stream(sock), peer, self._shared, config, trusted), peer)
 
-    def _serve(self, sock: Socket, peer: str, config: Config, *, trusted: bool) -> None:
-        session = Session(sock, peer, self._shared, config, trusted=trusted)
-        if _log.isEnabledFor(logging.DEBUG):
+    def _serve_tls(self, sock: Socket, peer: str, config: Config, keys: ListenerTls, trusted: bool) -> None:
+        tls = self._tls
+        if tls is None or (tls.keys is not keys and tls.keys != keys):  # after a reload
+            try:
+                with late_import():
+                    from lmtp_proxy.clients.tls import ClientTls
+
+                tls = self._tls = ClientTls(keys, self._shared.parts.tallies)
+            except (ImportError, OSError, ValueError) as error:
+                _log.error("no TLS for %s: %s; it is told to come again", peer, error)
+                self._say_and_close(sock, say.NO_TLS_NOW)
+                return
+        session = Session(tls.stream(sock), peer, self._shared, config, trusted)
+        session.expect_tls(tls)
+        self._serve(session, peer)
+
+    def _serve(self, session: Session, peer: str) -> None:
+        debug = _log.isEnabledFor(logging.DEBUG)
+        if debug:
             _log.debug("%s: connect from %s", session.name, peer)
         sessions, tallies = self._sessions, self._shared.parts.tallies
         sessions.add(session)
@@ -129,20 +153,20 @@ class Server:
             if self._stopping:
                 self._changed.set()
             self._sessions_changed(len(sessions))
-            if _log.isEnabledFor(logging.DEBUG):
+            if debug:
                 _log.debug("%s: disconnect from %s", session.name, peer)
 
     def _turn_away(self, sock: Socket, peer: str) -> None:
         _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
+        self._say_and_close(sock, say.NOT_ALLOWED)
+
+    def _say_and_close(self, sock: Socket, reply: Reply) -> None:
         stream = Stream(sock)
         try:
-            stream.send(say.NOT_ALLOWED.to_bytes())
+            stream.send(reply.to_bytes())
             # Closing while the client's first words are unread would reset the connection, and the reply with it.
             stream.finish()
-            deadline = time.monotonic() + 1.0
-            while not stream.ended and time.monotonic() < deadline:
-                stream.wait(deadline)
-                stream.take()
+            hear_out(stream)
         except OSError:
             pass
         finally:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
 from lmtp_proxy.config import backends as config_backends
+from lmtp_proxy.config import tls as config_tls
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.sources import Contents, Files, LargeConfig, Problems, UsersReader
 from lmtp_proxy.config.types import MAX_ERRORS, Section
@@ -174,10 +175,11 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
-        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file"),
+        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file", "tls"),
     ),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": TIMEOUTS,
+    "config.tls": config_tls.LISTENER_KEYS,
     "config.log": ("syslog", "facility", "level", "format"),
     "backends.*": config_backends.KEYS,
     "backends.*.timeouts": TIMEOUTS_OF_ONE,
@@ -306,6 +308,7 @@ def _config(document: Document, root: Mapping, problems: list[Problem], reader: 
         receipts=section.value("receipts", config_keys.absolute_path, None),
         trusted=section.values("trusted", config_keys.network),
         workers=_workers(section, limits),
+        tls=config_tls.listener_tls(section, mail, os.path.dirname(path)),
         backends=backends or {},
         users_file=users.entries,
         users=users.table,

@@ -131,6 +131,26 @@ class PemFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerTls:
+    """TLS from clients, on TCP.
+
+    Attributes:
+        cert, key: ours.
+        ca: whom a client's certificate has to come from; None where none is asked for.
+        required: no mail without it.
+        implicit: from the first octet on, else behind STARTTLS.
+        allow_subjects: of which a client's certificate has to be one; None for any from `ca`.
+    """
+
+    cert: PemFile
+    key: PemFile
+    ca: PemFile | None = None
+    required: bool = False
+    implicit: bool = False
+    allow_subjects: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One store; `user` and `password` are both None or both text.
 
@@ -241,6 +261,7 @@ class Config:
         allow: None means everybody.
         trusted: whose clients may say XFORWARD, None for nobody's.
         max_message_size: octets, 0 for no limit.
+        tls: None where clients do without.
         workers: how many processes serve; each limit of connections is at least as much.
         notes: what is right and yet may not be what was meant, as the lines of a ConfigError.
         users: keys as KeyRules.table_key makes them.
@@ -276,6 +297,7 @@ class Config:
     receipts: str | None = None
     trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     workers: int = 1
+    tls: ListenerTls | None = None
     users_file: tuple[str, ...] | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at

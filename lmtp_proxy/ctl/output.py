@@ -222,10 +222,11 @@ def sessions(found: Sequence[Answer]) -> list[str]:
             str(session.integer("recipients")),
             f"{session.number('seconds'):.1f}",
             str(session.integer("octets")),
+            session.optional_text("tls") or "-",
         ]
         for session in found
     ]
-    return table(["session", "peer", "state", "sender", ">rcpts", ">seconds", ">bytes"], rows)
+    return table(["session", "peer", "state", "sender", ">rcpts", ">seconds", ">bytes", "tls"], rows)
 
 
 def tls(spoken: Answer) -> str:

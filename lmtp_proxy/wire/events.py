@@ -102,6 +102,11 @@ class TransactionReset:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTlsCommand:
+    """STARTTLS (RFC 3207), or TLS comes first. Call `start_tls` next where the client asked, `tls_started` in TLS."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionClosed:
     """Nothing more will come: QUIT, end of file, or too many errors. Send what is to be sent and close."""
 
@@ -115,5 +120,6 @@ Event: TypeAlias = (
     | EndOfMessage
     | RefusedCommand
     | TransactionReset
+    | StartTlsCommand
     | ConnectionClosed
 )

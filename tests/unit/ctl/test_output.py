@@ -296,9 +296,11 @@ def test_uncertain_deliveries_show_all_that_helps_to_find_them() -> None:
 
 def test_sessions_are_a_table() -> None:
     found = {"session": "4ab8b601", "peer": "unix", "seconds": 1.25, "state": "data", "sender": LONG, "recipients": 2,
-             "octets": 12}  # fmt: skip
+             "octets": 12, "tls": None}  # fmt: skip
     lines = show.sessions([answer(found), answer({**found, "sender": None})])
-    assert fits(lines) and lines[2].split() == ["4ab8b601", "unix", "data", "-", "2", "1.2", "12"]
+    assert fits(lines) and lines[2].split() == ["4ab8b601", "unix", "data", "-", "2", "1.2", "12", "-"]
+    [_, line] = show.sessions([answer({**found, "sender": None, "tls": "TLSv1.3, X, CN=mx1"})])
+    assert line.endswith("TLSv1.3, X, CN=mx1")
     assert show.sessions([]) == ["no sessions"]
 
 
