@@ -9,24 +9,23 @@ import logging
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from gevent.event import Event
 
+from lmtp_proxy.clients.access import Complaints, Members, Networks, is_loopback, private_networks
 from lmtp_proxy.clients.session import Session, SessionState, Shared
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.loop.acceptor import Acceptor, Crowd, Serve
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
-
-if TYPE_CHECKING:
-    from ipaddress import IPv4Network, IPv6Network
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 100
 """Clients accepted before those that are there have their turn."""
+_NOT_ALLOWED = 'not in config.allow, where it can be added; allow: [0.0.0.0/0, "::/0"] is for everybody'
 
 
 class Server:
@@ -52,6 +51,8 @@ class Server:
         self._changed = Event()
         self._sessions_changed = sessions_changed
         self._stopping = False
+        self._allowed, self._trusted = Members(), Members()
+        self._complaints = Complaints()
         crowd = Crowd(max_clients)
         # Where several accept, who wakes up first would take all, and the others have nothing to do.
         at_once = _AT_ONCE if alone else 1
@@ -98,19 +99,24 @@ class Server:
         if listener.family == socket.AF_UNIX:
             return self._serve_local
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
-        return self._serve_tcp
+        if is_loopback(listener.getsockname()[0]):
+            return self._serve_tcp
+        return partial(self._serve_tcp, default=private_networks())
 
     def _serve_local(self, sock: Socket, _address: Any) -> None:
         self._serve(sock, "unix", self._shared.parts.current().config, trusted=True)
 
-    def _serve_tcp(self, sock: Socket, address: Any) -> None:
+    def _serve_tcp(self, sock: Socket, address: Any, default: "Networks | None" = None) -> None:
+        """default: who may connect where the configuration does not say; None for everybody."""
         config = self._shared.parts.current().config
         host, port = address[:2]
         peer = f"{host}:{port}"
-        if config.allow is not None and not _is_within(host, config.allow):
-            self._turn_away(sock, peer)
+        allow = config.allow or default
+        if allow is not None and not self._allowed.has(host, allow):
+            self._complaints.make(host, peer, _NOT_ALLOWED)
+            _turn_away(sock)
             return
-        trusted = config.trusted is not None and _is_within(host, config.trusted)
+        trusted = config.trusted is not None and self._trusted.has(host, config.trusted)
         self._serve(sock, peer, config, trusted=trusted)
 
     def _serve(self, sock: Socket, peer: str, config: Config, *, trusted: bool) -> None:
@@ -132,26 +138,18 @@ class Server:
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s: disconnect from %s", session.name, peer)
 
-    def _turn_away(self, sock: Socket, peer: str) -> None:
-        _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
-        stream = Stream(sock)
-        try:
-            stream.send(say.NOT_ALLOWED.to_bytes())
-            # Closing while the client's first words are unread would reset the connection, and the reply with it.
-            stream.finish()
-            deadline = time.monotonic() + 1.0
-            while not stream.ended and time.monotonic() < deadline:
-                stream.wait(deadline)
-                stream.take()
-        except OSError:
-            pass
-        finally:
-            stream.close()
 
-
-def _is_within(host: str, networks: "Iterable[IPv4Network | IPv6Network]") -> bool:
-    from ipaddress import ip_address  # is loaded: networks come from there
-
-    address = ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return any((mapped or address) in network or address in network for network in networks)
+def _turn_away(sock: Socket) -> None:
+    stream = Stream(sock)
+    try:
+        stream.send(say.NOT_ALLOWED.to_bytes())
+        # Closing while the client's first words are unread would reset the connection, and the reply with it.
+        stream.finish()
+        deadline = time.monotonic() + 1.0
+        while not stream.ended and time.monotonic() < deadline:
+            stream.wait(deadline)
+            stream.take()
+    except OSError:
+        pass
+    finally:
+        stream.close()

@@ -153,6 +153,7 @@ LATE_XFORWARD = _own(503, "5.5.1 XFORWARD comes before MAIL")
 NO_RECIPIENTS = _own(503, "5.5.1 No valid recipients")
 TOO_MANY_RECIPIENTS = _own(452, "4.5.3 Too many recipients")
 TOO_MANY_ERRORS = _own(421, "4.7.0 Too many errors in a row, closing connection")
+NOT_A_CLIENT = _own(421, "4.7.0 This is LMTP, and that was not; closing connection")
 SIZE_TOO_BIG = _own(552, "5.3.4 Message is larger than the size limit")
 AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for its end; refused as ambiguous")
 
