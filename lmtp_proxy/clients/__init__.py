@@ -7,6 +7,7 @@ In the order of their imports:
     pace      how fast a message comes
     refusals  which of our own refusals are in the log
     access    which hosts may do what
+    proxied   for whom a proxy in front connects
     session   the loop between client socket, protocol and transaction
     server    listening sockets, client limit, drain on stop
 """

@@ -16,6 +16,7 @@ from typing import Any
 from gevent.event import Event
 
 from lmtp_proxy.clients.access import Complaints, Members, Networks, is_loopback, private_networks
+from lmtp_proxy.clients.proxied import NoHeader, read_header
 from lmtp_proxy.clients.session import Session, SessionState, Shared
 from lmtp_proxy.config.values import Config
 from lmtp_proxy.loop.acceptor import Acceptor, Crowd, Serve
@@ -25,6 +26,7 @@ from lmtp_proxy.wire import reply as say
 _log = logging.getLogger(__name__)
 _AT_ONCE = 100
 """Clients accepted before those that are there have their turn."""
+_HEADER = 10.0  # seconds for what a proxy says at once; three may be one lost packet
 _NOT_ALLOWED = 'not in config.allow, where it can be added; allow: [0.0.0.0/0, "::/0"] is for everybody'
 
 
@@ -51,7 +53,7 @@ class Server:
         self._changed = Event()
         self._sessions_changed = sessions_changed
         self._stopping = False
-        self._allowed, self._trusted = Members(), Members()
+        self._allowed, self._trusted, self._proxies = Members(), Members(), Members()
         self._complaints = Complaints()
         crowd = Crowd(max_clients)
         # Where several accept, who wakes up first would take all, and the others have nothing to do.
@@ -106,11 +108,19 @@ class Server:
     def _serve_local(self, sock: Socket, _address: Any) -> None:
         self._serve(sock, "unix", self._shared.parts.current().config, trusted=True)
 
-    def _serve_tcp(self, sock: Socket, address: Any, default: "Networks | None" = None) -> None:
-        """default: who may connect where the configuration does not say; None for everybody."""
+    def _serve_tcp(self, sock: Socket, address: Any, default: "Networks | None" = None, *, named: bool = False) -> None:
+        """A client at `address`.
+
+        Args:
+            default: who may connect where the configuration does not say; None for everybody.
+            named: a proxy has said the address.
+        """
         config = self._shared.parts.current().config
         host, port = address[:2]
         peer = f"{host}:{port}"
+        if config.proxy_protocol is not None and not named and self._proxies.has(host, config.proxy_protocol):
+            self._serve_proxied(sock, address, default)
+            return
         allow = config.allow or default
         if allow is not None and not self._allowed.has(host, allow):
             self._complaints.make(host, peer, _NOT_ALLOWED)
@@ -118,6 +128,26 @@ class Server:
             return
         trusted = config.trusted is not None and self._trusted.has(host, config.trusted)
         self._serve(sock, peer, config, trusted=trusted)
+
+    def _serve_proxied(self, sock: Socket, address: Any, default: "Networks | None") -> None:
+        """A client of a proxy at `address`, which says first who that is."""
+        host, port = address[:2]
+        peer = f"{host}:{port}"
+        try:
+            header = read_header(sock, min(_HEADER, self._shared.parts.current().config.timeouts.client_idle))
+        except NoHeader as error:
+            if error.why is not None:
+                self._complaints.make(host, peer, f"{error.why}, which config.proxy_protocol asks of it")
+            sock.close()
+            return
+        config = self._shared.parts.current().config
+        if self._stopping:
+            sock.close()
+        elif header.local:  # it may name any client, so `allow` would keep nothing from it
+            trusted = config.trusted is not None and self._trusted.has(host, config.trusted)
+            self._serve(sock, peer, config, trusted=trusted)
+        else:
+            self._serve_tcp(sock, header.source or address, default, named=True)
 
     def _serve(self, sock: Socket, peer: str, config: Config, *, trusted: bool) -> None:
         session = Session(sock, peer, self._shared, config, trusted=trusted)

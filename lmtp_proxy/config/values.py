@@ -246,6 +246,7 @@ class Config:
         permissions: mode bits of the unix sockets, None for what the umask leaves.
         allow: None means everybody on loopback, and else PRIVATE_NETWORKS.
         trusted: whose clients may say XFORWARD, None for nobody's.
+        proxy_protocol: whose connections begin with a PROXY header, None for nobody's.
         max_message_size: octets, 0 for no limit.
         workers: how many processes serve; each limit of connections is at least as much.
         notes: what is right and yet may not be what was meant, as the lines of a ConfigError.
@@ -281,6 +282,7 @@ class Config:
     uncertain_log: str | None = None
     receipts: str | None = None
     trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
+    proxy_protocol: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     workers: int = 1
     users_file: tuple[str, ...] | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
