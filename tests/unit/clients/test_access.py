@@ -53,7 +53,7 @@ def test_loopback() -> None:
 
 def test_one_line_a_minute_for_each_host(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = 100.0
-    monkeypatch.setattr(access.time, "monotonic", lambda: now)
+    monkeypatch.setattr("lmtp_proxy.clients.access.time.monotonic", lambda: now)
     monkeypatch.setattr(access, "_MOST", 2)
     complaints = Complaints()
     with caplog.at_level(logging.WARNING):
