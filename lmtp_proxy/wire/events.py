@@ -74,6 +74,7 @@ class Mistake(enum.Enum):
     NO_MAIL = "RCPT or DATA without a MAIL before it"
     NO_RECIPIENTS = "DATA, although every recipient was refused"
     TOO_LONG = "the line was too long to be kept"
+    FOREIGN = "before LHLO, and of another protocol"
     OTHER = "anything else"
 
 
@@ -85,7 +86,7 @@ class RefusedCommand(NamedTuple):
         reply: the answer.
         envelope: that of the transaction, for RCPT and a line that was too long, or of this MAIL if nothing but its
             size was wrong; else None.
-        last: too many errors came in a row, so the session is closed.
+        last: too many errors came in a row, or it is none of LMTP, so the session is closed.
         mistake: what was wrong.
     """
 

@@ -57,6 +57,12 @@ _NEED_DATA, _PAUSED = Wait.NEED_DATA, Wait.PAUSED
 _SENDER_OK, _START_DATA = say.SENDER_OK.wire, say.START_DATA.wire
 _tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 _HOST = re.compile(rb"[!-~]+").fullmatch
+# What no client of ours says before LHLO: HTTP's first line, a header line, or a PROXY header (version 1) of somebody
+# who is not asked for one; one of version 2 has a line QUIT in it. A browser that is made to POST here says the first
+# two, and then in the body whatever a page wants it to say.
+_FOREIGN = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI|PROXY)(?: |\Z)|[!-9;-~]+:", re.IGNORECASE
+).match
 
 
 class LocalProtocolError(Exception):
@@ -321,6 +327,9 @@ class Protocol:
             event = handler(self, arguments and arguments.strip(b" "))
         elif (answer := ANSWERS.get(verb)) is not None:
             event = self._answer(answer)
+        elif not self._greeted and _FOREIGN(line):
+            self.close(say.NOT_A_CLIENT)
+            return RefusedCommand(line, say.NOT_A_CLIENT, None, True, Mistake.FOREIGN)
         else:
             event = self._refuse(REFUSALS.get(verb, say.BAD_COMMAND))
         if self._errors == errors:

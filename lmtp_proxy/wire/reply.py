@@ -153,6 +153,7 @@ LATE_XFORWARD = _own(503, "5.5.1 XFORWARD comes before MAIL")
 NO_RECIPIENTS = _own(503, "5.5.1 No valid recipients")
 TOO_MANY_RECIPIENTS = _own(452, "4.5.3 Too many recipients")
 TOO_MANY_ERRORS = _own(421, "4.7.0 Too many errors in a row, closing connection")
+NOT_A_CLIENT = _own(421, "4.7.0 This is LMTP, and that was not; closing connection")
 TLS_FIRST = _own(451, "4.7.0 Must issue a STARTTLS command first")  # RFC 3207 has 530, which an MTA bounces
 START_TLS = _own(220, "2.0.0 Ready to start TLS")
 TLS_ALREADY = _own(503, "5.5.1 TLS is active already")

@@ -44,6 +44,7 @@ PROMISED = {
     "TOO_MANY_RECIPIENTS": (452, "4.5.3"),
     "MAILBOX_BUSY": (451, "4.2.1"),
     "TOO_MANY_ERRORS": (421, None),
+    "NOT_A_CLIENT": (421, "4.7.0"),
     "SIZE_TOO_BIG": (552, "5.3.4"),
     "AMBIGUOUS_DATA": (550, "5.6.0"),
     "TOO_SLOW": (421, "4.4.2"),
