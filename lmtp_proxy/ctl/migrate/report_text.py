@@ -128,7 +128,7 @@ def receipt_lines(user: UserReport) -> list[str]:
             lines += wrapped(f"  {name}: {' '.join(ids)}")
     if user.offline is not None:
         lines.append(f"  offline {span(user.downtime)}" if user.downtime is not None else "  offline NOW")
-    lines += ["", *table(["step", ">run", "at", ">seconds", "outcome"], [_step_row(step) for step in user.steps])]
+    lines += ["", *table(["step", ">run", "at", ">took", "outcome"], [_step_row(step) for step in user.steps])]
     for step in user.failures:
         lines += ["", safe(f"{step_word(step.step)}: {step.outcome or _NO_END}")]
         lines += map(safe, (step.output or "").splitlines())
@@ -136,7 +136,7 @@ def receipt_lines(user: UserReport) -> list[str]:
 
 
 def _step_row(step: Step) -> list[str]:
-    taken = "-" if step.ended is None else f"{step.ended - step.began:.2f}"
+    taken = span(None if step.ended is None else step.ended - step.began)
     name = step_word(step.step) + (f" ({step.attempt})" if step.attempt > 1 else "")
     return [name, str(step.run), moment(step.began), taken, step.outcome or _NO_END]
 
