@@ -72,7 +72,7 @@ def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str
             "",
             f"final sync {share(report.final_sync, total)}, other hooks {share(report.hooks, total)},"
             + (f" no run at work {share(report.alone, total)}," if report.alone else "")
-            + f" the rest {share(report.ours, total)} (median {span(report.ours_median)})",
+            + f" lmtp-proxy {share(report.ours, total)} (median {span(report.ours_median)})",
         ),
     ]
 
@@ -93,7 +93,7 @@ def _table_of(users: list[UserReport]) -> list[str]:
         offline = user.offline
         assert offline is not None
         rows.append([user.user, *map(span, (offline.seconds, offline.final_sync, offline.hooks, offline.ours))])
-    return table(["user", ">offline", ">final sync", ">hooks", ">the rest"], rows)
+    return table(["user", ">offline", ">final sync", ">hooks", ">lmtp-proxy"], rows)
 
 
 def _trouble(users: list[UserReport], title: str) -> list[str]:
