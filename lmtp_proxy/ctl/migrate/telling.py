@@ -39,7 +39,7 @@ class TellingWatcher:
         self._began = clock()
         self._ended = {DONE: 0, FAILED: 0, NEEDS_ATTENTION: 0}
         self._copied: set[str] = set()
-        self._running = True
+        self._over = threading.Event()
         self._news = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="telling", daemon=True)
 
@@ -66,8 +66,7 @@ class TellingWatcher:
         self._watcher.note(text)
 
     def ended(self, summary: Summary) -> None:
-        with self._lock:
-            self._running = False
+        self._over.set()
         self._news.set()
         if self._thread.is_alive():
             self._thread.join(_FAREWELL)
@@ -76,7 +75,7 @@ class TellingWatcher:
     def _tell(self) -> None:
         while True:
             with self._lock:
-                running = self._running
+                running = not self._over.is_set()
                 body: dict[str, object] = {
                     **self._route,
                     "running": running,
@@ -96,6 +95,6 @@ class TellingWatcher:
                 pass
             if not running:
                 return
-            if self._news.wait(_EVERY) and self._running:
-                time.sleep(_LEAST)
+            if self._news.wait(_EVERY):
+                self._over.wait(_LEAST)
             self._news.clear()
