@@ -18,7 +18,7 @@ PY := .venv/bin/python
 STAMP := .venv/made-for
 # Each of these is covered to the last branch by its own unit tests alone, tests/unit/<folder>/test_<module>.py.
 COVERED := wire/reply wire/envelope wire/dot_stuffing wire/events wire/command_lines wire/reply_queue wire/protocol \
-    wire/client wire/xtext wire/xforward routing/keys routing/table routing/static_table routing/routing
+    wire/proxy_header wire/client wire/xtext wire/xforward routing/keys routing/table routing/static_table routing/routing
 
 .PHONY: help demo run test bench lint coverage clean
 .DEFAULT_GOAL := help

@@ -151,6 +151,15 @@ _REFUSED = Family(
 )
 
 
+_TLS_FAILED = Family(
+    "client_tls_failures",
+    "Clients without TLS: a silent, closed or broken handshake, a certificate that is not valid, is missing or has a"
+    " subject that is not allowed, or more than STARTTLS in plain text.",
+    key="client_tls_failures",
+    label="reason",
+)
+
+
 @dataclass(slots=True)
 class Tallies:
     """Of one process, since its start, beside what each pool counts for its backend. Each family says what it counts.
@@ -161,6 +170,16 @@ class Tallies:
 
     accepted: int = counter(Family("sessions_accepted", "Clients that were accepted.", key="sessions"))
     ended: int = 0
+    in_tls: int = counter(
+        Family("sessions_tls", "Of the clients that were accepted, those that spoke TLS.", key="sessions_tls")
+    )
+    silent: int = counter(_TLS_FAILED)
+    closed: int = counter(_TLS_FAILED)
+    broken: int = counter(_TLS_FAILED)
+    certificate: int = counter(_TLS_FAILED)
+    no_certificate: int = counter(_TLS_FAILED)
+    subject: int = counter(_TLS_FAILED)
+    injected: int = counter(_TLS_FAILED)
     answered: int = counter(_TRANSACTIONS)
     refused: int = counter(_TRANSACTIONS)
     declined: int = counter(_TRANSACTIONS)

@@ -4,11 +4,13 @@
 Plain text comes out. Where it goes into HTML, `web/markup.py` does the rest.
 """
 
+import re
 import time
 
 MAX_TEXT = 600
 """Octets of one piece of foreign text in the log: a syslog line should stay below 1 KiB or two."""
 ISO_FORMAT = "%Y-%m-%dT%H:%M:%S"
+_NUMBERS = re.compile(r"([0-9]{1,18})")
 
 
 def printable(octets: bytes) -> str:
@@ -54,6 +56,12 @@ def count(amount: int, noun: str, plural: str = "") -> str:
         plural: if it is not the noun with an s.
     """
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def natural(text: str) -> list[tuple[str, int]]:
+    """To sort by, as people do: u2 before u10."""
+    parts = _NUMBERS.split(text)
+    return [(words, int(digits or 0)) for words, digits in zip(parts[::2], [*parts[1::2], ""], strict=True)]
 
 
 def share(part: float, whole: float) -> str:

@@ -37,6 +37,10 @@ class RefusalLog:
     def note(self, refused: RefusedCommand) -> None:
         """Log it, or count it."""
         command, reply, envelope, last, mistake = refused
+        if mistake is Mistake.FOREIGN:
+            what = "is no LMTP client: it began with HTTP, a header line or a PROXY header"
+            _log.info("%s: closing the connection from %s, which %s", self._session, self._peer, what)
+            return
         word, _, arguments = command.partition(b" ")
         verb, arguments = word.upper(), arguments.strip(b" ")
         if verb == b"MAIL":

@@ -9,24 +9,30 @@ import logging
 import socket
 import time
 from _socket import socket as Socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
 
-from lmtp_proxy.clients.session import Session, SessionState, Shared
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.clients.access import Complaints, Members, Networks, is_loopback, private_networks
+from lmtp_proxy.clients.proxied import NoHeader, read_header
+from lmtp_proxy.clients.session import Session, SessionState, Shared, hear_out
+from lmtp_proxy.config.values import Config, ListenerTls
 from lmtp_proxy.loop.acceptor import Acceptor, Crowd, Serve
+from lmtp_proxy.loop.late import late_import
 from lmtp_proxy.loop.stream import Stream
-from lmtp_proxy.text import printable
 from lmtp_proxy.wire import reply as say
+from lmtp_proxy.wire.reply import Reply
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network, IPv6Network
+    from lmtp_proxy.clients.tls import ClientTls
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 100
 """Clients accepted before those that are there have their turn."""
+_HEADER = 10.0  # seconds for what a proxy says at once; three may be one lost packet
+_NOT_ALLOWED = 'not in config.allow, where it can be added; allow: [0.0.0.0/0, "::/0"] is for everybody'
 
 
 class Server:
@@ -52,6 +58,9 @@ class Server:
         self._changed = Event()
         self._sessions_changed = sessions_changed
         self._stopping = False
+        self._tls: ClientTls | None = None  # until there is a client for it
+        self._allowed, self._trusted, self._proxies = Members(), Members(), Members()
+        self._complaints = Complaints()
         crowd = Crowd(max_clients)
         # Where several accept, who wakes up first would take all, and the others have nothing to do.
         at_once = _AT_ONCE if alone else 1
@@ -98,24 +107,78 @@ class Server:
         if listener.family == socket.AF_UNIX:
             return self._serve_local
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each accepted socket has it from there
-        return self._serve_tcp
+        if is_loopback(listener.getsockname()[0]):
+            return self._serve_tcp
+        return partial(self._serve_tcp, default=private_networks())
 
     def _serve_local(self, sock: Socket, _address: Any) -> None:
-        self._serve(sock, "unix", self._shared.parts.current().config, trusted=True)
+        self._serve(Session(Stream(sock), "unix", self._shared, self._shared.parts.current().config, True), "unix")
 
-    def _serve_tcp(self, sock: Socket, address: Any) -> None:
+    def _serve_tcp(self, sock: Socket, address: Any, default: "Networks | None" = None, *, named: bool = False) -> None:
+        """A client at `address`.
+
+        Args:
+            default: who may connect where the configuration does not say; None for everybody.
+            named: a proxy has said the address.
+        """
         config = self._shared.parts.current().config
         host, port = address[:2]
         peer = f"{host}:{port}"
-        if config.allow is not None and not _is_within(host, config.allow):
-            self._turn_away(sock, peer)
+        if config.proxy_protocol is not None and not named and self._proxies.has(host, config.proxy_protocol):
+            self._serve_proxied(sock, address, default)
             return
-        trusted = config.trusted is not None and _is_within(host, config.trusted)
-        self._serve(sock, peer, config, trusted=trusted)
+        allow = config.allow or default
+        if allow is not None and not self._allowed.has(host, allow):
+            self._complaints.make(host, peer, _NOT_ALLOWED)
+            _say_and_close(sock, say.NOT_ALLOWED)
+            return
+        self._serve_host(sock, host, peer, config)
 
-    def _serve(self, sock: Socket, peer: str, config: Config, *, trusted: bool) -> None:
-        session = Session(sock, peer, self._shared, config, trusted=trusted)
-        if _log.isEnabledFor(logging.DEBUG):
+    def _serve_proxied(self, sock: Socket, address: Any, default: "Networks | None") -> None:
+        """A client of a proxy at `address`, which says first who that is."""
+        host, port = address[:2]
+        peer = f"{host}:{port}"
+        try:
+            header = read_header(sock, min(_HEADER, self._shared.parts.current().config.timeouts.client_idle))
+        except NoHeader as error:
+            if error.why is not None:
+                self._complaints.make(host, peer, f"{error.why}, which config.proxy_protocol asks of it")
+            sock.close()
+            return
+        if self._stopping:
+            sock.close()
+        elif header.local:  # it may name any client, so `allow` would keep nothing from it
+            self._serve_host(sock, host, peer, self._shared.parts.current().config)
+        else:
+            self._serve_tcp(sock, header.source or address, default, named=True)
+
+    def _serve_host(self, sock: Socket, host: str, peer: str, config: Config) -> None:
+        """A client that may connect."""
+        trusted = config.trusted is not None and self._trusted.has(host, config.trusted)
+        if config.tls is not None:
+            self._serve_tls(sock, peer, config, config.tls, trusted)
+        else:
+            self._serve(Session(Stream(sock), peer, self._shared, config, trusted), peer)
+
+    def _serve_tls(self, sock: Socket, peer: str, config: Config, keys: ListenerTls, trusted: bool) -> None:
+        tls = self._tls
+        if tls is None or (tls.keys is not keys and tls.keys != keys):  # after a reload
+            try:
+                with late_import():
+                    from lmtp_proxy.clients.tls import ClientTls
+
+                tls = self._tls = ClientTls(keys, self._shared.parts.tallies)
+            except (ImportError, OSError, ValueError) as error:
+                _log.error("no TLS for %s: %s; it is told to come again", peer, error)
+                _say_and_close(sock, say.NO_TLS_NOW)
+                return
+        session = Session(tls.stream(sock), peer, self._shared, config, trusted)
+        session.expect_tls(tls)
+        self._serve(session, peer)
+
+    def _serve(self, session: Session, peer: str) -> None:
+        debug = _log.isEnabledFor(logging.DEBUG)
+        if debug:
             _log.debug("%s: connect from %s", session.name, peer)
         sessions, tallies = self._sessions, self._shared.parts.tallies
         sessions.add(session)
@@ -129,29 +192,18 @@ class Server:
             if self._stopping:
                 self._changed.set()
             self._sessions_changed(len(sessions))
-            if _log.isEnabledFor(logging.DEBUG):
+            if debug:
                 _log.debug("%s: disconnect from %s", session.name, peer)
 
-    def _turn_away(self, sock: Socket, peer: str) -> None:
-        _log.warning("refused a connection from %s: not in config.allow", printable(peer.encode()))
-        stream = Stream(sock)
-        try:
-            stream.send(say.NOT_ALLOWED.to_bytes())
-            # Closing while the client's first words are unread would reset the connection, and the reply with it.
-            stream.finish()
-            deadline = time.monotonic() + 1.0
-            while not stream.ended and time.monotonic() < deadline:
-                stream.wait(deadline)
-                stream.take()
-        except OSError:
-            pass
-        finally:
-            stream.close()
 
-
-def _is_within(host: str, networks: "Iterable[IPv4Network | IPv6Network]") -> bool:
-    from ipaddress import ip_address  # is loaded: networks come from there
-
-    address = ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return any((mapped or address) in network or address in network for network in networks)
+def _say_and_close(sock: Socket, reply: Reply) -> None:
+    stream = Stream(sock)
+    try:
+        stream.send(reply.to_bytes())
+        # Closing while the client's first words are unread would reset the connection, and the reply with it.
+        stream.finish()
+        hear_out(stream)
+    except OSError:
+        pass
+    finally:
+        stream.close()

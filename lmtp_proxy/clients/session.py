@@ -10,11 +10,10 @@ import random
 import select
 import time
 from _socket import MSG_MORE
-from _socket import socket as Socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from greenlet import getcurrent, greenlet
@@ -38,10 +37,14 @@ from lmtp_proxy.wire.events import (
     MessageOctets,
     RcptCommand,
     RefusedCommand,
+    StartTlsCommand,
     TransactionReset,
     Wait,
 )
 from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+
+if TYPE_CHECKING:  # a process without TLS does without it
+    from lmtp_proxy.clients.tls import ClientTls, SpokenTls
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class SessionState:
         sender: escaped, without angle brackets; None outside of a transaction.
         recipients: accepted, or asked for; 0 outside of a transaction.
         octets: received of the message; 0 outside of a transaction.
+        tls: version, cipher, and the subject of its certificate if it has shown one, escaped; None without TLS.
     """
 
     name: str
@@ -64,6 +68,7 @@ class SessionState:
     sender: str | None
     recipients: int
     octets: int
+    tls: str | None = None
 
 
 _log = logging.getLogger(__name__)
@@ -95,15 +100,19 @@ class Session:
     """One client's connection; `run` it, once, in a greenlet of its own.
 
     Args:
+        stream: closed at the end.
         peer: its name in the log.
         config: that of now.
         trusted: see Protocol.
     """
 
-    def __init__(self, sock: Socket, peer: str, shared: Shared, config: Config, *, trusted: bool = False) -> None:
+    _tls: "ClientTls | None" = None  # where it can be spoken
+    _spoken: "SpokenTls | None" = None
+
+    def __init__(self, stream: Stream, peer: str, shared: Shared, config: Config, trusted: bool = False) -> None:
         self.name = f"{_names.getrandbits(32):08x}"
         self.peer = peer
-        self._stream = Stream(sock)
+        self._stream = stream
         self._parts = shared.parts
         self._parking = shared.parking
         self._protocol = Protocol(
@@ -140,13 +149,13 @@ class Session:
     def state(self) -> SessionState:
         """What it is doing."""
         seconds = time.monotonic() - self._connected
+        tls = None if self._spoken is None else str(self._spoken)
         if self._transaction is None:
-            return SessionState(self.name, self.peer, seconds, "idle", None, 0, 0)
+            return SessionState(self.name, self.peer, seconds, "idle", None, 0, 0, tls)
         state, path, recipients, octets = self._transaction.summary
         sender = printable(path[1:-1])
-        return SessionState(
-            self.name, self.peer, seconds, "final dot" if self._committing else state, sender, recipients, octets
-        )
+        state = "final dot" if self._committing else state
+        return SessionState(self.name, self.peer, seconds, state, sender, recipients, octets, tls)
 
     def run(self) -> None:
         """Serve the client until it or we close. Never raises, and leaves nothing open."""
@@ -339,6 +348,38 @@ class Session:
     def _reset(self, _: TransactionReset) -> None:
         self._end_transaction("the client reset the transaction")
 
+    def expect_tls(self, tls: "ClientTls") -> None:
+        """To be called before `run`, which has a TlsStream then."""
+        self._tls = tls
+        self._protocol.expect_tls(required=tls.keys.required, implicit=tls.keys.implicit)
+
+    def _start_tls(self, _: StartTlsCommand) -> None:
+        tls, protocol, stream = self._tls, self._protocol, self._stream
+        assert tls is not None
+        if not tls.keys.implicit:
+            if not protocol.start_tls(more=stream.look() and not stream.ended):
+                stream.take()
+                tls.note(self.name, self.peer, "injected", "it said more than STARTTLS in plain text")
+                self._say_the_last()
+                return
+            self._flush()
+        try:
+            spoken = self._spoken = tls.shake_hands(stream, self.name, self.peer, self._timeouts.greeting)
+        except _StopNow:  # amid a handshake there is nothing to be said
+            raise ConnectionError("lmtp-proxy was stopped amid the TLS handshake") from None
+        self._may_begin_until = time.monotonic() + _NEWCOMER
+        if spoken.allowed:
+            protocol.tls_started()
+            return
+        self._output.clear()  # the greeting
+        protocol.close(say.CERTIFICATE_NOT_ALLOWED)
+        self._say_the_last()
+
+    def _say_the_last(self) -> None:
+        """And hear the client out for a moment: closing while its words are unread would take the reply back."""
+        self._flush_last(_LAST_WORDS)
+        hear_out(self._stream)
+
     def _refused(self, event: RefusedCommand) -> None:
         refusals = self._refusals = self._refusals or RefusalLog(self.name, self.peer)
         refusals.note(event)
@@ -475,6 +516,14 @@ class Session:
             stream.finish()  # `close` would throw away what waits for its segment, if the client had said more
 
 
+def hear_out(stream: Stream) -> None:
+    """Whatever the client says after the end of what it is told, until it closes, for a second at most."""
+    deadline = time.monotonic() + _LAST_WORDS
+    while not stream.ended and time.monotonic() < deadline:
+        stream.wait(deadline)
+        stream.take()
+
+
 _NEED_DATA = Wait.NEED_DATA
 _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     MailCommand: Session._mail,
@@ -485,4 +534,5 @@ _HANDLERS: dict[type, Callable[[Session, Any], None]] = {
     EndOfMessage: Session._end,
     RefusedCommand: Session._refused,
     TransactionReset: Session._reset,
+    StartTlsCommand: Session._start_tls,
 }

@@ -136,11 +136,11 @@ class ClientWatch:
         if not events & _CLOSED:
             return False
         try:
-            ahead = stream.peek(_PEEK)
+            ahead = stream.ahead(_PEEK)
         except OSError:  # a reset: what was not read is lost
             return True
         # Nothing comes behind an end of file, so the answer stays. It may take a while, and runs in the hub: once.
-        if len(ahead) == _PEEK or self._completes(stream.received + ahead):
+        if ahead is None or self._completes(ahead):
             self._end()
             return False
         return True

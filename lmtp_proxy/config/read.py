@@ -8,15 +8,17 @@ that it names, asks the system for users and groups, and does nothing else: no s
 import os
 import socket
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from lmtp_proxy.config import backends as config_backends
+from lmtp_proxy.config import tls as config_tls
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.sources import Contents, Files, LargeConfig, Problems, UsersReader
 from lmtp_proxy.config.types import MAX_ERRORS, Section
 from lmtp_proxy.config.users import Doubt, FlatUsers, undefined
 from lmtp_proxy.config.users_files import digest_of
 from lmtp_proxy.config.values import (
+    LOCALHOST,
     RESERVED,
     TIMEOUTS,
     TIMEOUTS_OF_ONE,
@@ -39,6 +41,10 @@ from lmtp_proxy.routing.static_table import SameKey, StaticTable
 from lmtp_proxy.text import shown
 
 _LISTENER = "must be a path or [host, port]"
+_PRIVATE_ONLY = (
+    "only private networks may connect, where once everybody could; list those that may, "
+    'for everybody allow: [0.0.0.0/0, "::/0"]'
+)
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  (are two sockets that live beside each other)
 
 
@@ -91,6 +97,14 @@ def _clash(one: Address, other: Address) -> bool:
     return is_own_listener(one, other) or is_own_listener(other, one)
 
 
+def _is_local(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host.lower().rstrip(".") in LOCALHOST
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 def _host_and_port(section: Section, key: str, otherwise: str) -> TcpAddress | None:
     """None after a problem. otherwise: what it is where it is no list of two."""
     node = section.node(key)
@@ -108,14 +122,16 @@ def _address(section: Section, key: str, node: Sequence) -> TcpAddress | None:
     return None if host is None or port is None else TcpAddress(host, port)
 
 
-def allow(section: Section) -> tuple[IPv4Network | IPv6Network, ...] | None:
-    """The networks that may connect; None for all."""
+def allow(section: Section, mail: tuple[Address, ...]) -> tuple[IPv4Network | IPv6Network, ...] | None:
+    """The networks that may connect; None where that is not said. mail: where it comes in."""
+    if "allow" not in section and any(isinstance(each, TcpAddress) and not _is_local(each.host) for each in mail):
+        section.note("socket", f"is not on loopback and there is no allow: {_PRIVATE_ONLY}")
     node = section.node("allow")
     if node is None:
         return None
     items = node.items if isinstance(node, Sequence) else [node]
     if not items:
-        section.fail("allow", "would refuse everybody: list the networks that may connect, or take it out for all")
+        section.fail("allow", "would refuse everybody: list the networks that may connect")
     networks = [section.item("allow", item, config_keys.network, None) for item in items]
     return tuple(network for network in networks if network is not None)
 
@@ -175,11 +191,13 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
-        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file", "table"),
+        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file", "table", "tls"),
+        "proxy_protocol",
     ),
     "config.table": ("sqlite",),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": TIMEOUTS,
+    "config.tls": config_tls.LISTENER_KEYS,
     "config.log": ("syslog", "facility", "level", "format"),
     "backends.*": config_backends.KEYS,
     "backends.*.timeouts": TIMEOUTS_OF_ONE,
@@ -318,7 +336,7 @@ def _config(
         default_domain=default_domain,
         max_removed=section.value("max_removed", config_keys.max_removed, MaxRemoved(10, percent=True)),
         pid=section.value("pid", config_keys.absolute_path, "/var/run/lmtp-proxy.pid"),
-        allow=allow(section),
+        allow=allow(section, mail),
         run_as=section.value("run_as", config_keys.account, None),
         hostname=section.value("hostname", config_keys.hostname, _own_hostname()),
         case_sensitive=rules.case_sensitive,
@@ -336,7 +354,9 @@ def _config(
         uncertain_log=section.value("uncertain_log", config_keys.absolute_path, None),
         receipts=section.value("receipts", config_keys.absolute_path, None),
         trusted=section.values("trusted", config_keys.network),
+        proxy_protocol=section.values("proxy_protocol", config_keys.network),
         workers=_workers(section, limits),
+        tls=config_tls.listener_tls(section, mail, os.path.dirname(path)),
         backends=backends or {},
         users_file=users.entries,
         table=table,

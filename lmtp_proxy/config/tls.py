@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The keys of a backend that are about TLS: whether it is spoken, who the store has to be, who we are.
+"""The keys that are about TLS. Of a backend: whether it is spoken, who the store has to be, who we are. Of the
+listener: who we are, and which clients may deliver.
 
 The files that they name are read with the configuration: a reload reads them again, and no mail waits for a disk. What
 is in them is part of no error.
@@ -8,19 +9,21 @@ is in them is part of no error.
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmtp_proxy.config import types as config_keys
 from lmtp_proxy.config.small_file import read_small_file
 from lmtp_proxy.config.types import Section
-from lmtp_proxy.config.values import Backend, PemFile, UnixAddress
+from lmtp_proxy.config.values import Address, Backend, ListenerTls, PemFile, TcpAddress, UnixAddress
 from lmtp_proxy.text import iso_time
 
 if TYPE_CHECKING:
     import ssl
 
 KEYS = ("tls", "tls_ca", "tls_name", "tls_fingerprint", "tls_verify", "tls_cert", "tls_key")
+LISTENER_KEYS = ("cert", "key", "ca", "required", "implicit", "allow_subjects")
 _FILE_MAX = 2**20  # octets; all CAs of a system are a quarter of that
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -65,42 +68,94 @@ def _check_who(section: Section, backend: Backend) -> None:
         section.fail("tls", "needs tls_name or tls_fingerprint beside a socket: there is no host to verify")
 
 
-def _check_files(section: Section, keys: Backend) -> None:
-    from lmtp_proxy.loop.tls_context import WrongKey, load_ca, load_certificate
+def listener_tls(parent: Section, mail: Sequence[Address], directory: str) -> ListenerTls | None:
+    """`tls` of the listener; None if there is none, and after a problem. mail: where mail comes in, empty if that is
+    not known. directory: which relative paths are in."""
+    if "tls" not in parent:
+        return None
+    section = parent.section("tls", LISTENER_KEYS)
+    if section is None:
+        return None
+    if mail and not any(isinstance(each, TcpAddress) for each in mail):
+        parent.ignore(("tls",), "there is no TLS on a unix socket, and socket names no other")
+    if "cert" not in section and "key" not in section:
+        parent.fail("tls", "needs cert and key: the server's certificate, and its private key, as PEM files")
+    certificate, private = _file(section, "cert", directory), _file(section, "key", directory)
+    authority = _file(section, "ca", directory)
+    implicit = section.value("implicit", config_keys.boolean, False)
+    required = section.value("required", config_keys.boolean, False)
+    subjects = section.values("allow_subjects", _subject)
+    if implicit:
+        section.ignore(("required",), "implicit is yes, so there is nothing before TLS")
+    elif "ca" in section and not required:
+        section.fail("ca", "needs `required: yes` beside it: a client that does without TLS would need no certificate")
+    if "allow_subjects" in section:
+        if "ca" not in section:
+            section.fail("allow_subjects", "needs ca beside it: whom a client's certificate has to come from")
+        if subjects == ():
+            section.fail("allow_subjects", "would refuse everybody: list subjects, or take it out for all from ca")
+    _check_ca(section, "ca", authority)
+    _check_pair(section, ("cert", "key"), certificate, private, "clients")
+    if certificate is None or private is None:
+        return None
+    return ListenerTls(certificate, private, authority, required or implicit, implicit, subjects)
 
-    if keys.tls_ca is not None:
+
+def _subject(text: str) -> str:
+    """`CN=mx1.example.org, O=Example`, or a name: `mx1.example.org`."""
+    if not text.strip():
+        raise ValueError("is empty: write a name such as mx1.example.org, or a whole subject")
+    return text.strip()
+
+
+def _check_files(section: Section, keys: Backend) -> None:
+    _check_ca(section, "tls_ca", keys.tls_ca)
+    _check_pair(section, ("tls_cert", "tls_key"), keys.tls_cert, keys.tls_key, "the store")
+
+
+def _check_ca(section: Section, key: str, authority: PemFile | None) -> None:
+    from lmtp_proxy.loop.tls_context import load_ca
+
+    if authority is not None:
         try:
-            load_ca(_context(), keys.tls_ca.octets)
+            load_ca(_context(), authority.octets)
         except OSError as error:
-            section.fail("tls_ca", f"{keys.tls_ca} {_unusable(error)}")
+            section.fail(key, f"{authority} {_unusable(error)}")
         except ValueError as error:
-            section.fail("tls_ca", f"{keys.tls_ca} {error}")
-    for key, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+            section.fail(key, f"{authority} {error}")
+
+
+def _check_pair(
+    section: Section, names: tuple[str, str], certificate: PemFile | None, private: PemFile | None, peer: str
+) -> None:
+    """A certificate and its key, under these two names. peer: who is shown it."""
+    from lmtp_proxy.loop.tls_context import WrongKey, load_certificate
+
+    for key, other in (names, names[::-1]):
         if key in section and other not in section:
             section.fail(key, f"needs {other} beside it, which may be the same file")
-    certificate, private = keys.tls_cert, keys.tls_key
     if certificate is None or private is None:
         return
     try:
-        load_certificate(_context(), certificate.octets, private.octets)
+        load_certificate(_context(), certificate.octets, private.octets, names[0])
     except WrongKey as error:
-        section.fail("tls_key", f"{private} {error}")
+        section.fail(names[1], f"{private} {error}")
     except OSError as error:
-        section.fail("tls_cert", f"{certificate} {_unusable(error)}")
+        section.fail(names[0], f"{certificate} {_unusable(error)}")
     except ValueError as error:
-        section.fail("tls_cert", f"{certificate} {error}")
+        section.fail(names[0], f"{certificate} {error}")
     else:
-        _note_end(section, certificate)
+        _note_end(section, names[0], certificate, peer)
     if private.mode & 0o007:
-        section.note("tls_key", f"{private} is open to everybody (mode {private.mode:04o}): chmod 0600, or 0640")
+        section.note(names[1], f"{private} is open to everybody (mode {private.mode:04o}): chmod 0600, or 0640")
 
 
 def _unusable(error: OSError) -> str:
     return f"cannot be handed to OpenSSL: {error.strerror}; that takes a file in memory, and /proc"
 
 
-def _note_end(section: Section, certificate: PemFile) -> None:
-    """A store would refuse it."""
+def _note_end(section: Section, key: str, certificate: PemFile, peer: str) -> None:
+    """The peer would refuse it."""
     import ssl
 
     from lmtp_proxy.loop.certificate import Certificate
@@ -112,7 +167,7 @@ def _note_end(section: Section, certificate: PemFile) -> None:
     except ValueError:
         return
     if ends < time.time():
-        section.note("tls_cert", f"{certificate} was valid until {iso_time(ends)}: the store may refuse it")
+        section.note(key, f"{certificate} was valid until {iso_time(ends)}: {peer} may refuse it")
 
 
 def _context() -> "ssl.SSLContext":

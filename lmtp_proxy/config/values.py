@@ -53,6 +53,12 @@ NAMES_IN_THE_FILE = {"ignore_domain": "ignoreDomain"}  # where a key is not call
 
 LOCALHOST = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
+PRIVATE_NETWORKS = (
+    *("127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+    *("fc00::/7", "fe80::/10"),
+)
+"""Those that may connect to a TCP socket that is not on loopback, where `allow` is not there."""
+
 FACILITIES: Mapping[str, int] = {
     "auth": 4,
     "authpriv": 10,
@@ -130,6 +136,26 @@ class PemFile:
 
     def __str__(self) -> str:
         return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTls:
+    """TLS from clients, on TCP.
+
+    Attributes:
+        cert, key: ours.
+        ca: whom a client's certificate has to come from; None where none is asked for.
+        required: no mail without it.
+        implicit: from the first octet on, else behind STARTTLS.
+        allow_subjects: of which a client's certificate has to be one; None for any from `ca`.
+    """
+
+    cert: PemFile
+    key: PemFile
+    ca: PemFile | None = None
+    required: bool = False
+    implicit: bool = False
+    allow_subjects: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +273,11 @@ class Config:
         modified: when the last of them was changed, in seconds since the epoch. Not compared.
         socket: where clients connect, at least one; of each name all addresses.
         permissions: mode bits of the unix sockets, None for what the umask leaves.
-        allow: None means everybody.
+        allow: None means everybody on loopback, and else PRIVATE_NETWORKS.
         trusted: whose clients may say XFORWARD, None for nobody's.
+        proxy_protocol: whose connections begin with a PROXY header, None for nobody's.
         max_message_size: octets, 0 for no limit.
+        tls: None where clients do without.
         workers: how many processes serve; each limit of connections is at least as much.
         notes: what is right and yet may not be what was meant, as the lines of a ConfigError.
         table: where the users are, if not in the files.
@@ -286,7 +314,9 @@ class Config:
     uncertain_log: str | None = None
     receipts: str | None = None
     trusted: "tuple[IPv4Network | IPv6Network, ...] | None" = None
+    proxy_protocol: "tuple[IPv4Network | IPv6Network, ...] | None" = None
     workers: int = 1
+    tls: ListenerTls | None = None
     users_file: tuple[str, ...] | None = None
     table: TableSetting | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)

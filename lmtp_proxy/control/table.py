@@ -16,6 +16,7 @@ import gevent
 
 from lmtp_proxy.control.application import Json, JsonApplication, Resources, Text
 from lmtp_proxy.control.edits import Edits
+from lmtp_proxy.control.migration import ToldMigration
 from lmtp_proxy.control.request import DRAIN_LONGEST, DRAIN_TIMEOUT, UNSETTLED, HttpProblem, Request, RequestDocument
 from lmtp_proxy.control.state import Since
 from lmtp_proxy.figures.figures import Figures
@@ -41,6 +42,7 @@ class ControlApplication(JsonApplication):
         self._since = since
         self._stopping = stopping
         self._edits = Edits()
+        migration = ToldMigration()
         own: Resources = {
             "/": {"GET": self._index},
             "/status": {"GET": self._status},
@@ -59,6 +61,7 @@ class ControlApplication(JsonApplication):
             "/check": {"POST": self._check},
             "/edit": {"POST": self._edit},
             "/receipts": {"POST": self._receipts},
+            "/migration": {"GET": lambda _: migration.told(), "POST": migration.tell},
         }
         super().__init__({**own, **(more or {})})
 

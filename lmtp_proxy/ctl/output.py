@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lmtp_proxy.ctl.client import Answer
-from lmtp_proxy.text import count, safe, span, zoned_time
+from lmtp_proxy.text import count, octets, safe, span, zoned_time
 
 COLUMNS = 80
 _DOTS = "..."
@@ -176,20 +176,20 @@ def flights(found: Sequence[Answer]) -> list[str]:
             _recipients(flight),
             flight.text("backend"),
             flight.text("phase"),
-            f"{flight.number('seconds'):.1f}",
-            str(flight.integer("octets")),
+            span(flight.number("seconds")),
+            octets(flight.integer("octets")),
         ]
         for flight in sorted(found, key=lambda flight: -flight.number("seconds"))
     ]
-    return table(["user", "backend", "phase", ">seconds", ">bytes"], rows)
+    return table(["user", "backend", "phase", ">for", ">size"], rows)
 
 
 def uncertain(records: Sequence[Answer]) -> list[str]:
     """Six or more lines for each delivery whose outcome is unknown; what has to be found is on lines of its own."""
     lines = []
     for record in records:
-        octets = count(record.integer("size"), "octet")
-        lines += wrapped(f"{moment(record.text('time'))}  session {record.text('session')}, {octets}")
+        size = count(record.integer("size"), "octet")  # to the octet: it is looked for
+        lines += wrapped(f"{moment(record.text('time'))}  session {record.text('session')}, {size}")
         for label, text in (
             ("to", record.text("recipient")),
             ("in", place(record)),
@@ -220,12 +220,13 @@ def sessions(found: Sequence[Answer]) -> list[str]:
             session.text("state"),
             session.optional_text("sender") or "-",
             str(session.integer("recipients")),
-            f"{session.number('seconds'):.1f}",
-            str(session.integer("octets")),
+            span(session.number("seconds")),
+            octets(session.integer("octets")),
+            session.optional_text("tls") or "-",
         ]
         for session in found
     ]
-    return table(["session", "peer", "state", "sender", ">rcpts", ">seconds", ">bytes"], rows)
+    return table(["session", "peer", "state", "sender", ">rcpts", ">for", ">size", "tls"], rows)
 
 
 def tls(spoken: Answer) -> str:

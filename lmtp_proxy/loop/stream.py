@@ -182,9 +182,11 @@ class Stream:
                     self._end(None)
         return bool(self.received) or self.ended
 
-    def peek(self, most: int) -> bytes:
-        """What has come behind `received` and waits in the kernel. Raises OSError, also where nothing has."""
-        return self._recv(most, MSG_PEEK)
+    def ahead(self, most: int) -> bytes | None:
+        """`received` and what waits in the kernel behind it; None where that is `most` octets, or more. To be called
+        only where something waits there, or the stream has ended there. Raises OSError."""
+        octets = self._recv(most, MSG_PEEK)
+        return None if len(octets) == most else self.received + octets
 
     def wait(self, deadline: float) -> bool:
         """Wait until something has come that was not taken, the stream has ended, or is not `full` any more.

@@ -10,7 +10,8 @@ import ssl
 import time
 from _socket import socket as Socket
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from lmtp_proxy.loop.stream import AHEAD, Stream
 
@@ -18,6 +19,10 @@ _RECORD = 16384  # octets that one holds (RFC 8446 section 5.1)
 # Octets in a row with nothing inside for us: tickets, new keys, empty records. Far more than any peer has to say so.
 _MOST_EMPTY = 2**18
 _ROUNDS = 4  # of as many octets as are taken in at once, of which none was for us
+
+
+Step: TypeAlias = Callable[[ssl.SSLObject], None]
+"""Does one step of a handshake, as SSLObject.do_handshake."""
 
 
 class TlsBroken(ConnectionError):
@@ -54,7 +59,15 @@ class TlsStream(Stream):
             session: of an earlier connection with the same context, to be resumed.
         """
         tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name, session=session)
-        while not self._shake(tls):
+        self._shake_hands(tls, deadline, ssl.SSLObject.do_handshake)
+
+    def accept_tls(self, context: ssl.SSLContext, deadline: float, step: Step) -> None:
+        """As `start_tls`, as the server."""
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._shake_hands(tls, deadline, step)
+
+    def _shake_hands(self, tls: ssl.SSLObject, deadline: float, step: Step) -> None:
+        while not self._shake(tls, step):
             self._flush(deadline)
             octets = self.receive(deadline)
             if octets is None or time.monotonic() >= deadline:
@@ -68,10 +81,10 @@ class TlsStream(Stream):
         self._incoming.write(self.take())  # while room was waited for
         self.received = self._read()
 
-    def _shake(self, tls: ssl.SSLObject) -> bool:
+    def _shake(self, tls: ssl.SSLObject, step: Step) -> bool:
         """Whether that was the last step."""
         try:
-            tls.do_handshake()
+            step(tls)
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError:
@@ -92,11 +105,19 @@ class TlsStream(Stream):
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def peek(self, most: int) -> bytes:
-        """What waits in the kernel cannot be read without being taken. Raises BlockingIOError."""
+    def ahead(self, most: int) -> bytes | None:
+        """As Stream has it. What waits in the kernel cannot be read without being taken in, so it is."""
         if self.tls is None:
-            return super().peek(most)
-        raise BlockingIOError
+            return super().ahead(most)
+        before = len(self.received)
+        try:
+            octets = self._recv_octets(most)
+        except BlockingIOError:
+            octets = b""
+        if octets:
+            self._incoming.write(octets)
+            self.received += self._read()
+        return None if len(self.received) - before >= most - AHEAD else self.received
 
     def _decrypt(self, most: int, flags: int = 0) -> bytes:
         """As `recv`: what was in the records that are whole now."""

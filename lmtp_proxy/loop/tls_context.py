@@ -36,6 +36,25 @@ def client_context(
     return context
 
 
+def server_context(*, certificate: bytes, key: bytes, ca: bytes | None) -> ssl.SSLContext:
+    """As `client_context`, for a server.
+
+    A client that shows a certificate has to show one from these CAs; one that shows none is for the caller to judge.
+
+    Args:
+        ca: as PEM; None where no certificate is asked for.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 1
+    load_certificate(context, certificate, key, "cert")
+    if ca is not None:
+        load_ca(context, ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
 def load_ca(context: ssl.SSLContext, octets: bytes) -> None:
     """Raises ValueError."""
     with _file_of(octets) as path:
@@ -45,8 +64,9 @@ def load_ca(context: ssl.SSLContext, octets: bytes) -> None:
             raise ValueError("holds no certificate (PEM: -----BEGIN CERTIFICATE-----)") from None
 
 
-def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """Raises ValueError, which quotes nothing of the two; WrongKey where it is about the key."""
+def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes, name: str = "tls_cert") -> None:
+    """Raises ValueError, which quotes nothing of the two; WrongKey where it is about the key. name: the certificate's
+    key in the configuration."""
     with _file_of(certificate) as path, _file_of(key) as key_path:
         probe = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
@@ -57,7 +77,7 @@ def load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) ->
             context.load_cert_chain(path, key_path, _refuse_password)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise WrongKey("is not the key of tls_cert") from None
+                raise WrongKey(f"is not the key of {name}") from None
             if error.reason in ("EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK", "CA_KEY_TOO_SMALL"):
                 weak = error.reason.lower().replace("_", " ")
                 raise ValueError(f"is too weak for this system's OpenSSL: {weak}") from None

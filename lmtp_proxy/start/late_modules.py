@@ -8,7 +8,10 @@ it. `tests/unit/start/test_late_modules.py` looks into the modules that serve fo
 from lmtp_proxy.config.values import Config
 
 FOR_MAIL = ("lmtp_proxy.backends.session",)
-FOR_TLS = ("lmtp_proxy.backends.tls_session", "lmtp_proxy.loop.certificate", "lmtp_proxy.loop.tls_context")
+FOR_TLS = (
+    *("lmtp_proxy.backends.tls_session", "lmtp_proxy.loop.certificate", "lmtp_proxy.loop.tls_context"),
+    "lmtp_proxy.clients.tls",
+)
 FOR_A_THREAD = ("gevent.threadpool",)
 READS_CONFIG = "lmtp_proxy.config.read"
 FOR_KEYS = ("idna", "unicodedata")

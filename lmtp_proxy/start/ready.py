@@ -98,7 +98,9 @@ def log_ready(config: Config, mail: Sequence[Listener], users: int, by: str = ""
     for listener in mail if config.allow is None else ():
         address = listener.address
         if isinstance(address, TcpAddress) and not _is_loopback(address.host):
-            _log.warning("%s is no loopback address and config.allow is not set: any host may deliver", address)
+            _log.warning(
+                "%s is no loopback address and config.allow is not set: only private networks may connect", address
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,7 +48,7 @@ td.text{white-space:normal;overflow-wrap:anywhere;text-align:left}td svg.bar{mar
 .columns{display:grid;gap:12px;grid-template-columns:minmax(0,1fr);align-items:start}
 @media(min-width:1000px){.columns{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}}
 .column{display:grid;gap:12px;grid-template-columns:minmax(0,1fr)}
-.none{color:var(--soft);margin:0}
+.none{color:var(--soft);margin:0}.told{margin:8px 0 0}
 footer{color:var(--soft);font-size:12px;display:flex;flex-wrap:wrap;gap:2px 16px}a{color:var(--line)}
 #stale{display:none;position:sticky;top:0;z-index:1;background:var(--bad);color:#fff;padding:6px 16px;font-weight:600}
 .stale #stale{display:block}.stale main{opacity:.55}

@@ -21,6 +21,7 @@ from lmtp_proxy.web.markup import KINDS, escape
 _FLIGHTS = 12  # shown, the oldest
 _UNCERTAIN = 8  # the last ones
 _RECENT = 3  # samples that "now" is the mean of
+_SILENT = 120.0  # seconds: a run says something every ten
 _LATE = 0.25  # seconds: a stall that others notice
 
 
@@ -35,6 +36,7 @@ class Shown:
         uncertain: the deliveries whose outcome is unknown, the newest last.
         history: the last reloads and drains, in the order in which they are shown; see `paired`.
         samples: the last minutes, for the curves.
+        migration: how far a run of `migrate` is, by its own word; None without one.
     """
 
     hostname: str
@@ -44,6 +46,7 @@ class Shown:
     uncertain: list[Json]
     history: list[Json]
     samples: Samples
+    migration: Json | None = None
 
 
 class _Notice(NamedTuple):
@@ -70,6 +73,7 @@ def page(shown: Shown) -> tuple[str, str, str]:
     parts = [
         _head(shown, state, _word(shown.status, [note.short for note in notes if note.kind == state])),
         *(f'<p class="note {note.kind}">{escape(note.text)}</p>' for note in notes),
+        _migration(shown),
         _tiles(shown),
         _users(shown),
         _backends(shown),
@@ -144,8 +148,63 @@ def _notes(shown: Shown) -> Iterable[_Notice]:
     if waiting := sum(each["waiting"] for each in figures["gauges"]["backends"].values()):
         text = f"{count(waiting, 'transaction waits', 'transactions wait')} for a free connection (max_connections)."
         yield _Notice("warn", "mail waits", text)
+    if (migration := shown.migration) is not None:
+        yield from _notices_of(migration)
     if status["stopping"]:
         yield _Notice("warn", "stopping", "It is stopping: no new clients are accepted.")
+
+
+def _notices_of(migration: Json) -> Iterable[_Notice]:
+    if many := migration["attention"]:
+        who = count(many, "user needs", "users need")
+        text = f"{who} attention, half-way in the migration: see `lmtp-proxyctl migrate status`."
+        yield _Notice("bad", f"{who} attention", text)
+    if many := migration["failed"]:
+        who = count(many, "user stays", "users stay")
+        text = f"{who} on {migration['from']}, as the migration failed for them: see `lmtp-proxyctl migrate report`."
+        yield _Notice("warn", f"{number(many)} not migrated", text)
+    if migration["running"] and migration["ago"] > _SILENT:
+        text = f"The migration has not said anything for {span(migration['ago'])}: see `lmtp-proxyctl migrate status`."
+        yield _Notice("warn", "migration silent", text)
+
+
+# --- the migration ---------------------------------------------------------------------------------------------------
+
+
+def _migration(shown: Shown) -> str:
+    """Rate, and when it is to end, by what it took so far: the only thing that is known of those who are left."""
+    migration = shown.migration
+    if migration is None:
+        return ""
+    total, ended = migration["total"], sum(migration[name] for name in ("done", "failed", "attention"))
+    taken = migration["seconds"] + (migration["ago"] if migration["running"] else 0.0)
+    left = max(0, total - migration["before"] - ended)
+    parts = [
+        Part("done", migration["before"] + migration["done"], "k5"),
+        Part("failed", migration["failed"], "reject"),
+        Part("needs attention" if migration["attention"] == 1 else "need attention", migration["attention"], "bad"),
+    ]
+    ready = min(total, migration["before"] + ended)
+    told = [f"{number(part.size)} {part.name}" for part in parts if part.size]
+    if migration["copied"]:
+        told.append(f"{number(migration['copied'])} copied, and wait for their cutover")
+    if ended and taken >= 1:
+        told.append(f"{rate(60 * ended / taken)} users a minute")
+    if not migration["running"]:
+        told.append(f"ended {span(migration['ago'])} ago, after {span(taken)}")
+    elif left and ended:
+        rest = left * taken / ended
+        until = iso_time(shown.figures["time"] + rest)
+        told.append(f"about {span(max(1.0, rest))} left, until {until[:10]} {until[11:16]} UTC")
+    else:
+        told.append(f"{span(taken)} so far")
+    label = "Users of the migration: " + ", ".join(f"{part.name} {number(part.size)}" for part in parts)
+    route = f"{escape(migration['from'])} \u2192 {escape(migration['to'])}"
+    return (
+        f'<section class="card"><h2>Migration {route} <b>{number(ready)} of {count(total, "user")}, '
+        f"{escape(share(ready, total))}</b></h2>{bar(label, parts, total)}"
+        f'<p class="told">{escape("; ".join(told))}</p></section>'
+    )
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -142,6 +142,7 @@ class MetricsApplication(JsonApplication):
             uncertain=_parts(control.get("/uncertain", request)["uncertain"], _OF_UNCERTAIN),
             history=[_without_names(event) or {} for event in paired(control.get("/history", request)["history"])],
             samples=self._samples,
+            migration=control.get("/migration", request)["migration"],
         )
 
 

@@ -13,4 +13,5 @@ In the order of their imports:
     command_lines  a client's octets as command lines
     protocol       LMTP server side, sans-I/O
     client         LMTP client side, sans-I/O
+    proxy_header   the PROXY protocol: for whom a proxy connects
 """

@@ -74,6 +74,7 @@ class Mistake(enum.Enum):
     NO_MAIL = "RCPT or DATA without a MAIL before it"
     NO_RECIPIENTS = "DATA, although every recipient was refused"
     TOO_LONG = "the line was too long to be kept"
+    FOREIGN = "before LHLO, and of another protocol"
     OTHER = "anything else"
 
 
@@ -85,7 +86,7 @@ class RefusedCommand(NamedTuple):
         reply: the answer.
         envelope: that of the transaction, for RCPT and a line that was too long, or of this MAIL if nothing but its
             size was wrong; else None.
-        last: too many errors came in a row, so the session is closed.
+        last: too many errors came in a row, or it is none of LMTP, so the session is closed.
         mistake: what was wrong.
     """
 
@@ -102,6 +103,11 @@ class TransactionReset:
 
 
 @dataclass(frozen=True, slots=True)
+class StartTlsCommand:
+    """STARTTLS (RFC 3207), or TLS comes first. Call `start_tls` next where the client asked, `tls_started` in TLS."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionClosed:
     """Nothing more will come: QUIT, end of file, or too many errors. Send what is to be sent and close."""
 
@@ -115,5 +121,6 @@ Event: TypeAlias = (
     | EndOfMessage
     | RefusedCommand
     | TransactionReset
+    | StartTlsCommand
     | ConnectionClosed
 )

@@ -27,6 +27,7 @@ from lmtp_proxy.wire.events import (
     Mistake,
     RcptCommand,
     RefusedCommand,
+    StartTlsCommand,
     TransactionReset,
     Wait,
 )
@@ -51,10 +52,17 @@ AT_ONCE = 100
 """Commands of one client that are taken before the other clients have their turn."""
 
 _DATA, _RESET, _CLOSED = DataCommand(), TransactionReset(), ConnectionClosed()
+_START_TLS = StartTlsCommand()
 _NEED_DATA, _PAUSED = Wait.NEED_DATA, Wait.PAUSED
 _SENDER_OK, _START_DATA = say.SENDER_OK.wire, say.START_DATA.wire
 _tuple = tuple.__new__  # without the detour by a function in Python that a NamedTuple has
 _HOST = re.compile(rb"[!-~]+").fullmatch
+# What no client of ours says before LHLO: HTTP's first line, a header line, or a PROXY header (version 1) of somebody
+# who is not asked for one; one of version 2 has a line QUIT in it. A browser that is made to POST here says the first
+# two, and then in the body whatever a page wants it to say.
+_FOREIGN = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI|PROXY)(?: |\Z)|[!-9;-~]+:", re.IGNORECASE
+).match
 
 
 class LocalProtocolError(Exception):
@@ -76,6 +84,11 @@ class Protocol:
         in_data: between 354 and the final dot.
     """
 
+    # Of TLS, which most clients have none of: so these are no work for them.
+    _tls: bool | None = None  # whether it is spoken; None where it cannot be
+    _may_begin = True  # MAIL may come behind LHLO
+    _offer: Callable[..., Reply] = staticmethod(say.lhlo)
+
     def __init__(
         self, hostname: str, *, max_message_size: int, max_recipients: int, smtputf8: bool, trusted: bool = False
     ) -> None:
@@ -93,7 +106,7 @@ class Protocol:
         self._envelope: Envelope | None = None
         self._data: MessageData | None = None  # unless the message came at once
         # What there is to do whatever has come: start_data, the replies after the final dot, to close.
-        self._halted: DataCommand | Wait | ConnectionClosed | None = None
+        self._halted: DataCommand | StartTlsCommand | Wait | ConnectionClosed | None = None
 
     def __repr__(self) -> str:
         phase = "data" if self.in_data else "envelope" if self._envelope else "idle"
@@ -140,6 +153,14 @@ class Protocol:
         """Say the greeting."""
         self._replies.say(say.greeting(self._hostname))
 
+    def expect_tls(self, *, required: bool, implicit: bool) -> None:
+        """Offer STARTTLS, or let TLS come before the greeting. To be called first. required: no MAIL without it."""
+        self._tls = False
+        self._offer = say.lhlo_with_starttls
+        self._may_begin = not required
+        if implicit:
+            self._halted = _START_TLS
+
     def receive_data(self, octets: bytes) -> None:
         """Octets from the client; b"" is the end of file."""
         if octets:
@@ -178,6 +199,31 @@ class Protocol:
         self._halted = None
         self.in_data = True
         self._replies.ready.append(_START_DATA)
+
+    def start_tls(self, *, more: bool) -> bool:
+        """The answer to STARTTLS; False where that is the last one, because there was more behind it.
+
+        Whoever can write between the two may have said it, to be heard as if it came in TLS (CVE-2011-0411).
+
+        Args:
+            more: so much has come that was not received.
+        """
+        if self._halted is not _START_TLS:
+            raise LocalProtocolError("there was no STARTTLS")
+        if more or len(self._lines):
+            self._lines.set(b"")
+            self.close(say.BEHIND_STARTTLS)
+            return False
+        self._replies.say(say.START_TLS)
+        return True
+
+    def tls_started(self) -> None:
+        """What was said before is forgotten (RFC 3207 section 4.2); what goes out from now on goes in TLS."""
+        self._tls = self._may_begin = True
+        self._offer = say.lhlo
+        self._greeted = False
+        self._errors = 0
+        self._end_transaction()
 
     def close(self, reply: Reply) -> None:
         """Say `reply` as the last thing; what is owed is not answered any more."""
@@ -281,6 +327,9 @@ class Protocol:
             event = handler(self, arguments and arguments.strip(b" "))
         elif (answer := ANSWERS.get(verb)) is not None:
             event = self._answer(answer)
+        elif not self._greeted and _FOREIGN(line):
+            self.close(say.NOT_A_CLIENT)
+            return RefusedCommand(line, say.NOT_A_CLIENT, None, True, Mistake.FOREIGN)
         else:
             event = self._refuse(REFUSALS.get(verb, say.BAD_COMMAND))
         if self._errors == errors:
@@ -292,14 +341,28 @@ class Protocol:
     def _lhlo(self, arguments: bytes) -> Event | None:
         if not _HOST(arguments):
             return self._refuse(say.BAD_LHLO)
-        self._greeted = True
-        offer = say.lhlo(self._hostname, self._max_message_size, self._smtputf8, self._forwarded.offered)
-        self._replies.say(offer)
+        self._greeted = self._may_begin
+        self._replies.say(self._offer(self._hostname, self._max_message_size, self._smtputf8, self._forwarded.offered))
         return self._reset()
+
+    def _starttls(self, arguments: bytes) -> Event | None:
+        if self._tls is None:
+            return self._refuse(say.BAD_COMMAND)
+        if self._tls:
+            return self._refuse(say.TLS_ALREADY)
+        if self._envelope is not None:
+            return self._refuse(say.LATE_STARTTLS)
+        if arguments:
+            return self._refuse(say.NO_ARGUMENTS)
+        self._halted = _START_TLS
+        return _START_TLS
+
+    def _too_early(self) -> Reply:
+        return say.LHLO_FIRST if self._may_begin else say.TLS_FIRST
 
     def _mail(self, arguments: bytes) -> Event | None:
         if not self._greeted:
-            return self._refuse(say.LHLO_FIRST)
+            return self._refuse(self._too_early())
         if self._envelope is not None:
             return self._refuse(say.NESTED_MAIL)
         parsed = parse_mail(arguments, smtputf8=self._smtputf8)
@@ -312,7 +375,7 @@ class Protocol:
         return MailCommand(self._envelope)
 
     def _xforward(self, arguments: bytes) -> Event | None:
-        early = None if self._greeted else say.LHLO_FIRST
+        early = None if self._greeted else self._too_early()
         reply = self._forwarded.take(arguments, early if self._envelope is None else say.LATE_XFORWARD)
         return self._answer(reply) if reply.positive else self._refuse(reply)
 
@@ -385,6 +448,7 @@ class Protocol:
 
 _VERBS: dict[bytes, Callable[[Protocol, bytes], Event | None]] = {
     b"LHLO": Protocol._lhlo,  # RFC 2033 section 4.1
+    b"STARTTLS": Protocol._starttls,  # RFC 3207
     b"XFORWARD": Protocol._xforward,  # Postfix' XFORWARD_README
     b"MAIL": Protocol._mail,  # RFC 5321 section 4.1.1.2, RFC 1870, 6152, 6531
     b"RCPT": Protocol._rcpt,  # RFC 5321 section 4.1.1.3

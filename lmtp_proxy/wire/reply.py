@@ -153,6 +153,12 @@ LATE_XFORWARD = _own(503, "5.5.1 XFORWARD comes before MAIL")
 NO_RECIPIENTS = _own(503, "5.5.1 No valid recipients")
 TOO_MANY_RECIPIENTS = _own(452, "4.5.3 Too many recipients")
 TOO_MANY_ERRORS = _own(421, "4.7.0 Too many errors in a row, closing connection")
+NOT_A_CLIENT = _own(421, "4.7.0 This is LMTP, and that was not; closing connection")
+TLS_FIRST = _own(451, "4.7.0 Must issue a STARTTLS command first")  # RFC 3207 has 530, which an MTA bounces
+START_TLS = _own(220, "2.0.0 Ready to start TLS")
+TLS_ALREADY = _own(503, "5.5.1 TLS is active already")
+LATE_STARTTLS = _own(503, "5.5.1 STARTTLS comes before MAIL")
+BEHIND_STARTTLS = _own(421, "4.7.0 Something came behind STARTTLS in plain text, closing connection")
 SIZE_TOO_BIG = _own(552, "5.3.4 Message is larger than the size limit")
 AMBIGUOUS_DATA = _own(550, "5.6.0 Message has a dot that some servers take for its end; refused as ambiguous")
 
@@ -162,6 +168,8 @@ TOO_SLOW = _own(421, "4.4.2 The message came for too long or too slowly, closing
 INTERNAL_ERROR_CLOSING = _own(421, "4.3.0 Internal error, closing connection")
 SHUTTING_DOWN = _own(421, "4.3.2 lmtp-proxy is shutting down, try again")
 NOT_ALLOWED = _own(421, "4.7.1 Your address may not deliver here")  # 5xx: Exim, Sendmail and Haraka bounce at once
+CERTIFICATE_NOT_ALLOWED = _own(421, "4.7.1 Your certificate may not deliver here")
+NO_TLS_NOW = _own(421, "4.3.0 TLS is not available now, try again later")
 
 # --- routing ---------------------------------------------------------------------------------------------------------
 MAILBOX_PARKED = _own(450, "4.2.1 Mailbox is being moved, try again later")
@@ -190,11 +198,13 @@ def greeting(hostname: str) -> Reply:
 
 
 @lru_cache(8)
-def lhlo(hostname: str, max_message_size: int, smtputf8: bool, xforward: tuple[str, ...] = ()) -> Reply:
+def lhlo(
+    hostname: str, max_message_size: int, smtputf8: bool, xforward: tuple[str, ...] = (), more: tuple[str, ...] = ()
+) -> Reply:
     """The answer to LHLO. Always the same three extensions, so that what is offered never shrinks by accident.
 
     Without 8BITMIME Postfix re-encodes the body, which breaks DKIM signatures. A `SIZE` without a number says that
-    there is no fixed limit (RFC 1870 section 4). xforward: the attributes that this client may send.
+    there is no fixed limit (RFC 1870 section 4). xforward: the attributes that this client may send. more: extensions.
     """
     lines = [hostname, "PIPELINING", "ENHANCEDSTATUSCODES", "8BITMIME"]
     lines.append(f"SIZE {max_message_size}" if max_message_size else "SIZE")
@@ -202,4 +212,10 @@ def lhlo(hostname: str, max_message_size: int, smtputf8: bool, xforward: tuple[s
         lines.append("SMTPUTF8")
     if xforward:
         lines.append(f"XFORWARD {' '.join(xforward)}")
+    lines += more
     return Reply(250, tuple(line.encode("ascii") for line in lines))
+
+
+def lhlo_with_starttls(hostname: str, max_message_size: int, smtputf8: bool, xforward: tuple[str, ...] = ()) -> Reply:
+    """As `lhlo`, where TLS can be started (RFC 3207 section 4)."""
+    return lhlo(hostname, max_message_size, smtputf8, xforward, ("STARTTLS",))

@@ -14,6 +14,7 @@ import pytest
 
 from lmtp_proxy import __version__
 from lmtp_proxy.config.read import KEYS, load_config
+from lmtp_proxy.config.values import ListenerTls, PemFile
 from lmtp_proxy.ctl.command import _parser
 from lmtp_proxy.delivery import log as delivery_log
 from lmtp_proxy.generations import manager as config_manager
@@ -168,6 +169,7 @@ def test_defaults(tmp_path: Path) -> None:
         "config.timeouts": config.timeouts,
         "config.control": config.control,
         "config.log": config.log,
+        "config.tls": ListenerTls(PemFile("/c", b""), PemFile("/k", b"")),
         "backends.*": config.backends["a"],
     }
     compared = 0

@@ -129,6 +129,40 @@ def test_it_fits_and_nothing_complains(
         assert height < 1500, "on one screen, or nearly so"
 
 
+@pytest.fixture(scope="module")
+def migrating() -> Iterator[Site]:
+    """A proxy in the midst of a migration, of whose users some have failed."""
+    with FakeBackend() as old, FakeBackend() as new:
+        users = {f"u{number:04d}@example.org": "new" if number < 588 else "old" for number in range(3000)}
+        proxy = ProxyProcess(config_of({"old": old, "new": new}, users, hostname="mx.example.org"))
+        add_control(proxy)
+        host, port = add_metrics(proxy)
+        with proxy:
+            control = Control(proxy)
+            control.post(
+                "/migration",
+                {"from": "old", "to": "new", "running": True, "seconds": 1834.5, "total": 3000, "before": 0,
+                 "done": 588, "copied": 40, "failed": 11, "attention": 1},
+            )  # fmt: skip
+            yield Site(proxy, control, f"http://{host}:{port}/")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_a_migration_stands_on_top(migrating: Site, browser: Browser, tmp_path: Path, width: int, dark: bool) -> None:
+    page = Page(browser, width, dark=dark)
+    page.open(migrating.url)
+    assert page.evaluate("document.documentElement.scrollWidth") == width and page.evaluate(NOT_FITTING) == []
+    text = page.evaluate("document.querySelector('main').innerText")
+    parts = ("1 user needs attention", "11 users stay on old", "600 of 3,000 users, 20 %", "19.6 users a minute",
+             "about 2 h 2 min left, until 20")  # fmt: skip
+    places = [text.lower().find(part) for part in (*parts, "messages")]
+    assert -1 not in places and sorted(places) == places, dict(zip(parts, places, strict=False))
+    assert page.complaints() == []
+    directory = Path(os.environ.get("LMTP_PROXY_SCREENSHOTS", tmp_path))
+    page.screenshot(str(directory / f"migration-{width}-{'dark' if dark else 'light'}.png"))
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_can_be_read(site: Site, browser: Browser, dark: bool) -> None:
     """Contrast of every text to its ground of at least 4.5 (WCAG AA)."""

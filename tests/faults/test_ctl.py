@@ -165,7 +165,7 @@ def test_drain_waits_and_says_for_what(own: Move) -> None:
     own.proxy.wait_log("control: drain alice")
     time.sleep(1.8)
     inflight = run(own, "inflight")
-    assert re.search(r"^alice@example\.org +old +final dot +\d\.\d +\d+$", inflight.out, re.MULTILINE), inflight.out
+    assert re.search(r"^alice@example\.org +old +final dot +\d\.\d s +\d+ B$", inflight.out, re.MULTILINE), inflight.out
     assert run(own, "drain", "bob@example.org").out == "bob@example.org: on new, nothing in flight\n"
     go.set()
     ended = end_ctl(process, began)

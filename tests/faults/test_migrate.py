@@ -23,6 +23,7 @@ import pytest
 
 from lmtp_proxy.config.read import load_config
 from tests.support.backend import FakeBackend
+from tests.support.control import Control
 from tests.support.ctl import Run, controlled, ctl, end_ctl, start_ctl
 from tests.support.patience import SOON
 from tests.support.proxy import ProxyProcess
@@ -129,6 +130,23 @@ def test_one_user_with_all_steps(stand: Stand) -> None:
     assert receipt["parked_from"] <= receipt["offline"]["from"] < receipt["parked_until"] < receipt["offline"]["until"]
     lines = [line.split(" ", 3)[3] for line in ended.err.splitlines()]
     assert "1 done of 1 user in" in lines[-1] and f"{ALICE}: blocked: block" in lines, ended.err
+
+
+def test_the_proxy_is_told_how_far_it_is(stand: Stand) -> None:
+    """For the status page: numbers, no names; the last word is that it has ended."""
+    control = Control(stand.proxy)
+    assert control.get("/migration") == {"migration": None}
+    stand.site.order("verify", BOB, exit=1)
+    assert stand.run(ALICE, BOB).status == 2
+    told = control.get("/migration")["migration"]
+    assert told.pop("ago") < 10 and told.pop("seconds") > 0
+    assert told == {"from": "old", "to": "new", "running": False, "total": 2, "before": 0, "done": 1, "copied": 0,
+                    "failed": 1, "attention": 0}  # fmt: skip
+    bad = control.ask("POST", "/migration", {"from": "a", "to": "b", "total": "1"})
+    assert bad.code == 400 and bad.document["error"] == '"total" must be a whole number from 0 on'
+    bad = control.ask("POST", "/migration", {"from": "a", "to": "b", "total": 1})
+    assert bad.code == 400 and bad.document["error"] == '"before" must be a whole number from 0 on'
+    assert control.get("/migration")["migration"]["total"] == 2, "what is wrong changes nothing"
 
 
 def test_a_command_of_the_site_tries_deferred_mail_again(stand: Stand) -> None:

@@ -83,6 +83,11 @@ class Network:
             finally:
                 assert libc.setns(own.fileno(), 0) == 0
 
+    def also(self, network: str) -> None:
+        """Both have an address of it, too, NETWORK.1 here and NETWORK.2 there."""
+        _run(*self.prefix, "ip", "address", "add", f"{network}.1/24", "dev", "v0")
+        _run(*self._on_other, "ip", "address", "add", f"{network}.2/24", "dev", "v1")
+
     def part(self) -> None:
         """The other host has lost its address: nothing that is sent there comes back."""
         _run(*self._on_other, "ip", "address", "flush", "dev", "v1")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtp_proxy.text import count, in_words, iso_time, number, printable, safe, share, shown, span, zoned_time
+from lmtp_proxy.text import count, in_words, iso_time, natural, number, printable, safe, share, shown, span, zoned_time
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,9 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
         if before is not None:
             monkeypatch.setenv("TZ", before)
         time.tzset()
+
+
+def test_names_are_sorted_as_people_do() -> None:
+    names = ["u10@x", "u2@x", "u2@a", "u", "10", "9", "b2c10", "b2c9", "U3@x"]
+    assert sorted(names, key=natural) == ["9", "10", "U3@x", "b2c9", "b2c10", "u", "u2@a", "u2@x", "u10@x"]
+    assert natural("1" * 5000), "no matter how long"

@@ -27,6 +27,7 @@ In the order of their imports:
     report_html     a report as one page
     report_command  the report that is asked for on the command line
     live            a run on a terminal
+    telling         a run tells the proxy how far it is, for the status page
     command         the verb `migrate`
 """
 

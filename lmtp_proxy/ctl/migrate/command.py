@@ -149,6 +149,7 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
     from lmtp_proxy.ctl.migrate.plan import load_plan
     from lmtp_proxy.ctl.migrate.proxy import Proxy
     from lmtp_proxy.ctl.migrate.runner import Runner, Settings
+    from lmtp_proxy.ctl.migrate.telling import TellingWatcher
 
     if not os.path.exists(options.what) and (hint := show.did_you_mean(options.what, VERBS)):
         options.parser.error(f"{options.what}: there is no such plan or verb{hint}")
@@ -185,7 +186,8 @@ def _run(options: argparse.Namespace, client: Callable[[], ControlClient]) -> Ou
         settings = Settings(
             options.jobs, options.stop_after, options.window, options.cutover_window, sync_only=options.sync_only
         )
-        runner = Runner(plan, journal, proxy, watcher, settings, cancel)
+        telling = TellingWatcher(watcher, client(), plan.old, plan.new)
+        runner = Runner(plan, journal, proxy, telling, settings, cancel)
         summary = runner.run(checks.distinct(users, (row.user for row in rows), facts))
     return Outcome(asdict(summary), [], summary.status)
 

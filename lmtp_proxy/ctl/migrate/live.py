@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from lmtp_proxy.ctl.migrate.events import LogWatcher, Summary, Watcher, summary_text
 from lmtp_proxy.ctl.migrate.report_words import step_word
 from lmtp_proxy.ctl.migrate.states import COPIED, DONE, FAILED, NEEDS_ATTENTION
-from lmtp_proxy.ctl.output import cut, width
-from lmtp_proxy.text import count, safe, span
+from lmtp_proxy.ctl.output import cut, some, width
+from lmtp_proxy.text import count, natural, safe, span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _EVERY = 0.25  # seconds between two pictures
 _FAREWELL = 2.0  # seconds for the last one
 _LINES = 4  # of the screen that are no users: the bar, the lines below it, the cursor
+_FOLDED = 3  # lines of what went wrong more than once
 _WIDEST = 110  # columns: in a wider line the eye does not find from a name to its step
 _OFFLINE_FROM = "block"
 
@@ -67,6 +68,8 @@ class LiveWatcher:
         self._ended: dict[str, int] = {DONE: 0, FAILED: 0, NEEDS_ATTENTION: 0}
         self._copied: set[str] = set()
         self._in_hand: dict[str, _InHand] = {}
+        self._alike: dict[tuple[str, str], list[str]] = {}
+        """State and error, with USER for the user -> those whom it befell, the first of whom has been shown."""
         self._lines: list[tuple[str, str]] = []
         """To be written above the picture, for good: style and text."""
         self._summary: Summary | None = None
@@ -107,8 +110,11 @@ class LiveWatcher:
             self._copied.discard(user)
             self._ended[state] = self._ended.get(state, 0) + 1
             if state != DONE:
-                text = f"{user}: {state.replace('_', ' ')}{f': {error}' if error else ''}"
-                self._lines.append(("bold red" if state == NEEDS_ATTENTION else "yellow", text))
+                alike = self._alike.setdefault((state, (error or "").replace(user, "USER")), [])
+                alike.append(user)
+                if len(alike) == 1:
+                    text = f"{user}: {_word(state)}{f': {error}' if error else ''}"
+                    self._lines.append((_style(state), text))
 
     def note(self, text: str) -> None:
         if self._thread is not None and not self._thread.is_alive():
@@ -121,6 +127,12 @@ class LiveWatcher:
         with self._lock:
             self._summary = summary
             self._in_hand.clear()
+            for (state, error), (first, *more) in self._alike.items():
+                if more:
+                    what = (
+                        f"{some(sorted(more, key=natural))}: {_word(state)}, as {first}{f': {error}' if error else ''}"
+                    )
+                    self._lines.append((_style(state), what))
         self._end.set()
         if self._thread is not None and self._thread.is_alive():
             self._thread.join(_FAREWELL)
@@ -172,7 +184,8 @@ class LiveWatcher:
             if summary is not None:
                 return Group(*parts, Text(safe(summary_text(summary)), style="bold"))
             parts += [_line(self._so_far(), columns, "bold"), _line(self._to_come(ended), columns)]
-            parts += self._users(columns, max(1, rows - _LINES))
+            folded = self._folded(columns)
+            parts += [*folded, *self._users(columns, max(1, rows - _LINES - len(folded)))]
         return Group(*parts)
 
     def _so_far(self) -> str:
@@ -195,8 +208,17 @@ class LiveWatcher:
         if left <= 0 or not ended:
             return f"{span(taken)} so far"
         rest = left * taken / ended
-        until = time.strftime("%H:%M %z", time.localtime(time.time() + rest))
+        until = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(time.time() + rest))
         return f"{span(taken)} so far, about {span(max(1.0, rest))} left, until {until}"
+
+    def _folded(self, columns: int) -> "list[Text]":
+        """What went wrong in the same way more than once, the most frequent first."""
+        often = sorted(self._alike.items(), key=lambda item: -len(item[1]))
+        return [
+            _line(f"{count(len(users), 'user')} {_word(state)}{f': {error}' if error else ''}", columns, _style(state))
+            for (state, error), users in often[:_FOLDED]
+            if len(users) > 1
+        ]
 
     def _users(self, columns: int, room: int) -> "list[Text]":
         now = self._clock()
@@ -213,6 +235,14 @@ class LiveWatcher:
         if more > 0:
             lines.append(_line(f"  and {count(len(self._in_hand) - len(shown), 'user')} more", columns))
         return lines
+
+
+def _word(state: str) -> str:
+    return state.replace("_", " ")
+
+
+def _style(state: str) -> str:
+    return "bold red" if state == NEEDS_ATTENTION else "yellow"
 
 
 def _line(text: str, columns: int, style: str = "") -> "Text":

@@ -13,6 +13,7 @@ from typing import Any
 
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, Step, UserRow
 from lmtp_proxy.ctl.migrate.states import DONE, FAILED, NEEDS_ATTENTION, ON_OLD
+from lmtp_proxy.text import natural
 
 FINAL_SYNC = "final_sync"
 HOOKS = ("block", "verify", "redirect", "unblock")
@@ -131,7 +132,7 @@ class Report:
     def slowest(self) -> list[UserReport]:
         """Those who are done, the longest downtime first."""
         timed = [user for user in self.in_state(DONE) if user.downtime is not None]
-        return sorted(timed, key=lambda user: -(user.downtime or 0.0))
+        return sorted(timed, key=lambda user: -(user.downtime or 0.0))  # those who are equal stay in their order
 
     @property
     def began(self) -> float | None:
@@ -153,6 +154,7 @@ def read_report(journal: Journal, running: bool = False) -> Report:
 
 
 def report_of(runs: Sequence[Run], users: Sequence[UserReport], running: bool = False) -> Report:
+    users = sorted(users, key=lambda user: natural(user.user))
     counts: dict[str, int] = {}
     for user in users:
         counts[user.state] = counts.get(user.state, 0) + 1

@@ -286,7 +286,7 @@ def _slowest(report: Report, numbers: dict[str, int]) -> str:
     users = report.slowest[:_SLOWEST]
     most = users[0].downtime or 1.0
     rows = "".join(_slow_row(user, user.offline, most, numbers) for user in users if user.offline)
-    heads = "".join(f'<th class="number">{name}</th>' for name in ("offline", "final sync", "hooks", "the rest"))
+    heads = "".join(f'<th class="number">{name}</th>' for name in ("offline", "final sync", "hooks", "lmtp-proxy"))
     title = _title("slowest", "Slowest users", f"{len(users)} of {len(report.slowest):,}")
     return (
         f'<section>\n{title}<div class="scroll"><table class="narrow">'
@@ -298,7 +298,7 @@ def _slow_row(user: UserReport, offline: Offline, most: float, numbers: dict[str
     parts = [
         Part("final sync", offline.final_sync, "k1"),
         Part("hooks", offline.hooks, "k3"),
-        Part("the rest", offline.ours or 0.0, "k4"),
+        Part("lmtp-proxy", offline.ours or 0.0, "k4"),
         Part("no run at work", offline.alone, "bad"),
     ]
     picture = bar(f"{user.user}: {span(offline.seconds)}", parts, most, scale=span, ground=False)

@@ -72,7 +72,7 @@ def _offline_rows(report: Report, downtime: Distribution) -> list[tuple[str, str
             "",
             f"final sync {share(report.final_sync, total)}, other hooks {share(report.hooks, total)},"
             + (f" no run at work {share(report.alone, total)}," if report.alone else "")
-            + f" the rest {share(report.ours, total)} (median {span(report.ours_median)})",
+            + f" lmtp-proxy {share(report.ours, total)} (median {span(report.ours_median)})",
         ),
     ]
 
@@ -93,7 +93,7 @@ def _table_of(users: list[UserReport]) -> list[str]:
         offline = user.offline
         assert offline is not None
         rows.append([user.user, *map(span, (offline.seconds, offline.final_sync, offline.hooks, offline.ours))])
-    return table(["user", ">offline", ">final sync", ">hooks", ">the rest"], rows)
+    return table(["user", ">offline", ">final sync", ">hooks", ">lmtp-proxy"], rows)
 
 
 def _trouble(users: list[UserReport], title: str) -> list[str]:
@@ -128,7 +128,7 @@ def receipt_lines(user: UserReport) -> list[str]:
             lines += wrapped(f"  {name}: {' '.join(ids)}")
     if user.offline is not None:
         lines.append(f"  offline {span(user.downtime)}" if user.downtime is not None else "  offline NOW")
-    lines += ["", *table(["step", ">run", "at", ">seconds", "outcome"], [_step_row(step) for step in user.steps])]
+    lines += ["", *table(["step", ">run", "at", ">took", "outcome"], [_step_row(step) for step in user.steps])]
     for step in user.failures:
         lines += ["", safe(f"{step_word(step.step)}: {step.outcome or _NO_END}")]
         lines += map(safe, (step.output or "").splitlines())
@@ -136,7 +136,7 @@ def receipt_lines(user: UserReport) -> list[str]:
 
 
 def _step_row(step: Step) -> list[str]:
-    taken = "-" if step.ended is None else f"{step.ended - step.began:.2f}"
+    taken = span(None if step.ended is None else step.ended - step.began)
     name = step_word(step.step) + (f" ({step.attempt})" if step.attempt > 1 else "")
     return [name, str(step.run), moment(step.began), taken, step.outcome or _NO_END]
 

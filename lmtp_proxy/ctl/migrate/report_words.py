@@ -74,7 +74,7 @@ def mail_words(report: Report) -> str:
     words = f"{deferred:,} deferred for {of}, {requeued:,} requeued" if deferred else "none was deferred"
     if unnamed := sum(user.unnamed for user in report.users):
         of = count(sum(bool(user.unnamed) for user in report.users), "user")
-        more = f"{count(unnamed, 'deferral')} for {of} of mail whose queue id is unknown, which may wait"
+        more = f"{count(unnamed, 'deferral')} without a queue id, for {of}: look into the queue"
         words = f"{words}, and {more}" if deferred else more
     return f"{words}; {count(uncertain, 'uncertain delivery', 'uncertain deliveries')}"
 
@@ -95,7 +95,7 @@ def receipt_words(user: UserReport) -> list[str]:
         words.append(f"{len(user.uncertain):,} uncertain")
     if user.state == DONE:
         new = user.first_on_new
-        none = f"nothing delivered to new until {clock(user.since, user.since)}, when the run was done with the user"
+        none = f"no mail on new by {clock(user.since, user.since)}, the end of the move"
         words.append(f"first on new {clock(new, user.since)}" if new else none)
     return words
 

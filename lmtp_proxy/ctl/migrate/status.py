@@ -12,7 +12,7 @@ from lmtp_proxy.ctl import output as show
 from lmtp_proxy.ctl.migrate.journal import Journal, Run, UserRow
 from lmtp_proxy.ctl.migrate.orders import RunOrder, RunOrders
 from lmtp_proxy.ctl.migrate.states import FAILED, IN_HAND, NEEDS_ATTENTION, STATES
-from lmtp_proxy.text import count, safe, span, zoned_time
+from lmtp_proxy.text import count, natural, safe, span, zoned_time
 
 _SHOWN = 50  # of each kind
 _OUTPUT = 2000  # characters of a command's output
@@ -61,7 +61,7 @@ def _everybody(
     lines += show.wrapped(f"{count(len(rows), 'user')}: {states}" if rows else "no users yet")
     whose = "in hand" if going else "in the hands of a run that died; the next run takes them first"
     for title, of in ((whose, IN_HAND), ("needs attention", {NEEDS_ATTENTION}), ("failed, and as before", {FAILED})):
-        found = [row for row in rows if row.state in of]
+        found = sorted((row for row in rows if row.state in of), key=lambda row: natural(row.user))
         if found:
             lines += ["", *show.wrapped(f"{title}:")]
         for row in found[:_SHOWN]:

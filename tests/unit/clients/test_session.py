@@ -17,6 +17,7 @@ from lmtp_proxy.delivery.in_flight import InFlight
 from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.generations.generation import Generation, first_generation
+from lmtp_proxy.loop.stream import Stream
 
 ENVELOPE = b"MAIL FROM:<s@x>\r\nRCPT TO:<u@x>\r\nDATA\r\n"  # nobody is there for u@x
 
@@ -40,7 +41,7 @@ def test_nothing_of_a_session_is_left_to_the_garbage_collector(generation: Gener
     shared = Shared(ProcessParts(current, in_flight, UncertainLog(current, in_flight)), Parking())
     ours, client = socket.socketpair()
     plain = Socket(ours.family, ours.type, ours.proto, ours.detach())
-    session = Session(plain, "unix", shared, generation.config)
+    session = Session(Stream(plain), "unix", shared, generation.config)
     there = weakref.ref(session)
     client.sendall(said)
     client.shutdown(socket.SHUT_WR)

@@ -159,9 +159,9 @@ def test_deliveries_are_a_table_the_oldest_first() -> None:
             answer(flight(2, seconds=12.0, recipients=[LONG, "b@x"], count=2, octets=123456789)),
         ]
     )
-    assert lines[0].split() == ["user", "backend", "phase", "seconds", "bytes"]
-    assert lines[1].split()[1:] == ["(+1)", "old", "final", "dot", "12.0", "123456789"]
-    assert lines[2].split() == ["alice@example.org", "old", "data", "0.4", "2113"]
+    assert lines[0].split() == ["user", "backend", "phase", "for", "size"]
+    assert lines[1].split()[1:] == ["(+1)", "old", "final", "dot", "12.0", "s", "123", "MB"]
+    assert lines[2].split() == ["alice@example.org", "old", "data", "400", "ms", "2.1", "kB"]
     assert fits(lines)
     assert show.flights([]) == ["nothing is in flight"]
 
@@ -296,9 +296,11 @@ def test_uncertain_deliveries_show_all_that_helps_to_find_them() -> None:
 
 def test_sessions_are_a_table() -> None:
     found = {"session": "4ab8b601", "peer": "unix", "seconds": 1.25, "state": "data", "sender": LONG, "recipients": 2,
-             "octets": 12}  # fmt: skip
+             "octets": 12, "tls": None}  # fmt: skip
     lines = show.sessions([answer(found), answer({**found, "sender": None})])
-    assert fits(lines) and lines[2].split() == ["4ab8b601", "unix", "data", "-", "2", "1.2", "12"]
+    assert fits(lines) and lines[2].split() == ["4ab8b601", "unix", "data", "-", "2", "1.2", "s", "12", "B", "-"]
+    [_, line] = show.sessions([answer({**found, "sender": None, "tls": "TLSv1.3, X, CN=mx1"})])
+    assert line.endswith("TLSv1.3, X, CN=mx1")
     assert show.sessions([]) == ["no sessions"]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -215,6 +216,40 @@ def test_a_reload_and_its_drain_are_one_row() -> None:
     assert "drain" not in history[4], "what was given is as it was"
     given = replace(shown(), history=paired([drain("bob", 2.0), reload("bob", 5)]))
     assert "drained1 old \u2192 new, waited 2.0 s generation 5" in text_of(given)
+
+
+MIGRATION = {"from": "<old>", "to": "new", "running": True, "seconds": 600.0, "ago": 0.5, "total": 1000, "before": 100,
+             "done": 199, "copied": 7, "failed": 0, "attention": 1}  # fmt: skip
+
+
+def test_a_migration_stands_on_top_with_rate_and_end() -> None:
+    said = text_of(replace(shown(), migration=MIGRATION))
+    at = 1795511630.0 + 700 * 600.5 / 200
+    for part in (
+        "Migration <old> \u2192 new 300 of 1,000 users, 30 %",
+        "299 done; 1 needs attention; 7 copied, and wait for their cutover; 20.0 users a minute; about 35 min left, "
+        "until " + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
+        "1 user needs attention, half-way in the migration",
+    ):
+        assert part in said, part
+    assert said.index("Migration <old>") < said.index("Messages")
+    assert page(replace(shown(), migration=MIGRATION))[1] == "bad"
+    just_begun = {**MIGRATION, "attention": 0, "done": 0, "copied": 0, "seconds": 3.0, "ago": 1.0}
+    assert "100 done; 4.0 s so far" in text_of(replace(shown(), migration=just_begun))
+
+
+@pytest.mark.parametrize(
+    ("values", "state", "words"),
+    [
+        ({"attention": 0}, "good", "about "),
+        ({"attention": 0, "failed": 2}, "warn", "2 users stay on <old>, as the migration failed for them"),
+        ({"attention": 0, "ago": 300.0}, "warn", "The migration has not said anything for 5 min"),
+        ({"attention": 0, "ago": 300.0, "running": False}, "good", "ended 5 min ago, after 10 min"),
+    ],
+)
+def test_what_went_wrong_in_a_migration_is_a_notice(values: dict[str, Any], state: str, words: str) -> None:
+    given = replace(shown(), migration={**MIGRATION, **values})
+    assert page(given)[1] == state and words in text_of(given)
 
 
 def test_it_needs_no_module_that_comes_with_the_first_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from lmtp_proxy.wire.events import (
     Mistake,
     RcptCommand,
     RefusedCommand,
+    StartTlsCommand,
     TransactionReset,
     Wait,
 )
@@ -34,6 +35,7 @@ EACH: list[Any] = [
     EndOfMessage(1, None),
     RefusedCommand(b"X", say.BAD_COMMAND, None),
     TransactionReset(),
+    StartTlsCommand(),
     ConnectionClosed(),
 ]
 

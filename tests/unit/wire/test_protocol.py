@@ -1005,3 +1005,41 @@ def test_whether_quit_was_said_and_not_read(unread: bytes, more: bytes, said: bo
     protocol.receive_data(LHLO + unread)
     protocol._lines.position = len(LHLO)
     assert protocol.quit_is_among(more) is said
+
+
+# --- before LHLO: what is no client -----------------------------------------------------------------------------------
+
+FOREIGN = [
+    b"GET / HTTP/1.1",
+    b"post /x HTTP/1.1",
+    b"HEAD",
+    b"CONNECT mx:24 HTTP/1.1",
+    b"PRI * HTTP/2.0",
+    b"Host: mx.example.test:24",
+    b"X-A:b",
+    b"MAIL: x",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2",
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+@pytest.mark.parametrize("before", [b"", b"NOOP\r\nX y\r\n", b"x" * 3000 + b"\r\n"])
+def test_what_is_no_client_is_closed_at_once(line: bytes, before: bytes) -> None:
+    script = before + line + b"\r\n" + LHLO + MAIL + ALICE + DATA
+    for pieces in ways(script):
+        driver = Driver(new_protocol())
+        assert isinstance(driver.run(pieces), ConnectionClosed)
+        assert driver.output.endswith(say.NOT_A_CLIENT.to_bytes())
+        assert driver.refused[-1] == RefusedCommand(line, say.NOT_A_CLIENT, None, True, Mistake.FOREIGN)
+        assert b"250 2.1" not in driver.output and b"354" not in driver.output
+
+
+@pytest.mark.parametrize("line", [*FOREIGN, b"GETTING x", b"a b: c", b": x"])
+def test_behind_lhlo_or_if_it_is_none_of_those_it_is_a_mistake(line: bytes) -> None:
+    known = line in FOREIGN
+    script = (LHLO if known else b"") + line + b"\r\n" + (b"" if known else LHLO) + b"QUIT\r\n"
+    for pieces in ways(script):
+        driver = Driver(new_protocol())
+        driver.run(pieces)
+        assert [refused[:2] for refused in driver.refused] == [(line, say.BAD_COMMAND)]
+        assert driver.output.endswith(say.BYE.to_bytes())

@@ -34,9 +34,17 @@ PROMISED = {
     "NESTED_MAIL": (503, "5.5.1"),
     "LATE_XFORWARD": (503, "5.5.1"),
     "NO_RECIPIENTS": (503, "5.5.1"),
+    "TLS_FIRST": (451, "4.7.0"),
+    "START_TLS": (220, "2.0.0"),
+    "TLS_ALREADY": (503, "5.5.1"),
+    "LATE_STARTTLS": (503, "5.5.1"),
+    "BEHIND_STARTTLS": (421, "4.7.0"),
+    "CERTIFICATE_NOT_ALLOWED": (421, "4.7.1"),
+    "NO_TLS_NOW": (421, "4.3.0"),
     "TOO_MANY_RECIPIENTS": (452, "4.5.3"),
     "MAILBOX_BUSY": (451, "4.2.1"),
     "TOO_MANY_ERRORS": (421, None),
+    "NOT_A_CLIENT": (421, "4.7.0"),
     "SIZE_TOO_BIG": (552, "5.3.4"),
     "AMBIGUOUS_DATA": (550, "5.6.0"),
     "TOO_SLOW": (421, "4.4.2"),
@@ -228,6 +236,7 @@ def test_only_the_promised_refusals_are_permanent() -> None:
         "NO_ARGUMENTS", "UNKNOWN_PARAMETER", "BAD_XFORWARD",
     }  # fmt: skip
     sequence = {"LHLO_FIRST", "MAIL_FIRST", "NESTED_MAIL", "NO_RECIPIENTS", "LATE_XFORWARD"}
+    sequence |= {"TLS_ALREADY", "LATE_STARTTLS"}
     assert permanent == syntax | sequence | {"SIZE_TOO_BIG", "AMBIGUOUS_DATA", "NO_SMTPUTF8"}
 
 

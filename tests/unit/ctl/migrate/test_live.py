@@ -54,13 +54,14 @@ def test_a_terminal_of_any_size_shows_bar_users_and_failures(tmux: tuple[Tmux, i
     if small:
         assert re.search(r"  and \d users more", text), text
     else:
-        assert "about " in text and re.search(r" left, until \d\d:\d\d [+-]\d{4}\b", text)
+        assert "about " in text and re.search(r" left, until \d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}\b", text)
         # markup, emoji codes and control characters are data
         for name in ("[bold red]bela[/]", r"carl\x1b[2J\x07", ":smile: dora", "jörg 漢字"):
             assert name in text
         assert r"[red]Login" in text and r"\x1b[31m" in text
         assert re.search(r"jörg 漢字 +verify \d[\d.]* m?s, offline \d[\d.]* m?s", text)
-        assert len([line for line in screen if ": failed: " in line]) == 3, "each failure once, and for good"
+        assert len([line for line in screen if ": failed: " in line]) == 1, "the first of equal failures, for good"
+        assert "3 users failed: sync: exit 75: [red]Login" in text, "and how many there are of them"
     terminal.keys("Enter")
     terminal.shows(lambda lines: "19 done, 6 done before, 3 failed, 32 not begun of 60 users" in " ".join(lines))
 
@@ -101,6 +102,28 @@ def test_a_terminal_that_goes_away_takes_nothing_along() -> None:
     watcher.user_ended("u", "done", 1.0, None)
     watcher.ended(SUMMARY)
     assert watcher._thread is not None and not watcher._thread.is_alive()
+
+
+def test_equal_failures_are_folded() -> None:
+    """The first is a line for good; then it is counted, and at the end the others are named."""
+    terminal = Terminal()
+    watcher = LiveWatcher(terminal, draw=False)
+    watcher.began(5, 0)
+    for user in ("u1", "u10", "u2"):
+        watcher.user_ended(user, "failed", None, f"sync of {user}: exit 1")
+    watcher.user_ended("u3", "needs_attention", None, "sync of u3: exit 1")
+    watcher._show()
+    seen = terminal.getvalue()
+    seen = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen)
+    assert re.findall(r"(?m)^\S+ \S+ (u\d+: .*)$", seen) == [
+        "u1: failed: sync of u1: exit 1", "u3: needs attention: sync of u3: exit 1"
+    ]  # fmt: skip
+    with watcher._console.capture() as picture:
+        watcher._console.print(watcher._picture())
+    assert "3 users failed: sync of USER: exit 1" in picture.get()
+    watcher.ended(SUMMARY)
+    watcher._show()
+    assert "u2, u10: failed, as u1: sync of USER: exit 1" in terminal.getvalue()
 
 
 def test_what_is_said_before_a_run_is_seen_at_once() -> None:
