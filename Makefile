@@ -64,7 +64,7 @@ coverage: $(STAMP)
 	    echo "branch coverage of lmtp_proxy/$$module.py by tests/unit/$${module%/*}/test_$${module##*/}.py"; \
 	    export COVERAGE_FILE="$$data/$${module##*/}"; \
 	    $(PY) -m coverage run --include="lmtp_proxy/$$module.py" -m pytest -q -p no:cacheprovider \
-	        "tests/unit/$${module%/*}/test_$${module##*/}.py" > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; continue; }; \
+	        $$(ls tests/unit/$${module%/*}/test_$${module##*/}.py tests/unit/$${module%/*}/test_$${module##*/}_*.py 2> /dev/null) > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; continue; }; \
 	    $(PY) -m coverage report --fail-under=100 > "$$data/out" 2>&1 || { cat "$$data/out"; failed="$$failed $$module"; }; \
 	done; \
 	[ -z "$$failed" ] || { echo "failed, or not covered to the last branch by its own tests:$$failed"; exit 1; }

@@ -13,8 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,19 +23,19 @@ from gevent.event import AsyncResult
 from lmtp_proxy.backends.counts import Counts
 from lmtp_proxy.backends.failure import BackendError, BackOff, Failure
 from lmtp_proxy.backends.greets import REMEMBERED, Greets
+from lmtp_proxy.backends.introductions import Introductions, Who, introduced
 from lmtp_proxy.backends.mailboxes import Mailboxes
+from lmtp_proxy.backends.new_session import new_session
 from lmtp_proxy.backends.per_recipient import PerRecipient
 from lmtp_proxy.backends.tls_peer import TlsPeer
 from lmtp_proxy.backends.uses import uses
 from lmtp_proxy.config.values import Backend
-from lmtp_proxy.loop.late import late_import
-from lmtp_proxy.text import in_words
 from lmtp_proxy.wire.client import Command
 
 if TYPE_CHECKING:
     from lmtp_proxy.backends.session import BackendSession
-    from lmtp_proxy.backends.tls_session import TlsSession
     from lmtp_proxy.loop.resolve import SocketAddress
+    from lmtp_proxy.wire.xforward import Said
 
 _log = logging.getLogger(__name__)
 # Seconds after an attempt to connect that nobody answered, in which nobody else tries. Long enough that
@@ -86,6 +85,7 @@ class BackendPool:
         self.address = str(backend.address)
         self.per_recipient: PerRecipient | None = None
         self.tls = None if backend.tls == "no" else TlsPeer()
+        self._introductions = Introductions(self.name) if backend.xclient else None
         self._rcpt_max = math.inf  # of the last session
         self.most_recipients: float = backend.recipients_per_transaction or math.inf
         self.splits = self.most_recipients < math.inf
@@ -137,7 +137,12 @@ class BackendPool:
     # --- places ------------------------------------------------------------------------------------------------------
 
     def reserve(
-        self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
+        self,
+        before_wait: Callable[[], None] | None,
+        seconds: float | None = None,
+        *,
+        again: bool = False,
+        who: Who | None = None,
     ) -> BackendSession | None:
         """Take a place; with a session that was used before, if one is kept, else it has to be opened.
 
@@ -147,7 +152,10 @@ class BackendPool:
             before_wait: called before a wait, and without one nobody waits.
             seconds: for how long, as long as a connect may take if None.
             again: the transaction has given one back, in the midst, so that nobody waited for it in vain: it is next.
+            who: the message comes from.
         """
+        if self._introductions is not None and who is not None:
+            return self._reserve_for(who(), before_wait, seconds, again=again)
         if not self._queue:
             if self._kept:
                 session = self._kept.pop()
@@ -176,6 +184,22 @@ class BackendPool:
                 raise
         raise self._busy()
 
+    def _reserve_for(
+        self, said: Said, before_wait: Callable[[], None] | None, seconds: float | None, *, again: bool
+    ) -> BackendSession | None:
+        """As `reserve`; with it comes only a session that was told the same."""
+        if not self._queue:
+            if (session := introduced(self._kept, said)) is not None:
+                return self._unkeep(session)
+            if self._taken < self._greets.most:
+                self._taken += 1
+                return None
+        session = self.reserve(before_wait, seconds, again=again)
+        if session is not None and session.introduced != said:
+            session.close()
+            return None
+        return session
+
     def _busy(self) -> BackendError:
         uses = ", ".join(f"{number} for {what}" for what, number in self.uses.items())
         return BackendError(
@@ -199,14 +223,18 @@ class BackendPool:
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
+    def open(self, *, fresh: bool = False, whatever: bool = False, who: Who | None = None) -> BackendSession:
         """A session, ready for MAIL, on a place reserved before. Raises BackendError; the place stays reserved.
 
         It is new, or one that became free before the new one was there; in case of `fresh` always new.
 
         After one that nobody answered, one attempt is made at a time, and none for some time after it; `whatever`
-        happened before, for an operator who asks.
+        happened before, for an operator who asks. Where the store is told who the message comes from, it is new.
         """
+        if self._introductions is not None and who is not None:
+            session = self.open(fresh=True, whatever=whatever)
+            self._introductions.introduce(session, who())
+            return session
         if self._failure and not whatever and (self._probing or time.monotonic() < self._retry_at):
             why = f"{self._failure.reason} (it is tried again soon)"
             raise BackendError(self._failure.failure, why)
@@ -322,7 +350,7 @@ class BackendPool:
     def _started(self) -> BackendSession:
         """A new session; a backend that is being restarted is asked for one until it is back. Raises BackendError."""
         while True:
-            session = self._conversation()
+            session = new_session(self.backend, self.hostname, self.tls)
             began = time.monotonic()
             try:
                 session.start(self._first, self._last)
@@ -337,9 +365,6 @@ class BackendPool:
                 gevent.sleep(_RESTARTING)
             else:
                 return session
-
-    def _conversation(self) -> BackendSession:
-        return (_conversation() if self.tls is None else _secured(self.tls))(self.backend, self.hostname)
 
     def _failed(self, error: BackendError, began: float) -> None:
         self.counts.failures += 1
@@ -538,38 +563,3 @@ def _unclaimed(turn: _Opening) -> BackendSession | None:
 def _close_unclaimed(turn: _Opening) -> None:
     if (session := _unclaimed(turn)) is not None:
         session.close()
-
-
-def _conversation() -> type[BackendSession]:
-    """Loaded when there is mail: it brings smtplib, with 6 MB that who has none does without. Raises BackendError."""
-    global _session
-    if _session is None:
-        with _loading():
-            from lmtp_proxy.backends.session import BackendSession
-        _session = BackendSession
-    return _session
-
-
-_session: type[BackendSession] | None = None
-
-
-def _secured(tls: TlsPeer) -> Callable[[Backend, str], BackendSession]:
-    """The same, in TLS."""
-    global _tls_session
-    if _tls_session is None:
-        with _loading():
-            from lmtp_proxy.backends.tls_session import TlsSession
-        _tls_session = TlsSession
-    return partial(_tls_session, tls=tls)
-
-
-_tls_session: type[TlsSession] | None = None
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    try:
-        with late_import():
-            yield
-    except OSError as error:
-        raise BackendError(Failure.CONNECT, f"connect: {in_words(error)}") from error

@@ -22,6 +22,7 @@ from lmtp_proxy.loop.stream import Stream
 from lmtp_proxy.text import in_words
 from lmtp_proxy.wire.client import ClientProtocol, Command, RemoteProtocolError
 from lmtp_proxy.wire.reply import Reply
+from lmtp_proxy.wire.xforward import Said
 
 _PROBES = 10.0  # seconds between two of TCP's own, while nothing is said
 _LEAVE_TAKING = 2.0  # seconds
@@ -72,6 +73,7 @@ class BackendSession(smtplib.LMTP):
         stream: None before `start` and after `close`.
         most_messages: how many it may serve.
         peer: which address of its name it is connected to; None before, and on a unix socket.
+        introduced: what it was told of the client whose mail it gets.
         kept_until: while the pool keeps it (time.monotonic), else 0.
     """
 
@@ -82,6 +84,8 @@ class BackendSession(smtplib.LMTP):
         self.deadline = StepDeadline(backend.timeouts)
         self.most_messages = math.inf
         self.kept_until = 0.0
+        self.introduced: Said = ()
+        self._named = ""  # what LHLO says; our own name while that is empty
         self.stream: Stream | None = None
         self.peer: SocketAddress | None = None
         self._deadline = 0.0  # of the step in hand, for the parts that smtplib drives
@@ -100,10 +104,7 @@ class BackendSession(smtplib.LMTP):
         """
         try:
             self._open(self._connection(first, last))
-            if self.backend.user is not None:
-                self._deadline = time.monotonic() + self.backend.timeouts.command
-                self._authenticate(self.backend.user, self.backend.password or "")
-                self._lhlo()  # Cyrus offers other extensions after AUTH than before
+            self._log_in()
         except BaseException:
             self.close()
             raise
@@ -134,11 +135,17 @@ class BackendSession(smtplib.LMTP):
             raise BackendError(Failure.CONNECT, f"connect: {in_words(error)}") from error
 
     def _lhlo(self) -> None:
-        code, text = self.ehlo()
+        code, text = self.ehlo(self._named)
         if code != 250:
             raise of_lhlo(code, text.decode("utf-8", "backslashreplace"))
         self.protocol.offers(self.esmtp_features, self.esmtp_features.get("limits", ""))
         self.most_messages = min(self.backend.max_messages or math.inf, self.protocol.mail_max)
+
+    def _log_in(self) -> None:
+        if self.backend.user is not None:
+            self._deadline = time.monotonic() + self.backend.timeouts.command
+            self._authenticate(self.backend.user, self.backend.password or "")
+            self._lhlo()  # Cyrus offers other extensions after AUTH than before
 
     def _authenticate(self, user: str, password: str) -> None:
         try:
@@ -150,6 +157,26 @@ class BackendSession(smtplib.LMTP):
         if code != 235:
             # Not its text: a backend may repeat what it was sent, which is the password.
             raise BackendError(Failure.AUTH, f"AUTH: refused with {code}")
+
+    def introduce(self, said: Said) -> None:
+        """Tell it by XCLIENT whose mail it gets, as far as it offers that; all is as after `start` then.
+
+        Once, before any transaction. Raises BackendError.
+        """
+        self.introduced = said
+        offered = self.esmtp_features.get("xclient", "").upper().split()
+        words = [f"{name}=".encode("ascii") + value for name, value in said if name in offered]
+        if not words:
+            return
+        self._deadline = time.monotonic() + self.backend.timeouts.command
+        self.write(self.protocol.command(Command.OTHER, b" ".join([b"XCLIENT", *words])), self._deadline)
+        reply = self.read_reply(self._deadline)
+        if reply.code != 220:
+            raise BackendError(Failure.ODD, f"in reply to XCLIENT: {reply}")
+        if "HELO" in offered:  # Dovecot forgets what XCLIENT said, and takes the name of the LHLO behind it
+            self._named = dict(said).get("HELO", b"").decode("ascii")
+        self._lhlo()
+        self._log_in()
 
     def auth_plain(self, challenge: bytes | None = None) -> str:  # type: ignore[override]
         """See smtplib.SMTP.auth_plain."""

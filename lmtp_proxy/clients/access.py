@@ -64,23 +64,24 @@ class Complaints:
     __slots__ = ("_said",)
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[float, int]] = {}  # host -> when, and how often it was not said since
+        # Host and reason -> when, and how often it was not said since.
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __repr__(self) -> str:
-        return f"<Complaints of {len(self._said)} hosts>"
+        return f"<Complaints {len(self._said)}>"
 
     def make(self, host: str, peer: str, why: str) -> None:
         """A connection from `host` was closed. peer: it, with its port."""
         now = time.monotonic()
-        when, unsaid = self._said.get(host, (-_PAUSE, 0))
+        when, unsaid = self._said.get((host, why), (-_PAUSE, 0))
         if now - when < _PAUSE:
-            self._said[host] = when, unsaid + 1
+            self._said[host, why] = when, unsaid + 1
             return
         if len(self._said) >= _MOST:
             self._said = {each: said for each, said in self._said.items() if now - said[0] < _PAUSE}
             if len(self._said) >= _MOST:
                 return
-        self._said[host] = now, 0
+        self._said[host, why] = now, 0
         more = f" ({unsaid} more since the last such line)" if unsaid else ""
         _log.warning("refused a connection from %s: %s%s", printable(peer.encode()), why, more)
 

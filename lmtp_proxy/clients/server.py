@@ -114,23 +114,26 @@ class Server:
     def _serve_local(self, sock: Socket, _address: Any) -> None:
         self._serve(Session(Stream(sock), "unix", self._shared, self._shared.parts.current().config, True), "unix")
 
-    def _serve_tcp(self, sock: Socket, address: Any, default: "Networks | None" = None, *, named: bool = False) -> None:
+    def _serve_tcp(
+        self, sock: Socket, address: Any, default: "Networks | None" = None, *, by: str | None = None
+    ) -> None:
         """A client at `address`.
 
         Args:
             default: who may connect where the configuration does not say; None for everybody.
-            named: a proxy has said the address.
+            by: the proxy that has said the address.
         """
         config = self._shared.parts.current().config
         host, port = address[:2]
         peer = f"{host}:{port}"
-        if config.proxy_protocol is not None and not named and self._proxies.has(host, config.proxy_protocol):
+        if config.proxy_protocol is not None and by is None and self._proxies.has(host, config.proxy_protocol):
             self._serve_proxied(sock, address, default)
             return
         allow = config.allow or default
         if allow is not None and not self._allowed.has(host, allow):
-            self._complaints.make(host, peer, _NOT_ALLOWED)
-            _say_and_close(sock, say.NOT_ALLOWED)
+            said_something = _say_and_close(sock, say.NOT_ALLOWED)
+            if said_something or host != by:  # else it is a health check in version 1, which has no LOCAL
+                self._complaints.make(host, peer, _NOT_ALLOWED)
             return
         self._serve_host(sock, host, peer, config)
 
@@ -150,7 +153,7 @@ class Server:
         elif header.local:  # it may name any client, so `allow` would keep nothing from it
             self._serve_host(sock, host, peer, self._shared.parts.current().config)
         else:
-            self._serve_tcp(sock, header.source or address, default, named=True)
+            self._serve_tcp(sock, header.source or address, default, by=host)
 
     def _serve_host(self, sock: Socket, host: str, peer: str, config: Config) -> None:
         """A client that may connect."""
@@ -196,14 +199,17 @@ class Server:
                 _log.debug("%s: disconnect from %s", session.name, peer)
 
 
-def _say_and_close(sock: Socket, reply: Reply) -> None:
+def _say_and_close(sock: Socket, reply: Reply) -> bool:
+    """Whether it has said anything."""
     stream = Stream(sock)
+    said = False
     try:
         stream.send(reply.to_bytes())
         # Closing while the client's first words are unread would reset the connection, and the reply with it.
         stream.finish()
-        hear_out(stream)
+        said = hear_out(stream)
     except OSError:
         pass
     finally:
         stream.close()
+    return said

@@ -42,6 +42,7 @@ from lmtp_proxy.wire.events import (
     Wait,
 )
 from lmtp_proxy.wire.protocol import MAX_ERRORS, LocalProtocolError, Protocol
+from lmtp_proxy.wire.xforward import Said
 
 if TYPE_CHECKING:  # a process without TLS does without it
     from lmtp_proxy.clients.tls import ClientTls, SpokenTls
@@ -128,7 +129,9 @@ class Session:
         self._connected = time.monotonic()
         self._earliest_dot = 0.0
         self._clock: DotClock | None = None  # where more came than what the client was waited for
-        self._client = Client(self.name, self._protocol.reply, self._flush, peer, self._stream, self._is_gone)
+        self._client = Client(
+            self.name, self._protocol.reply, self._flush, peer, self._stream, self._is_gone, self._forwarded
+        )
         self._transaction: Transaction | None = None
         self._greenlet: greenlet | None = None
         self._committing = False
@@ -144,6 +147,9 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.name} {self.peer} {self._protocol!r} {self._transaction!r}>"
+
+    def _forwarded(self) -> Said:
+        return self._protocol.forwarded
 
     @property
     def state(self) -> SessionState:
@@ -516,12 +522,13 @@ class Session:
             stream.finish()  # `close` would throw away what waits for its segment, if the client had said more
 
 
-def hear_out(stream: Stream) -> None:
-    """Whatever the client says after the end of what it is told, until it closes, for a second at most."""
-    deadline = time.monotonic() + _LAST_WORDS
+def hear_out(stream: Stream) -> bool:
+    """Whether the client says more after the end of what it is told: until it closes, for a second at most."""
+    deadline, said = time.monotonic() + _LAST_WORDS, False
     while not stream.ended and time.monotonic() < deadline:
         stream.wait(deadline)
-        stream.take()
+        said = stream.take() != b"" or said
+    return said
 
 
 _NEED_DATA = Wait.NEED_DATA

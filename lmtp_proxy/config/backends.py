@@ -26,7 +26,7 @@ from lmtp_proxy.config.values import (
 KEYS = (
     *("socket", "host", "port", "user", "password", "password_file"),
     *("max_connections", "max_per_user", "idle_timeout", "max_messages", "recipients_per_transaction"),
-    *("restart_grace", "timeouts", *tls.KEYS),
+    *("restart_grace", "timeouts", "xclient", *tls.KEYS),
 )
 _MOST_PER_USER = 10  # unless it is said; Dovecot 2.4 takes no more (lmtp_user_concurrency_limit)
 _PASSWORD_MAX = 4096  # octets; a larger file is not a password
@@ -85,6 +85,7 @@ def _backend(parent: Section, name: str, mail: tuple[Address, ...], defaults: Ti
         recipients_per_transaction=section.value("recipients_per_transaction", config_keys.whole(0, 1_000_000), 0),
         timeouts=timeouts(section, TIMEOUTS_OF_ONE, defaults),
         restart_grace=section.value("restart_grace", config_keys.seconds_or_none("restart_grace"), 3.0),
+        xclient=section.value("xclient", config_keys.boolean, False),
     )
     return tls.with_tls(backend, section, directory)
 

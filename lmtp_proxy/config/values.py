@@ -173,6 +173,7 @@ class Backend:
         max_messages: on one connection, 0 for no limit.
         recipients_per_transaction: at most, 0 for no limit.
         max_per_user: recipients of one mailbox at a time.
+        xclient: it is told whose mail it gets.
         restart_grace: seconds since its last good reply in which one that refuses connections is asked again; 0 for
             never.
     """
@@ -188,6 +189,7 @@ class Backend:
     max_messages: int = 0
     recipients_per_transaction: int = 0
     max_per_user: int = 10
+    xclient: bool = False
     tls: str = "no"
     tls_ca: PemFile | None = None
     tls_name: str | None = None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmtp_proxy.backends.failure import BackendError, Failure
+from lmtp_proxy.backends.introductions import Who
 from lmtp_proxy.backends.mailbox import Mailbox
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.counts import Tallies
@@ -37,16 +38,20 @@ class Message:
             are several.
         head: its first octets.
         size: what has come of it so far.
+        who: it comes from, for stores that are told; None if nobody knows.
     """
 
-    __slots__ = ("envelope", "generation", "head", "session", "size")
+    __slots__ = ("envelope", "generation", "head", "session", "size", "who")
 
-    def __init__(self, session: str, envelope: Envelope, head: bytes = b"", size: int = 0) -> None:
+    def __init__(
+        self, session: str, envelope: Envelope, head: bytes = b"", size: int = 0, who: Who | None = None
+    ) -> None:
         self.session = session
         self.envelope = envelope
         self.generation = 0
         self.head = head
         self.size = size
+        self.who = who
 
     def keep_head(self, octets: bytes) -> None:
         """Of its next octets those that belong to the first."""

@@ -59,7 +59,7 @@ class Delivery:
     """
 
     __slots__ = (
-        *("_envelope", "_failure", "_proof", "_up_to"),
+        *("_envelope", "_failure", "_proof", "_up_to", "_who"),
         *("accounts", "commit", "pool", "rcpt_replies", "session", "state", "trouble"),
     )
 
@@ -69,7 +69,7 @@ class Delivery:
         self.session: BackendSession | None = None
         self.rcpt_replies: Sequence[Reply] = ()
         self.trouble = ""
-        self._envelope = message.envelope
+        self._envelope, self._who = message.envelope, message.who
         accounts = self.accounts = Accounts()
         self.commit = CommitPoint(pool, message, parts, accounts)
         self._up_to: Command  # the last command that the client has said, as far as it is for those asked for last
@@ -118,7 +118,7 @@ class Delivery:
         """As `reserve`, for those of before. seconds, again: as BackendPool has them."""
         try:
             again = again or self.accounts.again is not None
-            session = self.session = self.pool.reserve(before_wait, seconds, again=again)
+            session = self.session = self.pool.reserve(before_wait, seconds, again=again, who=self._who)
         except BackendError as error:
             if before_wait is not None:
                 self.fail(error)
@@ -143,7 +143,7 @@ class Delivery:
     def open(self) -> None:
         """Open a session on the place that is reserved."""
         try:
-            self.session = self.pool.open(fresh=self.state is _ANEW)
+            self.session = self.pool.open(fresh=self.state is _ANEW, who=self._who)
         except BackendError as error:
             self.fail(error)
         else:

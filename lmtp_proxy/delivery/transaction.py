@@ -59,7 +59,7 @@ class Transaction:
     def __init__(self, client: Client, envelope: Envelope, parts: ProcessParts, parking: Parking) -> None:
         self._client = client
         self._envelope = envelope
-        self._message = Message(client.name, envelope)
+        self._message = Message(client.name, envelope, who=client.said)
         self._parts = parts
         self._parking = parking
         self._began = time.monotonic()

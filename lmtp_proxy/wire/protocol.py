@@ -33,7 +33,7 @@ from lmtp_proxy.wire.events import (
 )
 from lmtp_proxy.wire.reply import Reply
 from lmtp_proxy.wire.reply_queue import ReplyQueue
-from lmtp_proxy.wire.xforward import NOBODY, Forwarded
+from lmtp_proxy.wire.xforward import NOBODY, Forwarded, Said
 
 ANSWERS: dict[bytes, Reply] = {
     b"VRFY": say.CANNOT_VRFY,  # RFC 5321 section 4.1.1.6 and 7.3
@@ -124,6 +124,11 @@ class Protocol:
     def in_transaction(self) -> bool:
         """Between MAIL and the last reply of its message."""
         return self._envelope is not None
+
+    @property
+    def forwarded(self) -> Said:
+        """What the client has said of its own client, for the message in hand; nothing where it is not trusted."""
+        return self._forwarded.client
 
     def completes(self, ahead: bytes) -> bool:
         """Whether the message ends in what was received, if `ahead` came next. Nothing is taken in."""

@@ -55,6 +55,10 @@ OTHER_ROWS = {
     "more than `max_recipients`",
     "a lone dot between line ends other than CRLF, or at the end of a line of more than 8189 octets",
     "a host that `allow` does not name (in place of the greeting; then closed)",
+    "MAIL without TLS, where `tls.required` of the listener is set",
+    "a client without a certificate, or with one that is not in `allow_subjects` (then closed)",
+    "more than STARTTLS, in plain text (then closed)",
+    "TLS cannot be had, for want of files or memory (then closed)",
 }
 """What is said to a message or a client, whatever becomes of a recipient."""
 

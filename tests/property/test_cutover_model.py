@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtp_proxy.backends.failure import BackendError, Failure
+from lmtp_proxy.backends.introductions import Who
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
@@ -133,7 +134,7 @@ class ModelPool(BackendPool):
         super().__init__(backend, "proxy")
         self.world = world
 
-    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
+    def open(self, *, fresh: bool = False, whatever: bool = False, who: Who | None = None) -> BackendSession:
         return ModelSession(self.world, self.backend)
 
     def release(self, session: BackendSession) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtp_proxy.backends.introductions import Who
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
@@ -137,7 +138,12 @@ class ModelPool(BackendPool):
         self._world = world
 
     def reserve(
-        self, before_wait: Callable[[], None] | None, seconds: float | None = None, *, again: bool = False
+        self,
+        before_wait: Callable[[], None] | None,
+        seconds: float | None = None,
+        *,
+        again: bool = False,
+        who: Who | None = None,
     ) -> BackendSession | None:
         return ModelSession(self._world, self.backend)
 

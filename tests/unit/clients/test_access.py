@@ -72,4 +72,4 @@ def test_one_line_a_minute_for_each_host(monkeypatch: pytest.MonkeyPatch, caplog
         "refused a connection from a:6: not in b (5 more since the last such line)",
         "refused a connection from c:2: there is room again",
     ]
-    assert repr(complaints) == "<Complaints of 2 hosts>"
+    assert repr(complaints) == "<Complaints 2>"

@@ -12,6 +12,8 @@ from socket import socketpair
 
 import gevent
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lmtp_proxy.clients.tls import ClientTls, SpokenTls
 from lmtp_proxy.clients.watch import ClientGone, ClientWatch
@@ -163,3 +165,66 @@ def test_what_is_ahead_of_a_paused_client_is_looked_at(authority: Authority, end
     finally:
         stream.close()
         tls.close()
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(1, 3000), max_size=8),
+    st.lists(st.integers(1, 4000), max_size=12),
+    st.sampled_from([ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]),
+)
+def test_cut_into_any_records_and_any_segments_it_is_the_same(
+    authority: Authority, records: list[int], segments: list[int], latest: ssl.TLSVersion
+) -> None:
+    """Handshake included. records, segments: octets of each but the last one."""
+    ours, sock = socketpair()
+    sock.setblocking(False)
+    tls = ClientTls(keys(authority), Tallies())
+    stream = tls.stream(Socket(ours.family, ours.type, ours.proto, ours.detach()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(authority.path)
+    context.maximum_version = latest
+    heard, says = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(heard, says, server_hostname="proxy")
+    sizes = [*segments]
+
+    def put(octets: bytes) -> None:
+        while octets:
+            size = sizes.pop(0) if sizes else len(octets)
+            sock.sendall(octets[:size])
+            octets = octets[size:]
+            gevent.sleep(0)
+
+    serving = gevent.spawn(tls.shake_hands, stream, "s", "p", SOON)
+    until = time.monotonic() + SOON
+    try:
+        while time.monotonic() < until:
+            try:
+                client.do_handshake()
+                put(says.read())
+                break
+            except ssl.SSLWantReadError:
+                put(says.read())
+            while time.monotonic() < until:
+                try:
+                    heard.write(sock.recv(65536))
+                    break
+                except BlockingIOError:
+                    gevent.sleep(0.001)
+        assert serving.get(timeout=SOON).version == {ssl.TLSVersion.TLSv1_2: "TLSv1.2"}.get(latest, "TLSv1.3")
+        said = bytes(range(256)) * 30
+        at = 0
+        for size in (*records, len(said)):
+            if at < len(said):
+                client.write(said[at : at + size])
+                at += size
+        put(says.read())
+        got = b""
+        while len(got) < len(said):
+            octets = stream.receive(time.monotonic() + SOON)
+            assert octets
+            got += octets
+        assert got == said
+    finally:
+        stream.close()
+        sock.close()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from lmtp_proxy.backends.introductions import Who
 from lmtp_proxy.backends.pool import BackendPool
 from lmtp_proxy.backends.session import BackendSession
 from lmtp_proxy.config.values import Backend, Config, UnixAddress
@@ -56,7 +57,7 @@ class Session(BackendSession):
 
 
 class Pool(BackendPool):
-    def open(self, *, fresh: bool = False, whatever: bool = False) -> BackendSession:
+    def open(self, *, fresh: bool = False, whatever: bool = False, who: Who | None = None) -> BackendSession:
         return Session(self.backend)
 
     def release(self, session: BackendSession) -> None:

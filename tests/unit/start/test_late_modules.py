@@ -74,7 +74,7 @@ def test_nothing_is_imported_late_that_is_not_in_the_list(serve: str) -> None:
 @pytest.mark.parametrize(
     "left_out, by",
     [
-        ("lmtp_proxy.backends.tls_session", "lmtp_proxy.backends.pool"),  # which brings the one without TLS
+        ("lmtp_proxy.backends.tls_session", "lmtp_proxy.backends.new_session"),  # which brings the one without TLS
         ("lmtp_proxy.config.read", "lmtp_proxy.generations.manager"),
         ("lmtp_proxy.receipts.file", "lmtp_proxy.receipts.receipts"),
         ("gevent.threadpool", "lmtp_proxy.loop.late"),

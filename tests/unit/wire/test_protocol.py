@@ -1043,3 +1043,17 @@ def test_behind_lhlo_or_if_it_is_none_of_those_it_is_a_mistake(line: bytes) -> N
         driver.run(pieces)
         assert [refused[:2] for refused in driver.refused] == [(line, say.BAD_COMMAND)]
         assert driver.output.endswith(say.BYE.to_bytes())
+
+
+def test_what_is_forwarded_of_the_client_is_for_one_message() -> None:
+    said = b"XFORWARD ADDR=192.0.2.1 PORT=4711\r\n"
+    for trusted in (True, False):
+        driver = Driver(Protocol("p", max_message_size=0, max_recipients=9, smtputf8=True, trusted=trusted))
+        assert driver.protocol.forwarded == ()
+        driver.feed(LHLO + said + MAIL)
+        told = {"ADDR": b"192.0.2.1", "PORT": b"4711"} if trusted else {}
+        assert dict(driver.protocol.forwarded) == told
+        driver.feed(b"RSET\r\n")
+        assert dict(driver.protocol.forwarded) == {}
+        driver.feed(said + MAIL + ALICE + DATA + BODY + DOT)
+        assert dict(driver.protocol.forwarded) == {}

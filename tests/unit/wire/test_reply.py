@@ -240,6 +240,11 @@ def test_only_the_promised_refusals_are_permanent() -> None:
     assert permanent == syntax | sequence | {"SIZE_TOO_BIG", "AMBIGUOUS_DATA", "NO_SMTPUTF8"}
 
 
+def test_starttls_is_one_line_more() -> None:
+    before, after = reply.lhlo("mx", 5, True, ("IDENT",)), reply.lhlo_with_starttls("mx", 5, True, ("IDENT",))
+    assert after.lines == (*before.lines, b"STARTTLS")
+
+
 def test_greeting_starts_with_the_host_name() -> None:
     wire = reply.greeting("mx.example.test").to_bytes()
     assert re.fullmatch(rb"220 mx\.example\.test LMTP [ -~]*\r\n", wire)

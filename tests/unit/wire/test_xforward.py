@@ -36,6 +36,43 @@ def test_queue_id(arguments: bytes, queue_id: str | None) -> None:
     assert forwarded.queue_id == queue_id
 
 
+@pytest.mark.parametrize(
+    ("arguments", "client"),
+    [
+        (b"IDENT=A NAME=x SOURCE=REMOTE", {}),
+        (
+            b"proto=ESMTP HELO=mx-1.Example ADDR=IPV6:::1 PORT=65535 login=a+20b NAME=x",
+            {"ADDR": b"IPV6:::1", "HELO": b"mx-1.Example", "LOGIN": b"a+20b", "PORT": b"65535", "PROTO": b"ESMTP"},
+        ),
+        (b"ADDR=192.0.2.1 PROTO=SMTP", {"ADDR": b"192.0.2.1", "PROTO": b"SMTP"}),
+        (b"ADDR=[UNAVAILABLE] HELO=[unavailable] LOGIN=[UNAVAILABLE] PORT=[UNAVAILABLE] PROTO=[UNAVAILABLE]", {}),
+        (b"ADDR=mx ADDR=1.2.3 PORT=0 PORT=x HELO=a_b HELO=-a HELO=a. HELO=a+20b PROTO=QMQP", {}),
+        (b"ADDR=192.0.2.1 ADDR=x", {}),
+        (b"ADDR=999.0.2.1 PORT=65536", {}),
+        (b"ADDR=IPV6:1:2", {}),
+        (b"ADDR=IPV6:192.0.2.1", {}),
+    ],
+)
+def test_of_the_client_what_a_store_takes(arguments: bytes, client: dict[str, bytes]) -> None:
+    forwarded = Forwarded(True)
+    assert forwarded.client == ()
+    assert forwarded.take(arguments, None) == say.OK
+    assert dict(forwarded.client) == client and list(forwarded.client) == sorted(forwarded.client)
+
+
+def test_it_is_said_bit_by_bit_and_for_one_message() -> None:
+    forwarded = Forwarded(True)
+    forwarded.take(b"ADDR=192.0.2.1 PORT=1", None)
+    forwarded.take(b"PORT=2 IDENT=A", None)
+    assert dict(forwarded.client) == {"ADDR": b"192.0.2.1", "PORT": b"2"}
+    assert forwarded.take(b"PORT=3 X=1", None) == say.BAD_XFORWARD
+    assert dict(forwarded.client)["PORT"] == b"2"
+    forwarded.queue_id = ""  # the message is over
+    assert dict(forwarded.client) == {}
+    forwarded.take(b"HELO=a", None)
+    assert dict(forwarded.client) == {"HELO": b"a"}
+
+
 def test_mail_that_has_none_is_told_from_a_client_that_says_none() -> None:
     """Postfix says SOURCE alone of mail from sendmail(1)."""
     forwarded = Forwarded(True)

@@ -95,6 +95,13 @@ def test_what_was_said_before_is_forgotten() -> None:
     assert isinstance(event, MailCommand) and event.envelope.queue_id == ""
 
 
+@pytest.mark.parametrize("octets", [ENVELOPE, b"MAIL FROM:<s@x>\r\n", b"XFORWARD IDENT=ABC\r\n"])
+def test_lhlo_has_to_be_said_again(octets: bytes) -> None:
+    made = offering(trusted=True)
+    said(made, b"LHLO c\r\n")
+    assert said(started(made), octets).startswith(b"503 5.5.1 Send LHLO first")
+
+
 def test_implicit_begins_with_it() -> None:
     made = offering(implicit=True)
     made.greet()
