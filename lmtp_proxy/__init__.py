@@ -10,6 +10,7 @@ stands above it in the map that opens the folder's `__init__.py`. ``tests/unit/t
     wire/         LMTP as octets, both sides of it; no I/O, no time, no log
     routing/      from a recipient to its route; no gevent
     loop/         gevent without LMTP
+    table/        users in a database; no gevent
     config/       from the file to frozen values, and back; no gevent
     log.py        the log: where it goes, and lines in batches
     start/        what happens before gevent is there

@@ -38,14 +38,20 @@ def check(config: Config, *, stores: bool = True) -> tuple[str, ...]:
     if config.run_as is not None and os.geteuid() not in (0, account(config.run_as).pw_uid):
         return notes_on(config)  # of the rest nobody can tell
     errors, notes = _stores(config)
+    if (trouble := _table_trouble(config)) is not None:
+        errors.append(trouble)
     if not stores:
         errors, notes = [], errors + notes
     _refuse(config, [*_places(config), *_files(config), *errors])
+    if stores:
+        check_table(config)
     return *notes_on(config), *(f"{config.path}: {note}" for note in notes)
 
 
 def notes_on(config: Config) -> tuple[str, ...]:
     """What is right in the files and may not be what was meant, one line each."""
+    if config.table is not None:  # which of its rows cannot be served `lmtp-proxyctl table check` says
+        return config.notes
     if not len(config.users) and config.fallback_backend is None:
         what = "there are no users and there is no fallback_backend: all mail would be deferred (450 4.1.1)"
         return *config.notes, f"{config.path}: {what}"
@@ -169,7 +175,7 @@ def _look(path: str) -> type[OSError] | None:
 
 
 def _files(config: Config) -> Iterator[str]:
-    found = (_uncertain_log_error(config), _receipts_error(config), _metrics_error(config))
+    found = (_table_error(config), _uncertain_log_error(config), _receipts_error(config), _metrics_error(config))
     return filter(None, found)
 
 
@@ -198,6 +204,50 @@ def _receipts_error(config: Config) -> str | None:
     if os.path.lexists(path) and (not _may(config, path, os.R_OK | os.W_OK) or os.path.isdir(path)):
         return f"config.receipts: {_server(config)} cannot write {path}; see chown and chmod"
     return None
+
+
+def _table_error(config: Config) -> str | None:
+    if config.table is None:
+        return None
+    try:
+        import lmtp_proxy.table.replica  # noqa: F401  (as for receipts)
+    except ImportError as error:
+        return f"config.table: this Python cannot use SQLite: {error}"
+    return None
+
+
+def _table_trouble(config: Config) -> str | None:
+    """Rights. A start goes on without, by the copy of the table."""
+    if config.table is None:
+        return None
+    path = config.table.sqlite
+    directory = os.path.dirname(path)
+    if os.path.isdir(directory) and not _may(config, directory, os.W_OK | os.X_OK):
+        return f"config.table.sqlite: {_server(config)} cannot write in {directory}; see chown and chmod"
+    if os.path.lexists(path) and (not _may(config, path, os.R_OK | os.W_OK) or os.path.isdir(path)):
+        return f"config.table.sqlite: {_server(config)} cannot write {path}; see chown and chmod"
+    return None
+
+
+def check_table(config: Config) -> None:
+    """That the database of config.table can be used now. Raises ConfigError."""
+    if config.table is None:
+        return
+    from contextlib import closing
+
+    from lmtp_proxy.table.base import TableError
+    from lmtp_proxy.table.schema import LAYOUT
+    from lmtp_proxy.table.sqlite import SqliteConnection
+    from lmtp_proxy.table.store import TableStore
+
+    try:
+        with closing(SqliteConnection(config.table.sqlite)) as connection:
+            layout = TableStore(connection).head().layout
+    except TableError as error:
+        _refuse(config, [f"config.table: {error}"])
+        return
+    if layout > LAYOUT:
+        _refuse(config, [f"config.table: its schema is of a newer lmtp-proxy (layout {layout}): update this one"])
 
 
 def _metrics_error(config: Config) -> str | None:

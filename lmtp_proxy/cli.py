@@ -64,7 +64,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     if options.old or options.new or options.listen or options.user:
         parser.error("--old, --new, --listen and --user are for --try")
     try:
-        config = load(options.config)
+        config = load(options.config, table=not options.check)
         if options.check:
             notes = notes_on(config) if options.check == "file" else check(config, stores=options.check == "all")
             lost = say(sys.stdout, [*(f"note: {note}" for note in notes), _summary(config)])
@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
 def _summary(config: Config) -> str:
     fallback = f", fallback {config.fallback_backend}" if config.fallback_backend else ""
     metrics = f", metrics on http://{config.metrics}/" if config.metrics else ""
-    what = f"{len(config.users)} users, {len(config.backends)} backends{fallback}, on {named(config.socket)}{metrics}"
+    users = f"{config.how_many} users" if config.table is None else f"users in {config.table.sqlite}"
+    what = f"{users}, {len(config.backends)} backends{fallback}, on {named(config.socket)}{metrics}"
     return f"{config.path}: OK: {what}"
 
 
@@ -142,12 +143,18 @@ def _run(config: Config, *, daemonise: bool) -> int:
         signal.signal(number, lambda number, _frame: received.append(number))
     check_run_as(config)
     check_files(config)
-    notifier, users = Notifier.taken(), len(config.users)
+    notifier, users = Notifier.taken(), config.how_many
     pid_file = PidFile(config.pid, config.path) if daemonise else None
     with ExitStack() as at_end, ExitStack() as unless_ready:
         if pid_file:
             pid_file.acquire()
             at_end.callback(pid_file.remove)
+        owner = None
+        if config.table is not None:
+            from lmtp_proxy.start.table_owner import TableOwner  # as in `late_modules`: only who has a table
+
+            owner = TableOwner(config)
+            owner.acquire()
         control = listen_for_control(config)
         if control:
             unless_ready.callback(control.remove)
@@ -163,7 +170,9 @@ def _run(config: Config, *, daemonise: bool) -> int:
 
         started = None
         if pid_file:
-            started = go_to_background([*(each.socket for each in listeners), pid_file, *config.users.handles])
+            started = go_to_background(
+                [*(each.socket for each in listeners), pid_file, *([owner] if owner else []), *config.users.handles]
+            )
             pid_file.write()
 
         def ready() -> None:

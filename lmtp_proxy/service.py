@@ -37,6 +37,7 @@ from lmtp_proxy.delivery.parking import Parking
 from lmtp_proxy.delivery.uncertain_log import UncertainLog
 from lmtp_proxy.figures.loop_watch import LoopWatch
 from lmtp_proxy.figures.samples import Samples
+from lmtp_proxy.generations.following import follow
 from lmtp_proxy.generations.generation import retire
 from lmtp_proxy.generations.manager import ConfigManager
 from lmtp_proxy.generations.share import WHOLE, Share
@@ -120,6 +121,7 @@ class Service:
             receipts.generation_changed(self.manager.current().config.receipts)
 
         self.manager = ConfigManager(config, generation_changed, share)
+        self.manager.last_flight = lambda: in_flight.last
         self.stopping = Event()
         self._uncertain = UncertainLog(self.manager.current, in_flight)
         self._receipts = receipts
@@ -179,6 +181,7 @@ def serve(start: "Start") -> int:
         servers.append(answers.samples)
         servers.append(OnDemand("metrics", cooperative(start.metrics.socket), FOR_METRICS, answers.on_metrics))
     reloads = gevent.spawn(service.manager.run)
+    following = follow(service.manager, config)
     service.accept()
     for server in servers:
         server.start()
@@ -192,6 +195,8 @@ def serve(start: "Start") -> int:
     start.remove_control()
     for server in servers:
         server.stop()
+    if following is not None:
+        following.stop()
     reloads.kill()
     if alive is not None:
         alive.kill()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from lmtp_proxy.config.read import load_config
 from lmtp_proxy.config.users_edit import EditError, edit_file
@@ -37,7 +37,7 @@ _NAMES_SHOWN = 20
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Of Config: where it was read, or what follows from `users`, which is compared itself.
-_NOT_COMPARED = frozenset({"path", "files", "digest", "modified", "users_per_backend", "notes"})
+_NOT_COMPARED = frozenset({"path", "files", "digest", "modified", "users_per_backend", "notes", "served"})
 # Signatures over the content, which the kernel keeps; those of the old one would be wrong for the new one.
 _SIGNATURES = frozenset({"security.ima", "security.evm"})
 
@@ -79,6 +79,7 @@ class Change:
         before, after: digests of the configuration, see Config.
     """
 
+    in_table: ClassVar[Literal[False]] = False
     previous: dict[str, str | None]
     changed: bool
     path: str

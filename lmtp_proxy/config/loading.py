@@ -15,16 +15,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from struct import Struct
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from lmtp_proxy import ROOT
 from lmtp_proxy.config.difference import UserChanges
 from lmtp_proxy.config.values import Config, ConfigError, UsersFile
 from lmtp_proxy.routing.static_table import Shape, StaticTable
 from lmtp_proxy.text import shown
+
+if TYPE_CHECKING:
+    from lmtp_proxy.table.reading import TableFound
 
 LONGEST = 240.0  # seconds; lmtp-proxyctl move waits 300
 _NICE = 10  # for a file that is larger than
@@ -50,12 +53,20 @@ class LoadOrder(NamedTuple):
         store: descriptor of an empty file for the table.
         old: descriptor and shape of the table to compare with, None if there is nothing to compare.
         nice: how much lower its priority is to be.
+        accept: a table in a database is taken whatever its history is, and however many users it has lost.
+        table: it is wanted.
+        overlay: descriptor of a file with what differs in force from `old`, as JSON; None for nothing.
+        alone: the table, and no configuration: path of the database, fields of KeyRules, of MaxRemoved.
     """
 
     path: str
     store: int
     old: tuple[int, Shape] | None
     nice: int
+    accept: bool = False
+    table: bool = True
+    overlay: int | None = None
+    alone: tuple[str, Sequence[Any], Sequence[Any]] | None = None
 
     def written(self) -> str:
         """As ASCII, whatever the path is."""
@@ -63,25 +74,39 @@ class LoadOrder(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "LoadOrder":
-        path, store, old, nice = json.loads(text)
-        return cls(path, store, old and (old[0], Shape(*old[1])), nice)
+        path, store, old, *rest = json.loads(text)
+        return cls(path, store, old and (old[0], Shape(*old[1])), *rest)
 
 
 class LoadAnswer(NamedTuple):
-    """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one."""
+    """What a loading process found: errors, or a Config, the shape of its table, and what differs from the old one.
+
+    Where the users are in a database, what was found of that; of a table alone there is no Config.
+    """
 
     errors: tuple[str, ...]
     config: Config | None = None
     shape: Shape | None = None
     users: UserChanges | None = None
+    table: "TableFound | None" = None
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration, and what its users differ in from those in force."""
+    """A configuration, and what its users differ in from those in force.
+
+    Attributes:
+        gone: of a table in a database, who is not there any more, all of them.
+    """
 
     config: Config
     users: UserChanges
+    gone: tuple[str, ...] = ()
+
+
+class TableReplaced(ConfigError):
+    """Another process has made a new copy of the table since: to be loaded again."""
 
 
 def is_large(path: str, old: StaticTable) -> bool:
@@ -101,8 +126,10 @@ def are_large(paths: Iterable[str]) -> bool:
     return octets > LARGE
 
 
-def load(path: str) -> Config:
+def load(path: str, *, table: bool = True) -> Config:
     """As config.load_config, for a process that is about to serve, and is to be as small as can be.
+
+    table: without it a database is not looked at.
 
     KeyboardInterrupt ends both: it is held back until it is known that there is a process to be ended.
     """
@@ -110,7 +137,7 @@ def load(path: str) -> Config:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         try:
-            process = LoadingProcess(path, None, 0)
+            process = LoadingProcess(path, None, 0, table=table)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process.result(_to_its_end(process.pipe), partial(_wait, process.pid)).config
@@ -126,6 +153,9 @@ class LoadingProcess:
         old: None if nothing is in force yet, and there is nothing to compare with.
         nice: as its files deserve, if None.
         files: those that are known already.
+        accept, table: see LoadOrder.
+        in_force: the configuration with config.table in which `old` is the snapshot. Without it, `old` is all there is.
+        alone: the table is loaded, and the file is not looked at.
 
     Attributes:
         pid: of the process.
@@ -135,9 +165,20 @@ class LoadingProcess:
     """
 
     def __init__(
-        self, path: str, old: StaticTable | None, nice: int | None = None, files: Sequence[UsersFile] = ()
+        self,
+        path: str,
+        old: StaticTable | None,
+        nice: int | None = None,
+        files: Sequence[UsersFile] = (),
+        *,
+        accept: bool = False,
+        table: bool = True,
+        in_force: Config | None = None,
+        alone: bool = False,
     ) -> None:
         self._path = path
+        self._accept, self._table = accept, table
+        self._in_force, self._alone = in_force, alone
         self._status: int | None = None
         self._files = ExitStack()
         try:
@@ -165,7 +206,14 @@ class LoadingProcess:
             if old is not None:
                 previous = (_in_a_file(old, meanwhile), old.shape)
                 places.append((previous[0], previous[0]))
-            order = LoadOrder(self._path, self._store, previous, nice)
+            overlay = alone = None
+            if self._in_force is not None and self._in_force.served is not None:
+                overlay = _in_a_file_of(json.dumps(self._in_force.served.overlay()).encode("ascii"), meanwhile)
+                places.append((overlay, overlay))
+            if self._alone and self._in_force is not None and self._in_force.table is not None:
+                config = self._in_force
+                alone = self._in_force.table.sqlite, astuple(config.key_rules), astuple(config.max_removed)
+            order = LoadOrder(self._path, self._store, previous, nice, self._accept, self._table, overlay, alone)
             paths = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
             self.pid = os.posix_spawn(
                 sys.executable,
@@ -187,6 +235,10 @@ class LoadingProcess:
             said = os.pread(self._said, _SAID, max(0, os.fstat(self._said).st_size - _SAID)).decode("utf-8", "replace")
             last = f": {shown(said.strip().splitlines()[-1], 300)}" if said.strip() else ""
             raise ConfigError((self._failed(f"{end}{last}"),))
+        if answer.table is not None and answer.users is not None:
+            config = answer.config or self._in_force
+            assert config is not None
+            return Loaded(_with_table(config, answer.table), answer.users, answer.gone)
         if answer.config is None or answer.shape is None or answer.users is None:
             raise ConfigError(answer.errors)
         if os.fstat(self._store).st_size <= LARGE:  # a descriptor less
@@ -219,6 +271,20 @@ class LoadingProcess:
             return "cannot be killed"
         code = os.waitstatus_to_exitcode(self._status)
         return f"ended with status {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+
+def _with_table(config: Config, found: "TableFound") -> Config:
+    """Raises ConfigError, TableReplaced."""
+    from lmtp_proxy.table.base import TableError
+    from lmtp_proxy.table.reading import CopyReplaced, served
+
+    assert config.table is not None
+    try:
+        table = served(found, config.table.sqlite, config.key_rules)
+    except TableError as error:
+        kind = TableReplaced if isinstance(error, CopyReplaced) else ConfigError
+        raise kind((f"{shown(config.path, 4096)}: config.table: {error}",)) from error
+    return replace(config, users=table.base, served=table)
 
 
 def _to_its_end(pipe: int) -> bytes:
@@ -255,12 +321,14 @@ def _nice(paths: Iterable[str]) -> int:
 
 def _in_a_file(table: StaticTable, meanwhile: ExitStack) -> int:
     """The descriptor of the file in which the table is, made for it if there is none."""
-    if table.handles:
-        return table.handles[0]
+    return table.handles[0] if table.handles else _in_a_file_of(table.octets(), meanwhile)
+
+
+def _in_a_file_of(octets: bytes, meanwhile: ExitStack) -> int:
     handle = _high(os.memfd_create("lmtp-proxy users"))
     meanwhile.callback(os.close, handle)
     with open(handle, "wb", closefd=False) as file:
-        file.write(table.octets())
+        file.write(octets)
     return handle
 
 

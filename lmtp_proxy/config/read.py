@@ -29,6 +29,7 @@ from lmtp_proxy.config.values import (
     Control,
     Log,
     MaxRemoved,
+    TableSetting,
     TcpAddress,
     Timeouts,
     UnixAddress,
@@ -36,7 +37,7 @@ from lmtp_proxy.config.values import (
 )
 from lmtp_proxy.config.yaml_text import Document, Mapping, Node, Note, Problem, Scalar, Sequence
 from lmtp_proxy.routing.keys import KeyRules
-from lmtp_proxy.routing.static_table import SameKey
+from lmtp_proxy.routing.static_table import SameKey, StaticTable
 from lmtp_proxy.text import shown
 
 _LISTENER = "must be a path or [host, port]"
@@ -190,8 +191,10 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("socket", "owner", "group", "permissions", "ignoreDomain", "fallback_backend", "pid", "allow", "run_as"),
         *("hostname", "case_sensitive", "recipient_delimiter", "max_clients", "max_recipients", "max_message_size"),
         *("smtputf8", "timeouts", "hold_timeout", "hold_limit", "log", "control", "metrics", "uncertain_log"),
-        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file", "tls", "proxy_protocol"),
+        *("workers", "receipts", "trusted", "default_domain", "max_removed", "users_file", "table"),
+        *("tls", "proxy_protocol"),
     ),
+    "config.table": ("sqlite",),
     "config.control": ("socket", "owner", "group", "permissions"),
     "config.timeouts": TIMEOUTS,
     "config.tls": config_tls.LISTENER_KEYS,
@@ -202,7 +205,12 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 
 def load_config(
-    path: str, store: int | None = None, *, instead: Contents | None = None, at_most: int | None = None
+    path: str,
+    store: int | None = None,
+    *,
+    instead: Contents | None = None,
+    at_most: int | None = None,
+    without_table: bool = False,
 ) -> Config:
     """Reads the configuration file at `path`. Raises ConfigError with all errors that it has.
 
@@ -210,10 +218,11 @@ def load_config(
         store: descriptor of a file for the table of users, which goes to the Config; None to have it in memory.
         instead: path without links -> octets of a file that is not to be read from the disk.
         at_most: octets of all files; of more LargeConfig is raised.
+        without_table: as if there were no `config.table`, for who brings the users of the file into that.
     """
     for _ in range(_ATTEMPTS):
         files = Files(path, instead or {}, at_most)
-        config, problems = _read_as_can_be(files, store)
+        config, problems = _read_as_can_be(files, store, without_table=without_table)
         if files.are_all():
             break
     else:
@@ -225,19 +234,33 @@ def load_config(
     return replace(config, notes=_messages(problems, "notes")) if any(problems.values()) else config
 
 
-def _read_as_can_be(files: Files, store: int | None) -> tuple[Config | None, Problems]:
+def load_users(path: str, config: Config) -> StaticTable:
+    """The users in a file of users alone, which are to be on backends of `config`. Raises ConfigError."""
+    reader = UsersReader(Files(config.path, {}, None), None, None)
+    try:
+        table, _ = reader.read_one(path, config.backends.keys() | RESERVED, config.key_rules)
+    except SameKey:
+        reader = UsersReader(reader.files, None, None, lines=False)
+        table, _ = reader.read_one(path, config.backends.keys() | RESERVED, config.key_rules)
+    errors = {name: [each for each in found if not isinstance(each, Note)] for name, found in reader.problems.items()}
+    if any(errors.values()):
+        raise ConfigError(_messages(errors, "errors"))
+    return table
+
+
+def _read_as_can_be(files: Files, store: int | None, *, without_table: bool) -> tuple[Config | None, Problems]:
     """As `_read`: as plain lines where that can be, else as YAML."""
     try:
-        return _read(UsersReader(files, store, FlatUsers(files.main.data)))
+        return _read(UsersReader(files, store, FlatUsers(files.main.data)), without_table=without_table)
     except (Doubt, SameKey):
         pass
     try:
-        return _read(UsersReader(files, store, None))
+        return _read(UsersReader(files, store, None), without_table=without_table)
     except SameKey:  # which two they are is told by YAML alone
-        return _read(UsersReader(files, store, None, lines=False))
+        return _read(UsersReader(files, store, None, lines=False), without_table=without_table)
 
 
-def _read(reader: UsersReader) -> tuple[Config | None, Problems]:
+def _read(reader: UsersReader, *, without_table: bool) -> tuple[Config | None, Problems]:
     """The Config, and all that is wrong with it. Raises Doubt if the users are not where they were found as plain
     lines, and SameKey."""
     files, flat = reader.files, reader.flat
@@ -247,7 +270,7 @@ def _read(reader: UsersReader) -> tuple[Config | None, Problems]:
     if document.root is None:
         return None, {files.name: document.problems}
     found: list[Problem] = []
-    config = _config(document, document.root, found, reader)
+    config = _config(document, document.root, found, reader, without_table=without_table)
     # A value that is wrong as YAML already (a tag, an alias of nothing) is named once.
     named = {(problem.line, problem.key) for problem in document.problems}
     own = document.problems + [problem for problem in found if (problem.line, problem.key) not in named]
@@ -267,7 +290,9 @@ def _messages(problems: Problems, what: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _config(document: Document, root: Mapping, problems: list[Problem], reader: UsersReader) -> Config:
+def _config(
+    document: Document, root: Mapping, problems: list[Problem], reader: UsersReader, *, without_table: bool
+) -> Config:
     """The Config that `root`, the root of `document`, describes. Only to be used when `problems` stays empty."""
     path = reader.files.path
     top = Section(root, "", KEYS[""], problems)
@@ -293,6 +318,13 @@ def _config(document: Document, root: Mapping, problems: list[Problem], reader: 
         section.ignore(("owner", "group", "permissions"), "a TCP socket has none")
         access = Section(Mapping({}, root.line), "config", None, [])
     users = reader.read(document, top.section("users", None), section, names, rules)
+    table = None if without_table else _table(section)
+    if table is not None:
+        bring = f"`lmtp-proxyctl table import {shown(path, 4096)}` brings them over, then take it out"
+        if len(users.table):
+            top.fail("users", f"the users are in config.table: {bring}")
+        if users.entries is not None:
+            section.fail("users_file", f"the users are in config.table: {bring}")
     return Config(
         path=path,
         socket=mail or (UnixAddress(""),),
@@ -327,12 +359,26 @@ def _config(document: Document, root: Mapping, problems: list[Problem], reader: 
         tls=config_tls.listener_tls(section, mail, os.path.dirname(path)),
         backends=backends or {},
         users_file=users.entries,
+        table=table,
         users=users.table,
         users_per_backend=users.counts,
         files=users.files,
         digest=digest_of((file.path, file.digest) for file in users.files),
         modified=users.modified,
     )
+
+
+def _table(parent: Section) -> TableSetting | None:
+    if "table" not in parent:
+        return None
+    section = parent.section("table", KEYS["config.table"])
+    if section is None:
+        return None
+    if "sqlite" not in section:
+        parent.fail("table", "needs sqlite: the absolute path of the database, see lmtp-proxyctl table init")
+        return None
+    path = section.value("sqlite", config_keys.absolute_path, None)
+    return None if path is None else TableSetting(path)
 
 
 def _workers(section: Section, limits: list[tuple[int, str]]) -> int:

@@ -153,6 +153,10 @@ class UsersReader:
         modified = max(document.modified, *(source.modified for _, source in others), 0.0)
         return AllUsers(None if written is None else entries, table, counts, tuple(found), modified)
 
+    def read_one(self, path: str, names: Set[str], rules: KeyRules) -> tuple[StaticTable, Counter[str]]:
+        """The users of the file at `path` alone, none of the configuration's. Raises SameKey."""
+        return read_users(None, [self._part(path, 0, read_source(path))], names, rules)
+
     def _own_section(self, section: Section | None) -> Section | None:
         if self.flat:
             raise Doubt

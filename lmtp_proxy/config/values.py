@@ -18,6 +18,8 @@ from lmtp_proxy.routing.static_table import StaticTable
 if TYPE_CHECKING:  # 0.2 MB, which a process without networks does without
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+    from lmtp_proxy.table.served import ServedTable
+
 
 MORE = re.compile(r": and (\d+) more (?:errors|notes)\Z")
 """How the last line of many ends: the first of them stand before it."""
@@ -240,6 +242,13 @@ class Control:
     permissions: int = 0o600
 
 
+@dataclass(frozen=True, slots=True)
+class TableSetting:
+    """The database in which the users are. sqlite: absolute path of the file."""
+
+    sqlite: str
+
+
 class UsersFile(NamedTuple):
     """A file in which users stand, as it was read.
 
@@ -273,7 +282,9 @@ class Config:
         tls: None where clients do without.
         workers: how many processes serve; each limit of connections is at least as much.
         notes: what is right and yet may not be what was meant, as the lines of a ConfigError.
-        users: keys as KeyRules.table_key makes them.
+        table: where the users are, if not in the files.
+        users: keys as KeyRules.table_key makes them; of a table in a database its snapshot.
+        served: that table, brought up to date, in a process that serves. Not compared.
         users_per_backend: how many of them are on each name, reserved names too.
     """
 
@@ -309,8 +320,10 @@ class Config:
     workers: int = 1
     tls: ListenerTls | None = None
     users_file: tuple[str, ...] | None = None
+    table: TableSetting | None = None
     backends: Mapping[str, Backend] = field(default_factory=dict)
     users: StaticTable = field(default_factory=StaticTable, repr=False)  # too many to look at
+    served: "ServedTable | None" = field(default=None, compare=False, repr=False)
     users_per_backend: Mapping[str, int] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     files: tuple[UsersFile, ...] = field(default=(), compare=False)
@@ -322,6 +335,26 @@ class Config:
         """How recipients are looked up in `users`."""
         domain = self.default_domain or ""
         return KeyRules(self.case_sensitive, self.recipient_delimiter, self.ignore_domain, domain)
+
+    @property
+    def how_many(self) -> int:
+        """Users, now."""
+        return len(self.users if self.served is None else self.served)
+
+    @property
+    def users_on(self) -> Mapping[str, int]:
+        """How many of them are on each name, now."""
+        if self.served is None:
+            return self.users_per_backend
+        return {name: number for name, number in self.served.counts.items() if number}
+
+    @property
+    def in_force(self) -> str:
+        """Names what is in force: the digest, and behind an @ the position of the table, `gen:tag`, if there is one."""
+        if self.served is None:
+            return self.digest
+        gen, tag = self.served.position or (-1, 0)
+        return f"{self.digest}@{gen}:{tag}"
 
     def place(self, key: str) -> tuple[str, int]:
         """The file in which `key`, which must be in `users`, stands, and the line there."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 1000
 """Of flights, sessions or users in one answer: more would take the hub too long, and nobody reads them."""
+_SHOWN_REFUSED = 20  # rows of a table
 _SHOWN_RECIPIENTS = 20  # of one flight
 
 
@@ -55,6 +56,25 @@ def entry_of(generation: Generation, user: str) -> str | None:
         return generation.routing.find(keys, domain if at else "")[1]
     except TableUnavailable:
         return None
+
+
+def table_json(config: Config) -> Json | None:
+    """How it is with `config.table`; None if there is none."""
+    served = config.served
+    if served is None or config.table is None:
+        return None
+    refused = [
+        f"{printable(address.encode('utf-8', 'surrogateescape'))}: {why}"
+        for address, why in islice(served.refused.items(), _SHOWN_REFUSED)
+    ]
+    return {
+        "sqlite": config.table.sqlite,
+        "gen": None if served.position is None else served.position.gen,
+        "has_domains": served.has_domains,
+        "trouble": served.trouble or None,
+        "refused": refused,
+        "refused_count": len(served.refused),
+    }
 
 
 def flights_json(flights: Iterable[Flight]) -> list[Json]:
@@ -105,7 +125,7 @@ def backend_json(pool: BackendPool, users: int) -> Json:
     }
 
 
-_UNSHOWN = frozenset({"path", "digest", "files", "modified", "notes", "users", "users_per_backend"})
+_UNSHOWN = frozenset({"path", "digest", "files", "modified", "notes", "users", "users_per_backend", "served"})
 """Of a configuration: what is no key, or too much to look at."""
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from itertools import chain
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
@@ -28,6 +29,7 @@ from lmtp_proxy.control.json import (
     flights_json,
     receipts_json,
     sessions_json,
+    table_json,
 )
 from lmtp_proxy.control.request import (
     HttpProblem,
@@ -76,7 +78,7 @@ class Application(ControlApplication):
 
     @property
     def _digest(self) -> str:
-        return self._generation.config.digest
+        return self._generation.config.in_force
 
     # --- what is -----------------------------------------------------------------------------------------------------
 
@@ -102,17 +104,19 @@ class Application(ControlApplication):
                 "modified": iso_time(config.modified),
                 "loaded": iso_time(state.manager.loaded),
             },
+            "in_force": self._digest,
+            "table": table_json(config),
             "sessions": len(state.sessions()),
             "held": len(state.parking),
             "in_flight": phases,
             "uncertain": state.uncertain.count,
             "uncertain_log": config.uncertain_log,
             "log": log_state()._asdict(),
-            "users": len(config.users),
+            "users": config.how_many,
             "ignore_domain": config.ignore_domain,
             "fallback_backend": config.fallback_backend,
             "default_domain": config.default_domain,
-            "users_on": dict(config.users_per_backend),
+            "users_on": dict(config.users_on),
             **self._backends(request),
         }
 
@@ -130,7 +134,7 @@ class Application(ControlApplication):
 
     def _backends(self, _: Request) -> Json:
         generation = self._generation
-        users = generation.config.users_per_backend
+        users = generation.config.users_on
         return {"backends": [backend_json(pool, users.get(name, 0)) for name, pool in generation.pools.items()]}
 
     def _sessions(self, _: Request) -> Json:
@@ -160,14 +164,19 @@ class Application(ControlApplication):
             answer = f"parked for up to {config.hold_timeout:g} s, then {refusal}"
         else:
             answer = refusal + (f" ({shown(route.reason, MAX_TEXT)})" if route.reason else "")
-        file, line = (None, None) if hit is None else config.place(hit)
+        table = None if config.served is None else config.served.where
+        file, line = (table, None) if hit is None or table is not None else config.place(hit)
         return {
             "address": printable(recipient.path[1:-1]),
             "keys": list(route.keys),
             "hit": hit,
             "file": file,
             "line": line,
-            "source": "users" if hit is not None else "fallback_backend" if name is not None else None,
+            "source": ("users" if table is None else "table")
+            if hit is not None
+            else "fallback_backend"
+            if name is not None
+            else None,
             "backend": name,
             "answer": answer,
         }
@@ -188,8 +197,14 @@ class Application(ControlApplication):
         until = in_flight.last if until is None else min(until, in_flight.last)
         rules = self._generation.config.key_rules
         keys = None if users is None else _keys(users, rules)
+        moved_at = self._state.manager.moved_at if self._generation.config.served is not None else None
+        forms = set(chain.from_iterable(_forms(users, rules))) if moved_at is not None and users is not None else None
         with _leaving(in_flight) as left:
-            while waiting := in_flight.drain(keys, rules, until):
+            while True:
+                if moved_at is not None:  # a script may have moved them to and fro since
+                    until = max(until, moved_at.of(forms))
+                if not (waiting := in_flight.drain(keys, rules, until)):
+                    break
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or request.gone():
                     break
@@ -278,6 +293,14 @@ def _leaving(in_flight: InFlight) -> Iterator[Event]:
         yield left
     finally:
         in_flight.on_leave.remove(left.set)
+
+
+def _forms(users: list[str], rules: KeyRules) -> Iterator[tuple[str, ...]]:
+    """All keys that may decide where the mail of each goes."""
+    for piece in slices(users):
+        for user in piece:
+            local_part, at, domain = user.rpartition("@") if "@" in user else (user, "", "")
+            yield rules.forms(local_part, domain) if local_part or not at else (rules.table_key(user),)
 
 
 def _keys(users: list[str], rules: KeyRules) -> set[str]:

@@ -9,6 +9,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import gevent
@@ -162,7 +163,7 @@ class ControlApplication(JsonApplication):
             "after_crash": self._crash_json(longest),
             "reloading": None if began is None else time.monotonic() - began,
             "generation": self._number,
-            "reload": reload_json(self._reloads.last_reload),
+            "reload": reload_json(self._reloads.last_outcome),
         }
 
     def _crash_json(self, longest: float) -> Json | None:
@@ -177,10 +178,14 @@ class ControlApplication(JsonApplication):
     # --- what can be done --------------------------------------------------------------------------------------------
 
     def _reload(self, request: Request) -> Json:
-        force = bool(request.body) and request.document("force").flag("force")
-        request.log("reload by force" if force else "reload")
-        outcome = self._reloads.reload_now(force=force)
+        how = request.document("force", "table_alone") if request.body else RequestDocument({})
+        force, table_alone = how.flag("force"), how.flag("table_alone")
+        if not table_alone:
+            request.log("reload by force" if force else "reload")
+        outcome = self._reloads.reload_now(force=force, table_alone=table_alone)
         if isinstance(outcome, ReloadRefused):
+            if outcome.partly and not outcome.torn:
+                raise HttpProblem(HTTPStatus.CONFLICT, outcome.partly, errors=list(outcome.errors), sha256=self._digest)
             raise self._refusal(outcome)
         return {
             "generation": outcome.generation,
@@ -189,6 +194,7 @@ class ControlApplication(JsonApplication):
             "restart": list(outcome.restart),
             "moved": moved_json(outcome.moved),
             "named": list(outcome.named),
+            "nothing": outcome.nothing,
             "sha256": self._digest,
         }
 
@@ -208,6 +214,13 @@ class ControlApplication(JsonApplication):
             request.log("drain", ["all"] if users is None else users)
         drained = self._reloads.note_drain(users)
         settled = self._settled(deadline)
+        # As it is now: when the waiting is over, a refusal may be too, and what was asked for is in force since then.
+        last, in_force = self._reloads.last_outcome, self._digest
+        if self._reloads.table_refused is not None:
+            if settled:
+                deadline = time.monotonic()  # whoever waits for an UPDATE waits for nothing
+            else:
+                last = None  # of a look before the one that was asked for
         found = self._drained(request, users, until, deadline, settled=settled)
         done = settled and bool(found["done"])
         drained.ended(done, len(found["uncertain"]))
@@ -220,7 +233,8 @@ class ControlApplication(JsonApplication):
             "waiting": found["waiting"],
             "uncertain": found["uncertain"],
             "routes": found["routes"],
-            "reload": reload_json(self._reloads.last_reload),
+            "reload": reload_json(last),
+            "in_force": in_force,
             "after_crash": self._crash_json(self._longest(request)),
         }
 
@@ -242,6 +256,8 @@ class ControlApplication(JsonApplication):
 
     def _settle(self) -> None:
         """See `_settled`; it ends by an exception when the time is up."""
+        if self._reloads.follows_table:  # what a script has just committed counts
+            self._reloads.request_reload(table_alone=True)
         self._reloads.settle()
 
     def _receipts(self, request: Request) -> Json:

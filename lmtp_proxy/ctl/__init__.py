@@ -11,12 +11,15 @@ In the order of their imports:
     drain      waits until nothing is in flight for some users
     names      what an operator calls a user -> the key that mail would hit
     whom       whom a verb is for, by its arguments
+    in_table   users changed in the database of config.table
+    taken_in   whether the proxy serves by such a change
     rehearsal  what a move would do
     move       preflight, edit, reload, drain
     probe      whether each store can be reached and would take mail
     mta        the MTA's own commands: one mail tried again, the whole queue listed
     requeue    has the MTA try deferred mail again at once
     receipts   the verbs of receipts
+    table      the verb `table`: the database of config.table made, filled, written out, looked at
     fleet/     move, drain, status and lookup on several hosts
     migrate/   the verb `migrate`: many users moved with one command
     command    the command lmtp-proxyctl

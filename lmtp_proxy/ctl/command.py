@@ -162,6 +162,12 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
     from lmtp_proxy.ctl.move import Order, move
     from lmtp_proxy.ctl.names import key_of_domain
 
+    if options.clear:
+        from lmtp_proxy.ctl.table import clear_marks
+
+        if options.file is not None:
+            options.parser.error("--clear takes users, and no list")
+        return clear_marks(options.config, options.names)
     *users, backend = options.names
     if options.file is None and not users:
         options.parser.error("name the users and then the backend they move to")
@@ -187,6 +193,20 @@ def _move(options: argparse.Namespace, progress: Progress) -> Outcome:
         dry_run=options.dry_run,
     )
     return move(client, order, progress)
+
+
+def _table(options: argparse.Namespace, _progress: Progress) -> Outcome:
+    from lmtp_proxy.ctl import table
+
+    if options.what == "import":
+        if options.file is None:
+            options.parser.error("name the file that has the users")
+        return table.bring(options.config, options.file)
+    if options.file is not None or (options.print and options.what != "init"):
+        options.parser.error(f"{options.what} takes no {'file' if options.file is not None else '--print'}")
+    if options.what == "init":
+        return table.make(options.config, only_print=options.print)
+    return table.bring_out(options.config) if options.what == "export" else table.examine(options.config)
 
 
 def _inflight(options: argparse.Namespace, _progress: Progress) -> Outcome:
@@ -289,6 +309,7 @@ _EXAMPLES = {
     "reload": "reload",
     "drain": "drain alice@example.org --timeout 60",
     "move": "move alice@example.org new",
+    "table": "table import /etc/lmtp-proxy.yml",
     "inflight": "--json inflight",
     "sessions": "sessions",
     "backends": "backends",
@@ -362,7 +383,8 @@ def _parser() -> argparse.ArgumentParser:
         "for the reload and then, as drain does, for the deliveries that were on their way to the old backend. When "
         "it ends with status 0, nothing can reach that any more. If the file as it stands, or as edited, has an "
         "error, nothing is changed; nor if somebody else has edited it so that users move who are not named here.",
-        usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND",
+        usage="lmtp-proxyctl move [options] USER... BACKEND\n       lmtp-proxyctl move [options] --file LIST BACKEND\n"
+        "       lmtp-proxyctl move --clear USER...",
     )
     verb.add_argument("names", type=text, nargs="+", metavar="USER... BACKEND", help="BACKEND may be reject or hold")
     verb.add_argument("--file", type=text, metavar="LIST", help="one user a line, # for comments; - is stdin")
@@ -377,9 +399,25 @@ def _parser() -> argparse.ArgumentParser:
         help="change nothing unless all of them are on one of these; - is on no line",
     )
     verb.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    verb.add_argument(
+        "--clear", action="store_true", help="in config.table: take away the marks of a mover who is gone"
+    )
     verb.add_argument("--differ", action="store_true", help="with --fleet: also if the hosts do not say the same")
     verb.add_argument("--not-before", type=moment, help=argparse.SUPPRESS)  # of a fleet's orders, see validity
     verb.add_argument("--not-after", type=moment, help=argparse.SUPPRESS)
+    verb = add(
+        "table",
+        _table,
+        "The database of config.table: init makes it, import brings users into it, export writes them out, check "
+        "says what is wrong",
+        "Asks no proxy, and waits for nothing but the database. import takes a configuration with users, or a file of "
+        "users alone, into a table that has none; export prints them as such a file. Exit status 1 if something is "
+        "wrong.",
+        usage="lmtp-proxyctl table [options] init [--print] | import FILE | export | check",
+    )
+    verb.add_argument("what", choices=("init", "import", "export", "check"), help="what to do")
+    verb.add_argument("file", type=text, nargs="?", metavar="FILE", help="for import")
+    verb.add_argument("--print", action="store_true", help="print the statements of init, and run none")
     add("inflight", _inflight, "Deliveries under way", "Waits for nothing.")
     add("sessions", _sessions, "Connections of clients", "Waits for nothing.")
     add("backends", _backends, "Backends with their state and counters", "Waits for nothing.")

@@ -39,6 +39,11 @@ def uncertain_log(path: str) -> str | None:
     return _settings(path).get(("config", "uncertain_log"))
 
 
+def setting(path: str, *keys: str) -> str | None:
+    """Any one value of the `config:` section. Raises ControlError."""
+    return _settings(path).get(keys)
+
+
 def _settings(path: str) -> Mapping[tuple[str, ...], str]:
     """All scalars of the `config:` section by their keys; those in lists under nonsense."""
     import yaml

@@ -25,6 +25,7 @@ from lmtp_proxy.text import count, safe, span
 if TYPE_CHECKING:
     from lmtp_proxy.config.file import Change
     from lmtp_proxy.config.values import Config
+    from lmtp_proxy.ctl.in_table import TableChange
 
 RESERVED = ("reject", "hold")  # as in config.values, whose import takes longer than a drain
 _MAX_BODY = 4 * 2**20  # octets that the control socket takes
@@ -93,11 +94,12 @@ def move(
     _wait_for_its_time(order, progress)
     if order.dry_run:
         edit = _CarefulEdit(client, order, progress)
-        change = edit.make(path)
+        in_table = answer.document.get("table") is not None
+        planned: Change | TableChange = edit.make_in_table(path, answer) if in_table else edit.make(path)
         steps = {
-            user: _step(change.previous.get(user), order.backend, edit.overrides.get(user)) for user in order.users
+            user: _step(planned.previous.get(user), order.backend, edit.overrides.get(user)) for user in order.users
         }
-        outcome = rehearsed(path, order.backend, change, edit.overrides, edit.meaning, steps)
+        outcome = rehearsed(path, order.backend, planned, edit.overrides, edit.meaning, steps)
         return replace(
             outcome,
             document={
@@ -114,7 +116,7 @@ def move(
     try:
         with turn or nullcontext():
             edit = _CarefulEdit(client, order, progress)
-            change = edit.make(path)
+            change = edit.make(path) if answer.document.get("table") is None else edit.make_in_table(path, answer)
             now = f"{_named(change)} that {order.who} on {order.backend}"
             progress.step(f"{now}, but the running proxy may not know it yet")
             document |= {"previous": dict(change.previous), "changed": change.changed, "overrides": edit.overrides}
@@ -137,6 +139,12 @@ def move(
         raise Failed(UNPROVEN, what, (), document) from error
     document |= {"reloaded": generation, **drained.document()}
     _check_routes(order, path, drained.answer, document)
+    if change.in_table:
+        from lmtp_proxy.ctl.taken_in import check_in_force
+
+        check_in_force(change, now, drained.answer.optional_text("in_force"), document)
+    if drained.done:
+        warnings += edit.finish()
     seconds = time.monotonic() - began
     document["seconds"] = round(seconds, 3)
     outcome = _report(order, change.previous, edit.overrides, generation, drained, seconds)
@@ -179,6 +187,7 @@ class _CarefulEdit:
         self._order = order
         self._progress = progress
         self._asked: set[str] = set()
+        self._change_in_table: TableChange | None = None
         self._named: str | None = None  # the state of the files whose edits are named
 
     def make(self, path: str) -> "Change":
@@ -192,8 +201,7 @@ class _CarefulEdit:
         def about_to(change: "Change") -> None:
             begun.append(change)
             self._announce(change)
-            if order.validity.over:
-                raise Failed(REFUSED, "the order came too late, and is not good any more; nothing was changed")
+            self._check_validity()
             if order.dry_run:
                 raise _Rehearsed
 
@@ -209,9 +217,7 @@ class _CarefulEdit:
                     about_to=about_to,
                 )
             except _Unlisted as unlisted:  # not under the lock, for which others wait
-                for store, users in unlisted.stores.items():
-                    self._ask(store, users)
-                    self._asked.update(users)
+                self._ask_all(unlisted)
             except _Edited:
                 self._name_edits(path)
             except _Rehearsed:
@@ -224,18 +230,109 @@ class _CarefulEdit:
                     self._progress.step(f"{_files(begun[-1])} was {what}")
                 raise
 
-    def _look(self, config: "Config", previous: Mapping[str, str | None]) -> None:
-        order = self._order
-        if order.only_from is not None:
-            wrong = [user for user, backend in previous.items() if (backend or NO_LINE) not in order.only_from]
-            places = " or ".join(sorted(order.only_from))
+    def make_in_table(self, path: str, status: Answer) -> "TableChange":
+        """As `make`, in the database of config.table. Raises ControlError, too, where it is not known what is so."""
+        from lmtp_proxy.config.read import load_config
+        from lmtp_proxy.config.values import ConfigError
+        from lmtp_proxy.ctl import in_table
+        from lmtp_proxy.ctl.taken_in import take_in
+        from lmtp_proxy.routing.keys import FoldingError
+        from lmtp_proxy.table.base import TableError
+
+        order, table = self._order, status.object("table")
+        database = table.text("sqlite")
+        names = [each.text("name") for each in status.objects("backends")]
+        if order.backend not in (*names, *RESERVED):
+            hint = show.did_you_mean(order.backend, [*names, *RESERVED])
+            what = f'there is no backend "{safe(order.backend)}" in the running configuration{hint}'
+            raise Failed(REFUSED, f"{what}; nothing was changed")
+        try:
+            config = load_config(path)
+            previous = self._look_in_table(config, database, domains=table.flag("has_domains"))
+            if order.dry_run:
+                return in_table.TableChange(database, previous, order.backend, {}, {})
+            change = in_table.mark(database, list(order.users), order.backend, config.key_rules)
+        except ConfigError as error:
+            raise Failed(REFUSED, "nothing was changed", error.errors) from error
+        except (TableError, FoldingError) as error:
+            raise Failed(REFUSED, f"{error}; nothing was changed") from error
+        self._change_in_table = change
+        try:
+            self._check_only_from(change.previous)  # who moves them from here on keeps `write` from doing so
+            # Nobody is moved by a proxy that does not hear of it.
+            take_in(self._client, change, self._progress, "nothing was changed")
+            self._check_validity()
+            who = f"{_named(change)} that {order.who} on {order.backend}"
+            self._progress.step(f"perhaps {who}, and the running proxy may not know it yet: drain them, or move again")
+            self._change_in_table = change = change.write()
+        except BaseException as error:
+            trouble = "".join(f"; {each}" for each in self.finish())
+            if isinstance(error, TableError):
+                raise Failed(REFUSED, f"{error}; nothing was changed{trouble}") from error
+            raise
+        return change
+
+    def _look_in_table(self, config: "Config", database: str, *, domains: bool) -> dict[str, str | None]:
+        """As `_look`, with those rows that say something of the users; returns where each is.
+
+        Raises Failed, TableError, FoldingError.
+        """
+        from lmtp_proxy.ctl import in_table
+        from lmtp_proxy.routing.static_table import StaticTable
+
+        rules, forms = config.key_rules, set()
+        for user in self._order.users:
+            local_part, _, domain = user.rpartition("@") if "@" in user else (user, "", "")
+            forms.update([rules.table_key(user), *(rules.forms(local_part, domain) if local_part else ())])
+        if "" in forms:
+            raise Failed(REFUSED, "a domain can never match while ignoreDomain is true; nothing was changed")
+        while True:
+            found = in_table.rows_of(database, sorted(forms))
+            previous = {user: found.get(rules.table_key(user)) for user in self._order.users}
+            try:
+                self._look(replace(config, users=StaticTable(dict(sorted(found.items())))), previous, domains=domains)
+                return previous
+            except _Unlisted as unlisted:
+                self._ask_all(unlisted)
+
+    def finish(self) -> list[str]:
+        """All is quiet, or nothing was changed: the users are not moving any more. Returns warnings."""
+        from lmtp_proxy.table.base import TableError
+
+        if self._change_in_table is not None:
+            try:
+                self._change_in_table.finish()
+            except TableError as error:
+                return [f"{error}; the users stay marked as moving, which the next move of them ends"]
+        return []
+
+    def _ask_all(self, unlisted: _Unlisted) -> None:
+        for store, users in unlisted.stores.items():
+            self._ask(store, users)
+            self._asked.update(users)
+
+    def _check_validity(self) -> None:
+        if self._order.validity.over:
+            raise Failed(REFUSED, "the order came too late, and is not good any more; nothing was changed")
+
+    def _check_only_from(self, previous: Mapping[str, str | None]) -> None:
+        allowed = self._order.only_from
+        if allowed is not None:
+            wrong = [user for user, backend in previous.items() if (backend or NO_LINE) not in allowed]
+            places = " or ".join(sorted(allowed))
             lines = [f"{safe(user)}: {_now_on(previous[user])}, not on {places}" for user in wrong]
             if lines:
                 raise Failed(REFUSED, "nothing was changed", show.first(lines), {"previous": dict(previous)})
+
+    def _look(self, config: "Config", previous: Mapping[str, str | None], *, domains: bool | None = None) -> None:
+        """domains: whether there are keys with one, if that is not to be seen."""
+        order = self._order
+        self._check_only_from(previous)
         if order.dry_run:
             self.meaning = meaning_of(config)
         new = [user for user, backend in previous.items() if backend is None and not user.startswith("@")]
-        if bare := [user for user in new if "@" not in user] if _has_domains(config) else []:
+        has_domains = _has_domains(config) if domains is None else domains and not _completes(config)
+        if bare := [user for user in new if "@" not in user] if has_domains else []:
             what = "has no domain, and is on no line: mail comes with one (without ignoreDomain)"
             lines = [f"{safe(user)}: {what}: name {safe(user)}@DOMAIN" for user in bare]
             raise Failed(REFUSED, "nothing was changed", show.first(lines))
@@ -319,8 +416,11 @@ def _wait_for_its_time(order: Order, progress: Progress) -> None:
 
 def _has_domains(config: "Config") -> bool:
     """Whether mail for a bare name hits no bare key: the domain counts, and the table is not one of bare names."""
-    complete = config.ignore_domain or config.default_domain is not None
-    return not complete and (not config.users or config.users.has_domains)
+    return not _completes(config) and (not config.users or config.users.has_domains)
+
+
+def _completes(config: "Config") -> bool:
+    return config.ignore_domain or config.default_domain is not None
 
 
 def _elsewhere(config: "Config", user: str) -> dict[str, str] | None:
@@ -333,8 +433,18 @@ def _elsewhere(config: "Config", user: str) -> dict[str, str] | None:
     return None if fallback is None else {"backend": fallback, "by": "fallback_backend"}
 
 
-def _reload(client: ControlClient, order: Order, path: str, change: "Change", progress: Progress) -> int:
+def _reload(client: ControlClient, order: Order, path: str, change: "Change | TableChange", progress: Progress) -> int:
     """The generation that has the change. Raises Failed with status 1 if the file is refused, and ControlError."""
+    if change.in_table:
+        from lmtp_proxy.ctl.taken_in import take_in, take_in_again
+
+        try:
+            return take_in(client, change, progress, "")
+        except Failed as failed:
+            if failed.status == REFUSED:
+                failed.text = f"{failed.text}{_undo(change)}"
+                take_in_again(client, change, progress, failed)
+            raise
     try:
         answer = client.post("/reload", {}, timeout=_RELOAD, tick=partial(_tick, progress, f"the reload of {path}"))
     except Refusal as refusal:
@@ -348,7 +458,7 @@ def _reload(client: ControlClient, order: Order, path: str, change: "Change", pr
     return answer.integer("generation")
 
 
-def _undo(change: "Change") -> str:
+def _undo(change: "Change | TableChange") -> str:
     from lmtp_proxy.config.values import ConfigError
 
     try:
@@ -360,11 +470,11 @@ def _undo(change: "Change") -> str:
     return f"{_files(change)} was NOT put back ({why}): look at it"
 
 
-def _files(change: "Change") -> str:
+def _files(change: "Change | TableChange") -> str:
     return " and ".join(map(safe, change.files))
 
 
-def _named(change: "Change") -> str:
+def _named(change: "Change | TableChange") -> str:
     return f"{_files(change)} {'says' if len(change.files) == 1 else 'say'}"
 
 

@@ -282,6 +282,7 @@ def status(answer: Answer, digest: str | None) -> list[str]:
             "config",
             f"{config.text('path')}, sha256 {config.text('sha256')[:12]}, modified {moment(config.text('modified'))}",
         ),
+        *_table(answer),
         ("sessions", f"{answer.integer('sessions')}, {answer.integer('held')} of them on hold"),
         ("in flight", ", ".join(f"{number} in {phase}" for phase, number in phases.items())),
         ("uncertain", f"{answer.integer('uncertain')}, log: {answer.optional_text('uncertain_log') or 'none'}"),
@@ -290,6 +291,20 @@ def status(answer: Answer, digest: str | None) -> list[str]:
         ("all others", fallback or "450, as there is no fallback_backend"),
     ]
     return [*labelled(rows), *_warnings(answer, config, digest), "", *backends(answer.objects("backends"))]
+
+
+def _table(answer: Answer) -> list[tuple[str, str]]:
+    """Where the users are, if in a database."""
+    if answer.document.get("table") is None:
+        return []
+    table = answer.object("table")
+    gen = "not read yet" if table.has_null("gen") else f"change {table.integer('gen'):,}"
+    rows = [("table", f"{table.text('sqlite')}, {gen}")]
+    if (trouble := table.optional_text("trouble")) is not None:
+        rows.append(("", trouble))
+    if refused := table.integer("refused_count"):
+        rows.append(("", f"{count(refused, 'row')} cannot be served: {'; '.join(table.texts('refused'))}"))
+    return rows
 
 
 def _log(answer: Answer) -> list[tuple[str, str]]:

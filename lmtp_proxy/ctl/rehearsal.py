@@ -15,6 +15,7 @@ from lmtp_proxy.ctl.drain import Outcome
 if TYPE_CHECKING:
     from lmtp_proxy.config.file import Change
     from lmtp_proxy.config.values import Config
+    from lmtp_proxy.ctl.in_table import TableChange
 
 _FEW = 10  # users who are named one by one
 
@@ -33,7 +34,7 @@ def meaning_of(config: "Config") -> dict[str, object]:
 def rehearsed(
     path: str,
     backend: str,
-    change: "Change",
+    change: "Change | TableChange",
     overrides: Mapping[str, Mapping[str, str]],
     meaning: Mapping[str, object],
     steps: Mapping[str, str],

@@ -54,7 +54,7 @@ def figures_of(
         "down": [name for name, pool in pools.items() if pool.down],
         "certificates": {name: ends for name, pool in pools.items() if (ends := _certificate_ends(pool)) is not None},
         "hold_limit": config.hold_limit,
-        "users": {**dict.fromkeys(pools, 0), **config.users_per_backend},
+        "users": {**dict.fromkeys(pools, 0), **config.users_on},
     }
 
 
@@ -65,7 +65,7 @@ def with_reloads(figures: Figures, reloads: Reloads, generation: int, started: f
         generation: the number of the one in force.
         started: when the proxy was, in seconds since the epoch.
     """
-    refused = isinstance(reloads.last_reload, ReloadRefused)
+    refused = isinstance(reloads.last_outcome, ReloadRefused)
     return {
         **figures,
         "time": time.time(),

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import gevent
 
 from lmtp_proxy.backends.pool import BackendPool
-from lmtp_proxy.config.values import Config
+from lmtp_proxy.config.values import RESERVED, Config
 from lmtp_proxy.generations.destination import Destinations
 from lmtp_proxy.generations.share import WHOLE, Share
 from lmtp_proxy.routing.routing import Routing
@@ -87,5 +87,6 @@ def _generation(number: int, config: Config, pools: Mapping[str, BackendPool], s
         return made
 
     config.users.open()
-    routing = Routing(config.users, config.key_rules, config.fallback_backend)
+    table = config.users if config.served is None else config.served.view(config.backends.keys() | RESERVED)
+    routing = Routing(table, config.key_rules, config.fallback_backend)
     return Generation(number, config, routing, {name: pool(name) for name in config.backends}, share)

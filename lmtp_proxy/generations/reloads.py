@@ -51,6 +51,7 @@ class Reloaded(NamedTuple):
         when: in seconds since the epoch.
         moved: users, the largest groups first.
         named: the same, a line for each of the first users.
+        nothing: there was nothing new in config.table, so that the generation is the one of before.
     """
 
     generation: int
@@ -60,6 +61,7 @@ class Reloaded(NamedTuple):
     when: float
     moved: tuple[MovedUsers, ...] = ()
     named: tuple[str, ...] = ()
+    nothing: bool = False
 
 
 class ReloadRefused(NamedTuple):
@@ -69,11 +71,13 @@ class ReloadRefused(NamedTuple):
         errors: one line each, as ConfigError has them.
         when: in seconds since the epoch.
         torn: where some processes have changed something nevertheless, which; one line.
+        partly: what has changed in all of them, where it was the table alone that was refused; one line.
     """
 
     errors: tuple[str, ...]
     when: float
     torn: str = ""
+    partly: str = ""
 
 
 @dataclass(slots=True)
@@ -153,8 +157,12 @@ class Reloads(ABC):
     """Serves requests for reloads.
 
     Attributes:
-        last_reload: the last one's outcome, None before the first.
+        last_reload: the last one's outcome, None before the first; of the files, or a look at config.table that has put
+            something in force.
+        table_refused: why the last look at config.table has changed nothing, None if it is well. A reload of the files
+            says nothing of that.
         loading_since: when the reload under way began (time.monotonic), None if there is none.
+        follows_table: config.table is looked at by itself; whoever wants to know what is in force asks for a look.
         done: how many changed the generation.
         refused: how many did not.
         history: the last outcomes and drains.
@@ -166,31 +174,42 @@ class Reloads(ABC):
         self._wanted = Event()
         self._begun = self._done = 0
         self._settled = Event()
-        self._waiting: list[AsyncResult[Outcome]] = []
+        self._waiting: list[tuple[AsyncResult[Outcome], bool]] = []  # whether it is for the table alone
         self._force = False
+        self._files_wanted = self._table_wanted = False
+        self._files_refused = False
+        self.follows_table = False
+        self.table_refused: ReloadRefused | None = None
         self.last_reload: Outcome | None = None
         self.loading_since: float | None = None
         self.done = self.refused = 0
         self.history: deque[Outcome | NotedDrain] = deque(maxlen=_REMEMBERED)
 
     @abstractmethod
-    def reload(self, *, force: bool = False) -> Outcome:
+    def reload(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
         """Load now, and return when what was loaded is in force, or why it is not.
 
         Args:
             force: whatever config.max_removed says.
+            table_alone: the files are not looked at, but only what has changed in config.table.
         """
 
-    def request_reload(self) -> None:
-        """Ask for a reload, and return at once."""
+    def request_reload(self, *, table_alone: bool = False) -> None:
+        """Ask for a reload, and return at once. table_alone: see `reload`."""
+        self._want(table_alone=table_alone)
+
+    def _want(self, *, table_alone: bool) -> None:
+        self._files_wanted = self._files_wanted or not table_alone
+        # With what the files say, what the table says, too: whoever reloads has changed something.
+        self._table_wanted = self._table_wanted or table_alone or self.follows_table
         self._wanted.set()
 
-    def reload_now(self, *, force: bool = False) -> Outcome:
-        """Wait for a load that begins after this call, and for its swap. force: see `reload`."""
+    def reload_now(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
+        """Wait for a load that begins after this call, and for its swap. force, table_alone: see `reload`."""
         self._force = self._force or force
         result: AsyncResult[Outcome] = AsyncResult()
-        self._waiting.append(result)
-        self._wanted.set()
+        self._waiting.append((result, table_alone))
+        self._want(table_alone=table_alone)
         outcome = result.get()
         assert outcome is not None
         return outcome
@@ -215,6 +234,11 @@ class Reloads(ABC):
             self._settled.clear()
             self._settled.wait()
 
+    @property
+    def last_outcome(self) -> Outcome | None:
+        """What somebody has to know who believes that a change of theirs is in force: the refusal, if there is one."""
+        return self.table_refused or self.last_reload
+
     def run(self) -> None:
         """Serve requests for ever."""
         while True:
@@ -222,22 +246,70 @@ class Reloads(ABC):
             self._wanted.clear()
             waiting, self._waiting = self._waiting, []
             force, self._force = self._force, False
+            files, self._files_wanted = self._files_wanted, False
+            table, self._table_wanted = self._table_wanted, False
             self._begun += 1
             self.loading_since = time.monotonic()
-            try:
-                outcome = self.reload(force=force)
-            except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
-                _log.exception("reload failed by an internal error; what was active stays active: %r", self)
-                outcome = ReloadRefused((f"internal error: {error!r}; the log has more",), time.time())
+            # Each by itself: what becomes of the one says nothing of the other, and a look at the table that is asked
+            # for begins after the asking.
+            of_files = self._reload_files(force=force) if files else None
+            of_table = self._look_at_table() if table else None
             self.loading_since = None
-            self.last_reload = outcome
-            self.history.append(outcome)
-            if isinstance(outcome, ReloadRefused):
-                self.refused += 1
-            else:
-                self.done += 1
             self._done += 1
-            self.tell(_in_short(outcome))
-            for result in waiting:
-                result.set(outcome)
+            for result, table_alone in waiting:
+                result.set(of_table if table_alone or of_files is None else _both(of_files, of_table))
             self._settled.set()
+
+    def _reload_files(self, *, force: bool) -> Outcome:
+        outcome = self._guarded(force=force, table_alone=False)
+        self._files_refused = isinstance(outcome, ReloadRefused)
+        self._remember(outcome)
+        self.last_reload = outcome
+        return outcome
+
+    def _look_at_table(self) -> Outcome:
+        outcome = self._guarded(force=False, table_alone=True)
+        if isinstance(outcome, ReloadRefused):
+            if self.table_refused is None or self.table_refused.errors != outcome.errors:  # it is tried again and again
+                self._remember(outcome)
+            self.table_refused = outcome
+            return outcome
+        self.table_refused = None
+        if not outcome.nothing:
+            self._remember(outcome)
+            if not self._files_refused:  # which goes on to be so
+                self.last_reload = outcome
+        return outcome
+
+    def _remember(self, outcome: Outcome) -> None:
+        self.history.append(outcome)
+        if isinstance(outcome, ReloadRefused):
+            self.refused += 1
+        else:
+            self.done += 1
+        self.tell(_in_short(outcome))
+
+    def _guarded(self, *, force: bool, table_alone: bool) -> Outcome:
+        try:
+            return self.reload(force=force, table_alone=table_alone)
+        except Exception as error:  # noqa: BLE001  (a bug met in one reload must not be the end of all reloads)
+            _log.exception("reload failed by an internal error; what was active stays active: %r", self)
+            return ReloadRefused((f"internal error: {error!r}; the log has more",), time.time())
+
+
+def _both(files: Outcome, table: Outcome | None) -> Outcome:
+    """For who has asked for a reload, and means all that is written."""
+    if isinstance(files, ReloadRefused) or table is None:
+        return files
+    if isinstance(table, ReloadRefused):
+        what = "is active with what the files say; config.table could not be taken in"
+        return table._replace(partly=f"generation {files.generation} {what}")
+    if table.nothing:
+        return files
+    return table._replace(
+        changes=f"{files.changes}; {table.changes}",
+        seconds=files.seconds + table.seconds,
+        restart=files.restart,
+        moved=(*files.moved, *table.moved),
+        named=(*files.named, *table.named),
+    )

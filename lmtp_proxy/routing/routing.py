@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtp_proxy.routing.keys import FoldingError, KeyRules
-from lmtp_proxy.routing.static_table import StaticTable
 from lmtp_proxy.routing.table import Table, TableUnavailable
 from lmtp_proxy.wire.envelope import Recipient
 
@@ -73,7 +72,7 @@ class Routing:
 
     def __init__(self, table: Table, rules: KeyRules, fallback: str | None) -> None:
         self._table = table
-        self.constant = isinstance(table, StaticTable)
+        self.constant = table.constant
         self.rules = rules
         self._fallback = fallback
         # `carol` may be carol@example.org, whom the table has on `reject`: the fallback's store is not for them.

@@ -65,6 +65,8 @@ class StaticTable(Mapping[str, str]):
     the line of each record. Two tables are equal if they have the same backend for the same keys, whatever the lines.
     """
 
+    constant = True
+
     def __init__(self, users: Mapping[str, str] | None = None, lines: Iterable[int] | None = None) -> None:
         """Of a mapping, with the line of each key in its order; counted from 1 without."""
         records = [f"{key}\t{name}".encode() for key, name in (users or {}).items()]
@@ -96,6 +98,14 @@ class StaticTable(Mapping[str, str]):
         """Map the file now, while there is a descriptor left for that. Raises OSError."""
         _ = self._data
 
+    def unmap(self) -> None:
+        """Give up the mapping, as it holds a descriptor of its own, but not the file: the next use maps it again."""
+        data = self.__dict__.pop("_data", None)
+        if isinstance(data, mmap.mmap):
+            data.close()
+        elif data is not None:
+            self._data = data
+
     def _set(self, shape: Shape, handle: int | None) -> None:
         self._shape = shape
         self._handle = handle
@@ -126,6 +136,20 @@ class StaticTable(Mapping[str, str]):
     def octets(self) -> bytes:
         """Its file, whole."""
         return self._data[:]
+
+    def overlaid(self, overlay: Mapping[str, str | None]) -> "StaticTable":
+        """The same where `overlay` does not say otherwise, None for no backend; without lines."""
+        if not overlay:
+            return self
+        octets = {key.encode(): name for key, name in overlay.items()}
+        records = [
+            record for record in self._records(0, self._shape.body - 1) if record.partition(b"\t")[0] not in octets
+        ]
+        records += [b"%b\t%b" % (key, name.encode()) for key, name in octets.items() if name is not None]
+        pieces: list[bytes] = []
+        names = {*self._shape.names, *filter(None, overlay.values())}
+        shape = write_table(records, array("I", bytes(4 * len(records))), names, pieces.append)
+        return StaticTable.of_octets(b"".join(pieces), shape)
 
     @property
     def has_domains(self) -> bool:

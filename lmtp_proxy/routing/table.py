@@ -20,6 +20,10 @@ class Table(Protocol):
     def has_domains(self) -> bool:
         """Whether there are keys with a domain: then a name without one is not just anybody's."""
 
+    @property
+    def constant(self) -> bool:
+        """Whether it answers the same within a generation, save where it cannot answer."""
+
     def lookup(self, key: str) -> str | None:
         """The backend's name, None if the table does not hold `key`; raises TableUnavailable."""
 

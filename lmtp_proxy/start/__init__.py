@@ -8,6 +8,7 @@ In the order of their imports:
     sockets       listening sockets with their owner and mode
     leftovers     removes the sockets that a proxy without rights has left
     pid_file      the pid file and its lock
+    table_owner   the lock on a table in a file, of which one proxy serves
     background    becomes a daemon
     ready         says that clients are served, to systemd and in the log
     start         all of that as one value, for the process that is to serve

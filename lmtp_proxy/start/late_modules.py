@@ -16,6 +16,7 @@ FOR_A_THREAD = ("gevent.threadpool",)
 READS_CONFIG = "lmtp_proxy.config.read"
 FOR_KEYS = ("idna", "unicodedata")
 FOR_RECEIPTS = ("lmtp_proxy.receipts.file",)
+FOR_TABLE = ("lmtp_proxy.table.replica",)
 FOR_CONTROL = (
     *FOR_A_THREAD,
     *("urllib.parse", "email.message", "gevent.pywsgi", "lmtp_proxy.control.server", "lmtp_proxy.control.resources"),
@@ -30,6 +31,8 @@ def late_modules(config: Config) -> tuple[str, ...]:
     names = [*FOR_MAIL, *FOR_TLS, *FOR_A_THREAD, READS_CONFIG, *FOR_KEYS, *FOR_CONTROL]
     if config.receipts is not None:
         names += FOR_RECEIPTS
+    if config.table is not None:
+        names += FOR_TABLE
     if config.metrics is not None:
         names += [*FOR_METRICS, *FOR_A_SCRAPE]
     return tuple(dict.fromkeys(names))

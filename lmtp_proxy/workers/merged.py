@@ -204,7 +204,19 @@ class MergedApplication(ControlApplication):
             left = max(0.0, deadline - time.monotonic()) if settled else 0.0
             return json.dumps({**of_whom, "timeout": left, **({} if mine is None else {"until": mine})}).encode("ascii")
 
-        answers = self._by_all(request, "/drain", "POST", body, DRAIN_LONGEST)
+        quiet: object = None
+        while True:
+            generation = self._team.generation
+            answers = self._by_all(request, "/drain", "POST", body, DRAIN_LONGEST)
+            if not (self._team.follows_table and all(answer["done"] for _, answer in answers)):
+                break
+            # The first to answer may have had users moved to and fro since, with deliveries amid that.
+            if self._team.generation == generation and self._team.loading_since is None:
+                break
+            until = {worker.instance: answer["until"] for worker, answer in answers}
+            if until == quiet:  # what is asked for again after all of them have answered
+                break
+            quiet = until
         waiting = [flight for worker, answer in answers for flight in of_worker(worker.pid, answer["waiting"])]
         return {
             "done": all(answer["done"] for _, answer in answers),

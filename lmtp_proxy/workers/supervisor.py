@@ -16,6 +16,7 @@ from lmtp_proxy import __version__
 from lmtp_proxy.control.server import ControlServer
 from lmtp_proxy.control.state import MAX_CONNECTIONS
 from lmtp_proxy.figures.samples import Samples
+from lmtp_proxy.generations.following import follow
 from lmtp_proxy.log import finish_log, set_up_log
 from lmtp_proxy.loop.late import OnDemand
 from lmtp_proxy.loop.process import allow_open_files, cooperative, every, show_title
@@ -50,7 +51,7 @@ def serve(start: Start) -> int:
         daemonised=start.daemonised,
         version=__version__,
     )
-    team = Team(settings, config.digest)
+    team = Team(settings, config.in_force)
     stopping = Event()
     alive = every(start.notifier.alive_every, start.notifier.alive)
     team.tell = start.notifier.status
@@ -71,6 +72,7 @@ def serve(start: Start) -> int:
 
         servers.append(OnDemand("metrics", cooperative(start.metrics.socket), (), metrics_server))
     reloads = gevent.spawn(team.run)
+    following = follow(team, config)
     if team.start(stopping):
         for server in servers:
             server.start()
@@ -88,6 +90,8 @@ def serve(start: Start) -> int:
         start.remove_control()
     for server in servers:
         server.stop()
+    if following is not None:
+        following.stop()
     reloads.kill()
     if alive is not None:
         alive.kill()

@@ -5,6 +5,7 @@ A worker serves only while its configuration is that of all others, so whoever k
 it of each. It answers no requests; what a worker answers is not looked into beyond a reload.
 """
 
+import json
 import logging
 import signal
 import time
@@ -177,7 +178,7 @@ class Team(Reloads):
         """Let a worker that has loaded serve, if it has loaded what the others serve by. Raises as `ask` does."""
         with self._changing:
             status = worker.ask("GET", "/status").document
-            digest, worker.instance = status["config"]["sha256"], status["instance"]
+            digest, worker.instance = status["in_force"], status["instance"]
             if not self.serving():  # then nobody serves by another
                 self._in_force(digest, again=digest == self._last_digest)
             if digest == self.digest:
@@ -203,7 +204,7 @@ class Team(Reloads):
         if not again:
             self.loaded = time.time()
 
-    def reload(self, *, force: bool = False) -> Outcome:
+    def reload(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
         """Have all load the file, again if they found different ones; returns when all that serve have swapped."""
         began = time.monotonic()
         self._first.wait()
@@ -211,16 +212,16 @@ class Team(Reloads):
             for attempt in range(_ATTEMPTS):
                 if attempt:
                     gevent.sleep(_BETWEEN)
-                answers, silent = self._ask_all(force)
+                answers, silent = self._ask_all({"force": force, "table_alone": table_alone})
                 digests = {answer.document["sha256"] for worker, answer in answers.items() if worker.served}
                 if silent or not answers or (len(digests) == 1 and len({each.ok for each in answers.values()}) == 1):
                     break
-            return self._outcome(answers, silent, began)
+            return self._outcome(answers, silent, began, table_alone=table_alone)
 
-    def _ask_all(self, force: bool) -> tuple[dict[WorkerProcess, WorkerAnswer], list[str]]:
+    def _ask_all(self, how: dict[str, bool]) -> tuple[dict[WorkerProcess, WorkerAnswer], list[str]]:
         """The answers to a reload of those that have not ended, and what is to be said of those without one."""
         asked = [worker for worker in self._workers if worker is not None and worker.state is not State.STARTING]
-        jobs = {worker: gevent.spawn(_reload_one, worker, force) for worker in asked}
+        jobs = {worker: gevent.spawn(_reload_one, worker, how) for worker in asked}
         gevent.joinall(list(jobs.values()))
         results = {worker: job.get() for worker, job in jobs.items()}
         return (
@@ -228,27 +229,33 @@ class Team(Reloads):
             [str(result) for result in results.values() if isinstance(result, NoAnswer)],
         )
 
-    def _outcome(self, answers: dict[WorkerProcess, WorkerAnswer], silent: list[str], began: float) -> Outcome:
+    def _outcome(
+        self, answers: dict[WorkerProcess, WorkerAnswer], silent: list[str], began: float, *, table_alone: bool
+    ) -> Outcome:
         serving = {worker: answer for worker, answer in answers.items() if worker.served}
         digests = {str(answer.document["sha256"]) for answer in serving.values()}
         errors = list(dict.fromkeys(line for each in answers.values() for line in each.document.get("errors", ())))
         if silent or len(digests) != 1:
             self.digest = None
             self.torn = _torn(serving, silent)
-            return self._refused(errors or [self.torn], self.torn)
+            return self._refused(errors or [self.torn], self.torn, table_alone=table_alone)
         [digest] = digests
         first = next(iter(serving.values())).document
         if not all(answer.ok for answer in serving.values()):
             same = digest == self._last_digest  # else an earlier attempt found what is no more
             self._in_force(digest, again=same)
-            return self._refused(errors, "" if same else _torn(serving, silent))
-        self._in_force(digest, again=False)
+            return self._refused(errors, "" if same else _torn(serving, silent), table_alone=table_alone)
+        nothing = all(answer.document["nothing"] for answer in serving.values())
+        self._in_force(digest, again=nothing)
         for worker, answer in answers.items():
             if not worker.served and worker.state is State.LOADED and answer.document["sha256"] == digest:
                 with suppress(WorkerEnded, NoAnswer):  # its keeper sees to it
                     self._let_serve(worker)
         seconds = time.monotonic() - began
-        _log.info("reload: generation %d active: %s in %s", self.generation, first["changes"], span(seconds))
+        if nothing:
+            return Reloaded(self.generation, first["changes"], seconds, (), self.loaded, nothing=True)
+        what = "table" if table_alone else "reload"
+        _log.info("%s: generation %d active: %s in %s", what, self.generation, first["changes"], span(seconds))
         restart = tuple(dict.fromkeys(key for answer in serving.values() for key in answer.document["restart"]))
         if restart:
             _log.warning("reload: a change of %s takes effect at the next start only", ", ".join(restart))
@@ -257,7 +264,12 @@ class Team(Reloads):
             _log.info("users: %s", line)
         return Reloaded(self.generation, first["changes"], seconds, restart, self.loaded, moved, tuple(first["named"]))
 
-    def _refused(self, errors: list[str], torn: str) -> ReloadRefused:
+    def _refused(self, errors: list[str], torn: str, *, table_alone: bool) -> ReloadRefused:
+        if table_alone and not torn:
+            if self.table_refused is None or self.table_refused.errors != tuple(errors):  # it is tried again and again
+                for line in errors:
+                    _log.error("table: %s; mail goes on by what is in force", line)
+            return ReloadRefused(tuple(errors), time.time())
         for line in errors:
             _log.error("reload: %s", line)
         what = f"{count(how_many(errors), 'error')} in {self._settings.config}"
@@ -266,9 +278,9 @@ class Team(Reloads):
         return ReloadRefused(tuple(errors), time.time(), torn)
 
 
-def _reload_one(worker: WorkerProcess, force: bool) -> WorkerAnswer | WorkerEnded | NoAnswer:
+def _reload_one(worker: WorkerProcess, how: dict[str, bool]) -> WorkerAnswer | WorkerEnded | NoAnswer:
     try:
-        answer = worker.ask("POST", "/reload", b'{"force": true}' if force else None, timeout=_LOAD)
+        answer = worker.ask("POST", "/reload", json.dumps(how).encode("ascii"), timeout=_LOAD)
     except (WorkerEnded, NoAnswer) as error:
         return error
     if "sha256" in answer.document:
@@ -276,9 +288,15 @@ def _reload_one(worker: WorkerProcess, force: bool) -> WorkerAnswer | WorkerEnde
     return NoAnswer(f"worker {worker.number} (pid {worker.pid}) answers {answer.document.get('error')}")
 
 
+def _short(digest: str) -> str:
+    """Of the files, and the position of the table if there is one."""
+    files, at, position = digest.partition("@")
+    return f"{files[:12]}{at}{position}"
+
+
 def _torn(serving: dict[WorkerProcess, WorkerAnswer], silent: list[str]) -> str:
     """By which configuration each worker delivers now."""
     if not serving and not silent:
         return "no worker serves: see the log"
-    parts = [f"worker {worker.number} has sha256 {each.document['sha256'][:12]}" for worker, each in serving.items()]
+    parts = [f"worker {worker.number} has sha256 {_short(each.document['sha256'])}" for worker, each in serving.items()]
     return "; ".join([*silent, *(parts or ["no other worker serves"])])

@@ -61,7 +61,7 @@ def test_verbs_of_lmtp_proxyctl() -> None:
     program = ROOT / "bin" / "lmtp-proxyctl"
     done = subprocess.run([sys.executable, str(program), "--help"], capture_output=True, text=True, check=True)
     verbs = set(re.findall(r"(?m)^ {4}([a-z]+) {2,}[A-Z]", done.stdout))
-    assert len(verbs) == 15
+    assert len(verbs) == 16
     rows = re.findall(r"(?m)^\| (`.*?) \|", section("docs/operating.md", "lmtp-proxyctl"))
     assert set(re.findall(r"`([a-z]+)[ `]", " ".join(rows))) == verbs
     statuses = re.findall(r"(?m)^\| (\d+) \|", section("docs/move.md", "Exit statuses"))

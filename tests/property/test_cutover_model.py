@@ -53,6 +53,7 @@ class PausingTable:
     """A table that answers over a network would wait before and after the answer is decided."""
 
     has_domains = True
+    constant = False
 
     def __init__(self, users: dict[str, str]) -> None:
         self._users = users
@@ -169,6 +170,7 @@ class _Plain:
     """What `route` gives in generation 1, without pauses."""
 
     has_domains = True
+    constant = False
 
     def lookup(self, key: str) -> str | None:
         return "old" if key in ("alice@x", "bob@x") else None

@@ -25,19 +25,9 @@ MAX_AT_THE_TOP = 8  # files beside the folders
 NAMES_WITHOUT_MEANING = {"util", "utils", "common", "helper", "helpers", "errors", "misc"}
 MONKEY = "service"
 WITHOUT_GEVENT = {
-    "text",
-    "streams",
-    "counts",
-    "wire",
-    "routing",
-    "config",
-    "log",
-    "start",
-    "ctl",
-    "check",
-    "trial",
+    "text", "streams", "counts", "wire", "routing", "config", "table", "log", "start", "ctl", "check", "trial",
     "cli",
-}
+}  # fmt: skip
 """Folders and modules that are used where there is no loop, too: before it, in the loader, in the command."""
 WITHOUT_GEVENT_IN_OTHERS = {
     "loop.certificate", "loop.tls_context",

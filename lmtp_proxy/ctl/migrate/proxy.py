@@ -151,6 +151,10 @@ class Proxy:
 
         path = self._client.get("/status").object("config").text("path")
         config = load_config(path)
+        if config.table is not None:
+            from lmtp_proxy.ctl.in_table import with_users
+
+            config = with_users(config)
         try:
             answer = self._client.post("/receipts", {"users": ["postmaster"]}, timeout=_ANSWER)
         except Refusal as refusal:
@@ -174,9 +178,22 @@ class Proxy:
         path = self._patiently(lambda: self._client.get("/status").object("config").text("path"))
         try:
             config = load_config(path)
+            if config.table is not None:
+                return self._route_in_table(config, config.table.sqlite, user)
         except ConfigError as error:
             raise ProxyError(error.errors[0]) from error
         return config.users.get(config.key_rules.table_key(user))
+
+    @staticmethod
+    def _route_in_table(config: "Config", database: str, user: str) -> str | None:
+        from lmtp_proxy.ctl.in_table import rows_of
+        from lmtp_proxy.table.base import TableError
+
+        key = config.key_rules.table_key(user)
+        try:
+            return rows_of(database, [key]).get(key)
+        except TableError as error:
+            raise ProxyError(str(error)) from error
 
     def preflight(self, backend: str, address: str) -> str:
         """What the backend says to `RCPT TO:<address>`. Raises ProxyError if that is no."""

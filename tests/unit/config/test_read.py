@@ -35,7 +35,7 @@ from lmtp_proxy.config.read import (
     UnixAddress,
     load_config,
 )
-from lmtp_proxy.config.values import FACILITIES, how_many, is_own_listener
+from lmtp_proxy.config.values import FACILITIES, TableSetting, how_many, is_own_listener
 from lmtp_proxy.routing.keys import KeyRules
 from lmtp_proxy.routing.static_table import StaticTable
 from tests import ROOT
@@ -1166,7 +1166,7 @@ def test_the_example_is_right_with_every_line_in_force(load: Load, tmp_path: Pat
     found = re.findall(r"^ +#(\w+:.*)$", EXAMPLE_TEXT, re.MULTILINE)
     assert len(found) >= 8
     for line in found:
-        if line.startswith(("password", "user", "timeouts", "control", "tls")):
+        if line.startswith(("password", "user", "timeouts", "control", "tls", "table")):
             continue
         config = load(EXAMPLE_TEXT.replace(f"#{line}", system.get(line, line), 1))
         assert config != load_config(str(EXAMPLE))
@@ -1176,10 +1176,54 @@ def test_the_example_is_right_with_every_line_in_force(load: Load, tmp_path: Pat
         "^  #control:\n(  #  .*\n)+", lambda found: found[0].replace("  #", "  "), EXAMPLE_TEXT, flags=re.MULTILINE
     )
     assert load(text).control == Control(UnixAddress("/run/lmtp-proxy/control"), "root", "adm", 0o660)
+    with_table = EXAMPLE_TEXT.replace("#table:\n  #", "table:\n  ").partition("users:\n")[0]
+    assert load(with_table).table == TableSetting("/var/lib/lmtp-proxy/table.db")
     text = EXAMPLE_TEXT.replace("#user:", "user:")
     assert load(text.replace("#password:", "password:")).backends["new"].password == "secret"
     text = text.replace("#password_file: /etc/lmtp-proxy.password", "password_file: secret")
     assert load(text).backends["new"].password == "x"
+
+
+# --- users in a database ---
+
+
+@pytest.mark.parametrize(
+    "section, users, error",
+    [
+        (
+            "table: {}",
+            "",
+            "config.table: needs sqlite: the absolute path of the database, see lmtp-proxyctl table init",
+        ),
+        ("table: {sqlite: t.db}", "", 'config.table.sqlite: must be the absolute path of a file, not "t.db"'),
+        ("table: {sqlite: /t.db, node: mx1}", "", "config.table.node: unknown key"),
+        ("table: /t.db", "", "config.table: must be a mapping: lines of `key: value`, indented"),
+        (
+            "table: {sqlite: /t.db}",
+            "users: {a: old}",
+            "users: the users are in config.table: `lmtp-proxyctl table import ",
+        ),
+        ("table: {sqlite: /t.db}\n  users_file: x.d", "", "config.users_file: the users are in config.table: "),
+    ],
+)
+def test_a_table_that_is_wrong(tmp_path: Path, section: str, users: str, error: str) -> None:
+    (tmp_path / "x.d").mkdir()
+    path = tmp_path / "c.yml"
+    path.write_text(f"config:\n  socket: /run/x\n  {section}\nbackends:\n  old: {{socket: /run/z}}\n{users}\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(str(path))
+    assert any(error in line for line in refused.value.errors), refused.value.errors
+
+
+def test_users_beside_a_table_can_be_read_to_be_brought_over(tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    head = "config:\n  socket: /run/x\n  table: {sqlite: /t.db}\nbackends:\n  old: {socket: /run/z}\n"
+    path.write_text(f"{head}users: {{a: old}}\n")
+    config = load_config(str(path), without_table=True)
+    assert (config.table, dict(config.users)) == (None, {"a": "old"})
+    path.write_text(head)
+    assert load_config(str(path)).table == TableSetting("/t.db")
+    assert load_config(str(path)).how_many == 0
 
 
 # --- whatever the file is ---

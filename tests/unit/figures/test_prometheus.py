@@ -40,7 +40,7 @@ from tests import ROOT
 class Told(Reloads):
     """Reloads whose outcomes are given."""
 
-    def reload(self, *, force: bool = False) -> Outcome:
+    def reload(self, *, force: bool = False, table_alone: bool = False) -> Outcome:
         raise AssertionError
 
 

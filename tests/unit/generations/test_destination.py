@@ -54,6 +54,7 @@ def test_what_one_client_says_of_a_recipient_is_not_said_of_the_next() -> None:
 def test_one_is_remembered_for_as_long_as_its_table_cannot_change() -> None:
     class Changing:
         has_domains = True
+        constant = False
 
         def __init__(self) -> None:
             self.backend = "old"

@@ -29,6 +29,7 @@ class BrokenTable:
     def __init__(self, broken: str) -> None:
         self.broken = broken
         self.has_domains = True
+        self.constant = False
         self.asked: list[str] = []
 
     def __len__(self) -> int:
@@ -154,6 +155,7 @@ def test_find_raises_what_the_table_raises() -> None:
 
 class ChangingTable(dict[str, str]):
     has_domains = True
+    constant = False
 
     def lookup(self, key: str) -> str | None:
         return self.get(key)

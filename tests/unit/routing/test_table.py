@@ -24,7 +24,7 @@ def asked_of(interface: type) -> set[str]:
 
 
 def test_what_a_table_is_asked_for() -> None:
-    assert asked_of(Table) == {"lookup", "has_domains", "__len__"}
+    assert asked_of(Table) == {"lookup", "has_domains", "constant", "__len__"}
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -11,13 +11,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from lmtp_proxy.config.values import Config, TcpAddress, UnixAddress
+from lmtp_proxy.config.values import Config, TableSetting, TcpAddress, UnixAddress
 from lmtp_proxy.start import late_modules as listed
 from lmtp_proxy.start.late_modules import late_modules
 from tests import ROOT
 
 PLAIN = Config("/c.yml", (UnixAddress("/s"),), "h")
-WITH_ALL = replace(PLAIN, metrics=TcpAddress("127.0.0.1", 1), receipts="/r")
+WITH_ALL = replace(PLAIN, metrics=TcpAddress("127.0.0.1", 1), receipts="/r", table=TableSetting("/t"))
 SERVE = ["lmtp_proxy.service", "lmtp_proxy.workers.supervisor"]
 NOT_SERVING = ["lmtp_proxy.delivery.uncertain", "calendar"]
 """Who reads records, which lmtp-proxyctl alone does. On Python 3.11 something else has loaded it by then."""
@@ -99,4 +99,4 @@ def test_every_name_is_that_of_a_module() -> None:
 
 def test_what_is_not_configured_is_not_loaded() -> None:
     rest = set(late_modules(WITH_ALL)) - set(late_modules(PLAIN))
-    assert rest == {"lmtp_proxy.receipts.file", "lmtp_proxy.web.server", *listed.FOR_A_SCRAPE}
+    assert rest == {"lmtp_proxy.receipts.file", "lmtp_proxy.web.server", *listed.FOR_A_SCRAPE, *listed.FOR_TABLE}
