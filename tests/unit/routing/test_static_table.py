@@ -56,6 +56,28 @@ def test_it_says_whether_a_key_has_a_domain(make: Callable[[Mapping[str, str]], 
         assert make({**bare, key: "old"}).has_domains
 
 
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.sampled_from(["old", "new"])),
+    st.dictionaries(st.sampled_from("abcdefghij"), st.sampled_from(["old", "other", None])),
+)
+def test_what_lies_over_a_table_is_what_it_says(users: dict[str, str], overlay: dict[str, str | None]) -> None:
+    table = StaticTable(users)
+    expected = {key: name for key, name in {**users, **overlay}.items() if name is not None}
+    found = table.overlaid(overlay)
+    assert dict(found) == expected and list(found) == sorted(expected)
+    assert found == StaticTable(expected) and dict(table) == users
+    assert (found is table) == (not overlay)
+
+
+def test_a_mapping_that_was_given_up_is_made_again() -> None:
+    """Its file stays. What is in no file has nothing to give up."""
+    for table in (StaticTable({"a": "old"}), in_a_file({"a": "old"})):
+        table.unmap()  # there is none yet
+        assert table.lookup("a") == "old"
+        table.unmap()
+        assert table.lookup("a") == "old" and table["a"] == "old"
+
+
 def test_repr_gives_the_size(make: Callable[[Mapping[str, str]], Table]) -> None:
     table = make({"a": "old", "b": "new"})
     assert "2 keys" in repr(table)
