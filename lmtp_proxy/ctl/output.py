@@ -213,6 +213,7 @@ ADVICE = (
 def sessions(found: Sequence[Answer]) -> list[str]:
     if not found:
         return ["no sessions"]
+    spoken = [session.optional_text("tls") for session in found]
     rows = [
         [
             session.text("session"),
@@ -222,11 +223,12 @@ def sessions(found: Sequence[Answer]) -> list[str]:
             str(session.integer("recipients")),
             span(session.number("seconds")),
             octets(session.integer("octets")),
-            session.optional_text("tls") or "-",
+            *([tls or "-"] if any(spoken) else []),
         ]
-        for session in found
+        for session, tls in zip(found, spoken, strict=True)
     ]
-    return table(["session", "peer", "state", "sender", ">rcpts", ">for", ">size", "tls"], rows)
+    head = ["session", "peer", "state", "sender", ">rcpts", ">for", ">size", *(["tls"] if any(spoken) else [])]
+    return table(head, rows)
 
 
 def tls(spoken: Answer) -> str:

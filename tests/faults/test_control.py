@@ -111,6 +111,8 @@ def test_status(served: Served) -> None:
         "stopping": False,
         "after_crash": None,
         "longest_delivery": 500,
+        "in_force": digest,
+        "table": None,
         "sessions": 1,
         "held": 0,
         "in_flight": {"envelope": 0, "data": 0, "commit": 0, "final dot": 0},
