@@ -112,4 +112,8 @@ def _end_of_2(octets: bytes) -> int:
 def _address(of: str | bytes, version: int) -> str:
     from ipaddress import IPv4Address, IPv6Address  # 0.2 MB, for those alone who have such a proxy
 
-    return str(IPv4Address(of) if version == 4 else IPv6Address(of))
+    if version == 4:
+        return str(IPv4Address(of))
+    address = IPv6Address(of)
+    mapped = address.ipv4_mapped
+    return str(address) if mapped is None else f"::ffff:{mapped}"  # as a socket has it; Python before 3.13 does not

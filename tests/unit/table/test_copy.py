@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lmtp_proxy.table.base import TableError
 from lmtp_proxy.table.copy import TableCopy
 from lmtp_proxy.table.history import Position, RouteChange, RouteRow
 from lmtp_proxy.table.reading import TableFound, TableInForce, find, meaning_of, served
-from lmtp_proxy.table.replica import Replica
+from lmtp_proxy.table.replica import Replica, TableLook
 from lmtp_proxy.table.served import ServedTable
 from lmtp_proxy.table.sqlite import SqliteConnection, init
 from lmtp_proxy.table.store import TableStore
@@ -52,6 +52,12 @@ START = Position(5, 55)
 
 def at(gen: int) -> Position:
     return START if gen == 5 else Position(gen, 11 * gen)
+
+
+def look_at(path: str, served: ServedTable, may_go: Callable[[int], int]) -> TableLook:
+    """One look, with a connection of its own."""
+    with closing(Replica(path)) as replica:
+        return replica.look(served, may_go)
 
 
 def test_what_was_written_is_read(copy: TableCopy) -> None:
@@ -248,7 +254,7 @@ def test_another_history_is_taken_only_if_somebody_says_so(tmp_path: Path, base:
     base.write(["a@x"], "new", "me")
     kept, found = started(path)
     assert kept.lookup("a@x") == "old" and "was it put back from a backup?" in found.trouble
-    assert Replica(path).look(kept, lambda _: 100).trouble == found.trouble
+    assert look_at(path, kept, lambda _: 100).trouble == found.trouble
     taken, found = started(path, accept=True)
     assert taken.lookup("a@x") == "new" and found.trouble == ""
 
@@ -322,7 +328,7 @@ def test_changes_are_folded_once_they_are_many_and_then_cost_little_again(
     loads = 0
     for number in range(20):
         base.write([f"u{number}@x"], "new", "me")
-        look = Replica(path).look(table, any_number)
+        look = look_at(path, table, any_number)
         if look.behind:
             loads += 1
             table, found = started(path)
@@ -342,7 +348,7 @@ def test_a_log_that_was_torn_is_made_anew_by_the_next_start(tmp_path: Path, base
     table, _ = started(path)
     base.write(["a@x"], "new", "me")
     base.write(["b@x"], "new", "me")
-    assert len(Replica(path).look(table, any_number).changes) == 2
+    assert len(look_at(path, table, any_number).changes) == 2
     lines = Path(f"{path}.copy.log").read_bytes().splitlines(keepends=True)
     record = json.loads(lines[1])
     record[2] = record[2][1:]
@@ -396,7 +402,7 @@ def test_a_row_that_is_no_utf_8_keeps_nobody_from_being_served(tmp_path: Path, b
     table, _ = started(path)
     base._base.change("INSERT INTO route (address, backend) VALUES (CAST(x'6dfc40782e79' AS TEXT), 'old')")
     base.write(["a@x"], "new", "me")
-    look = Replica(path).look(table, any_number)
+    look = look_at(path, table, any_number)
     table.apply(look.changes, RULES)
     assert table.lookup("a@x") == "new" and list(table.refused.values()) == ["is no UTF-8"]
     assert started(path)[0].refused == table.refused == started(path, accept=True)[0].refused

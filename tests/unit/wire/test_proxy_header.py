@@ -26,7 +26,7 @@ GOOD = [
     (b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 24\r\n", ("192.0.2.1", 56324), False),
     (b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 0\r\n", ("255.255.255.255", 65535), False),
     (b"PROXY TCP6 2001:DB8::1 ::1 1 24\r\n", ("2001:db8::1", 1), False),
-    (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 24\r\n", ("::ffff:c000:201", 1), False),
+    (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 24\r\n", ("::ffff:192.0.2.1", 1), False),
     (b"PROXY UNKNOWN\r\n", None, False),
     (b"PROXY UNKNOWN ffff::1 x y\0 z\r\n", None, False),
     (LONGEST, None, False),
