@@ -151,6 +151,8 @@ def test_the_outcome_of_a_reload_is_said_and_that_it_is_alive(workers: int, tmp_
         notify.settimeout(10)
         environment = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "400000"}
         with ProxyProcess(config_of({"a": backend}), environment=environment, workers=workers) as proxy:
+            while b"READY=1" not in notify.recv(500):  # which may come after the first client was let in
+                pass
             notify.setblocking(False)
             with suppress(BlockingIOError):
                 while True:  # of the time in which it came to serve
